@@ -1,0 +1,250 @@
+//! The CPU device: a thread pool of its own and free lists, so that a training step in its steady state asks the
+//! operating system for nothing.
+//!
+//! Work is cut by shape, never by the number of threads, and partial sums are added in a fixed order: the bits of a
+//! result are the same for any number of threads.
+
+use std::collections::BTreeMap;
+use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rayon::prelude::*;
+
+use crate::storage::Real;
+
+/// Handle to the threads and the memory of the host. Clones share both.
+#[derive(Clone)]
+pub struct CpuDevice(Arc<Inner>);
+
+struct Inner {
+    threads: rayon::ThreadPool,
+    pools: Pools,
+    poison: bool,
+}
+
+/// Free lists, one per element type.
+#[derive(Default)]
+pub struct Pools {
+    pub(crate) f32: Pool<f32>,
+    pub(crate) f64: Pool<f64>,
+    live: AtomicUsize,
+    peak: AtomicUsize,
+}
+
+/// Buffers waiting to be used again, by capacity class.
+pub struct Pool<T>(Mutex<BTreeMap<usize, Vec<Vec<T>>>>);
+
+impl<T> Default for Pool<T> {
+    fn default() -> Self {
+        Pool(Mutex::new(BTreeMap::new()))
+    }
+}
+
+/// A block of host memory that returns to its device when dropped.
+pub struct Buffer<T: Real> {
+    data: Vec<T>,
+    device: CpuDevice,
+}
+
+/// Rounds up to one of four classes per octave, so that lengths that vary from step to step (the number of attended
+/// chunks) meet buffers of the same class: at most 25 % of a buffer is unused.
+fn class(n: usize) -> usize {
+    if n <= 64 {
+        return 64;
+    }
+    let step = (n.next_power_of_two() / 8).max(1);
+    n.div_ceil(step) * step
+}
+
+impl CpuDevice {
+    /// `threads` workers (0: one per logical core). `poison` fills every new buffer with NaN, so that a test sees an
+    /// element that no kernel wrote.
+    pub fn new(threads: usize, poison: bool) -> Self {
+        let threads = rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .thread_name(|i| format!("dash-{i}"))
+            .build()
+            .expect("the operating system gives threads");
+        CpuDevice(Arc::new(Inner { threads, pools: Pools::default(), poison }))
+    }
+
+    /// Number of worker threads.
+    pub fn threads(&self) -> usize {
+        self.0.threads.current_num_threads()
+    }
+
+    /// A buffer of `n` elements whose values are unspecified (NaN on a poisoning device).
+    pub fn alloc<T: Real>(&self, n: usize) -> Buffer<T> {
+        let class = class(n);
+        let reused =
+            T::pool(&self.0.pools).0.lock().expect("no panic holds the lock").get_mut(&class).and_then(Vec::pop);
+        let mut data = reused.unwrap_or_else(|| vec![T::ZERO; class]);
+        data.resize(n, T::ZERO);
+        if self.0.poison {
+            data.fill(T::NAN);
+        }
+        let bytes = class * size_of::<T>();
+        let live = self.0.pools.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.0.pools.peak.fetch_max(live, Ordering::Relaxed);
+        Buffer { data, device: self.clone() }
+    }
+
+    /// A buffer of zeros.
+    pub fn zeros<T: Real>(&self, n: usize) -> Buffer<T> {
+        let mut buffer = self.alloc(n);
+        buffer.fill(T::ZERO);
+        buffer
+    }
+
+    /// Takes over a vector.
+    pub fn adopt<T: Real>(&self, data: Vec<T>) -> Buffer<T> {
+        let bytes = data.capacity() * size_of::<T>();
+        let live = self.0.pools.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.0.pools.peak.fetch_max(live, Ordering::Relaxed);
+        Buffer { data, device: self.clone() }
+    }
+
+    /// Largest number of bytes in live buffers since the device was made or [`CpuDevice::reset_peak`].
+    pub fn peak_bytes(&self) -> usize {
+        self.0.pools.peak.load(Ordering::Relaxed)
+    }
+
+    /// Starts a new measurement of [`CpuDevice::peak_bytes`].
+    pub fn reset_peak(&self) {
+        self.0.pools.peak.store(self.0.pools.live.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Runs `f(i, piece)` for consecutive pieces of `out` of `len` elements (the last may be shorter), on all threads.
+    pub fn for_chunks<T: Real>(&self, out: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
+        if out.len() <= len {
+            if !out.is_empty() {
+                f(0, out);
+            }
+            return;
+        }
+        self.0.threads.install(|| out.par_chunks_mut(len).enumerate().for_each(|(i, piece)| f(i, piece)));
+    }
+
+    /// [`CpuDevice::for_chunks`] over two outputs cut at the same places.
+    pub fn for_chunks2<T: Real, U: Real>(
+        &self,
+        (a, a_len): (&mut [T], usize),
+        (b, b_len): (&mut [U], usize),
+        f: impl Fn(usize, &mut [T], &mut [U]) + Sync + Send,
+    ) {
+        self.0.threads.install(|| {
+            a.par_chunks_mut(a_len).zip(b.par_chunks_mut(b_len)).enumerate().for_each(|(i, (x, y))| f(i, x, y));
+        });
+    }
+
+    /// [`CpuDevice::for_chunks`] over three outputs cut at the same places.
+    pub fn for_chunks3<T: Real>(
+        &self,
+        (a, a_len): (&mut [T], usize),
+        (b, b_len): (&mut [T], usize),
+        (c, c_len): (&mut [T], usize),
+        f: impl Fn(usize, &mut [T], &mut [T], &mut [T]) + Sync + Send,
+    ) {
+        self.0.threads.install(|| {
+            a.par_chunks_mut(a_len)
+                .zip(b.par_chunks_mut(b_len))
+                .zip(c.par_chunks_mut(c_len))
+                .enumerate()
+                .for_each(|(i, ((x, y), z))| f(i, x, y, z));
+        });
+    }
+
+    /// Runs `f` on every item, each item a task of its own.
+    pub fn for_each<I: Send>(&self, items: Vec<I>, f: impl Fn(I) + Sync + Send) {
+        self.0.threads.install(|| items.into_par_iter().with_max_len(1).for_each(f));
+    }
+
+    /// Runs `f(i)` for every `i < tasks` on all threads and returns the results in order.
+    pub fn map<R: Send>(&self, tasks: usize, f: impl Fn(usize) -> R + Sync + Send) -> Vec<R> {
+        self.0.threads.install(|| (0..tasks).into_par_iter().with_max_len(1).map(f).collect())
+    }
+
+    /// Sum over fixed pieces of `len` items, pieces added in order: `f(range)` gives one piece.
+    pub fn ordered_sum(&self, n: usize, len: usize, f: impl Fn(std::ops::Range<usize>) -> f64 + Sync + Send) -> f64 {
+        self.map(n.div_ceil(len), |i| f(i * len..((i + 1) * len).min(n))).into_iter().sum()
+    }
+}
+
+impl std::fmt::Debug for CpuDevice {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "cpu with {} threads", self.threads())
+    }
+}
+
+impl<T: Real> Deref for Buffer<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        &self.data
+    }
+}
+
+impl<T: Real> DerefMut for Buffer<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        &mut self.data
+    }
+}
+
+impl<T: Real> std::fmt::Debug for Buffer<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        self.data.fmt(f)
+    }
+}
+
+impl<T: Real> Buffer<T> {
+    /// The device that owns the memory.
+    pub fn device(&self) -> &CpuDevice {
+        &self.device
+    }
+}
+
+impl<T: Real> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        let data = std::mem::take(&mut self.data);
+        let pools = &self.device.0.pools;
+        pools.live.fetch_sub(data.capacity() * size_of::<T>(), Ordering::Relaxed);
+        // An adopted vector of another capacity would never be found again.
+        if data.capacity() == class(data.capacity())
+            && let Ok(mut pool) = T::pool(pools).0.lock()
+        {
+            pool.entry(data.capacity()).or_default().push(data);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_reused_and_poisoned() {
+        let device = CpuDevice::new(1, true);
+        let first = device.alloc::<f32>(1000);
+        assert!(first.iter().all(|x| x.is_nan()));
+        let place = first.as_ptr();
+        drop(first);
+        let second = device.alloc::<f32>(990);
+        assert_eq!((second.as_ptr(), second.len()), (place, 990));
+    }
+
+    #[test]
+    fn classes_waste_a_quarter_at_most() {
+        for n in 65..100_000 {
+            let c = class(n);
+            assert!(c >= n && c as f64 <= 1.25 * n as f64 + 1.0, "{n} {c}");
+            assert_eq!(class(c), c);
+        }
+    }
+
+    #[test]
+    fn ordered_sum_does_not_depend_on_threads() {
+        let x: Vec<f64> = (0..100_000).map(|i| ((i * 7919) % 1009) as f64 * 1e-3).collect();
+        let sum = |threads| CpuDevice::new(threads, false).ordered_sum(x.len(), 977, |r| x[r].iter().sum());
+        assert_eq!(sum(1).to_bits(), sum(5).to_bits());
+    }
+}

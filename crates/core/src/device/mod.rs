@@ -1,0 +1,35 @@
+//! Devices offer memory and a way to run work, never ops.
+
+mod cpu;
+pub mod simd;
+pub mod tile;
+
+pub use cpu::{Buffer, CpuDevice, Pool, Pools};
+
+/// Where a tensor lives and its ops run.
+#[derive(Debug, Clone)]
+pub enum Device {
+    /// Host memory and a thread pool.
+    Cpu(CpuDevice),
+}
+
+impl Device {
+    /// A CPU device with `threads` worker threads (0: one per logical core). Results do not depend on the number.
+    pub fn cpu(threads: usize) -> Self {
+        Device::Cpu(CpuDevice::new(threads, false))
+    }
+
+    /// Short name for messages.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Device::Cpu(_) => "cpu",
+        }
+    }
+
+    /// The CPU behind it.
+    pub(crate) fn as_cpu(&self) -> &CpuDevice {
+        match self {
+            Device::Cpu(cpu) => cpu,
+        }
+    }
+}

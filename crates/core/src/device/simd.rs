@@ -1,0 +1,147 @@
+//! One source, three instruction sets: a kernel written once is compiled for AVX-512, for AVX2 with FMA and for the
+//! target's baseline, and the processor picks at run time. All three do the same operations in the same order (sums run
+//! in [`LANES`] fixed lanes, every multiply-add is fused), so they give the same bits.
+
+use crate::storage::Real;
+
+/// Independent partial sums of a reduction: one 512-bit register of f32.
+pub const LANES: usize = 16;
+
+/// Instruction set in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Level {
+    /// Whatever the target guarantees.
+    Baseline,
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 F, BW, DQ and VL.
+    Avx512,
+}
+
+/// The best instruction set of this processor. The standard library caches the answer.
+#[inline]
+pub fn level() -> Level {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512dq")
+            && is_x86_feature_detected!("avx512vl")
+        {
+            return Level::Avx512;
+        }
+        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            return Level::Avx2;
+        }
+    }
+    Level::Baseline
+}
+
+/// Defines a function over `T: Real` that is compiled once per instruction set. Helpers called in the body must be
+/// `#[inline(always)]`, or they stay at the baseline.
+macro_rules! simd {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<T>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name<T: $crate::storage::Real>($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn generic<T: $crate::storage::Real>($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+                fn avx512<T: $crate::storage::Real>($($arg: $ty),*) $(-> $ret)? {
+                    generic::<T>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2<T: $crate::storage::Real>($($arg: $ty),*) $(-> $ret)? {
+                    generic::<T>($($arg),*)
+                }
+                match $crate::device::simd::level() {
+                    // SAFETY: `level` found these features on this processor.
+                    $crate::device::simd::Level::Avx512 => return unsafe { avx512::<T>($($arg),*) },
+                    // SAFETY: as above.
+                    $crate::device::simd::Level::Avx2 => return unsafe { avx2::<T>($($arg),*) },
+                    $crate::device::simd::Level::Baseline => {}
+                }
+            }
+            generic::<T>($($arg),*)
+        }
+    };
+}
+pub(crate) use simd;
+
+/// Adds the lanes pairwise: a fixed tree.
+#[inline(always)]
+pub fn sum_lanes<T: Real>(mut lanes: [T; LANES]) -> T {
+    let mut width = LANES / 2;
+    while width > 0 {
+        for l in 0..width {
+            let upper = lanes[l + width];
+            lanes[l] += upper;
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Sum of products.
+#[inline(always)]
+pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let (a16, b16) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let (ra, rb) = (a16.remainder(), b16.remainder());
+    for (x, y) in a16.zip(b16) {
+        for l in 0..LANES {
+            lanes[l] = x[l].mul_add(y[l], lanes[l]);
+        }
+    }
+    for (l, (&x, &y)) in ra.iter().zip(rb).enumerate() {
+        lanes[l] = x.mul_add(y, lanes[l]);
+    }
+    sum_lanes(lanes)
+}
+
+/// Sum.
+#[inline(always)]
+pub fn sum<T: Real>(a: &[T]) -> T {
+    let mut lanes = [T::ZERO; LANES];
+    let a16 = a.chunks_exact(LANES);
+    let rest = a16.remainder();
+    for x in a16 {
+        for l in 0..LANES {
+            lanes[l] += x[l];
+        }
+    }
+    for (l, &x) in rest.iter().enumerate() {
+        lanes[l] += x;
+    }
+    sum_lanes(lanes)
+}
+
+/// Largest element; minus infinity for none.
+#[inline(always)]
+pub fn max<T: Real>(a: &[T]) -> T {
+    let mut lanes = [T::NEG_INF; LANES];
+    let a16 = a.chunks_exact(LANES);
+    let rest = a16.remainder();
+    for x in a16 {
+        for l in 0..LANES {
+            lanes[l] = lanes[l].max(x[l]);
+        }
+    }
+    for (l, &x) in rest.iter().enumerate() {
+        lanes[l] = lanes[l].max(x);
+    }
+    let mut top = lanes[0];
+    for &x in &lanes[1..] {
+        top = top.max(x);
+    }
+    top
+}
+
+/// `y += a x`.
+#[inline(always)]
+pub fn axpy<T: Real>(a: T, x: &[T], y: &mut [T]) {
+    for (y, &x) in y.iter_mut().zip(x) {
+        *y = a.mul_add(x, *y);
+    }
+}

@@ -1,0 +1,181 @@
+//! Small matrix products on data that is already in cache: the inner loops of the attention rooms.
+//!
+//! One C element is one chain of fused multiply-adds over the inner index in ascending order, whatever the blocking, so
+//! a row's result does not depend on which rows it is computed with.
+
+use super::simd::simd;
+use crate::storage::Real;
+
+/// Rows of the register block. 8 x 32 f32 are 16 AVX-512 accumulators: 16 multiply-adds for 2 loads and 8 broadcasts.
+const MR: usize = 8;
+
+/// A strided read-only matrix: element (i, p) is `data[i * row + p * col]`.
+#[derive(Clone, Copy)]
+pub struct Mat<'a, T> {
+    /// Elements.
+    pub data: &'a [T],
+    /// Distance of rows.
+    pub row: usize,
+    /// Distance of columns.
+    pub col: usize,
+}
+
+impl<'a, T> Mat<'a, T> {
+    /// Row-major with `row` elements from one row to the next.
+    pub fn rows(data: &'a [T], row: usize) -> Self {
+        Mat { data, row, col: 1 }
+    }
+    /// The transpose.
+    pub fn t(self) -> Self {
+        Mat { data: self.data, row: self.col, col: self.row }
+    }
+}
+
+#[inline(always)]
+fn block<T: Real, const M: usize, const N: usize>(
+    k: usize,
+    a: Mat<T>,
+    b: &[T],
+    ldb: usize,
+    c: &mut [T],
+    ldc: usize,
+    add: bool,
+) {
+    let mut acc = [[T::ZERO; N]; M];
+    if add {
+        for i in 0..M {
+            acc[i].copy_from_slice(&c[i * ldc..][..N]);
+        }
+    }
+    // One bounds check for the whole block instead of one per element.
+    let a_need = if k == 0 { 0 } else { (M - 1) * a.row + (k - 1) * a.col + 1 };
+    let data = &a.data[..a_need];
+    for p in 0..k {
+        let b: &[T; N] = b[p * ldb..][..N].try_into().expect("N elements");
+        for i in 0..M {
+            // SAFETY: i < M and p < k, so the index is below a_need, which was sliced above.
+            let x = unsafe { *data.get_unchecked(i * a.row + p * a.col) };
+            for j in 0..N {
+                acc[i][j] = x.mul_add(b[j], acc[i][j]);
+            }
+        }
+    }
+    for i in 0..M {
+        c[i * ldc..][..N].copy_from_slice(&acc[i]);
+    }
+}
+
+#[inline(always)]
+fn tail<T: Real>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usize, c: &mut [T], ldc: usize, add: bool) {
+    for i in 0..m {
+        let row = &mut c[i * ldc..][..n];
+        if !add {
+            row.fill(T::ZERO);
+        }
+        for p in 0..k {
+            let x = a.data[i * a.row + p * a.col];
+            for (c, &b) in row.iter_mut().zip(&b[p * ldb..][..n]) {
+                *c = x.mul_add(b, *c);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn columns<T: Real, const N: usize>(
+    m: usize,
+    k: usize,
+    a: Mat<T>,
+    b: &[T],
+    ldb: usize,
+    c: &mut [T],
+    ldc: usize,
+    add: bool,
+) {
+    let mut i = 0;
+    while i + MR <= m {
+        block::<T, MR, N>(k, Mat { data: &a.data[i * a.row..], ..a }, b, ldb, &mut c[i * ldc..], ldc, add);
+        i += MR;
+    }
+    while i + 4 <= m {
+        block::<T, 4, N>(k, Mat { data: &a.data[i * a.row..], ..a }, b, ldb, &mut c[i * ldc..], ldc, add);
+        i += 4;
+    }
+    while i < m {
+        block::<T, 1, N>(k, Mat { data: &a.data[i * a.row..], ..a }, b, ldb, &mut c[i * ldc..], ldc, add);
+        i += 1;
+    }
+}
+
+simd! {
+    /// `c = a b` or `c += a b`: a [m, k] with any strides, b [k, n] and c [m, n] with contiguous rows `ldb` and `ldc` apart.
+    pub fn gemm<T>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usize, c: &mut [T], ldc: usize, add: bool) {
+        if k == 0 {
+            for i in 0..if add { 0 } else { m } {
+                c[i * ldc..][..n].fill(T::ZERO);
+            }
+            return;
+        }
+        let mut j = 0;
+        while j + 32 <= n {
+            columns::<T, 32>(m, k, a, &b[j..], ldb, &mut c[j..], ldc, add);
+            j += 32;
+        }
+        while j + 16 <= n {
+            columns::<T, 16>(m, k, a, &b[j..], ldb, &mut c[j..], ldc, add);
+            j += 16;
+        }
+        while j + 8 <= n {
+            columns::<T, 8>(m, k, a, &b[j..], ldb, &mut c[j..], ldc, add);
+            j += 8;
+        }
+        if j < n && m > 0 {
+            tail(m, n - j, k, a, &b[j..], ldb, &mut c[j..], ldc, add);
+        }
+    }
+}
+
+/// Writes the transpose of `rows` rows of width `cols`, `stride` apart, as [cols, width], zero past the last row.
+pub fn transpose_into<T: Real>(src: &[T], rows: usize, cols: usize, stride: usize, out: &mut [T], width: usize) {
+    for p in 0..cols {
+        let line = &mut out[p * width..][..width];
+        for (i, x) in line.iter_mut().enumerate() {
+            *x = if i < rows { src[i * stride + p] } else { T::ZERO };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    #[test]
+    fn gemm_agrees_with_the_triple_loop_at_every_edge() {
+        let mut rng = Rng::new(1);
+        for (m, n, k) in
+            [(1, 1, 1), (3, 5, 2), (8, 32, 16), (9, 33, 7), (13, 63, 8), (17, 97, 5), (4, 24, 0), (20, 49, 33)]
+        {
+            for transposed in [false, true] {
+                for add in [false, true] {
+                    let a: Vec<f64> = (0..m * k).map(|_| rng.normal()).collect();
+                    let b: Vec<f64> = (0..k * (n + 3)).map(|_| rng.normal()).collect();
+                    let start: Vec<f64> = (0..m * (n + 1)).map(|_| rng.normal()).collect();
+                    let mat = if transposed { Mat::rows(&a, m).t() } else { Mat::rows(&a, k) };
+                    let mut c = start.clone();
+                    gemm(m, n, k, mat, &b, n + 3, &mut c, n + 1, add);
+                    for i in 0..m {
+                        for j in 0..n {
+                            let mut want = if add { start[i * (n + 1) + j] } else { 0.0 };
+                            for p in 0..k {
+                                want = a[i * mat.row + p * mat.col].mul_add(b[p * (n + 3) + j], want);
+                            }
+                            assert_eq!(c[i * (n + 1) + j], want, "{m} {n} {k} at {i},{j}");
+                        }
+                        assert_eq!(c[i * (n + 1) + n], start[i * (n + 1) + n], "the gap between rows is not touched");
+                    }
+                }
+            }
+        }
+    }
+}

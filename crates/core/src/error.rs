@@ -1,0 +1,42 @@
+//! The one error of this crate: which op, what was wrong, what it expected.
+
+/// Result of a tensor operation.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why an op could not be carried out.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// Shapes, element types or settings that do not fit; the message names both sides.
+    #[error("{op}: {what}")]
+    Invalid {
+        /// The op that refused.
+        op: &'static str,
+        /// What it got and what it expected.
+        what: String,
+    },
+    /// A value that is NaN or infinite, found by a checking tape ([`crate::Tape::checking`]).
+    #[error("{at}: {op} produced a non-finite value")]
+    NonFinite {
+        /// The scope the tape was in, for example `model.layers.3.mlp`.
+        at: String,
+        /// The op whose output it is.
+        op: &'static str,
+    },
+}
+
+impl Error {
+    /// A refusal by `op`.
+    pub fn invalid(op: &'static str, what: impl Into<String>) -> Self {
+        Error::Invalid { op, what: what.into() }
+    }
+}
+
+/// Returns `Error::Invalid` from the enclosing function unless the condition holds.
+macro_rules! ensure {
+    ($cond:expr, $op:expr, $($fmt:tt)+) => {
+        if !$cond {
+            return Err($crate::Error::invalid($op, format!($($fmt)+)));
+        }
+    };
+}
+pub(crate) use ensure;

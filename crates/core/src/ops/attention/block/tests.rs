@@ -1,0 +1,61 @@
+use super::*;
+use crate::ops::attention::{dense_attention, topk_routing};
+use crate::testing::{ODD_LENGTHS, check_grad, device, normal, relative_error};
+
+fn some_list(dev: &crate::Device, b: usize, g: usize, t: usize, s: usize, top: usize) -> Arc<BlockList> {
+    let q = normal(dev, &[b, t, g, 4], 20);
+    topk_routing(&q, &normal(dev, &[b, t / s, g, 4], 21), s, top, 1.0).unwrap()
+}
+
+#[test]
+fn grad_to_queries_keys_values_and_bias() {
+    let d = device();
+    for (t, s, h, g) in [(11, 3, 2, 1), (9, 2, 4, 2), (70, 16, 1, 1)] {
+        let list = some_list(&d, 1, g, t, s, 3);
+        let width = if t > 20 { 1 } else { 3 };
+        let inputs = [
+            normal(&d, &[1, t, h, width], 1),
+            normal(&d, &[1, t, g, width], 2),
+            normal(&d, &[1, t, g, width], 3),
+            normal(&d, &[list.len()], 4),
+        ];
+        check_grad(&inputs, |tape, v| block_attention(tape, &v[0], &v[1], &v[2], &list, Some(&v[3])));
+    }
+}
+
+#[test]
+fn every_block_is_dense_attention() {
+    let dev = device();
+    for t in ODD_LENGTHS {
+        for s in [1, 7, 16, 100] {
+            let list = some_list(&dev, 2, 2, t, s, t);
+            let inputs =
+                [normal(&dev, &[2, t, 4, 6], 1), normal(&dev, &[2, t, 2, 6], 2), normal(&dev, &[2, t, 2, 6], 3)];
+            let run = |sparse: bool| {
+                let tape = Tape::new();
+                let v: Vec<Var> = inputs.iter().map(|x| tape.leaf(x.clone())).collect();
+                let y = match sparse {
+                    true => block_attention(&tape, &v[0], &v[1], &v[2], &list, None).unwrap(),
+                    false => dense_attention(&tape, &v[0], &v[1], &v[2]).unwrap(),
+                };
+                let g = tape.backward_from(&y, normal(&dev, y.value.shape(), 5)).unwrap();
+                std::iter::once(y.value.to_f64())
+                    .chain(v.iter().map(|v| g.get(v).unwrap().to_f64()))
+                    .collect::<Vec<_>>()
+            };
+            for (i, (a, b)) in run(true).into_iter().zip(run(false)).enumerate() {
+                let a = Tensor::from_vec(&dev, &[a.len()], a).unwrap();
+                assert!(relative_error(&a, &b) < 1e-12, "t {t} s {s}: output {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_list_for_other_extents_is_told() {
+    let (dev, t) = (device(), Tape::new());
+    let list = some_list(&dev, 1, 1, 8, 2, 2);
+    let q = t.leaf(normal(&dev, &[1, 9, 1, 4], 1));
+    let err = block_attention(&t, &q, &q, &q, &list, None).unwrap_err().to_string();
+    assert!(err.contains("(1, 1, 8), q and k have (1, 1, 9)"), "{err}");
+}

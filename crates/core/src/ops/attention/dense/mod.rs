@@ -1,0 +1,52 @@
+//! Causal softmax attention: o_i = sum_{j <= i} softmax_j(q_i . k_j / sqrt d) v_j. Kept for backward: q, k, v, o and lse.
+
+#[cfg(test)]
+mod tests;
+
+use super::Dims;
+use super::stream::{self, TILE, Visits};
+use crate::error::Result;
+use crate::storage::with_real;
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+
+/// Every block up to the tile's own, attended by all its queries.
+struct All {
+    rows: Vec<u32>,
+    queries: usize,
+}
+
+impl Visits for All {
+    fn block_size(&self) -> usize {
+        TILE
+    }
+    fn for_each(&self, _: usize, _: usize, tile: usize, mut visit: impl FnMut(usize, &[u32], &[u32])) {
+        let rows = TILE.min(self.queries - tile * TILE);
+        (0..=tile).for_each(|block| visit(block, &self.rows[..rows], &[]));
+    }
+}
+
+/// Causal attention of `q [b, t, h, d]` to `k`, `v [b, t, g, d]`: `[b, t, h, d]`.
+///
+/// # Errors
+/// When the shapes do not fit or h is no multiple of g.
+pub fn dense_attention(tape: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
+    let (dims, dtype) = Dims::check("dense_attention", &q.value, &k.value, Some(&v.value))?;
+    let all = All { rows: (0..TILE as u32).collect(), queries: dims.t };
+    let (out, lse) = with_real!(dtype, T => {
+        let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
+        let (out, lse) = stream::forward(q.value.cpu(), dims, inputs, &all, &[]);
+        (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse))
+    });
+    let (q, k, v, kept) = (q.clone(), k.clone(), v.clone(), out.clone());
+    tape.record("dense_attention", out, move |dy, grads| {
+        with_real!(dtype, T => {
+            let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
+            let outputs = (kept.data::<T>(), lse.data::<T>(), dy.data::<T>());
+            let d = stream::backward(dy.cpu(), dims, inputs, outputs, &all, &[], &[]);
+            grads.add(q.id(), Tensor::from_buffer(q.value.shape(), d.dq))?;
+            grads.add(k.id(), Tensor::from_buffer(k.value.shape(), d.dk))?;
+            grads.add(v.id(), Tensor::from_buffer(v.value.shape(), d.dv))
+        })
+    })
+}

@@ -1,0 +1,115 @@
+use super::*;
+use crate::device::Device;
+use crate::ops;
+use crate::storage::DType;
+use crate::testing::{ODD_LENGTHS, check_grad, device, normal, relative_error};
+
+/// The equation with primitives, in f64: a t x t matrix and nothing clever.
+fn plain(t: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
+    let [_, tokens, h, d] = q.value.dims("plain")?;
+    let [_, _, g, _] = k.value.dims("plain")?;
+    let heads: Vec<usize> = (0..h).map(|i| i / (h / g)).collect();
+    let q = ops::transpose(t, q, &[0, 2, 1, 3])?;
+    let k = ops::transpose(t, &ops::index_select(t, k, 2, &heads)?, &[0, 2, 3, 1])?;
+    let v = ops::transpose(t, &ops::index_select(t, v, 2, &heads)?, &[0, 2, 1, 3])?;
+    let z = ops::scale(t, &ops::matmul(t, &q, &k)?, 1.0 / (d as f64).sqrt())?;
+    let mask: Vec<bool> = (0..tokens * tokens).map(|i| i % tokens > i / tokens).collect();
+    let p = ops::softmax(t, &ops::mask_fill(t, &z, &mask, f64::NEG_INFINITY)?)?;
+    ops::transpose(t, &ops::matmul(t, &p, &v)?, &[0, 2, 1, 3])
+}
+
+type Run = (Tensor, Vec<Tensor>);
+
+fn run(inputs: &[Tensor], f: impl Fn(&Tape, &Var, &Var, &Var) -> Result<Var>) -> Run {
+    let t = Tape::new();
+    let v: Vec<Var> = inputs.iter().map(|x| t.leaf(x.clone())).collect();
+    let y = f(&t, &v[0], &v[1], &v[2]).unwrap();
+    let seed = normal(y.value.device(), y.value.shape(), 9).to_dtype(y.value.dtype());
+    let grads = t.backward_from(&y, seed).unwrap();
+    (y.value, v.iter().map(|v| grads.get(v).unwrap().clone()).collect())
+}
+
+#[test]
+fn grad() {
+    let d = device();
+    check_grad(&[normal(&d, &[1, 6, 2, 3], 1), normal(&d, &[1, 6, 1, 3], 2), normal(&d, &[1, 6, 1, 3], 3)], |t, v| {
+        dense_attention(t, &v[0], &v[1], &v[2])
+    });
+}
+
+#[test]
+fn agrees_with_the_plain_formula_at_odd_lengths_and_every_grouping() {
+    let dev = device();
+    for t in ODD_LENGTHS {
+        for (h, g, d) in [(1, 1, 8), (4, 2, 10), (6, 1, 16), (3, 3, 5)] {
+            let inputs =
+                [normal(&dev, &[2, t, h, d], 1), normal(&dev, &[2, t, g, d], 2), normal(&dev, &[2, t, g, d], 3)];
+            let (want, got) = (run(&inputs, plain), run(&inputs, dense_attention));
+            assert!(relative_error(&got.0, &want.0.to_f64()) < 1e-13, "t {t} h {h} g {g}");
+            for (i, (a, b)) in got.1.iter().zip(&want.1).enumerate() {
+                assert!(relative_error(a, &b.to_f64()) < 1e-12, "t {t} h {h} g {g}: gradient {i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn f32_error_is_at_most_twice_that_of_the_plain_formula() {
+    let dev = device();
+    let cast = |x: &[Tensor], to| x.iter().map(|x| x.to_dtype(to)).collect::<Vec<_>>();
+    for (t, sharp) in [(37, 1.0), (257, 1.0), (257, 8.0)] {
+        let shape = |heads| [2, t, heads, 16];
+        let mut wide = vec![normal(&dev, &shape(4), 1), normal(&dev, &shape(2), 2), normal(&dev, &shape(2), 3)];
+        let sharper: Vec<f64> = wide[0].to_f64().iter().map(|x| x * sharp).collect();
+        wide[0] = Tensor::from_vec(&dev, &shape(4), sharper).unwrap();
+        let narrow = cast(&wide, DType::F32);
+        let exact = run(&cast(&narrow, DType::F64), plain);
+        let (naive, ours) = (run(&narrow, plain), run(&narrow, dense_attention));
+        let all = |r: &Run| std::iter::once(r.0.clone()).chain(r.1.clone()).collect::<Vec<_>>();
+        for (i, ((e, n), o)) in all(&exact).iter().zip(all(&naive)).zip(all(&ours)).enumerate() {
+            let (n, o) = (relative_error(&n, &e.to_f64()), relative_error(&o, &e.to_f64()));
+            assert!(o <= 2.0 * n, "t {t} sharp {sharp}, output {i}: ours {o:e}, plain {n:e}");
+        }
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    let go = |threads| {
+        let dev = Device::cpu(threads);
+        let cast = |x: Tensor| x.to_dtype(DType::F32);
+        let inputs = [
+            cast(normal(&dev, &[2, 200, 4, 8], 1)),
+            cast(normal(&dev, &[2, 200, 2, 8], 2)),
+            cast(normal(&dev, &[2, 200, 2, 8], 3)),
+        ];
+        let (y, g) = run(&inputs, dense_attention);
+        [y.to_f64(), g[0].to_f64(), g[1].to_f64(), g[2].to_f64()]
+    };
+    assert_eq!(go(1), go(4));
+}
+
+#[test]
+fn a_later_token_changes_no_earlier_output() {
+    let dev = device();
+    let inputs = |change: f64| {
+        let mut k = normal(&dev, &[1, 150, 1, 4], 2).to_f64();
+        k[100 * 4] += change;
+        [
+            normal(&dev, &[1, 150, 2, 4], 1),
+            Tensor::from_vec(&dev, &[1, 150, 1, 4], k).unwrap(),
+            normal(&dev, &[1, 150, 1, 4], 3),
+        ]
+    };
+    let (a, b) = (run(&inputs(0.0), dense_attention).0.to_f64(), run(&inputs(1.0), dense_attention).0.to_f64());
+    assert_eq!(a[..100 * 8], b[..100 * 8]);
+    assert_ne!(a[100 * 8..], b[100 * 8..]);
+}
+
+#[test]
+fn heads_that_do_not_divide_are_told() {
+    let (dev, t) = (device(), Tape::new());
+    let (q, k) = (t.leaf(normal(&dev, &[1, 2, 3, 4], 1)), t.leaf(normal(&dev, &[1, 2, 2, 4], 2)));
+    let err = dense_attention(&t, &q, &k, &k).unwrap_err().to_string();
+    assert_eq!(err, "dense_attention: 3 query heads do not divide into 2 key/value heads");
+}

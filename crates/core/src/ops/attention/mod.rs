@@ -1,0 +1,51 @@
+//! The attention rooms. Queries are `[b, t, h, d]`, keys and values `[b, t, g, d]`, head `i` reads key/value head
+//! `i / (h / g)`. Equations: arXiv 2605.18753; the streaming softmax is that of FlashAttention (arXiv 2205.14135).
+//!
+//! Which blocks a query attends is data, a [`BlockList`]; routing rooms make it, [`block_attention`] reads it, and
+//! [`dense_attention`] is the same engine (`stream`) walking every block.
+
+mod block;
+mod dense;
+mod list;
+mod routing;
+mod stream;
+mod summary;
+
+pub use block::block_attention;
+pub use dense::dense_attention;
+pub use list::BlockList;
+pub use routing::{Center, Entmax, RouterGradient, Routing, entmax_routing, topk_routing};
+pub use summary::chunk_summary;
+
+use crate::error::{Result, ensure};
+use crate::storage::DType;
+use crate::tensor::{Tensor, same_dtype};
+
+/// Extents of one attention call.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Dims {
+    pub b: usize,
+    pub t: usize,
+    pub h: usize,
+    pub g: usize,
+    pub d: usize,
+}
+
+impl Dims {
+    pub fn group(&self) -> usize {
+        self.h / self.g
+    }
+
+    /// Checks queries against keys and, where given, values.
+    pub fn check(op: &'static str, q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<(Self, DType)> {
+        let [b, t, h, d] = q.dims(op)?;
+        let [bk, tk, g, dk] = k.dims(op)?;
+        ensure!((b, t, d) == (bk, tk, dk), op, "q is {:?}, k is {:?}", q.shape(), k.shape());
+        ensure!(g > 0 && h % g == 0, op, "{h} query heads do not divide into {g} key/value heads");
+        if let Some(v) = v {
+            ensure!(v.shape() == k.shape(), op, "k is {:?}, v is {:?}", k.shape(), v.shape());
+            same_dtype(op, k, v)?;
+        }
+        Ok((Dims { b, t, h, g, d }, same_dtype(op, q, k)?))
+    }
+}

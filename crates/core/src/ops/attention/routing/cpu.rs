@@ -1,0 +1,366 @@
+use super::super::Dims;
+use super::super::list::BlockList;
+use super::super::stream::{TILE, interleave};
+use super::{Center, Entmax, RouterGradient};
+use crate::device::simd::{self, simd};
+use crate::device::tile::{Mat, gemm, transpose_into};
+use crate::device::{Buffer, CpuDevice};
+use crate::ops::entmax::{entmax_row, jacobian_factor};
+use crate::ops::softmax::softmax_row;
+use crate::storage::Real;
+
+/// Lists and numbers of one tile of one kv head, in order of query.
+struct Part<T> {
+    counts: Vec<usize>,
+    chunks: Vec<u32>,
+    weights: Vec<T>,
+    /// per entry, p of every head of the group
+    heads: Vec<T>,
+}
+
+pub struct Forward<T> {
+    pub list: BlockList,
+    pub weights: Vec<T>,
+    pub bias: Vec<T>,
+    pub head_weights: Vec<T>,
+}
+
+simd! {
+    fn scale_row<T>(row: &mut [T], factor: T) {
+        for x in row.iter_mut() {
+            *x *= factor;
+        }
+    }
+}
+
+/// Runs `choose(first query of the tile, scores, part)` for every tile of every kv head and returns the parts in order.
+/// Row `r * group + i` of the scores, `n` wide, is head `i` of query `r`; only chunks before the query's own are valid.
+fn for_tiles<T: Real>(
+    device: &CpuDevice,
+    dims: Dims,
+    (n, s): (usize, usize),
+    (q, kbar): (&[T], &[T]),
+    gamma: f64,
+    choose: impl Fn(usize, &mut [T], &mut Part<T>) + Sync + Send,
+) -> Vec<Part<T>> {
+    let Dims { b, t, h, g, d } = dims;
+    let group = dims.group();
+    let mut kt = device.alloc::<T>(b * g * d * n);
+    device.for_chunks(&mut kt, (d * n).max(1), |i, out| {
+        transpose_into(&kbar[(i / g * n * g + i % g) * d..], n, d, g * d, out, n);
+    });
+    let tiles = t.div_ceil(TILE);
+    let factor = T::of(gamma / (d as f64).sqrt());
+    device.map(b * g * tiles, |i| {
+        let (bg, tile) = (i / tiles, i % tiles);
+        let (batch, kv) = (bg / g, bg % g);
+        let first = tile * TILE;
+        let rows = TILE.min(t - first);
+        let visible = (first + rows - 1) / s;
+        let (mut qs, mut scores) = (device.alloc::<T>(rows * group * d), device.alloc::<T>(rows * group * n));
+        for (r, out) in qs.chunks_exact_mut(group * d).enumerate() {
+            out.copy_from_slice(&q[((batch * t + first + r) * h + kv * group) * d..][..group * d]);
+        }
+        if visible > 0 {
+            gemm(rows * group, visible, d, Mat::rows(&qs, d), &kt[bg * d * n..], n, &mut scores, n, false);
+        }
+        for (r, row) in scores.chunks_exact_mut(n.max(1)).enumerate() {
+            scale_row(&mut row[..(first + r / group) / s], factor);
+        }
+        let mut part =
+            Part { counts: Vec::with_capacity(rows), chunks: Vec::new(), weights: Vec::new(), heads: Vec::new() };
+        choose(first, &mut scores, &mut part);
+        part
+    })
+}
+
+fn offsets<T>(parts: &[Part<T>]) -> Vec<usize> {
+    let mut total = 0;
+    std::iter::once(0)
+        .chain(parts.iter().flat_map(|p| &p.counts).map(|&c| {
+            total += c;
+            total
+        }))
+        .collect()
+}
+
+fn concat<T: Copy, P>(parts: &[P], field: impl Fn(&P) -> &[T]) -> Vec<T> {
+    let mut out = Vec::with_capacity(parts.iter().map(|p| field(p).len()).sum());
+    parts.iter().for_each(|p| out.extend_from_slice(field(p)));
+    out
+}
+
+pub fn forward<T: Real>(
+    device: &CpuDevice,
+    dims: Dims,
+    n: usize,
+    q: &[T],
+    kbar: &[T],
+    diagonal: Option<&[T]>,
+    settings: Entmax,
+) -> Forward<T> {
+    let (group, s) = (dims.group(), settings.chunk_size);
+    let share = T::of(1.0 / group as f64);
+    let parts = for_tiles(device, dims, (n, s), (q, kbar), settings.gamma, |first, scores, part| {
+        for r in 0..TILE.min(dims.t - first) {
+            let own = (first + r) / s;
+            let before = part.chunks.len();
+            let rows = &mut scores[r * group * n..][..group * n];
+            for head in 0..group {
+                entmax_row(&mut rows[head * n..][..own], settings.alpha);
+            }
+            for c in 0..own {
+                let mut w = T::ZERO;
+                for head in 0..group {
+                    w += rows[head * n + c];
+                }
+                let w = w * share;
+                if w > T::ZERO {
+                    part.chunks.push(c as u32);
+                    part.weights.push(w);
+                    part.heads.extend((0..group).map(|head| rows[head * n + c]));
+                }
+            }
+            part.chunks.push(own as u32);
+            part.weights.push(T::ZERO);
+            part.heads.extend(std::iter::repeat_n(T::ZERO, group));
+            part.counts.push(part.chunks.len() - before);
+        }
+    });
+    let offsets = offsets(&parts);
+    let weights = concat(&parts, |p| &p.weights);
+    let mut bias = vec![T::ZERO; weights.len()];
+    for (query, pair) in offsets.windows(2).enumerate() {
+        let own = pair[1] - 1;
+        let mut mu = T::ZERO;
+        for e in pair[0]..own {
+            bias[e] = weights[e].ln();
+            mu += bias[e];
+        }
+        mu = if settings.center == Center::None || own == pair[0] {
+            T::ZERO
+        } else {
+            mu / T::of((own - pair[0]) as f64)
+        };
+        for b in &mut bias[pair[0]..own] {
+            *b = (*b - mu) / T::of(settings.sigma);
+        }
+        bias[own] = diagonal.map_or(T::ZERO, |d| d[query / dims.t % dims.g]);
+    }
+    let head_weights = concat(&parts, |p| &p.heads);
+    let chunks = concat(&parts, |p| &p.chunks);
+    let list = BlockList::new(device, (dims.b, dims.g, dims.t), s, offsets, chunks);
+    Forward { list, weights, bias, head_weights }
+}
+
+pub fn topk<T: Real>(
+    device: &CpuDevice,
+    dims: Dims,
+    n: usize,
+    q: &[T],
+    kbar: &[T],
+    s: usize,
+    top: usize,
+    gamma: f64,
+) -> BlockList {
+    let group = dims.group();
+    let parts = for_tiles(device, dims, (n, s), (q, kbar), gamma, |first, scores, part| {
+        let (mut mean, mut order) = (vec![T::ZERO; n], Vec::with_capacity(n));
+        for r in 0..TILE.min(dims.t - first) {
+            let own = (first + r) / s;
+            let rows = &mut scores[r * group * n..][..group * n];
+            for head in 0..group {
+                softmax_row(&mut rows[head * n..][..own]);
+            }
+            for c in 0..own {
+                mean[c] = T::ZERO;
+                for head in 0..group {
+                    mean[c] += rows[head * n + c];
+                }
+            }
+            order.clear();
+            order.extend(0..own as u32);
+            if own > top - 1 {
+                let better = |a: &u32, b: &u32| {
+                    let (x, y) = (mean[*a as usize], mean[*b as usize]);
+                    y.partial_cmp(&x).unwrap_or(std::cmp::Ordering::Equal).then(a.cmp(b))
+                };
+                order.sort_by(better);
+                order.truncate(top - 1);
+                order.sort_unstable();
+            }
+            part.counts.push(order.len() + 1);
+            part.chunks.extend_from_slice(&order);
+            part.chunks.push(own as u32);
+        }
+    });
+    let (offsets, chunks) = (offsets(&parts), concat(&parts, |p| &p.chunks));
+    BlockList::new(device, (dims.b, dims.g, dims.t), s, offsets, chunks)
+}
+
+pub struct Gradients<T: Real> {
+    pub dq: Buffer<T>,
+    pub dkbar: Buffer<T>,
+    pub diagonal: Buffer<T>,
+    /// sum of squares of the score gradients
+    pub squares: f64,
+}
+
+simd! {
+    /// d score of one head from d log w. `t = r / (group w) dlogw` is formed as one quotient: both factors of
+    /// `r * (dlogw / w)` go to their limits at the support edge.
+    fn score_gradient<T>(heads: &[T], group: usize, head: usize, w: &[T], dlogw: &[T], alpha: f64, ds: &mut [T]) {
+        let (mut sum, mut inner) = (T::ZERO, T::ZERO);
+        for (e, d) in ds.iter_mut().enumerate() {
+            let r = jacobian_factor(heads[e * group + head], alpha);
+            *d = if r == T::ZERO { T::ZERO } else { r / (w[e] * T::of(group as f64)) * dlogw[e] };
+            sum += r;
+            inner += *d;
+        }
+        let mean = if sum == T::ZERO { T::ZERO } else { inner / sum };
+        for (e, d) in ds.iter_mut().enumerate() {
+            *d -= jacobian_factor(heads[e * group + head], alpha) * mean;
+        }
+    }
+}
+
+simd! {
+    /// dq += ds_c kbar_c and dkbar_c += ds_c q over the listed chunks; summaries are rows `stride` apart.
+    fn spread<T>(chunks: &[u32], ds: &[T], factor: T, q: &[T], kbar: &[T], stride: usize, dq: &mut [T], dkbar: &mut [T]) {
+        let d = q.len();
+        for (&c, &g) in chunks.iter().zip(ds) {
+            let g = g * factor;
+            simd::axpy(g, &kbar[c as usize * stride..][..d], dq);
+            simd::axpy(g, q, &mut dkbar[c as usize * d..][..d]);
+        }
+    }
+}
+
+/// One (batch, kv head) a task: dq of its heads `[t, group * d]`, dkbar `[n, d]` and the sum of the own chunks' dbias.
+pub fn backward<T: Real>(
+    device: &CpuDevice,
+    dims: Dims,
+    n: usize,
+    (q, kbar): (&[T], &[T]),
+    (list, weights, heads): (&BlockList, &[T], &[T]),
+    dbias: &[T],
+    settings: Entmax,
+) -> Gradients<T> {
+    let Dims { b, t, h, g, d } = dims;
+    let group = dims.group();
+    let factor = settings.gamma / (d as f64).sqrt();
+    let (mut dq, mut dkbar) = (device.alloc::<T>(b * g * t * group * d), device.alloc::<T>(b * g * n * d));
+    let mut sums = vec![(T::ZERO, 0.0); b * g];
+    let tasks: Vec<_> = dq
+        .chunks_mut((t * group * d).max(1))
+        .zip(split(&mut dkbar, n * d, b * g))
+        .zip(&mut sums)
+        .enumerate()
+        .map(|(bg, ((dq, dkbar), sums))| (bg, dq, dkbar, sums))
+        .collect();
+    device.for_each(tasks, |(bg, dq, dkbar, (own, squares))| {
+        let (batch, kv) = (bg / g, bg % g);
+        dq.fill(T::ZERO);
+        dkbar.fill(T::ZERO);
+        let kbar = &kbar[(batch * n * g + kv) * d..];
+        let (mut ds, mut dlogw): (Vec<T>, Vec<T>) = Default::default();
+        for query in 0..t {
+            let entries = list.entries_of(batch, kv, query);
+            let routed = entries.start..entries.end - 1;
+            *own += dbias[entries.end - 1];
+            if routed.is_empty() || settings.gradient == RouterGradient::Stopped {
+                continue;
+            }
+            dlogw.clear();
+            dlogw.extend(dbias[routed.clone()].iter().map(|&g| g / T::of(settings.sigma)));
+            if settings.center == Center::Mean {
+                let mean = simd::sum(&dlogw) / T::of(dlogw.len() as f64);
+                dlogw.iter_mut().for_each(|g| *g -= mean);
+            }
+            let chunks = &list.chunks_of(batch, kv, query)[..routed.len()];
+            let q_rows = &q[((batch * t + query) * h + kv * group) * d..][..group * d];
+            let dq_rows = &mut dq[query * group * d..][..group * d];
+            if settings.gradient == RouterGradient::StraightThrough {
+                let visible = query / settings.chunk_size;
+                *squares +=
+                    straight_through(chunks, &dlogw, (visible, group), factor, q_rows, kbar, g * d, dq_rows, dkbar);
+                continue;
+            }
+            for head in 0..group {
+                ds.clear();
+                ds.resize(routed.len(), T::ZERO);
+                let heads = &heads[routed.start * group..routed.end * group];
+                score_gradient(heads, group, head, &weights[routed.clone()], &dlogw, settings.alpha, &mut ds);
+                *squares += simd::dot(&ds, &ds).f64();
+                let (q, dq) = (&q_rows[head * d..][..d], &mut dq_rows[head * d..][..d]);
+                spread(chunks, &ds, T::of(factor), q, kbar, g * d, dq, dkbar);
+            }
+        }
+    });
+    let mut out = Gradients {
+        dq: device.alloc(b * t * h * d),
+        dkbar: device.alloc(b * n * g * d),
+        diagonal: device.zeros(g),
+        squares: sums.iter().map(|s| s.1).sum(),
+    };
+    interleave(device, &dq, (b, g, t, group * d), 1, &mut out.dq);
+    interleave(device, &dkbar, (b, g, n, d), 1, &mut out.dkbar);
+    for (bg, &(own, _)) in sums.iter().enumerate() {
+        out.diagonal[bg % g] += own;
+    }
+    out
+}
+
+/// `parts` pieces of `len`, also when `len` is 0.
+fn split<T>(mut x: &mut [T], len: usize, parts: usize) -> Vec<&mut [T]> {
+    (0..parts)
+        .map(|_| {
+            let (head, tail) = std::mem::take(&mut x).split_at_mut(len);
+            x = tail;
+            head
+        })
+        .collect()
+}
+
+/// The straight-through gradient of one query: d log of the group mean of softmax over all `visible` chunks, for the
+/// chunks of the support. Returns the sum of squares of the score gradients.
+fn straight_through<T: Real>(
+    chunks: &[u32],
+    dlogw: &[T],
+    (visible, group): (usize, usize),
+    factor: f64,
+    q: &[T],
+    kbar: &[T],
+    stride: usize,
+    dq: &mut [T],
+    dkbar: &mut [T],
+) -> f64 {
+    let d = q.len() / group;
+    let mut squares = 0.0;
+    let mut soft = vec![T::ZERO; group * visible];
+    let mut mean = vec![T::ZERO; visible];
+    for (head, row) in soft.chunks_exact_mut(visible).enumerate() {
+        for (c, x) in row.iter_mut().enumerate() {
+            *x = simd::dot(&q[head * d..][..d], &kbar[c * stride..][..d]) * T::of(factor);
+        }
+        softmax_row(row);
+        mean.iter_mut().zip(&*row).for_each(|(m, &x)| *m += x);
+    }
+    let all: Vec<u32> = (0..visible as u32).collect();
+    for (head, row) in soft.chunks_exact_mut(visible).enumerate() {
+        // d log(mean) / d soft = 1 / sum over heads: the 1/group of the mean cancels
+        let mut inner = T::ZERO;
+        let upstream = |c: u32, g: T| if mean[c as usize] > T::ZERO { g / mean[c as usize] } else { T::ZERO };
+        for (&c, &g) in chunks.iter().zip(dlogw) {
+            inner += row[c as usize] * upstream(c, g);
+        }
+        let mut ds: Vec<T> = row.iter().map(|&p| -p * inner).collect();
+        for (&c, &g) in chunks.iter().zip(dlogw) {
+            ds[c as usize] += row[c as usize] * upstream(c, g);
+        }
+        squares += simd::dot(&ds, &ds).f64();
+        let (q, dq) = (&q[head * d..][..d], &mut dq[head * d..][..d]);
+        spread(&all, &ds, T::of(factor), q, kbar, stride, dq, dkbar);
+    }
+    squares
+}

@@ -1,0 +1,103 @@
+//! Chunk summaries (arXiv 2605.18753, stage 0), per kv head and complete chunk: a_j = softmax_{j in c}(qbar . k_j / sqrt d),
+//! kbar_c = sum_j a_j k_j. qbar = 0 gives the mean of the chunk's keys. Kept for backward: k, qbar and a.
+//! da_j = dkbar . k_j, dz = a (da - <a, da>), dk_j = a_j dkbar + dz_j qbar / sqrt d, dqbar = sum dz_j k_j / sqrt d.
+
+#[cfg(test)]
+mod tests;
+
+use crate::device::simd::{self, simd};
+use crate::error::{Result, ensure};
+use crate::ops::softmax::softmax_row;
+use crate::storage::{Real, with_real};
+use crate::tape::{Tape, Var};
+use crate::tensor::{Tensor, same_dtype};
+
+simd! {
+    /// One chunk of one head: keys are rows `stride` apart. Writes a [s] and kbar [d].
+    fn summarize<T>(k: &[T], stride: usize, qbar: &[T], scale: T, a: &mut [T], out: &mut [T]) {
+        let d = qbar.len();
+        for (j, a) in a.iter_mut().enumerate() {
+            *a = simd::dot(qbar, &k[j * stride..][..d]) * scale;
+        }
+        softmax_row(a);
+        out.fill(T::ZERO);
+        for (j, &a) in a.iter().enumerate() {
+            simd::axpy(a, &k[j * stride..][..d], out);
+        }
+    }
+}
+
+simd! {
+    /// Adds the chunk's dk (rows `stride` apart) and dqbar.
+    fn summarize_backward<T>(k: &[T], stride: usize, qbar: &[T], scale: T, a: &[T], dout: &[T], dk: &mut [T], dqbar: &mut [T]) {
+        let d = qbar.len();
+        let mut inner = T::ZERO;
+        for (j, &a) in a.iter().enumerate() {
+            inner = a.mul_add(simd::dot(dout, &k[j * stride..][..d]), inner);
+        }
+        for (j, &a) in a.iter().enumerate() {
+            let key = &k[j * stride..][..d];
+            let dz = a * (simd::dot(dout, key) - inner) * scale;
+            let dk = &mut dk[j * stride..][..d];
+            for i in 0..d {
+                dk[i] = a.mul_add(dout[i], dz * qbar[i]);
+            }
+            simd::axpy(dz, key, dqbar);
+        }
+    }
+}
+
+/// Summaries `[b, n, g, d]` of the `n = t / s` complete chunks of `k [b, t, g, d]` with the learned query `qbar [g * d]`.
+///
+/// # Errors
+/// When `qbar` has another size or the chunk size is 0.
+pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Result<Var> {
+    let op = "chunk_summary";
+    let [b, t, g, d] = k.value.dims(op)?;
+    ensure!(chunk_size > 0, op, "a chunk has at least one token");
+    ensure!(qbar.value.numel() == g * d, op, "qbar is {:?}, keys have {g} heads of width {d}", qbar.value.shape());
+    let (n, s) = (t / chunk_size, chunk_size);
+    let scale = 1.0 / (d as f64).sqrt();
+    let (value, weights) = with_real!(same_dtype(op, &k.value, &qbar.value)?, T => {
+        let (keys, query) = (k.value.data::<T>(), qbar.value.data::<T>());
+        let (mut out, mut a) = (k.value.cpu().alloc::<T>(b * n * g * d), k.value.cpu().alloc::<T>(b * n * g * s));
+        k.value.cpu().for_chunks2((&mut out, g * d), (&mut a, g * s), |i, out, a| {
+            let first = (i / n * t + i % n * s) * g * d;
+            for (kv, (out, a)) in out.chunks_exact_mut(d).zip(a.chunks_exact_mut(s)).enumerate() {
+                summarize(&keys[first + kv * d..], g * d, &query[kv * d..][..d], T::of(scale), a, out);
+            }
+        });
+        (Tensor::from_buffer(&[b, n, g, d], out), Tensor::from_buffer(&[b, n, g, s], a))
+    });
+    let (k, qbar) = (k.clone(), qbar.clone());
+    tape.record(op, value, move |dy, grads| {
+        let (dk, dqbar) = with_real!(dy.dtype(), T => {
+            let device = dy.cpu();
+            let (keys, query) = (k.value.data::<T>(), qbar.value.data::<T>());
+            let (a, dout) = (weights.data::<T>(), dy.data::<T>());
+            // tokens of a ragged last chunk have no summary
+            let mut dk = device.zeros::<T>(b * t * g * d);
+            let mut partial = device.zeros::<T>(b * n * g * d);
+            let mut pieces = Vec::with_capacity(b * n);
+            for (batch, dk) in dk.chunks_mut((t * g * d).max(1)).enumerate() {
+                pieces.extend(dk.chunks_mut(s * g * d).take(n).enumerate().map(|(c, dk)| (batch * n + c, dk)));
+            }
+            let pieces = pieces.into_iter().zip(partial.chunks_mut(g * d)).collect();
+            device.for_each(pieces, |((i, dk), dqbar): ((usize, &mut [T]), &mut [T])| {
+                let first = (i / n * t + i % n * s) * g * d;
+                for kv in 0..g {
+                    let (a, dout) = (&a[(i * g + kv) * s..][..s], &dout[(i * g + kv) * d..][..d]);
+                    let (q, dq) = (&query[kv * d..][..d], &mut dqbar[kv * d..][..d]);
+                    summarize_backward(&keys[first + kv * d..], g * d, q, T::of(scale), a, dout, &mut dk[kv * d..], dq);
+                }
+            });
+            let mut dqbar = device.zeros::<T>(g * d);
+            for row in partial.chunks_exact(g * d) {
+                dqbar.iter_mut().zip(row).for_each(|(d, &p)| *d += p);
+            }
+            (Tensor::from_buffer(k.value.shape(), dk), Tensor::from_buffer(qbar.value.shape(), dqbar))
+        });
+        grads.add(k.id(), dk)?;
+        grads.add(qbar.id(), dqbar)
+    })
+}

@@ -1,0 +1,94 @@
+//! Primitives that move numbers without changing them: reshape, transpose, index_select (which also gathers and repeats).
+
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Result, ensure};
+use crate::shape::{numel, strides, walk};
+use crate::storage::with_real;
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+
+/// The same numbers under another shape.
+///
+/// # Errors
+/// When the number of elements differs.
+pub fn reshape(tape: &Tape, x: &Var, shape: &[usize]) -> Result<Var> {
+    let (id, old) = (x.id(), x.value.shape().to_vec());
+    tape.record("reshape", x.value.reshape(shape)?, move |dy, grads| grads.add(id, dy.reshape(&old)?))
+}
+
+fn permute(x: &Tensor, axes: &[usize]) -> Tensor {
+    let own = strides(x.shape());
+    let shape: Vec<usize> = axes.iter().map(|&a| x.shape()[a]).collect();
+    let offsets = walk(&shape, &axes.iter().map(|&a| own[a]).collect::<Vec<_>>());
+    with_real!(x.dtype(), T => {
+        let data = x.data::<T>();
+        let mut out = x.cpu().alloc::<T>(data.len());
+        for (o, i) in out.iter_mut().zip(offsets) {
+            *o = data[i];
+        }
+        Tensor::from_buffer(&shape, out)
+    })
+}
+
+/// Axis `i` of the output is axis `axes[i]` of the input.
+///
+/// # Errors
+/// When `axes` is not a permutation of the input's axes.
+pub fn transpose(tape: &Tape, x: &Var, axes: &[usize]) -> Result<Var> {
+    let mut sorted = axes.to_vec();
+    sorted.sort_unstable();
+    ensure!(
+        sorted.iter().copied().eq(0..x.value.shape().len()),
+        "transpose",
+        "{axes:?} is no permutation of the axes of shape {:?}",
+        x.value.shape()
+    );
+    let mut back = vec![0; axes.len()];
+    axes.iter().enumerate().for_each(|(i, &a)| back[a] = i);
+    let id = x.id();
+    tape.record("transpose", permute(&x.value, axes), move |dy, grads| grads.add(id, permute(&dy, &back)))
+}
+
+/// `out[.., i, ..] = x[.., index[i], ..]` along `axis`: picks, reorders or repeats.
+///
+/// # Errors
+/// When the axis does not exist or an index is too large.
+pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &[usize]) -> Result<Var> {
+    let shape = x.value.shape().to_vec();
+    ensure!(axis < shape.len(), "index_select", "axis {axis} of shape {shape:?}");
+    let n = shape[axis];
+    if let Some(bad) = index.iter().find(|&&i| i >= n) {
+        return Err(crate::Error::invalid("index_select", format!("index {bad} on axis {axis} of shape {shape:?}")));
+    }
+    let inner = numel(&shape[axis + 1..]);
+    let outer = numel(&shape[..axis]);
+    let mut out_shape = shape.clone();
+    out_shape[axis] = index.len();
+    let value = with_real!(x.value.dtype(), T => {
+        let data = x.value.data::<T>();
+        let mut out = x.value.cpu().alloc::<T>(numel(&out_shape));
+        for o in 0..outer {
+            for (j, &i) in index.iter().enumerate() {
+                out[(o * index.len() + j) * inner..][..inner].copy_from_slice(&data[(o * n + i) * inner..][..inner]);
+            }
+        }
+        Tensor::from_buffer(&out_shape, out)
+    });
+    let (id, index) = (x.id(), index.to_vec());
+    tape.record("index_select", value, move |dy, grads| {
+        let dx = with_real!(dy.dtype(), T => {
+            let mut dx = dy.cpu().zeros::<T>(numel(&shape));
+            let g = dy.data::<T>();
+            for o in 0..outer {
+                for (j, &i) in index.iter().enumerate() {
+                    let from = &g[(o * index.len() + j) * inner..][..inner];
+                    dx[(o * n + i) * inner..][..inner].iter_mut().zip(from).for_each(|(d, &g)| *d += g);
+                }
+            }
+            Tensor::from_buffer(&shape, dx)
+        });
+        grads.add(id, dx)
+    })
+}

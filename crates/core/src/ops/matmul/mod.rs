@@ -1,0 +1,95 @@
+//! Matrix products. `linear`: y = x w^T with w [out, in], the layout of checkpoints; dx = dy w, dw = dy^T x. `matmul`: a
+//! batch of products. Kept for backward: the operands.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+pub(crate) use cpu::gemm;
+
+use crate::device::tile::Mat;
+use crate::error::{Result, ensure};
+use crate::shape::numel;
+use crate::storage::{Real, with_real};
+use crate::tape::{Tape, Var};
+use crate::tensor::{Tensor, same_dtype};
+
+/// `x [.., in]` times the transpose of `w [out, in]`: `[.., out]`.
+///
+/// # Errors
+/// When the widths or the element types differ.
+pub fn linear(tape: &Tape, x: &Var, w: &Var) -> Result<Var> {
+    let [out, inner] = w.value.dims("linear")?;
+    let (rows, width) = x.value.rows();
+    ensure!(width == inner, "linear", "x has shape {:?}, w has shape {:?}", x.value.shape(), w.value.shape());
+    same_dtype("linear", &x.value, &w.value)?;
+    let mut shape = x.value.shape().to_vec();
+    *shape.last_mut().expect("x has a last axis") = out;
+    let y = with_real!(x.value.dtype(), T => {
+        product::<T>(&shape, (rows, out, inner), Mat::rows(x.value.data(), inner), Mat::rows(w.value.data(), inner).t(), &x.value)
+    });
+    let (x, w) = (x.clone(), w.clone());
+    tape.record("linear", y, move |dy, grads| {
+        with_real!(dy.dtype(), T => {
+            let (g, xs, ws) = (dy.data::<T>(), x.value.data::<T>(), w.value.data::<T>());
+            let dw = product::<T>(w.value.shape(), (out, inner, rows), Mat::rows(g, out).t(), Mat::rows(xs, inner), &dy);
+            let dx = product::<T>(x.value.shape(), (rows, inner, out), Mat::rows(g, out), Mat::rows(ws, inner), &dy);
+            grads.add(w.id(), dw)?;
+            grads.add(x.id(), dx)
+        })
+    })
+}
+
+/// A fresh tensor of `shape` holding a [m, k] times b [k, n].
+fn product<T: Real>(shape: &[usize], (m, n, k): (usize, usize, usize), a: Mat<T>, b: Mat<T>, like: &Tensor) -> Tensor {
+    let mut out = like.cpu().alloc::<T>(m * n);
+    gemm(like.cpu(), (m, n, k), a, b, &mut out, false);
+    Tensor::from_buffer(shape, out)
+}
+
+/// `a [.., m, k]` times `b [.., k, n]`: `[.., m, n]`, with the same leading axes on both sides.
+///
+/// # Errors
+/// When the inner or leading extents or the element types differ.
+pub fn matmul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
+    let (sa, sb) = (a.value.shape(), b.value.shape());
+    let rank = sa.len();
+    ensure!(
+        rank >= 2 && sb.len() == rank && sa[..rank - 2] == sb[..rank - 2] && sa[rank - 1] == sb[rank - 2],
+        "matmul",
+        "shapes {sa:?} and {sb:?}"
+    );
+    same_dtype("matmul", &a.value, &b.value)?;
+    let (batch, m, k, n) = (numel(&sa[..rank - 2]), sa[rank - 2], sa[rank - 1], sb[rank - 1]);
+    let mut shape = sa.to_vec();
+    shape[rank - 1] = n;
+    let y = with_real!(a.value.dtype(), T => {
+        let (x, w) = (a.value.data::<T>(), b.value.data::<T>());
+        batched::<T>(&shape, batch, (m, n, k), |i| (Mat::rows(&x[i * m * k..], k), Mat::rows(&w[i * k * n..], n)), &a.value)
+    });
+    let (a, b) = (a.clone(), b.clone());
+    tape.record("matmul", y, move |dy, grads| {
+        with_real!(dy.dtype(), T => {
+            let (g, x, w) = (dy.data::<T>(), a.value.data::<T>(), b.value.data::<T>());
+            let da = |i: usize| (Mat::rows(&g[i * m * n..], n), Mat::rows(&w[i * k * n..], n).t());
+            let db = |i: usize| (Mat::rows(&x[i * m * k..], k).t(), Mat::rows(&g[i * m * n..], n));
+            grads.add(a.id(), batched::<T>(a.value.shape(), batch, (m, k, n), da, &dy))?;
+            grads.add(b.id(), batched::<T>(b.value.shape(), batch, (k, n, m), db, &dy))
+        })
+    })
+}
+
+fn batched<'a, T: Real>(
+    shape: &[usize],
+    batch: usize,
+    (m, n, k): (usize, usize, usize),
+    operands: impl Fn(usize) -> (Mat<'a, T>, Mat<'a, T>),
+    like: &Tensor,
+) -> Tensor {
+    let mut out = like.cpu().alloc::<T>(batch * m * n);
+    for (i, piece) in out.chunks_mut((m * n).max(1)).enumerate() {
+        let (a, b) = operands(i);
+        gemm(like.cpu(), (m, n, k), a, b, piece, false);
+    }
+    Tensor::from_buffer(shape, out)
+}

@@ -1,0 +1,48 @@
+use super::*;
+use crate::device::Device;
+use crate::storage::DType;
+use crate::testing::{check_grad, device, normal, relative_error};
+
+#[test]
+fn grads() {
+    let d = device();
+    check_grad(&[normal(&d, &[2, 5, 7], 1), normal(&d, &[3, 7], 2)], |t, v| linear(t, &v[0], &v[1]));
+    check_grad(&[normal(&d, &[2, 3, 4, 5], 1), normal(&d, &[2, 3, 5, 6], 2)], |t, v| matmul(t, &v[0], &v[1]));
+}
+
+#[test]
+fn f32_error_is_that_of_its_arithmetic() {
+    // A chain of k fused multiply-adds is off by at most k half-ulps of its partial sums; random signs leave sqrt(k).
+    let d = device();
+    for (m, n, k) in [(1, 1, 1), (65, 130, 33), (300, 257, 500)] {
+        let (a, b) = (normal(&d, &[m, k], 1), normal(&d, &[n, k], 2));
+        let t = Tape::inference();
+        let round = |x: &Tensor| t.leaf(x.to_dtype(DType::F32));
+        let exact = |x: &Tensor| t.leaf(round(x).value.to_dtype(DType::F64));
+        let want = linear(&t, &exact(&a), &exact(&b)).unwrap().value.to_f64();
+        let got = linear(&t, &round(&a), &round(&b)).unwrap().value;
+        assert!(relative_error(&got, &want) < 2.0 * (k as f64).sqrt() * f32::EPSILON as f64);
+    }
+}
+
+#[test]
+fn bits_do_not_depend_on_threads() {
+    let run = |threads| {
+        let d = Device::cpu(threads);
+        let (a, b) = (normal(&d, &[333, 200], 1).to_dtype(DType::F32), normal(&d, &[190, 200], 2).to_dtype(DType::F32));
+        let t = Tape::new();
+        let (a, b) = (t.leaf(a), t.leaf(b));
+        let y = linear(&t, &a, &b).unwrap();
+        let seed = y.value.clone();
+        let g = t.backward_from(&y, seed).unwrap();
+        [g.get(&a).unwrap().to_vec::<f32>().unwrap(), g.get(&b).unwrap().to_vec().unwrap()]
+    };
+    assert_eq!(run(1), run(4));
+}
+
+#[test]
+fn wrong_width_is_told() {
+    let (d, t) = (device(), Tape::new());
+    let (x, w) = (t.leaf(normal(&d, &[2, 4], 1)), t.leaf(normal(&d, &[3, 5], 2)));
+    assert_eq!(linear(&t, &x, &w).unwrap_err().to_string(), "linear: x has shape [2, 4], w has shape [3, 5]");
+}

@@ -1,0 +1,37 @@
+//! One op is one room. The door (`mod.rs`) has the equation, the shapes, what is kept for backward and the source;
+//! `cpu.rs` the kernels, generic over f32 and f64; `tests.rs` the gradient check and the edge that hurt once.
+//!
+//! Primitives, from which a new attention variant can be composed before anyone writes a kernel, come first; then the
+//! rooms in the order the model uses them; then the rooms of the update.
+
+mod elementwise;
+mod layout;
+mod matmul;
+mod reduce;
+mod softmax;
+
+mod cross_entropy;
+mod embedding;
+mod rmsnorm;
+mod rope;
+mod swiglu;
+
+pub mod attention;
+mod entmax;
+
+mod adamw;
+mod grad_norm;
+
+pub use adamw::{AdamW, adamw};
+pub use cross_entropy::{IGNORE, linear_cross_entropy, token_nll};
+pub use elementwise::{add, exp, ln, mask_fill, mul, scale, sub};
+pub use embedding::embedding;
+pub use entmax::{entmax, entmax_row};
+pub use grad_norm::grad_norm;
+pub use layout::{index_select, reshape, transpose};
+pub use matmul::{linear, matmul};
+pub use reduce::{sum_all, sum_axis};
+pub use rmsnorm::rmsnorm;
+pub use rope::{RopeTable, rope};
+pub use softmax::softmax;
+pub use swiglu::swiglu;

@@ -1,0 +1,53 @@
+//! Sums: over one axis, over everything.
+
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Result, ensure};
+use crate::shape::numel;
+use crate::storage::with_real;
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+
+/// Sum over `axis`, which disappears.
+///
+/// # Errors
+/// When the axis does not exist.
+pub fn sum_axis(tape: &Tape, x: &Var, axis: usize) -> Result<Var> {
+    let shape = x.value.shape().to_vec();
+    ensure!(axis < shape.len(), "sum_axis", "axis {axis} of shape {shape:?}");
+    let (outer, n, inner) = (numel(&shape[..axis]), shape[axis], numel(&shape[axis + 1..]));
+    let mut out_shape = shape.clone();
+    out_shape.remove(axis);
+    let value = with_real!(x.value.dtype(), T => {
+        let data = x.value.data::<T>();
+        let mut out = x.value.cpu().zeros::<T>(outer * inner);
+        for o in 0..outer {
+            for i in 0..n {
+                let from = &data[(o * n + i) * inner..][..inner];
+                out[o * inner..][..inner].iter_mut().zip(from).for_each(|(s, &v)| *s += v);
+            }
+        }
+        Tensor::from_buffer(&out_shape, out)
+    });
+    let id = x.id();
+    tape.record("sum_axis", value, move |dy, grads| {
+        let dx = with_real!(dy.dtype(), T => {
+            let mut dx = dy.cpu().alloc::<T>(numel(&shape));
+            for (k, row) in dx.chunks_mut(inner.max(1)).enumerate() {
+                row.copy_from_slice(&dy.data::<T>()[k / n * inner..][..inner]);
+            }
+            Tensor::from_buffer(&shape, dx)
+        });
+        grads.add(id, dx)
+    })
+}
+
+/// Sum of all elements, a scalar of shape [].
+///
+/// # Errors
+/// Never for a valid variable.
+pub fn sum_all(tape: &Tape, x: &Var) -> Result<Var> {
+    let flat = crate::ops::reshape(tape, x, &[x.value.numel()])?;
+    sum_axis(tape, &flat, 0)
+}

@@ -1,0 +1,37 @@
+//! y = x / sqrt(mean(x^2) + eps) * w over the last axis (Zhang and Sennrich 2019, arXiv 1910.07467). Kept for backward:
+//! x, w and rstd, one number a row. dx = rstd (dy w - x <dy w, x> rstd^2 / c).
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use crate::error::{Result, ensure};
+use crate::storage::with_real;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Tensor, same_dtype};
+
+/// Normalises the rows of `x [.., c]` and multiplies with `w [c]`.
+///
+/// # Errors
+/// When `w` is not as wide as the last axis.
+pub fn rmsnorm(tape: &Tape, x: &Var, w: &Var, eps: f64) -> Result<Var> {
+    let (rows, width) = x.value.rows();
+    ensure!(w.value.shape() == [width], "rmsnorm", "weight is {:?}, last axis is {width}", w.value.shape());
+    let (y, rstd) = with_real!(same_dtype("rmsnorm", &x.value, &w.value)?, T => {
+        let device = x.value.cpu();
+        let (mut y, mut rstd) = (device.alloc::<T>(rows * width), device.alloc::<T>(rows));
+        cpu::forward(device, x.value.data(), w.value.data(), eps, &mut y, &mut rstd);
+        (Tensor::from_buffer(x.value.shape(), y), Tensor::from_buffer(&[rows], rstd))
+    });
+    let (x, w) = (x.clone(), w.clone());
+    tape.record("rmsnorm", y, move |dy, grads| {
+        let (dx, dw) = with_real!(dy.dtype(), T => {
+            let device = dy.cpu();
+            let mut dx = device.alloc::<T>(rows * width);
+            let dw = cpu::backward::<T>(device, dy.data(), x.value.data(), w.value.data(), rstd.data(), &mut dx);
+            (Tensor::from_buffer(x.value.shape(), dx), Tensor::from_buffer(&[width], dw))
+        });
+        grads.add(x.id(), dx)?;
+        grads.add(w.id(), dw)
+    })
+}

@@ -1,0 +1,59 @@
+//! y = softmax(x) over the last axis. Minus infinity gives exactly 0; a row of nothing else gives all zeros. Kept for
+//! backward: y. dx = y (dy - <y, dy>).
+
+#[cfg(test)]
+mod tests;
+
+use crate::device::simd::{self, simd};
+use crate::error::Result;
+use crate::storage::with_real;
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+
+simd! {
+    /// In place; a row whose largest element is minus infinity becomes zero.
+    pub(crate) fn softmax_row<T>(row: &mut [T]) {
+        let top = simd::max(row);
+        if top == T::NEG_INF {
+            row.fill(T::ZERO);
+            return;
+        }
+        for x in row.iter_mut() {
+            *x = (*x - top).exp();
+        }
+        let inverse = T::ONE / simd::sum(row);
+        for x in row.iter_mut() {
+            *x *= inverse;
+        }
+    }
+}
+
+/// Softmax over the last axis.
+///
+/// # Errors
+/// Never for a valid variable.
+pub fn softmax(tape: &Tape, x: &Var) -> Result<Var> {
+    let (_, width) = x.value.rows();
+    let y = with_real!(x.value.dtype(), T => {
+        let mut out = x.value.cpu().alloc::<T>(x.value.numel());
+        out.copy_from_slice(x.value.data::<T>());
+        x.value.cpu().for_chunks(&mut out, width.max(1), |_, row| softmax_row(row));
+        Tensor::from_buffer(x.value.shape(), out)
+    });
+    let (id, kept) = (x.id(), y.clone());
+    tape.record("softmax", y, move |dy, grads| {
+        let dx = with_real!(dy.dtype(), T => {
+            let (g, p) = (dy.data::<T>(), kept.data::<T>());
+            let mut dx = dy.cpu().alloc::<T>(g.len());
+            dy.cpu().for_chunks(&mut dx, width.max(1), |i, row| {
+                let (g, p) = (&g[i * width..][..width], &p[i * width..][..width]);
+                let inner = simd::dot(g, p);
+                for ((d, &g), &p) in row.iter_mut().zip(g).zip(p) {
+                    *d = p * (g - inner);
+                }
+            });
+            Tensor::from_buffer(dy.shape(), dx)
+        });
+        grads.add(id, dx)
+    })
+}

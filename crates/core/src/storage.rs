@@ -1,0 +1,269 @@
+//! Where a tensor's numbers live, and the two element types that live there.
+
+use crate::device::Buffer;
+
+/// Element type of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 32-bit float: training.
+    F32,
+    /// 64-bit float: gradient checks and golden files.
+    F64,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::F32 => 4,
+            DType::F64 => 8,
+        }
+    }
+}
+
+/// A flat buffer on one device. The enum is closed: another device is another variant, and the compiler lists the rooms
+/// that have to answer for it.
+#[derive(Debug)]
+pub enum Storage {
+    /// Host memory, 32-bit.
+    CpuF32(Buffer<f32>),
+    /// Host memory, 64-bit.
+    CpuF64(Buffer<f64>),
+}
+
+impl Storage {
+    /// Element type held.
+    pub fn dtype(&self) -> DType {
+        match self {
+            Storage::CpuF32(_) => DType::F32,
+            Storage::CpuF64(_) => DType::F64,
+        }
+    }
+}
+
+/// The arithmetic that kernels use, for `f32` and `f64`, so that the f64 gradient check runs the code that trains in f32.
+pub trait Real:
+    Copy
+    + Default
+    + Send
+    + Sync
+    + PartialOrd
+    + std::fmt::Debug
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+    + std::ops::Neg<Output = Self>
+    + std::ops::AddAssign
+    + std::ops::SubAssign
+    + std::ops::MulAssign
+    + 'static
+{
+    /// Zero.
+    const ZERO: Self;
+    /// One.
+    const ONE: Self;
+    /// Not a number.
+    const NAN: Self;
+    /// Minus infinity.
+    const NEG_INF: Self;
+    /// Element type tag.
+    const DTYPE: DType;
+    /// Rounds a double.
+    fn of(x: f64) -> Self;
+    /// Widens to a double.
+    fn f64(self) -> f64;
+    /// `self * b + c` with one rounding.
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    /// e to the power of `self`. f32: a polynomial that vectorises, within 1.5 ulp; f64: the standard library.
+    fn exp(self) -> Self;
+    /// Natural logarithm.
+    fn ln(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// Power.
+    fn powf(self, e: Self) -> Self;
+    /// Absolute value.
+    fn abs(self) -> Self;
+    /// The larger one, compiled to one instruction (NaN in `self` is lost).
+    fn max(self, b: Self) -> Self;
+    /// Neither infinite nor NaN.
+    fn is_finite(self) -> bool;
+    /// Wraps a buffer.
+    fn wrap(buffer: Buffer<Self>) -> Storage;
+    /// The buffer, if it is of this type.
+    fn buffer(storage: &Storage) -> Option<&Buffer<Self>>;
+    /// The buffer, if it is of this type.
+    fn buffer_mut(storage: &mut Storage) -> Option<&mut Buffer<Self>>;
+    /// The free list for this type.
+    fn pool(pools: &crate::device::Pools) -> &crate::device::Pool<Self>;
+    /// `c = a b + beta c` over strided matrices of one thread; see `ops::matmul` for the threads.
+    ///
+    /// # Safety
+    /// The pointers and strides must stay inside live allocations; `c` must not alias `a` or `b`.
+    unsafe fn gemm(
+        m: usize,
+        k: usize,
+        n: usize,
+        a: (*const Self, isize, isize),
+        b: (*const Self, isize, isize),
+        beta: Self,
+        c: (*mut Self, isize, isize),
+    );
+}
+
+macro_rules! real {
+    ($t:ty, $variant:ident, $dtype:ident, $pool:ident, $gemm:path, $exp:path) => {
+        impl Real for $t {
+            const ZERO: Self = 0.0;
+            const ONE: Self = 1.0;
+            const NAN: Self = <$t>::NAN;
+            const NEG_INF: Self = <$t>::NEG_INFINITY;
+            const DTYPE: DType = DType::$dtype;
+            #[inline(always)]
+            fn of(x: f64) -> Self {
+                x as $t
+            }
+            #[inline(always)]
+            fn f64(self) -> f64 {
+                self as f64
+            }
+            #[inline(always)]
+            fn mul_add(self, b: Self, c: Self) -> Self {
+                <$t>::mul_add(self, b, c)
+            }
+            #[inline(always)]
+            fn exp(self) -> Self {
+                $exp(self)
+            }
+            #[inline(always)]
+            fn ln(self) -> Self {
+                <$t>::ln(self)
+            }
+            #[inline(always)]
+            fn sqrt(self) -> Self {
+                <$t>::sqrt(self)
+            }
+            #[inline(always)]
+            fn powf(self, e: Self) -> Self {
+                <$t>::powf(self, e)
+            }
+            #[inline(always)]
+            fn abs(self) -> Self {
+                <$t>::abs(self)
+            }
+            #[inline(always)]
+            fn max(self, b: Self) -> Self {
+                if self > b { self } else { b }
+            }
+            #[inline(always)]
+            fn is_finite(self) -> bool {
+                <$t>::is_finite(self)
+            }
+            fn wrap(buffer: Buffer<Self>) -> Storage {
+                Storage::$variant(buffer)
+            }
+            fn buffer(storage: &Storage) -> Option<&Buffer<Self>> {
+                match storage {
+                    Storage::$variant(b) => Some(b),
+                    _ => None,
+                }
+            }
+            fn buffer_mut(storage: &mut Storage) -> Option<&mut Buffer<Self>> {
+                match storage {
+                    Storage::$variant(b) => Some(b),
+                    _ => None,
+                }
+            }
+            fn pool(pools: &crate::device::Pools) -> &crate::device::Pool<Self> {
+                &pools.$pool
+            }
+            unsafe fn gemm(
+                m: usize,
+                k: usize,
+                n: usize,
+                a: (*const Self, isize, isize),
+                b: (*const Self, isize, isize),
+                beta: Self,
+                c: (*mut Self, isize, isize),
+            ) {
+                // SAFETY: the caller's contract is the callee's.
+                unsafe { $gemm(m, k, n, 1.0, a.0, a.1, a.2, b.0, b.1, b.2, beta, c.0, c.1, c.2) }
+            }
+        }
+    };
+}
+
+real!(f32, CpuF32, F32, f32, matrixmultiply::sgemm, exp_f32);
+real!(f64, CpuF64, F64, f64, matrixmultiply::dgemm, f64::exp);
+
+/// exp(x) for f32 in straight-line arithmetic, so that a loop over it vectorises: x = n ln 2 + r with |r| <= ln 2 / 2, a
+/// polynomial for exp(r), the exponent field for 2^n. The coefficients are the Taylor ones; the first left out, r^7/5040,
+/// is 1.2e-7 of the result's last place at the edge. Below -87.3 (where f32 turns subnormal) the result is 0, above 88.7 inf.
+#[inline(always)]
+fn exp_f32(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = shifted - ROUND;
+    // ln 2 in two parts: the first has 9 trailing zero bits, so n * hi is exact
+    let r = n.mul_add(-0.693_359_4, x);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let mut p = 1.0 / 5040.0_f32;
+    p = p.mul_add(r, 1.0 / 720.0);
+    p = p.mul_add(r, 1.0 / 120.0);
+    p = p.mul_add(r, 1.0 / 24.0);
+    p = p.mul_add(r, 1.0 / 6.0);
+    p = p.mul_add(r, 0.5);
+    p = p.mul_add(r, 1.0);
+    p = p.mul_add(r, 1.0);
+    // 2^n as 2^(n/2) * 2^(n - n/2): n = 128 has no exponent field of its own
+    let bits = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+    let half = bits >> 1;
+    let a = f32::from_bits(((half + 127) << 23) as u32);
+    let b = f32::from_bits(((bits - half + 127) << 23) as u32);
+    let y = p * a * b;
+    let y = if x < -87.3 { 0.0 } else { y };
+    let y = if x > 88.73 { f32::INFINITY } else { y };
+    if x.is_nan() { x } else { y }
+}
+
+/// Runs the body with `$t` bound to the element type.
+macro_rules! with_real {
+    ($dtype:expr, $t:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $t = f32;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $t = f64;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_real;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp_and_exact_at_the_ends() {
+        let mut worst = 0.0f64;
+        let mut x = -87.29f32;
+        while x < 88.7 {
+            let want = (x as f64).exp();
+            let ulp = (want as f32).to_bits();
+            let ulp = (f32::from_bits(ulp + 1) - f32::from_bits(ulp)) as f64;
+            worst = worst.max((exp_f32(x) as f64 - want).abs() / ulp);
+            x += 0.000_37;
+        }
+        assert!(worst < 2.0, "{worst} ulp");
+        assert_eq!(exp_f32(0.0), 1.0);
+        assert_eq!(exp_f32(-100.0), 0.0);
+        assert_eq!(exp_f32(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp_f32(89.0), f32::INFINITY);
+        assert!(exp_f32(f32::NAN).is_nan());
+    }
+}

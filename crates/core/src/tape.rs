@@ -1,0 +1,179 @@
+//! The tape: ops append a closure while they run, backward walks the list in reverse.
+//!
+//! `record` takes the closure, so an op without a backward cannot exist. A choice that has no gradient returns plain
+//! tensors and never a [`Var`].
+
+use std::cell::{Cell, RefCell};
+
+use crate::error::{Error, Result, ensure};
+use crate::tensor::Tensor;
+
+/// A value on a tape.
+#[derive(Debug, Clone)]
+pub struct Var {
+    id: Id,
+    /// The number itself.
+    pub value: Tensor,
+}
+
+/// Where the gradient of a variable is collected. A backward closure that needs no input value keeps this instead of the
+/// [`Var`], so that the value's memory can go.
+#[derive(Debug, Clone, Copy)]
+pub struct Id(usize);
+
+impl Var {
+    /// Where its gradient is collected.
+    pub fn id(&self) -> Id {
+        self.id
+    }
+}
+
+type Backward = Box<dyn FnOnce(Tensor, &mut Grads) -> Result<()>>;
+
+struct Node {
+    name: &'static str,
+    out: Id,
+    backward: Backward,
+}
+
+/// A Wengert list.
+pub struct Tape {
+    nodes: RefCell<Vec<Node>>,
+    next: Cell<usize>,
+    recording: bool,
+    checking: bool,
+    scope: RefCell<String>,
+}
+
+/// Gradients by variable.
+pub struct Grads(Vec<Option<Tensor>>);
+
+impl Default for Tape {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Tape {
+    /// A tape that records.
+    pub fn new() -> Self {
+        Tape {
+            nodes: RefCell::default(),
+            next: Cell::new(0),
+            recording: true,
+            checking: false,
+            scope: RefCell::default(),
+        }
+    }
+
+    /// A tape that keeps nothing: evaluation and generation.
+    pub fn inference() -> Self {
+        Tape { recording: false, ..Self::new() }
+    }
+
+    /// A tape that keeps nothing and stops at the first output that is not finite, naming scope and op.
+    pub fn checking() -> Self {
+        Tape { checking: true, ..Self::inference() }
+    }
+
+    /// Whether a backward pass will follow; ops skip work that only serves it otherwise.
+    pub fn is_recording(&self) -> bool {
+        self.recording
+    }
+
+    /// Names the place in the model that the next ops belong to.
+    pub fn scope(&self, name: impl FnOnce() -> String) {
+        if self.checking {
+            self.scope.replace(name());
+        }
+    }
+
+    /// Puts an input or a parameter on the tape.
+    pub fn leaf(&self, value: Tensor) -> Var {
+        let id = self.next.get();
+        self.next.set(id + 1);
+        Var { id: Id(id), value }
+    }
+
+    /// Appends an op: its output, and what turns the output's gradient into gradients of the inputs.
+    ///
+    /// # Errors
+    /// Only on a checking tape: [`Error::NonFinite`].
+    pub fn record(
+        &self,
+        name: &'static str,
+        value: Tensor,
+        backward: impl FnOnce(Tensor, &mut Grads) -> Result<()> + 'static,
+    ) -> Result<Var> {
+        if self.checking && !value.is_finite() {
+            return Err(Error::NonFinite { at: self.scope.borrow().clone(), op: name });
+        }
+        let out = self.leaf(value);
+        if self.recording {
+            self.nodes.borrow_mut().push(Node { name, out: out.id, backward: Box::new(backward) });
+        }
+        Ok(out)
+    }
+
+    /// Gradients of a scalar.
+    ///
+    /// # Errors
+    /// When `out` has more than one element, or an op's backward fails.
+    pub fn backward(self, out: &Var) -> Result<Grads> {
+        ensure!(out.value.numel() == 1, "backward", "the output must be a scalar, got shape {:?}", out.value.shape());
+        let seed = Tensor::full(out.value.device(), out.value.shape(), out.value.dtype(), 1.0);
+        self.backward_from(out, seed)
+    }
+
+    /// Gradients of the inner product of `seed` and `out`. Everything the tape kept is freed as the walk passes it.
+    ///
+    /// # Errors
+    /// When the tape does not record, the seed's shape is another, or an op's backward fails.
+    pub fn backward_from(self, out: &Var, seed: Tensor) -> Result<Grads> {
+        ensure!(self.recording, "backward", "this tape does not record");
+        ensure!(
+            seed.shape() == out.value.shape(),
+            "backward",
+            "seed {:?} for an output {:?}",
+            seed.shape(),
+            out.value.shape()
+        );
+        let mut grads = Grads(vec![None; self.next.get()]);
+        grads.0[out.id.0] = Some(seed);
+        for node in self.nodes.into_inner().into_iter().rev() {
+            let Some(dy) = grads.0[node.out.0].take() else { continue };
+            (node.backward)(dy, &mut grads).map_err(|e| match e {
+                Error::Invalid { op, what } => Error::invalid(node.name, format!("backward: {op}: {what}")),
+                other => other,
+            })?;
+        }
+        Ok(grads)
+    }
+}
+
+impl Grads {
+    /// The gradient of a leaf; `None` if nothing that it reaches was differentiated. Gradients of intermediate values
+    /// are freed during the walk.
+    pub fn get(&self, var: &Var) -> Option<&Tensor> {
+        self.0[var.id.0].as_ref()
+    }
+
+    /// Takes the gradient of a leaf out.
+    pub fn take(&mut self, var: &Var) -> Option<Tensor> {
+        self.0[var.id.0].take()
+    }
+
+    /// Adds to the gradient of a variable.
+    ///
+    /// # Errors
+    /// When the shape differs from what the variable has received before.
+    pub fn add(&mut self, id: Id, d: Tensor) -> Result<()> {
+        match &mut self.0[id.0] {
+            Some(sum) => sum.accumulate(&d),
+            slot => {
+                *slot = Some(d);
+                Ok(())
+            }
+        }
+    }
+}

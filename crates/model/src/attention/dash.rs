@@ -1,0 +1,25 @@
+//! DashAttention (arXiv 2605.18753): learned chunk summaries, entmax routing, and attention to the routed chunks with the
+//! log-probability of each as a bias, differentiable end to end.
+
+use dash_core::ops::attention::{Entmax, block_attention, chunk_summary, entmax_routing};
+use dash_core::{Error, Result, Tape};
+
+use super::{Attended, Inputs};
+use crate::config::Dash;
+use crate::router::RouterTrace;
+
+pub fn attend(tape: &Tape, x: Inputs, s: &Dash) -> Result<Attended> {
+    let qbar = x.indexer.ok_or_else(|| Error::invalid("dash", "the layer has no self_attn.indexer_q"))?;
+    let settings = Entmax {
+        chunk_size: s.chunk_size,
+        alpha: s.alpha,
+        gamma: s.gamma,
+        sigma: s.sigma,
+        center: s.center,
+        gradient: s.router_gradient,
+    };
+    let kbar = chunk_summary(tape, x.k, qbar, s.chunk_size)?;
+    let routing = entmax_routing(tape, x.q, &kbar, x.diagonal, settings)?;
+    let out = block_attention(tape, x.q, x.k, x.v, &routing.list, Some(&routing.bias))?;
+    Ok((out, Some(RouterTrace::soft(routing))))
+}

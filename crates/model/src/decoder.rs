@@ -1,0 +1,194 @@
+//! Embedding, blocks, final norm, loss: the life of a token in one file.
+
+use std::sync::Arc;
+
+use dash_core::ops::{
+    RopeTable, add, embedding, index_select, linear, linear_cross_entropy, reshape, rmsnorm, rope, swiglu, token_nll,
+};
+use dash_core::{DType, Device, Error, Result, Tape, Tensor, Var};
+
+use crate::attention::{Inputs, attend};
+use crate::config::{Attention, ModelConfig};
+use crate::params::{Params, slots};
+use crate::router::RouterTrace;
+
+/// A decoder: configuration, parameters and rotary angles.
+pub struct Model {
+    config: ModelConfig,
+    params: Params,
+    rope: RopeTable,
+}
+
+/// The final hidden states `[b, t, c]` and one trace per layer that routes.
+pub struct Forward {
+    /// After the last norm.
+    pub hidden: Var,
+    /// By layer; `None` where the attention is dense.
+    pub routers: Vec<Option<RouterTrace>>,
+}
+
+impl Model {
+    /// A fresh model for sequences of up to `positions` tokens.
+    ///
+    /// # Errors
+    /// When the head width is odd. Check the configuration first for a message that names the key.
+    pub fn new(
+        config: ModelConfig,
+        vocab: usize,
+        positions: usize,
+        seed: u64,
+        device: &Device,
+        dtype: DType,
+    ) -> Result<Self> {
+        let params = Params::init(&config, vocab, seed, device, dtype);
+        Self::with_params(config, params, positions)
+    }
+
+    /// A model with given parameters.
+    ///
+    /// # Errors
+    /// When the head width is odd.
+    pub fn with_params(config: ModelConfig, params: Params, positions: usize) -> Result<Self> {
+        let rope = RopeTable::new(positions, config.head_dim, config.rope_theta)?;
+        Ok(Model { config, params, rope })
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Its parameters.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Its parameters, to be updated.
+    pub fn params_mut(&mut self) -> &mut Params {
+        &mut self.params
+    }
+
+    /// Longest sequence it has rotary angles for.
+    pub fn positions(&self) -> usize {
+        self.rope.positions()
+    }
+
+    /// Evaluates with another attention: the parameters stay, those that the new variant lacks are not read.
+    ///
+    /// # Errors
+    /// When the variant needs a parameter that the model does not have.
+    pub fn set_attention(&mut self, attention: Attention) -> Result<()> {
+        let mut config = self.config.clone();
+        config.attention = attention;
+        let find = |name: &str| self.params.get(name).cloned();
+        let params = Params::from_named(&config, self.vocab(), find).map_err(|e| Error::invalid("attention", e))?;
+        (self.config, self.params) = (config, params);
+        Ok(())
+    }
+
+    /// Rows of the embedding.
+    pub fn vocab(&self) -> usize {
+        self.params.get("model.embed_tokens.weight").map_or(0, |w| w.shape()[0])
+    }
+
+    /// Puts the parameters on a tape, in their order.
+    pub fn leaves(&self, tape: &Tape) -> Vec<Var> {
+        self.params.iter().map(|p| tape.leaf(p.value.clone())).collect()
+    }
+
+    /// The output projection `[v, c]`.
+    pub fn head<'a>(&self, leaves: &'a [Var]) -> &'a Var {
+        if self.config.tie_embeddings { &leaves[0] } else { &leaves[leaves.len() - 1] }
+    }
+
+    /// Runs the decoder on `ids`, `batch` sequences one after the other.
+    ///
+    /// # Errors
+    /// When an id is not below the vocabulary, or a sequence is longer than [`Model::positions`].
+    pub fn forward(&self, tape: &Tape, leaves: &[Var], ids: &Arc<[u32]>, batch: usize) -> Result<Forward> {
+        let c = &self.config;
+        let t = ids.len() / batch;
+        let eps = c.norm_eps;
+        tape.scope(|| "model.embed_tokens".into());
+        let mut x = embedding(tape, &leaves[0], ids, &[batch, t])?;
+        let mut routers = Vec::with_capacity(c.layers);
+        for layer in 0..c.layers {
+            let p = slots(c, layer);
+            tape.scope(|| format!("model.layers.{layer}.self_attn"));
+            let a = rmsnorm(tape, &x, &leaves[p.input_norm], eps)?;
+            let heads = |w: usize, n: usize| reshape(tape, &linear(tape, &a, &leaves[w])?, &[batch, t, n, c.head_dim]);
+            let q = rope(tape, &heads(p.q, c.heads)?, &self.rope, 0)?;
+            let k = rope(tape, &heads(p.k, c.kv_heads)?, &self.rope, 0)?;
+            let v = heads(p.v, c.kv_heads)?;
+            let own = |slot: Option<usize>| slot.map(|i| &leaves[i]);
+            let inputs = Inputs { q: &q, k: &k, v: &v, indexer: own(p.indexer), diagonal: own(p.diagonal) };
+            let (o, trace) = attend(tape, &c.attention, inputs)?;
+            routers.push(trace);
+            let o = linear(tape, &reshape(tape, &o, &[batch, t, c.heads * c.head_dim])?, &leaves[p.o])?;
+            x = add(tape, &x, &o)?;
+            tape.scope(|| format!("model.layers.{layer}.mlp"));
+            let m = rmsnorm(tape, &x, &leaves[p.post_norm], eps)?;
+            let gated = swiglu(tape, &linear(tape, &m, &leaves[p.gate])?, &linear(tape, &m, &leaves[p.up])?)?;
+            x = add(tape, &x, &linear(tape, &gated, &leaves[p.down])?)?;
+        }
+        tape.scope(|| "model.norm".into());
+        let norm = 1 + slots(c, c.layers - 1).down;
+        Ok(Forward { hidden: rmsnorm(tape, &x, &leaves[norm], eps)?, routers })
+    }
+
+    /// The sum of the tokens' cross-entropies over `divisor`, usually the number of tokens of the global batch.
+    ///
+    /// # Errors
+    /// As [`Model::forward`], or when a target is not below the vocabulary.
+    pub fn loss(
+        &self,
+        tape: &Tape,
+        leaves: &[Var],
+        (ids, targets): (&Arc<[u32]>, &[u32]),
+        batch: usize,
+        divisor: f64,
+    ) -> Result<(Var, Vec<Option<RouterTrace>>)> {
+        let f = self.forward(tape, leaves, ids, batch)?;
+        tape.scope(|| "lm_head".into());
+        let loss = linear_cross_entropy(tape, &f.hidden, self.head(leaves), targets, divisor)?;
+        Ok((loss, f.routers))
+    }
+
+    /// Cross-entropy of every token in nats, in order, without gradients.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn nll(
+        &self,
+        (ids, targets): (&Arc<[u32]>, &[u32]),
+        batch: usize,
+    ) -> Result<(Vec<f64>, Vec<Option<RouterTrace>>)> {
+        let tape = Tape::inference();
+        let leaves = self.leaves(&tape);
+        let f = self.forward(&tape, &leaves, ids, batch)?;
+        Ok((token_nll(&f.hidden.value, &self.head(&leaves).value, targets)?, f.routers))
+    }
+
+    /// Logits `[b, t, v]` of every position: for tests, export and generation, not for training.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn logits(&self, ids: &Arc<[u32]>, batch: usize) -> Result<Tensor> {
+        let tape = Tape::inference();
+        let leaves = self.leaves(&tape);
+        let f = self.forward(&tape, &leaves, ids, batch)?;
+        Ok(linear(&tape, &f.hidden, self.head(&leaves))?.value)
+    }
+
+    /// Logits `[v]` of the position after one sequence.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn last_logits(&self, ids: &Arc<[u32]>) -> Result<Tensor> {
+        let tape = Tape::inference();
+        let leaves = self.leaves(&tape);
+        let f = self.forward(&tape, &leaves, ids, 1)?;
+        let last = index_select(&tape, &f.hidden, 1, &[ids.len() - 1])?;
+        linear(&tape, &last, self.head(&leaves))?.value.reshape(&[self.vocab()])
+    }
+}

@@ -1,0 +1,100 @@
+//! What a router did, and the figures a run reports of it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use dash_core::Tensor;
+use dash_core::ops::attention::{BlockList, Routing};
+
+/// The choice of one layer in one forward pass.
+pub struct RouterTrace {
+    list: Arc<BlockList>,
+    bias: Option<Tensor>,
+    score_gradient: Rc<Cell<f64>>,
+}
+
+/// Figures of one layer. A *row* is a (batch, kv head, query) triple; rows in the first chunk have nothing to route and
+/// do not count.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouterStats {
+    /// Mean over rows of attended chunks / visible chunks, the own chunk counted in both.
+    pub density: f64,
+    /// Mean over rows of attended chunks, the own one included.
+    pub active_chunks: f64,
+    /// `histogram[n]`: rows that attend n chunks.
+    pub histogram: Vec<u64>,
+    /// Share of rows that attend no chunk but their own.
+    pub empty: f64,
+    /// Mean |bias| over routed chunks, in nats; 0 without a bias.
+    pub bias_mean: f64,
+    /// Largest |bias|, in nats.
+    pub bias_max: f64,
+    /// Norm of the gradient that reaches the routing scores; 0 before backward and where the choice has none.
+    pub score_gradient: f64,
+    /// Number of rows.
+    pub rows: u64,
+}
+
+impl RouterTrace {
+    /// A hard choice.
+    pub fn hard(list: Arc<BlockList>) -> Self {
+        RouterTrace { list, bias: None, score_gradient: Rc::default() }
+    }
+
+    /// A choice with a bias.
+    pub fn soft(routing: Routing) -> Self {
+        RouterTrace { list: routing.list, bias: Some(routing.bias.value), score_gradient: routing.score_gradient }
+    }
+
+    /// Who attended what.
+    pub fn list(&self) -> &BlockList {
+        &self.list
+    }
+
+    /// The figures; call after backward to have the gradient in them.
+    pub fn stats(&self) -> RouterStats {
+        let (b, g, t) = self.list.extents();
+        let bias = self.bias.as_ref().map(Tensor::to_f64);
+        let mut s = RouterStats {
+            density: 0.0,
+            active_chunks: 0.0,
+            histogram: Vec::new(),
+            empty: 0.0,
+            bias_mean: 0.0,
+            bias_max: 0.0,
+            score_gradient: self.score_gradient.get(),
+            rows: 0,
+        };
+        let mut routed = 0u64;
+        for batch in 0..b {
+            for kv in 0..g {
+                for query in self.list.chunk_size()..t {
+                    let entries = self.list.entries_of(batch, kv, query);
+                    let (active, visible) = (entries.len(), query / self.list.chunk_size() + 1);
+                    s.rows += 1;
+                    s.density += active as f64 / visible as f64;
+                    s.active_chunks += active as f64;
+                    s.empty += (active == 1) as u64 as f64;
+                    if s.histogram.len() <= active {
+                        s.histogram.resize(active + 1, 0);
+                    }
+                    s.histogram[active] += 1;
+                    if let Some(bias) = &bias {
+                        for b in &bias[entries.start..entries.end - 1] {
+                            routed += 1;
+                            s.bias_mean += b.abs();
+                            s.bias_max = s.bias_max.max(b.abs());
+                        }
+                    }
+                }
+            }
+        }
+        let rows = s.rows.max(1) as f64;
+        s.density /= rows;
+        s.active_chunks /= rows;
+        s.empty /= rows;
+        s.bias_mean /= routed.max(1) as f64;
+        s
+    }
+}

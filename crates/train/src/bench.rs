@@ -1,0 +1,76 @@
+//! `bench`: speed of a training step on random tokens.
+
+use std::time::Instant;
+
+use dash_core::rng::Rng;
+use dash_data::{Batch, LoaderState};
+use dash_model::flops;
+use serde_json::json;
+
+use crate::config::Config;
+use crate::failure::Result;
+use crate::run;
+use crate::trainer::Trainer;
+
+/// Peak resident memory of this process so far, in MB; 0 where the system does not tell.
+pub fn peak_rss_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+}
+
+/// Median over `steps` updates after two of warm-up.
+///
+/// # Errors
+/// When a step fails.
+pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
+    let device = run::device(config);
+    let mut trainer = Trainer::new(config, &device)?;
+    let mut rng = Rng::new(config.run.seed);
+    let d = &config.data;
+    let mut batch = || {
+        let n = d.batch_size * d.seq_len;
+        let mut ids = || (0..n).map(|_| rng.below(d.vocab_size) as u32).collect::<Vec<u32>>();
+        Batch { inputs: ids().into(), targets: ids(), batch: d.batch_size, state: LoaderState::default() }
+    };
+    let (mut times, mut density) = (Vec::new(), 1.0);
+    for i in 0..steps + 2 {
+        let batches: Vec<Batch> = (0..d.grad_accum).map(|_| batch()).collect();
+        let last = i == steps + 1;
+        let start = Instant::now();
+        let stats = trainer.step(config, &batches, last)?;
+        let elapsed = start.elapsed().as_secs_f64();
+        if i >= 2 {
+            times.push(elapsed);
+        }
+        if last && !stats.routers.is_empty() {
+            density = stats.routers.iter().map(|l| l.router.density).sum::<f64>() / stats.routers.len() as f64;
+        }
+    }
+    times.sort_by(f64::total_cmp);
+    let median = times[times.len() / 2];
+    let tokens = config.tokens_per_step() as f64;
+    let work = flops(&config.model, d.vocab_size, d.seq_len, density).total() * tokens;
+    let threads = match &device {
+        dash_core::Device::Cpu(cpu) => cpu.threads(),
+    };
+    if as_json {
+        let line = json!({
+            "tokens_per_s": tokens / median, "step_ms": median * 1e3, "gflops": work / median / 1e9,
+            "peak_rss_mb": peak_rss_mb(), "threads": threads, "steps": steps, "density": density,
+            "fastest_ms": times[0] * 1e3, "slowest_ms": times[times.len() - 1] * 1e3,
+        });
+        println!("{line}");
+    } else {
+        println!(
+            "{:.0} tokens/s, {:.1} ms a step (median of {steps}, {:.1} to {:.1}), {:.1} GFLOP/s, {threads} threads, peak {:.0} MB",
+            tokens / median,
+            median * 1e3,
+            times[0] * 1e3,
+            times[times.len() - 1] * 1e3,
+            work / median / 1e9,
+            peak_rss_mb()
+        );
+    }
+    Ok(())
+}

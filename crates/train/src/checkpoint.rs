@@ -1,0 +1,268 @@
+//! Checkpoints: a folder that appears by rename, complete or not at all.
+//!
+//! Files are written into a hidden folder beside, synced, and the folder is renamed; `state.json` holds the hash of each
+//! file, so a damaged checkpoint is found when it is read and the one before is used.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow, bail};
+use dash_core::{Device, Tensor};
+use dash_data::LoaderState;
+use dash_model::{Model, Params};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::config::Config;
+use crate::optim::Optimizer;
+use crate::trainer::Trainer;
+
+/// Everything that is not a tensor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Updates made.
+    pub step: u64,
+    /// Tokens seen.
+    pub tokens: u64,
+    /// Seed of the run: with the cursor it is the state of every generator, since orders are drawn from (seed, epoch).
+    pub seed: u64,
+    /// Position in the data.
+    pub data: LoaderState,
+    /// Hash of the configuration's keys that decide the weights.
+    pub config_hash: String,
+    /// Folder name of the prepared corpus: the hash of its content and settings.
+    pub data_hash: String,
+    /// Validation loss at this step, where one was taken.
+    pub validation_loss: Option<f64>,
+    /// File name to hash.
+    pub files: HashMap<String, String>,
+}
+
+/// The checkpoints of a run.
+pub struct Checkpoints {
+    folder: PathBuf,
+}
+
+fn bytes_of(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+}
+
+/// Serialises f32 tensors with the metadata that `transformers` insists on.
+///
+/// # Errors
+/// When a tensor is not f32.
+pub fn to_safetensors<'a>(tensors: impl Iterator<Item = (String, &'a Tensor)>) -> anyhow::Result<Vec<u8>> {
+    let mut owned = Vec::new();
+    for (name, tensor) in tensors {
+        owned.push((name, tensor.shape().to_vec(), bytes_of(tensor.as_slice::<f32>()?)));
+    }
+    let views: Result<Vec<_>, _> =
+        owned.iter().map(|(n, s, b)| TensorView::new(Dtype::F32, s.clone(), b).map(|v| (n.clone(), v))).collect();
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    Ok(safetensors::serialize(views?, Some(metadata))?)
+}
+
+/// Reads f32 tensors.
+///
+/// # Errors
+/// When the bytes are no safetensors file or a tensor is not f32.
+pub fn from_safetensors(bytes: &[u8], device: &Device) -> anyhow::Result<HashMap<String, Tensor>> {
+    let file = SafeTensors::deserialize(bytes)?;
+    let mut out = HashMap::new();
+    for (name, view) in file.tensors() {
+        if view.dtype() != Dtype::F32 {
+            bail!("tensor {name} is {:?}, expected F32", view.dtype());
+        }
+        let data: Vec<f32> =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        out.insert(name, Tensor::from_vec(device, view.shape(), data)?);
+    }
+    Ok(out)
+}
+
+fn write_synced(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let run = || {
+        let mut file = File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    run().with_context(|| format!("{} cannot be written", path.display()))
+}
+
+/// Makes a rename or a new file in a folder survive a power failure.
+fn sync_folder(path: &Path) -> anyhow::Result<()> {
+    // Only Unix can open a folder; elsewhere the rename itself is what there is.
+    if cfg!(unix) {
+        File::open(path).and_then(|f| f.sync_all()).with_context(|| format!("{} cannot be synced", path.display()))?;
+    }
+    Ok(())
+}
+
+fn hash(bytes: &[u8]) -> String {
+    format!("{:032x}", xxh3_128(bytes))
+}
+
+/// Hash of what decides the weights.
+pub fn config_hash(config: &Config) -> String {
+    let mut c = config.clone();
+    c.run.threads = 0;
+    (c.run.dir, c.run.name, c.data.cache) = Default::default();
+    (c.eval, c.checkpoint, c.log) = Default::default();
+    hash(c.to_toml().as_bytes())
+}
+
+impl Checkpoints {
+    /// Those of a run folder.
+    pub fn of(run: &Path) -> Self {
+        Checkpoints { folder: run.join("checkpoints") }
+    }
+
+    /// Complete ones, oldest first.
+    pub fn list(&self) -> Vec<(u64, PathBuf)> {
+        let mut found: Vec<(u64, PathBuf)> = std::fs::read_dir(&self.folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| {
+                let step = e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?;
+                Some((step, e.path()))
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
+    /// Writes one and removes those that need not be kept: all but the `keep_last` newest and the `keep_best` with the
+    /// lowest validation loss.
+    ///
+    /// # Errors
+    /// When it cannot be written; the older ones are untouched then.
+    pub fn save(&self, trainer: &Trainer, mut state: State, config: &Config) -> anyhow::Result<PathBuf> {
+        std::fs::create_dir_all(&self.folder)
+            .with_context(|| format!("{} cannot be created", self.folder.display()))?;
+        let name = format!("step-{:08}", state.step);
+        let aside = self.folder.join(format!(".tmp-{name}"));
+        let _ = std::fs::remove_dir_all(&aside);
+        let written = self.write(&aside, trainer, &mut state);
+        if let Err(e) = written {
+            let _ = std::fs::remove_dir_all(&aside);
+            return Err(e.context("the checkpoint could not be saved; earlier checkpoints are kept"));
+        }
+        let place = self.folder.join(&name);
+        if place.exists() {
+            // only a damaged one of the same step can stand here: it was passed over when the run was resumed
+            std::fs::remove_dir_all(&place)?;
+        }
+        std::fs::rename(&aside, &place).with_context(|| format!("{} cannot be renamed into place", aside.display()))?;
+        sync_folder(&self.folder)?;
+        self.prune(config);
+        Ok(place)
+    }
+
+    fn write(&self, aside: &Path, trainer: &Trainer, state: &mut State) -> anyhow::Result<()> {
+        std::fs::create_dir(aside).with_context(|| format!("{} cannot be created", aside.display()))?;
+        let params = trainer.model.params();
+        let model = to_safetensors(params.iter().map(|p| (p.name.clone(), &p.value)))?;
+        let o = &trainer.optimizer;
+        let moments = params.iter().zip(o.m.iter().zip(&o.v));
+        let moments = moments.flat_map(|(p, (m, v))| [(format!("m.{}", p.name), m), (format!("v.{}", p.name), v)]);
+        let optimizer = to_safetensors(moments)?;
+        for (name, bytes) in [("model.safetensors", model), ("optimizer.safetensors", optimizer)] {
+            write_synced(&aside.join(name), &bytes)?;
+            state.files.insert(name.into(), hash(&bytes));
+        }
+        write_synced(&aside.join("state.json"), &serde_json::to_vec_pretty(&state)?)?;
+        sync_folder(aside)
+    }
+
+    fn prune(&self, config: &Config) {
+        let all = self.list();
+        let newest = all.iter().rev().take(config.checkpoint.keep_last).map(|(step, _)| *step);
+        let mut scored: Vec<(f64, u64)> =
+            all.iter().filter_map(|(step, path)| Some((read_state(path).ok()?.validation_loss?, *step))).collect();
+        scored.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let best = scored.into_iter().take(config.checkpoint.keep_best).map(|(_, step)| step);
+        let keep: std::collections::HashSet<u64> = newest.chain(best).collect();
+        for (step, path) in all {
+            if !keep.contains(&step) {
+                // Renamed first, so that a crash in the middle leaves no half-removed folder under a finished name.
+                let trash = self.folder.join(format!(".tmp-removed-{step}"));
+                if std::fs::rename(&path, &trash).is_ok() {
+                    let _ = std::fs::remove_dir_all(&trash);
+                }
+            }
+        }
+    }
+
+    /// The newest checkpoint that is whole, and a line about each newer one that is not.
+    pub fn newest(&self) -> (Option<PathBuf>, Vec<String>) {
+        let mut damaged = Vec::new();
+        for (_, path) in self.list().into_iter().rev() {
+            match verify(&path) {
+                Ok(()) => return (Some(path), damaged),
+                Err(e) => damaged.push(format!("{}: {e:#}", path.display())),
+            }
+        }
+        (None, damaged)
+    }
+}
+
+/// Reads `state.json`.
+///
+/// # Errors
+/// When it is missing or no state.
+pub fn read_state(folder: &Path) -> anyhow::Result<State> {
+    let path = folder.join("state.json");
+    let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))
+}
+
+fn verify(folder: &Path) -> anyhow::Result<()> {
+    let state = read_state(folder)?;
+    for name in ["model.safetensors", "optimizer.safetensors"] {
+        let path = folder.join(name);
+        let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let expected = state.files.get(name).ok_or_else(|| anyhow!("state.json lists no {name}"))?;
+        if hash(&bytes) != *expected {
+            bail!("{name} does not match its hash");
+        }
+    }
+    Ok(())
+}
+
+/// Weights of a folder that holds `model.safetensors`; a tied head may be left out.
+///
+/// # Errors
+/// When the file is damaged or does not fit the configuration.
+pub fn load_model(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<Model> {
+    let path = folder.join("model.safetensors");
+    let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let mut tensors = from_safetensors(&bytes, device).with_context(|| format!("{} is damaged", path.display()))?;
+    let params = Params::from_named(&config.model, config.data.vocab_size, |name| tensors.remove(name));
+    let params = params.map_err(|e| anyhow!("{}: {e}", path.display()))?;
+    Ok(Model::with_params(config.model.clone(), params, config.data.seq_len)?)
+}
+
+/// Weights, moments and state of a checkpoint folder.
+///
+/// # Errors
+/// When a file is damaged or does not fit the configuration.
+pub fn load(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<(Trainer, State)> {
+    let state = read_state(folder)?;
+    let model = load_model(folder, config, device)?;
+    let path = folder.join("optimizer.safetensors");
+    let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let mut tensors = from_safetensors(&bytes, device).with_context(|| format!("{} is damaged", path.display()))?;
+    let mut moments = |kind: char| -> anyhow::Result<Vec<Tensor>> {
+        let find = |p: &dash_model::Param| {
+            let name = format!("{kind}.{}", p.name);
+            tensors.remove(&name).ok_or_else(|| anyhow!("{}: {name} is missing", path.display()))
+        };
+        model.params().iter().map(find).collect()
+    };
+    let (m, v) = (moments('m')?, moments('v')?);
+    Ok((Trainer { model, optimizer: Optimizer { m, v, step: state.step } }, state))
+}

@@ -1,0 +1,264 @@
+//! The command line.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use dash_data::Tokenizer;
+use dash_model::{Model, Sampling};
+use serde_json::json;
+
+use crate::config::Config;
+use crate::eval::{ValidationSet, model_folder, sample};
+use crate::failure::{Failure, Result};
+use crate::run::{self, Start};
+use crate::signals::Interrupt;
+use crate::{bench, checkpoint, export, verify};
+
+/// Pretrains small language models with DashAttention and its ablations.
+///
+/// Exit status: 0 done, 1 the run failed, 2 the request is wrong, 130 interrupted after saving.
+#[derive(Parser)]
+#[command(name = "train", version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    config: OptionalConfig,
+    /// Continue from the newest whole checkpoint of the run
+    #[arg(long)]
+    resume: bool,
+    /// With --resume: continue although the configuration or the data changed
+    #[arg(long, requires = "resume")]
+    allow_changes: bool,
+}
+
+#[derive(Args)]
+struct OptionalConfig {
+    /// Configuration file (TOML)
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Override one value, for example --set optim.lr=1e-3
+    #[arg(long, value_name = "KEY=VALUE", requires = "config")]
+    set: Vec<String>,
+}
+
+#[derive(Args)]
+struct ConfigArgs {
+    /// Configuration file (TOML)
+    #[arg(long)]
+    config: PathBuf,
+    /// Override one value, for example --set optim.lr=1e-3
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Corpus -> tokenizer -> shards, and nothing else
+    Prepare(ConfigArgs),
+    /// Validation loss, perplexity, bits per byte, loss by position, router sparsity
+    Eval {
+        /// An exported folder, a checkpoint folder or a run folder
+        #[arg(long)]
+        model: PathBuf,
+        /// Take data and evaluation settings from this file instead of the model's own
+        #[command(flatten)]
+        config: OptionalConfig,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Continue a text
+    Generate {
+        /// An exported folder, a checkpoint folder or a run folder
+        #[arg(long)]
+        model: PathBuf,
+        /// Text to continue
+        #[arg(long)]
+        prompt: String,
+        /// Tokens to generate at most
+        #[arg(long, default_value_t = 128)]
+        max_tokens: usize,
+        /// Divides the logits; 0 takes the most likely token
+        #[arg(long, default_value_t = 0.8)]
+        temperature: f64,
+        /// Draw from the smallest set of tokens with this probability
+        #[arg(long, default_value_t = 0.95)]
+        top_p: f64,
+        /// Seed of the draw
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
+    },
+    /// Hugging Face folder plus a proof of parity
+    Export {
+        /// A checkpoint folder or a run folder
+        #[arg(long)]
+        checkpoint: PathBuf,
+        /// Folder to write
+        #[arg(long)]
+        out: PathBuf,
+    },
+    /// Speed of a training step on random tokens
+    Bench {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Steps to take the median of
+        #[arg(long, default_value_t = 10)]
+        steps: usize,
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
+    /// Proves on this machine that a resumed run has the same bits
+    VerifyResume(ConfigArgs),
+}
+
+/// Parses, runs, reports.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            match &failure {
+                Failure::Request(e) | Failure::Run(e) => eprintln!("error: {e:#}"),
+                Failure::Interrupted => {}
+            }
+            ExitCode::from(failure.status())
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<()> {
+    let load = |c: &ConfigArgs| Config::load(&c.config, &c.set);
+    match cli.command {
+        None => {
+            let path = cli
+                .config
+                .config
+                .ok_or_else(|| Failure::request("--config FILE is needed, for example --config configs/small.toml"))?;
+            let config = Config::load(&path, &cli.config.set)?;
+            run::train(&config, Start { resume: cli.resume, allow_changes: cli.allow_changes }, Interrupt::install)
+        }
+        Some(Command::Prepare(args)) => prepare(&load(&args)?),
+        Some(Command::Eval { model, config, json }) => eval(&model, config, json),
+        Some(Command::Generate { model, prompt, max_tokens, temperature, top_p, seed }) => {
+            if !(temperature >= 0.0 && top_p > 0.0 && top_p <= 1.0) {
+                return Err(Failure::request(
+                    "--temperature must not be negative and --top-p must be above 0 and at most 1",
+                ));
+            }
+            let loaded = Loaded::open(&model, None)?;
+            let text =
+                sample(&loaded.model, &loaded.tokenizer, &prompt, max_tokens, Sampling { temperature, top_p }, seed)?;
+            println!("{prompt}{text}");
+            Ok(())
+        }
+        Some(Command::Export { checkpoint, out }) => {
+            let loaded = Loaded::open(&checkpoint, None)?;
+            let prepared = run::prepared(&loaded.config)?;
+            export::export(&loaded.model, &loaded.config, &loaded.tokenizer, &prepared.validation[0], &out)?;
+            println!("exported {} to {}", loaded.folder.display(), out.display());
+            Ok(())
+        }
+        Some(Command::Bench { config, steps, json }) => bench::step_speed(&load(&config)?, steps.max(1), json),
+        Some(Command::VerifyResume(args)) => verify::verify_resume(&load(&args)?),
+    }
+}
+
+fn prepare(config: &Config) -> Result<()> {
+    let p = run::prepared(config)?;
+    let tokens = |shards: &[std::sync::Arc<dash_data::Shard>]| shards.iter().map(|s| s.len()).sum::<usize>();
+    println!("{} {}", if p.fresh { "prepared" } else { "already prepared:" }, p.folder.display());
+    println!(
+        "{} documents, {:.1} MB ({:.1} MB validation)",
+        p.report.documents,
+        p.report.bytes as f64 / 1e6,
+        p.report.validation_bytes as f64 / 1e6
+    );
+    println!(
+        "{} training and {} validation tokens, vocabulary {}",
+        tokens(&p.train),
+        tokens(&p.validation),
+        p.tokenizer.vocab_size()
+    );
+    for (reason, n) in &p.report.left_out {
+        println!("left out: {n} files ({reason})");
+    }
+    Ok(())
+}
+
+/// A model with the configuration and tokenizer that belong to it.
+struct Loaded {
+    folder: PathBuf,
+    config: Config,
+    tokenizer: Tokenizer,
+    model: Model,
+}
+
+impl Loaded {
+    fn open(path: &Path, data: Option<&Config>) -> Result<Self> {
+        let folder = model_folder(path).map_err(Failure::Request)?;
+        // an exported folder has its files beside the weights, a checkpoint two levels up
+        let home = [folder.clone(), folder.join("../..")].into_iter().find(|p| p.join("config.toml").is_file());
+        let home = home
+            .ok_or_else(|| Failure::request(format!("{}: no config.toml belongs to this model", folder.display())))?;
+        let mut config = Config::of_run(&home)?;
+        if let Some(data) = data {
+            (config.data, config.eval, config.run.threads) = (data.data.clone(), data.eval.clone(), data.run.threads);
+        }
+        let tokenizer = Tokenizer::load(&home.join("tokenizer.json"))?;
+        if tokenizer.vocab_size() != config.data.vocab_size {
+            let (have, asked) = (tokenizer.vocab_size(), config.data.vocab_size);
+            return Err(Failure::request(format!(
+                "data.vocab_size: {asked}, but the model's tokenizer has {have} entries"
+            )));
+        }
+        let model = checkpoint::load_model(&folder, &config, &run::device(&config)).map_err(Failure::Request)?;
+        Ok(Loaded { folder, config, tokenizer, model })
+    }
+}
+
+fn eval(path: &Path, config: OptionalConfig, as_json: bool) -> Result<()> {
+    let data = config.config.map(|c| Config::load(&c, &config.set)).transpose()?;
+    let loaded = Loaded::open(path, data.as_ref())?;
+    let (c, d) = (&loaded.config, &loaded.config.data);
+    let prepared = run::prepared(c)?;
+    if prepared.tokenizer.hash() != loaded.tokenizer.hash() {
+        return Err(Failure::request(format!(
+            "{}: the corpus was prepared with another tokenizer than the model's; set data.tokenizer to the model's tokenizer.json",
+            prepared.folder.display()
+        )));
+    }
+    let set = ValidationSet::new(&prepared.validation, &loaded.tokenizer, d.seq_len, d.batch_size, c.eval.batches)?;
+    let v = set.run(&loaded.model)?;
+    if as_json {
+        let line = json!({
+            "model": loaded.folder, "loss": v.loss, "perplexity": v.loss.exp(), "bits_per_byte": v.bits_per_byte,
+            "tokens": v.tokens, "density": v.density, "layer_density": v.layers, "loss_by_position": v.by_position,
+        });
+        println!("{line}");
+        return Ok(());
+    }
+    println!(
+        "loss {:.4} nats, perplexity {:.2}, {:.4} bits per byte over {} tokens",
+        v.loss,
+        v.loss.exp(),
+        v.bits_per_byte,
+        v.tokens
+    );
+    if !v.layers.is_empty() {
+        let layers: Vec<String> = v.layers.iter().map(|x| format!("{x:.3}")).collect();
+        println!("density {:.3} (by layer {})", v.density, layers.join(" "));
+    }
+    let eighth = (v.by_position.len() / 8).max(1);
+    for (i, part) in v.by_position.chunks(eighth).enumerate() {
+        println!(
+            "positions {:>5}..{:<5} loss {:.4}",
+            i * eighth,
+            i * eighth + part.len(),
+            part.iter().sum::<f64>() / part.len() as f64
+        );
+    }
+    Ok(())
+}

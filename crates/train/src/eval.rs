@@ -1,0 +1,152 @@
+//! Validation: loss, perplexity, bits per byte, loss by position, density.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use dash_core::rng::Rng;
+use dash_data::{Batch, Loader, Shard, Tokenizer};
+use dash_model::{Model, Sampling, generate};
+
+use crate::failure::Result;
+
+/// What a validation found.
+#[derive(Debug, Clone)]
+pub struct Validation {
+    /// Mean cross-entropy in nats.
+    pub loss: f64,
+    /// The same per byte of text, in bits: comparable between tokenizers. End-of-text tokens count in the numerator and
+    /// have no bytes.
+    pub bits_per_byte: f64,
+    /// Tokens looked at.
+    pub tokens: usize,
+    /// Attended share of the visible chunks, averaged over layers, kv heads and queries with an earlier chunk; 1 if dense.
+    pub density: f64,
+    /// Mean cross-entropy by position in the sequence.
+    pub by_position: Vec<f64>,
+    /// Density by layer; empty if dense.
+    pub layers: Vec<f64>,
+}
+
+/// Batches and byte counts, read once.
+pub struct ValidationSet {
+    batches: Vec<Batch>,
+    token_bytes: Vec<u32>,
+}
+
+impl ValidationSet {
+    /// Evenly spaced windows.
+    ///
+    /// # Errors
+    /// When the shards hold no window.
+    pub fn new(
+        shards: &[Arc<Shard>],
+        tokenizer: &Tokenizer,
+        seq_len: usize,
+        batch: usize,
+        batches: usize,
+    ) -> Result<Self> {
+        let batches = Loader::validation(shards, seq_len, batch, batches)?;
+        Ok(ValidationSet { batches, token_bytes: tokenizer.token_bytes() })
+    }
+
+    /// Evaluates a model.
+    ///
+    /// # Errors
+    /// When a token is not below the model's vocabulary.
+    pub fn run(&self, model: &Model) -> Result<Validation> {
+        let seq_len = self.batches[0].inputs.len() / self.batches[0].batch;
+        let (mut sum, mut bytes, mut tokens) = (0.0, 0u64, 0usize);
+        let mut by_position = vec![0.0; seq_len];
+        let (mut layers, mut rows) = (vec![0.0; model.config().layers], 0u64);
+        for b in &self.batches {
+            let (nll, routers) = model.nll((&b.inputs, &b.targets), b.batch)?;
+            sum += nll.iter().sum::<f64>();
+            bytes += b.targets.iter().map(|&t| self.token_bytes[t as usize] as u64).sum::<u64>();
+            tokens += nll.len();
+            for (i, x) in nll.iter().enumerate() {
+                by_position[i % seq_len] += x;
+            }
+            for (layer, stats) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?.stats()))) {
+                layers[layer] += stats.density * stats.rows as f64;
+                rows += if layer == 0 { stats.rows } else { 0 };
+            }
+        }
+        let sequences = (tokens / seq_len) as f64;
+        by_position.iter_mut().for_each(|x| *x /= sequences);
+        layers.iter_mut().for_each(|x| *x /= rows.max(1) as f64);
+        let density = if rows == 0 { 1.0 } else { layers.iter().sum::<f64>() / layers.len() as f64 };
+        Ok(Validation {
+            loss: sum / tokens as f64,
+            bits_per_byte: sum / std::f64::consts::LN_2 / bytes.max(1) as f64,
+            tokens,
+            density,
+            by_position,
+            layers: if rows == 0 { Vec::new() } else { layers },
+        })
+    }
+}
+
+/// Continues a prompt.
+///
+/// # Errors
+/// When the prompt holds a token that the model does not know.
+pub fn sample(
+    model: &Model,
+    tokenizer: &Tokenizer,
+    prompt: &str,
+    tokens: usize,
+    sampling: Sampling,
+    seed: u64,
+) -> Result<String> {
+    let mut ids = tokenizer.encode(prompt);
+    if ids.is_empty() {
+        ids.push(tokenizer.end_of_text());
+    }
+    let mut rng = Rng::new(seed);
+    let mut out = Vec::new();
+    generate(model, &ids, tokens, sampling, &mut rng, |id| {
+        let go_on = id != tokenizer.end_of_text();
+        if go_on {
+            out.push(id);
+        }
+        go_on
+    })?;
+    Ok(tokenizer.decode(&out))
+}
+
+/// Loss of the best prediction without context: the entropy of the validation targets under the training frequencies.
+pub fn unigram_loss(train: &[Arc<Shard>], set: &ValidationSet, vocab: usize) -> f64 {
+    let mut counts = vec![1.0f64; vocab];
+    let mut buffer = Vec::new();
+    for shard in train {
+        for start in (0..shard.len()).step_by(1 << 20) {
+            shard.read(start, (1 << 20).min(shard.len() - start), &mut buffer);
+            buffer.iter().for_each(|&id| counts[id as usize] += 1.0);
+        }
+    }
+    let total: f64 = counts.iter().sum();
+    let (mut sum, mut n) = (0.0, 0usize);
+    for b in &set.batches {
+        sum -= b.targets.iter().map(|&t| (counts[t as usize] / total).ln()).sum::<f64>();
+        n += b.targets.len();
+    }
+    sum / n as f64
+}
+
+/// The folder that holds a model's files: an exported folder, a checkpoint, or the newest whole checkpoint of a run.
+///
+/// # Errors
+/// When it is none of the three.
+pub fn model_folder(path: &Path) -> anyhow::Result<std::path::PathBuf> {
+    if path.join("model.safetensors").is_file() {
+        return Ok(path.to_path_buf());
+    }
+    let (newest, damaged) = crate::checkpoint::Checkpoints::of(path).newest();
+    damaged.iter().for_each(|d| eprintln!("warning: {d}; trying the one before"));
+    newest.ok_or_else(|| {
+        anyhow::anyhow!(
+            "{}: holds no model; expected an exported folder, a checkpoint folder or a run folder",
+            path.display()
+        )
+    })
+}

@@ -1,0 +1,50 @@
+//! How a command ends when it does not end well, and with which exit status.
+
+/// Why a command stopped.
+#[derive(Debug)]
+pub enum Failure {
+    /// The request is wrong: configuration, arguments or input files. Exit status 2.
+    Request(anyhow::Error),
+    /// The run failed. Exit status 1.
+    Run(anyhow::Error),
+    /// Stopped by a signal after saving. Exit status 130.
+    Interrupted,
+}
+
+impl Failure {
+    /// A wrong request.
+    pub fn request(what: impl std::fmt::Display) -> Self {
+        Failure::Request(anyhow::anyhow!("{what}"))
+    }
+
+    /// Exit status.
+    pub fn status(&self) -> u8 {
+        match self {
+            Failure::Run(_) => 1,
+            Failure::Request(_) => 2,
+            Failure::Interrupted => 130,
+        }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(e: anyhow::Error) -> Self {
+        Failure::Run(e)
+    }
+}
+
+impl From<dash_core::Error> for Failure {
+    fn from(e: dash_core::Error) -> Self {
+        Failure::Run(e.into())
+    }
+}
+
+impl From<dash_data::DataError> for Failure {
+    /// Data that cannot be read is an input file that is wrong.
+    fn from(e: dash_data::DataError) -> Self {
+        Failure::Request(e.into())
+    }
+}
+
+/// Result of a command.
+pub type Result<T> = std::result::Result<T, Failure>;

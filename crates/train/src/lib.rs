@@ -1,0 +1,21 @@
+//! The trainer: configuration, the loop, checkpoints, export, and the command line over them.
+
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+mod eval;
+mod export;
+mod failure;
+mod metrics;
+pub mod optim;
+mod preflight;
+mod run;
+mod schedule;
+mod signals;
+mod tensorboard;
+pub mod trainer;
+mod verify;
+
+mod bench;
+
+pub use failure::Failure;

@@ -1,0 +1,5 @@
+//! `train`: see `train --help`.
+
+fn main() -> std::process::ExitCode {
+    train::cli::main()
+}

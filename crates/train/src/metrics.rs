@@ -1,0 +1,154 @@
+//! The record of a run: metrics.jsonl, and the same figures as TensorBoard events.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::eval::Validation;
+use crate::tensorboard::EventFile;
+use crate::trainer::StepStats;
+
+/// Writes both. A line that cannot be written ends neither the run nor the other file; the first failure is told.
+pub struct Metrics {
+    lines: Option<File>,
+    events: Option<EventFile>,
+}
+
+fn complain(what: &str) {
+    eprintln!("warning: {what}");
+}
+
+/// JSON has no NaN: it becomes null.
+fn number(x: f64) -> Value {
+    serde_json::Number::from_f64(x).map_or(Value::Null, Value::Number)
+}
+
+impl Metrics {
+    /// Opens the files of a run folder, dropping lines after `step`: a resumed run writes them again.
+    ///
+    /// # Errors
+    /// When the existing record cannot be read or rewritten.
+    pub fn open(folder: &Path, step: u64, tensorboard: bool) -> anyhow::Result<Self> {
+        let path = folder.join("metrics.jsonl");
+        if let Ok(text) = std::fs::read_to_string(&path) {
+            // a line cut by a crash is no JSON and goes too
+            let keep = |line: &&str| {
+                let step_of = serde_json::from_str::<Value>(line).ok().and_then(|v| v["step"].as_u64());
+                step_of.is_some_and(|s| s <= step)
+            };
+            let kept: String = text.lines().filter(keep).map(|l| format!("{l}\n")).collect();
+            if kept != text {
+                let aside = folder.join(".metrics.jsonl.tmp");
+                std::fs::write(&aside, kept)?;
+                std::fs::rename(&aside, &path)?;
+            }
+        }
+        let lines = OpenOptions::new().create(true).append(true).open(&path)?;
+        let events = tensorboard.then(|| EventFile::create(&folder.join("tensorboard"), complain));
+        Ok(Metrics { lines: Some(lines), events })
+    }
+
+    fn line(&mut self, value: &Value) {
+        let Some(file) = &mut self.lines else { return };
+        if let Err(e) = file.write_all(format!("{value}\n").as_bytes()) {
+            self.lines = None;
+            complain(&format!("metrics.jsonl cannot be written ({e}); the run goes on without it"));
+        }
+    }
+
+    /// A train line.
+    pub fn train(&mut self, step: u64, tokens: u64, tokens_per_s: f64, s: &StepStats) {
+        let mut line = json!({
+            "step": step, "split": "train", "loss": number(s.loss), "lr": s.lr, "grad_norm": number(s.grad_norm),
+            "tokens": tokens, "tokens_per_s": number(tokens_per_s.round()),
+        });
+        let n = s.routers.len() as f64;
+        let mean = |f: fn(&crate::trainer::LayerStats) -> f64| s.routers.iter().map(f).sum::<f64>() / n;
+        if s.routers.is_empty() {
+            // dense: everything visible is attended
+            line["density"] = json!(1.0);
+        } else {
+            line["density"] = number(mean(|l| l.router.density));
+            line["active_chunks"] = number(mean(|l| l.router.active_chunks));
+            line["empty"] = number(mean(|l| l.router.empty));
+            line["bias_mean"] = number(mean(|l| l.router.bias_mean));
+            line["bias_max"] = number(s.routers.iter().fold(0.0, |m, l| f64::max(m, l.router.bias_max)));
+            let layers = s.routers.iter().map(|l| {
+                json!({
+                    "layer": l.layer, "density": number(l.router.density), "active_chunks": number(l.router.active_chunks),
+                    "empty": number(l.router.empty), "bias_mean": number(l.router.bias_mean),
+                    "bias_max": number(l.router.bias_max), "score_grad_norm": number(l.router.score_gradient),
+                    "indexer_q_grad_norm": number(l.indexer_gradient), "chunks_histogram": l.router.histogram,
+                })
+            });
+            line["layers"] = layers.collect();
+        }
+        self.line(&line);
+        let Some(events) = &mut self.events else { return };
+        for (tag, value) in [("loss", s.loss), ("lr", s.lr), ("grad_norm", s.grad_norm), ("tokens_per_s", tokens_per_s)]
+        {
+            events.scalar(&format!("train/{tag}"), value, step);
+        }
+        for key in ["density", "active_chunks", "empty", "bias_mean", "bias_max"] {
+            if let Some(value) = line[key].as_f64() {
+                events.scalar(&format!("router/{key}"), value, step);
+            }
+        }
+        for l in &s.routers {
+            let r = &l.router;
+            let figures = [
+                ("density", r.density),
+                ("active_chunks", r.active_chunks),
+                ("empty", r.empty),
+                ("bias_mean", r.bias_mean),
+                ("bias_max", r.bias_max),
+                ("score_grad_norm", r.score_gradient),
+                ("indexer_q_grad_norm", l.indexer_gradient),
+            ];
+            for (tag, value) in figures {
+                events.scalar(&format!("router/layer{}/{tag}", l.layer), value, step);
+            }
+            events.counts(&format!("router/layer{}/chunks", l.layer), &r.histogram, step);
+        }
+        events.flush();
+    }
+
+    /// A validation line.
+    pub fn validation(&mut self, step: u64, v: &Validation, sample: Option<&str>) {
+        let mut line = json!({
+            "step": step, "split": "val", "loss": number(v.loss), "perplexity": number(v.loss.exp()),
+            "bits_per_byte": number(v.bits_per_byte), "tokens": v.tokens, "density": number(v.density),
+        });
+        if let Some(sample) = sample {
+            line["sample"] = json!(sample);
+        }
+        self.line(&line);
+        let Some(events) = &mut self.events else { return };
+        let figures = [
+            ("loss", v.loss),
+            ("perplexity", v.loss.exp()),
+            ("bits_per_byte", v.bits_per_byte),
+            ("density", v.density),
+        ];
+        for (tag, value) in figures {
+            events.scalar(&format!("val/{tag}"), value, step);
+        }
+        events.flush();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_record_forgets_what_comes_after_the_checkpoint_and_a_cut_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("metrics.jsonl");
+        std::fs::write(&path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"st").unwrap();
+        Metrics::open(dir.path(), 2, false).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
+    }
+}

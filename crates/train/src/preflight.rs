@@ -1,0 +1,101 @@
+//! What a run will cost, printed before it starts.
+
+use std::time::Instant;
+
+use dash_core::{DType, Device, Tape, Tensor, ops};
+use dash_model::{Attention, Model, flops};
+
+use crate::config::Config;
+
+/// Share of the measured matrix-product rate that a whole step reaches: what this trainer measures on bench-cpu.toml.
+const STEP_EFFICIENCY: f64 = 0.6;
+
+/// Bytes that a training step needs at its peak: weights, gradients and two moments, and what the tape keeps for backward.
+pub fn memory_bytes(config: &Config, params: usize) -> f64 {
+    let m = &config.model;
+    let tokens = (config.data.seq_len * config.data.batch_size) as f64;
+    let (c, f) = (m.width as f64, m.ffn as f64);
+    let (h, g, d) = (m.heads as f64, m.kv_heads as f64, m.head_dim as f64);
+    // Kept per token and layer: block input and its norm, q k v before rope is freed, q k after, attention output and
+    // lse, residual, its norm, gate, up, gated.
+    let layer = 4.0 * c + 2.0 * h * d + 2.0 * g * d + h + 3.0 * f;
+    let routed = match m.attention {
+        Attention::Dense => 0.0,
+        // list, weights, bias and head weights at a density of one half
+        Attention::TopK { chunk_size, .. } => 0.25 * config.data.seq_len as f64 / chunk_size as f64 * 3.0 * g,
+        Attention::Dash(s) => 0.25 * config.data.seq_len as f64 / s.chunk_size as f64 * (5.0 * g + h),
+    };
+    let logits = 512.0f64.min(tokens) * config.data.vocab_size as f64;
+    let head = 2.0 * tokens * c + config.data.vocab_size as f64 * c;
+    let backward = tokens * (2.0 * f + 2.0 * c).max(4.0 * h * d + 4.0 * g * d);
+    4.0 * (4.0 * params as f64 + tokens * m.layers as f64 * (layer + routed) + logits + head + backward)
+}
+
+/// Rate of a 512-cubed product on this device, in FLOP/s: best of five.
+pub fn matmul_rate(device: &Device) -> f64 {
+    let tape = Tape::inference();
+    let x = tape.leaf(Tensor::full(device, &[512, 512], DType::F32, 0.5));
+    let time = || {
+        let start = Instant::now();
+        let _ = ops::linear(&tape, &x, &x);
+        start.elapsed().as_secs_f64()
+    };
+    2.0 * 512f64.powi(3) / (0..5).map(|_| time()).fold(f64::MAX, f64::min)
+}
+
+/// The report.
+pub fn report(config: &Config, model: &Model, device: &Device, train_tokens: usize) -> String {
+    let params = model.params().numel();
+    let per_step = config.tokens_per_step();
+    let total = per_step as f64 * config.run.steps as f64;
+    let density = 0.5;
+    let routed = config.model.attention.chunk_size().is_some();
+    let work = flops(&config.model, config.data.vocab_size, config.data.seq_len, if routed { density } else { 1.0 });
+    let step_flops = work.total() * per_step as f64;
+    let rate = matmul_rate(device);
+    let seconds = step_flops * config.run.steps as f64 / (rate * STEP_EFFICIENCY);
+    let attention = match &config.model.attention {
+        Attention::Dense => "dense".to_string(),
+        a => format!(
+            "{}, {} chunks of {}",
+            a.kind(),
+            config.data.seq_len.div_ceil(a.chunk_size().unwrap_or(1)),
+            a.chunk_size().unwrap_or(1)
+        ),
+    };
+    let assumed = if routed { " (assuming half of the chunks are attended)" } else { "" };
+    format!(
+        "run       {}\n\
+         model     {:.2} M parameters, {} layers, width {}, {} heads, {} kv heads, attention {attention}\n\
+         data      {:.1} M training tokens; this run sees {:.1} M ({:.2} epochs), {per_step} a step\n\
+         compute   {:.1} GFLOP a step{assumed}; {} threads, {:.0} GFLOP/s in a matrix product\n\
+         memory    about {:.0} MB\n\
+         time      about {}\n",
+        config.folder().display(),
+        params as f64 / 1e6,
+        config.model.layers,
+        config.model.width,
+        config.model.heads,
+        config.model.kv_heads,
+        train_tokens as f64 / 1e6,
+        total / 1e6,
+        total / train_tokens as f64,
+        step_flops / 1e9,
+        match device {
+            Device::Cpu(cpu) => cpu.threads(),
+        },
+        rate / 1e9,
+        memory_bytes(config, params) / 1e6,
+        duration(seconds),
+    )
+}
+
+/// Seconds for people.
+pub fn duration(seconds: f64) -> String {
+    match seconds {
+        s if s < 90.0 => format!("{s:.0} s"),
+        s if s < 5400.0 => format!("{:.0} min", s / 60.0),
+        s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
+        s => format!("{:.1} days", s / 86_400.0),
+    }
+}

@@ -1,0 +1,283 @@
+//! The loop: once in a while validate, save, log; then step.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use dash_core::Device;
+use dash_data::{Loader, LoaderState, Prepared, Progress, prepare};
+use dash_model::Sampling;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::checkpoint::{self, Checkpoints, State, config_hash};
+use crate::config::Config;
+use crate::eval::{ValidationSet, sample, unigram_loss};
+use crate::failure::{Failure, Result};
+use crate::metrics::Metrics;
+use crate::preflight;
+use crate::signals::Interrupt;
+use crate::trainer::{StepStats, Trainer};
+
+/// How a run starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Start {
+    /// Continue from the newest whole checkpoint.
+    pub resume: bool,
+    /// Continue although configuration or data changed.
+    pub allow_changes: bool,
+}
+
+/// Prepares the corpus of a configuration, telling on standard error where it stands.
+///
+/// # Errors
+/// As [`dash_data::prepare`].
+pub fn prepared(config: &Config) -> Result<Prepared> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template("{spinner} {msg}").expect("a valid template"));
+    let mut told = String::new();
+    let prepared = prepare(&config.data_settings(), |p| {
+        let message = match p {
+            Progress::Reading => "reading the corpus".to_string(),
+            Progress::Training(bytes) => {
+                format!("learning a vocabulary of {} from {:.1} MB", config.data.vocab_size, bytes as f64 / 1e6)
+            }
+            Progress::Encoding(done, all) => {
+                bar.set_message(format!("encoding {:.1} of {:.1} MB", done as f64 / 1e6, all as f64 / 1e6));
+                "encoding".into()
+            }
+            Progress::Verifying => "checking the shards".into(),
+        };
+        if message != told {
+            if bar.is_hidden() {
+                eprintln!("{message}");
+            }
+            told = message.clone();
+            bar.set_message(message);
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+    });
+    bar.finish_and_clear();
+    Ok(prepared?)
+}
+
+/// The device of a configuration.
+pub fn device(config: &Config) -> Device {
+    Device::cpu(config.run.threads)
+}
+
+struct Stand {
+    trainer: Trainer,
+    data: LoaderState,
+    tokens: u64,
+}
+
+/// A fresh start, or the newest whole checkpoint.
+fn stand(config: &Config, start: Start, folder: &Path, data_hash: &str, device: &Device) -> Result<Stand> {
+    let resolved = folder.join("config.toml");
+    let checkpoints = Checkpoints::of(folder);
+    if !start.resume {
+        if resolved.exists() {
+            return Err(Failure::request(format!(
+                "{}: holds a run already; continue it with --resume, or choose another name with --set run.name=NAME",
+                folder.display()
+            )));
+        }
+        return Ok(Stand { trainer: Trainer::new(config, device)?, data: LoaderState::default(), tokens: 0 });
+    }
+    if !resolved.exists() {
+        return Err(Failure::request(format!(
+            "{}: nothing to resume; leave out --resume to start the run",
+            folder.display()
+        )));
+    }
+    let differences = Config::of_run(folder)?.differences(config);
+    let (matter, neutral): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| d.1);
+    let names = |d: Vec<(String, bool)>| d.into_iter().map(|d| d.0).collect::<Vec<_>>().join("; ");
+    if !neutral.is_empty() {
+        eprintln!("resuming with {}", names(neutral));
+    }
+    let (newest, damaged) = checkpoints.newest();
+    for d in &damaged {
+        eprintln!("warning: checkpoint {d}; using the one before");
+    }
+    let mut changes = names(matter);
+    let state = newest.as_ref().map(|path| checkpoint::read_state(path)).transpose()?;
+    if let Some(state) = &state
+        && state.data_hash != data_hash
+    {
+        let separator = if changes.is_empty() { "" } else { "; " };
+        changes += &format!("{separator}prepared corpus: {} -> {data_hash}", state.data_hash);
+    }
+    if !changes.is_empty() && !start.allow_changes {
+        return Err(Failure::request(format!(
+            "{}: the run was started differently ({changes}); restore that, or add --allow-changes to continue anyway",
+            folder.display()
+        )));
+    }
+    let Some(path) = newest else {
+        if !damaged.is_empty() {
+            return Err(Failure::Run(anyhow!("{}: no whole checkpoint is left to resume from", folder.display())));
+        }
+        eprintln!("no checkpoint yet: starting from step 0");
+        return Ok(Stand { trainer: Trainer::new(config, device)?, data: LoaderState::default(), tokens: 0 });
+    };
+    let (trainer, state) = checkpoint::load(&path, config, device)?;
+    eprintln!("resuming from {} (step {})", path.display(), state.step);
+    Ok(Stand { trainer, data: state.data, tokens: state.tokens })
+}
+
+/// Trains.
+///
+/// # Errors
+/// See [`Failure`]: a wrong request, a run that failed, or one that a signal stopped after saving.
+pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
+    let began = Instant::now();
+    let folder = config.folder();
+    // refused before any work
+    if !start.resume && folder.join("config.toml").exists() {
+        stand(config, start, &folder, "", &Device::cpu(1))?;
+    }
+    let prepared = prepared(config)?;
+    let data_hash = prepared.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    if prepared.tokenizer.vocab_size() != config.data.vocab_size {
+        let (have, asked) = (prepared.tokenizer.vocab_size(), config.data.vocab_size);
+        return Err(Failure::request(format!(
+            "data.vocab_size: {asked}, but the tokenizer has {have} entries; set it to {have}"
+        )));
+    }
+    let device = device(config);
+    let Stand { mut trainer, data, mut tokens } = stand(config, start, &folder, &data_hash, &device)?;
+    let interrupt = interrupt()?;
+    let d = &config.data;
+    let mut loader = Loader::new(&prepared.train, d.seq_len, d.batch_size, config.run.seed, data)?;
+    let set =
+        ValidationSet::new(&prepared.validation, &prepared.tokenizer, d.seq_len, d.batch_size, config.eval.batches)?;
+    let train_tokens: usize = prepared.train.iter().map(|s| s.len()).sum();
+    eprint!("{}", preflight::report(config, &trainer.model, &device, train_tokens));
+    eprintln!(
+        "unigram   {:.3} nats a token is what the validation text costs without context",
+        unigram_loss(&prepared.train, &set, d.vocab_size)
+    );
+
+    std::fs::create_dir_all(&folder).with_context(|| format!("{} cannot be created", folder.display()))?;
+    let resolved = folder.join("config.toml");
+    std::fs::write(&resolved, config.to_toml()).with_context(|| format!("{} cannot be written", resolved.display()))?;
+    let tokenizer = folder.join("tokenizer.json");
+    std::fs::write(&tokenizer, prepared.tokenizer.json())
+        .with_context(|| format!("{} cannot be written", tokenizer.display()))?;
+    let checkpoints = Checkpoints::of(&folder);
+    let mut metrics = Metrics::open(&folder, trainer.optimizer.step, config.log.tensorboard)?;
+
+    let bar = ProgressBar::with_draw_target(Some(config.run.steps), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} eta {eta}").expect("a valid template");
+    bar.set_style(style);
+    bar.set_position(trainer.optimizer.step);
+    bar.reset_eta();
+    let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
+    let mut state = State {
+        step: trainer.optimizer.step,
+        tokens,
+        seed: config.run.seed,
+        data,
+        config_hash: config_hash(config),
+        data_hash,
+        validation_loss: None,
+        files: Default::default(),
+    };
+    let (mut window_start, mut window_tokens) = (Instant::now(), 0usize);
+    let first = trainer.optimizer.step;
+    while trainer.optimizer.step < config.run.steps {
+        let step = trainer.optimizer.step + 1;
+        let last = step == config.run.steps;
+        let logged = every(config.log.every, step) || step == 1 || last;
+        let batches: Vec<_> = (0..d.grad_accum).map(|_| loader.next_batch()).collect();
+        let stats = trainer.step(config, &batches, logged)?;
+        if step == first + 1 {
+            bar.println(format!("first step after {:.1} s", began.elapsed().as_secs_f64()));
+        }
+        tokens += config.tokens_per_step() as u64;
+        window_tokens += config.tokens_per_step();
+        (state.step, state.tokens, state.validation_loss) = (step, tokens, None);
+        state.data = batches.last().map_or(data, |b| b.state);
+        bar.inc(1);
+        if logged {
+            let rate = window_tokens as f64 / window_start.elapsed().as_secs_f64();
+            metrics.train(step, tokens, rate, &stats);
+            tell(&bar, step, config.run.steps, &stats, rate);
+            (window_start, window_tokens) = (Instant::now(), 0);
+        }
+        let stop = interrupt.requested();
+        if every(config.eval.every, step) || last {
+            let v = set.run(&trainer.model)?;
+            state.validation_loss = Some(v.loss);
+            let text = match config.eval.sample_tokens {
+                0 => None,
+                n => {
+                    let sampling = Sampling { temperature: 0.8, top_p: 0.95 };
+                    Some(sample(
+                        &trainer.model,
+                        &prepared.tokenizer,
+                        &config.eval.sample_prompt,
+                        n,
+                        sampling,
+                        config.run.seed + step,
+                    )?)
+                }
+            };
+            metrics.validation(step, &v, text.as_deref());
+            let density = if config.model.attention.chunk_size().is_some() {
+                format!(", density {:.3}", v.density)
+            } else {
+                String::new()
+            };
+            say(
+                &bar,
+                format!(
+                    "step {step}: validation loss {:.4}, perplexity {:.2}, {:.4} bits per byte{density}",
+                    v.loss,
+                    v.loss.exp(),
+                    v.bits_per_byte
+                ),
+            );
+            if let Some(text) = text {
+                say(&bar, format!("  {:?} -> {text:?}", config.eval.sample_prompt));
+            }
+            (window_start, window_tokens) = (Instant::now(), 0);
+        }
+        if every(config.checkpoint.every, step) || last || stop {
+            checkpoints.save(&trainer, state.clone(), config)?;
+            (window_start, window_tokens) = (Instant::now(), 0);
+        }
+        if stop && !last {
+            bar.finish_and_clear();
+            eprintln!("interrupted at step {step}, saved; continue with --resume");
+            return Err(Failure::Interrupted);
+        }
+    }
+    bar.finish_and_clear();
+    eprintln!(
+        "done: {} steps in {}, {}",
+        config.run.steps,
+        preflight::duration(began.elapsed().as_secs_f64()),
+        folder.display()
+    );
+    Ok(())
+}
+
+fn say(bar: &ProgressBar, line: String) {
+    if bar.is_hidden() { eprintln!("{line}") } else { bar.println(line) }
+}
+
+fn tell(bar: &ProgressBar, step: u64, steps: u64, s: &StepStats, rate: f64) {
+    let density = match s.routers.len() {
+        0 => String::new(),
+        n => format!(" density {:.3}", s.routers.iter().map(|l| l.router.density).sum::<f64>() / n as f64),
+    };
+    let message = format!("loss {:.4}{density} {rate:.0} tok/s", s.loss);
+    if bar.is_hidden() {
+        let left = (steps - step) as f64 * bar.elapsed().as_secs_f64() / step.max(1) as f64;
+        eprintln!("step {step}/{steps} {message} eta {}", preflight::duration(left));
+    } else {
+        bar.set_message(message);
+    }
+}

@@ -1,0 +1,58 @@
+//! The learning rate as a function of the step.
+
+use crate::config::{Optim, Schedule};
+
+/// Learning rate of update `step` (from 1) of `steps`. Warmup is linear and reaches the peak at `warmup_steps`; the last
+/// update has `lr * min_lr_ratio`.
+pub fn learning_rate(o: &Optim, step: u64, steps: u64) -> f64 {
+    if step <= o.warmup_steps {
+        return o.lr * step as f64 / o.warmup_steps as f64;
+    }
+    let rest = (steps - o.warmup_steps.min(steps)).max(1) as f64;
+    let done = (step - o.warmup_steps) as f64;
+    let low = o.lr * o.min_lr_ratio;
+    match o.schedule {
+        Schedule::Constant => o.lr,
+        Schedule::Cosine => low + (o.lr - low) * 0.5 * (1.0 + (std::f64::consts::PI * (done / rest).min(1.0)).cos()),
+        Schedule::WarmupStableDecay => {
+            let decay = (steps as f64 * o.decay_fraction).max(1.0);
+            let left = steps as f64 - step as f64;
+            low + (o.lr - low) * (left / decay).clamp(0.0, 1.0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn optim(schedule: Schedule) -> Optim {
+        Optim {
+            lr: 1.0,
+            warmup_steps: 10,
+            schedule,
+            min_lr_ratio: 0.1,
+            decay_fraction: 0.2,
+            weight_decay: 0.0,
+            clip: 0.0,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+        }
+    }
+
+    #[test]
+    fn schedules_pass_through_their_corners() {
+        for s in [Schedule::Cosine, Schedule::WarmupStableDecay, Schedule::Constant] {
+            let at = |step| learning_rate(&optim(s), step, 110);
+            assert!((at(1) - 0.1).abs() < 1e-12 && at(10) == 1.0);
+            let (middle, end) = match s {
+                Schedule::Cosine => (0.55, 0.1),
+                Schedule::WarmupStableDecay => (1.0, 0.1),
+                Schedule::Constant => (1.0, 1.0),
+            };
+            assert!((at(60) - middle).abs() < 1e-12 && (at(110) - end).abs() < 1e-12, "{s:?}: {} {}", at(60), at(110));
+        }
+        assert!((learning_rate(&optim(Schedule::WarmupStableDecay), 99, 110) - 0.55).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,128 @@
+//! One update as a function: batches -> loss -> backward -> clip -> update.
+
+use dash_core::{DType, Device, Error, Tape, Tensor};
+use dash_data::Batch;
+use dash_model::{Model, RouterStats};
+
+use crate::config::Config;
+use crate::failure::{Failure, Result};
+use crate::optim::Optimizer;
+use crate::schedule::learning_rate;
+
+/// What training changes.
+pub struct Trainer {
+    /// Weights.
+    pub model: Model,
+    /// Moments and step.
+    pub optimizer: Optimizer,
+}
+
+/// What an update tells.
+#[derive(Debug, Clone)]
+pub struct StepStats {
+    /// Mean cross-entropy of the update's tokens, in nats.
+    pub loss: f64,
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate used.
+    pub lr: f64,
+    /// One entry per routed layer, of the update's last forward pass; empty unless asked for.
+    pub routers: Vec<LayerStats>,
+}
+
+/// Router figures of one layer.
+#[derive(Debug, Clone)]
+pub struct LayerStats {
+    /// Layer number.
+    pub layer: usize,
+    /// What the router chose.
+    pub router: RouterStats,
+    /// Norm of the gradient of `indexer_q`, summed over the update; 0 where it has none.
+    pub indexer_gradient: f64,
+}
+
+impl Trainer {
+    /// Fresh weights and moments.
+    ///
+    /// # Errors
+    /// When no model can be built from the configuration.
+    pub fn new(config: &Config, device: &Device) -> Result<Self> {
+        let (c, t) = (&config.model, config.data.seq_len);
+        let model = Model::new(c.clone(), config.data.vocab_size, t, config.run.seed, device, DType::F32)?;
+        let optimizer = Optimizer::new(model.params());
+        Ok(Trainer { model, optimizer })
+    }
+
+    /// One update from `batches`, which together are the global batch. The loss is normalised by the number of tokens of
+    /// all of them, so it does not matter how they are cut.
+    ///
+    /// # Errors
+    /// When a value is not finite: the error names the step and where it appears first, and weights and moments are
+    /// those of before.
+    pub fn step(&mut self, config: &Config, batches: &[Batch], with_routers: bool) -> Result<StepStats> {
+        let step = self.optimizer.step + 1;
+        let lr = learning_rate(&config.optim, step, config.run.steps);
+        let tokens: usize = batches.iter().map(|b| b.targets.len()).sum();
+        let mut total: Vec<Option<Tensor>> = vec![None; self.model.params().len()];
+        let mut loss_sum = 0.0;
+        let mut traces = Vec::new();
+        for batch in batches {
+            let tape = Tape::new();
+            let leaves = self.model.leaves(&tape);
+            let (loss, routers) =
+                self.model.loss(&tape, &leaves, (&batch.inputs, &batch.targets), batch.batch, tokens as f64)?;
+            let value = loss.value.item()?;
+            if !value.is_finite() {
+                return Err(self.not_finite(step, "loss", batch));
+            }
+            loss_sum += value;
+            let mut grads = tape.backward(&loss)?;
+            for (sum, leaf) in total.iter_mut().zip(&leaves) {
+                match (sum.as_mut(), grads.take(leaf)) {
+                    (Some(sum), Some(g)) => sum.accumulate(&g)?,
+                    (None, Some(g)) => *sum = Some(g),
+                    (_, None) => {}
+                }
+            }
+            traces = routers;
+        }
+        let grad_norm = self.optimizer.update(self.model.params_mut(), &total, lr, &config.optim)?;
+        if !grad_norm.is_finite() {
+            let name = self.model.params().iter().zip(&total).find(|(_, g)| g.as_ref().is_some_and(|g| !g.is_finite()));
+            let what = name.map_or("gradient norm".into(), |(p, _)| format!("gradient of {}", p.name));
+            return Err(self.not_finite(step, &what, &batches[0]));
+        }
+        let mut routers = Vec::new();
+        if with_routers {
+            for (layer, trace) in traces.into_iter().enumerate().filter_map(|(i, t)| Some((i, t?))) {
+                let name = format!("model.layers.{layer}.self_attn.indexer_q");
+                let slot = self.model.params().iter().position(|p| p.name == name);
+                let gradient = slot.and_then(|i| total[i].as_ref());
+                let indexer_gradient = gradient.map_or(0.0, |g| dash_core::ops::grad_norm([g]));
+                routers.push(LayerStats { layer, router: trace.stats(), indexer_gradient });
+            }
+        }
+        Ok(StepStats { loss: loss_sum, grad_norm, lr, routers })
+    }
+
+    /// Runs the batch again on a tape that checks every output.
+    fn not_finite(&self, step: u64, what: &str, batch: &Batch) -> Failure {
+        let first = self.model.params().iter().find(|p| !p.value.is_finite()).map(|p| format!("parameter {}", p.name));
+        let first = first.or_else(|| {
+            let tape = Tape::checking();
+            let leaves = self.model.leaves(&tape);
+            let ids = (&batch.inputs, &batch.targets[..]);
+            match self.model.loss(&tape, &leaves, ids, batch.batch, batch.targets.len() as f64) {
+                Err(Error::NonFinite { at, op }) => Some(format!("the output of {op} in {at}")),
+                _ => None,
+            }
+        });
+        let first = first.map_or("every value of the forward pass is finite".into(), |f| {
+            format!("the first non-finite value is {f}")
+        });
+        Failure::Run(anyhow::anyhow!(
+            "step {step}: the {what} is not finite; {first}. The weights of the last checkpoint are kept; resume from it with a lower \
+             optim.lr, a longer optim.warmup_steps or a smaller optim.clip"
+        ))
+    }
+}

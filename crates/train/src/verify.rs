@@ -1,0 +1,83 @@
+//! `verify-resume`: proves on this machine that a resumed run has the same bits.
+
+use dash_data::{Loader, LoaderState};
+
+use crate::checkpoint::{self, Checkpoints, State, config_hash};
+use crate::config::Config;
+use crate::failure::{Failure, Result};
+use crate::run;
+use crate::trainer::Trainer;
+
+/// Steps before the save, and after it.
+const STEPS: u64 = 4;
+
+fn advance(
+    trainer: &mut Trainer,
+    config: &Config,
+    loader: &mut Loader,
+    steps: u64,
+    mut data: LoaderState,
+) -> Result<LoaderState> {
+    for _ in 0..steps {
+        let batches: Vec<_> = (0..config.data.grad_accum).map(|_| loader.next_batch()).collect();
+        trainer.step(config, &batches, false)?;
+        data = batches.last().map_or(data, |b| b.state);
+    }
+    Ok(data)
+}
+
+/// Runs 8 steps at once, and 4, a checkpoint on disk, 4 more from it; compares every bit of weights and moments.
+///
+/// # Errors
+/// [`Failure::Run`] naming the first tensor that differs.
+pub fn verify_resume(config: &Config) -> Result<()> {
+    let mut config = config.clone();
+    config.run.steps = 2 * STEPS;
+    let prepared = run::prepared(&config)?;
+    let device = run::device(&config);
+    let d = &config.data;
+    let loader = |state| Loader::new(&prepared.train, d.seq_len, d.batch_size, config.run.seed, state);
+    let scratch = std::env::temp_dir().join(format!("dashlab-verify-{}", std::process::id()));
+    let result = (|| {
+        let mut whole = Trainer::new(&config, &device)?;
+        let mut batches = loader(LoaderState::default())?;
+        let data = advance(&mut whole, &config, &mut batches, STEPS, LoaderState::default())?;
+        let state = State {
+            step: STEPS,
+            tokens: STEPS * config.tokens_per_step() as u64,
+            seed: config.run.seed,
+            data,
+            config_hash: config_hash(&config),
+            data_hash: String::new(),
+            validation_loss: None,
+            files: Default::default(),
+        };
+        let path = Checkpoints::of(&scratch).save(&whole, state, &config)?;
+        advance(&mut whole, &config, &mut batches, STEPS, data)?;
+        let (mut resumed, state) = checkpoint::load(&path, &config, &device)?;
+        advance(&mut resumed, &config, &mut loader(state.data)?, STEPS, state.data)?;
+        let tensors = |t: &Trainer| -> Vec<(String, Vec<u32>)> {
+            let bits = |x: &dash_core::Tensor| {
+                x.as_slice::<f32>().expect("trained in f32").iter().map(|v| v.to_bits()).collect()
+            };
+            let params = t.model.params().iter().map(|p| (p.name.clone(), bits(&p.value)));
+            let moments =
+                t.optimizer.m.iter().chain(&t.optimizer.v).enumerate().map(|(i, m)| (format!("moment {i}"), bits(m)));
+            params.chain(moments).collect()
+        };
+        let (a, b) = (tensors(&whole), tensors(&resumed));
+        match a.iter().zip(&b).find(|(x, y)| x != y) {
+            Some(((name, _), _)) => Err(Failure::Run(anyhow::anyhow!("after resuming, {name} has other bits"))),
+            None => {
+                println!(
+                    "resumed run is bit-equal: {} tensors after {} steps, saved and reloaded at step {STEPS}",
+                    a.len(),
+                    2 * STEPS
+                );
+                Ok(())
+            }
+        }
+    })();
+    let _ = std::fs::remove_dir_all(&scratch);
+    result
+}

@@ -1,0 +1,117 @@
+//! Finding and reading golden files.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use dash_core::{DType, Device, Tensor, testing};
+use safetensors::tensor::{Dtype, SafeTensors};
+use serde_json::Value;
+
+/// One file.
+pub struct Golden {
+    pub name: String,
+    pub config: Value,
+    tensors: HashMap<String, (Vec<usize>, Vec<f64>)>,
+    device: Device,
+}
+
+fn folder() -> PathBuf {
+    match std::env::var_os("DASHLAB_GOLDEN") {
+        Some(path) => path.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../../oracle/golden"),
+    }
+}
+
+/// All files of a kind. The project's own folder must hold some; another may not have the kind.
+pub fn all(kind: &str) -> Vec<Golden> {
+    let folder = folder().join(kind);
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|e| e.path()).collect();
+    paths.retain(|p| p.extension().is_some_and(|e| e == "safetensors"));
+    paths.sort();
+    let own = std::env::var_os("DASHLAB_GOLDEN").is_none();
+    assert!(!own || !paths.is_empty(), "{} holds no golden file", folder.display());
+    if paths.is_empty() {
+        println!("{} holds no golden file of this kind", folder.display());
+    }
+    paths.iter().map(|p| Golden::read(p)).collect()
+}
+
+impl Golden {
+    fn read(path: &Path) -> Self {
+        let bytes = std::fs::read(path).unwrap();
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        let config = header.metadata().as_ref().and_then(|m| m.get("config")).expect("metadata has a config");
+        let tensors = SafeTensors::deserialize(&bytes).unwrap().tensors().into_iter().map(|(name, view)| {
+            let words = view.data().chunks_exact(8).map(|b| <[u8; 8]>::try_from(b).unwrap());
+            let data = match view.dtype() {
+                Dtype::F64 => words.map(f64::from_le_bytes).collect(),
+                Dtype::I64 => words.map(|b| i64::from_le_bytes(b) as f64).collect(),
+                other => panic!("{name} is {other:?}"),
+            };
+            (name, (view.shape().to_vec(), data))
+        });
+        Golden {
+            name: path.file_stem().unwrap().to_string_lossy().into_owned(),
+            config: serde_json::from_str(config).unwrap(),
+            tensors: tensors.collect(),
+            device: testing::device(),
+        }
+    }
+
+    pub fn has(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    pub fn numbers(&self, name: &str) -> &[f64] {
+        &self.tensors[name].1
+    }
+
+    pub fn shape(&self, name: &str) -> &[usize] {
+        &self.tensors[name].0
+    }
+
+    pub fn tensor(&self, name: &str, dtype: DType) -> Tensor {
+        let (shape, data) = self.tensors.get(name).unwrap_or_else(|| panic!("{} has no {name}", self.name));
+        Tensor::from_vec(&self.device, shape, data.clone()).unwrap().to_dtype(dtype)
+    }
+
+    pub fn ids(&self, name: &str) -> Vec<u32> {
+        self.numbers(name).iter().map(|&x| x as u32).collect()
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    pub fn number(&self, key: &str) -> f64 {
+        self.config[key].as_f64().unwrap_or_else(|| panic!("{}: {key}", self.name))
+    }
+
+    pub fn size(&self, key: &str) -> usize {
+        self.number(key) as usize
+    }
+
+    pub fn text(&self, key: &str) -> &str {
+        self.config[key].as_str().unwrap_or_else(|| panic!("{}: {key}", self.name))
+    }
+}
+
+/// Largest difference and largest golden value. NaN is infinitely far.
+pub fn difference(got: &Tensor, want: &[f64]) -> (f64, f64) {
+    let got = got.to_f64();
+    assert_eq!(got.len(), want.len());
+    let worst = got
+        .iter()
+        .zip(want)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, |m: f64, d| if d.is_nan() { f64::INFINITY } else { m.max(d) });
+    (worst, want.iter().fold(0.0, |m, x| m.max(x.abs())))
+}
+
+/// Difference relative to the largest element. A gradient that is zero in exact arithmetic comes out as the rounding of
+/// terms of size one, about 1e-16, on both sides; below 1e-6 the difference counts absolutely.
+pub fn error(got: &Tensor, want: &[f64]) -> f64 {
+    let (difference, scale) = difference(got, want);
+    difference / scale.max(1e-6)
+}

@@ -1,0 +1,131 @@
+use dash_core::ops::attention::{Center, RouterGradient};
+use dash_core::rng::Rng;
+use dash_core::{DType, Tape, Tensor};
+use dash_model::{Attention, Dash, Model, ModelConfig, Params};
+use train::config::{Optim, Schedule};
+use train::optim::Optimizer;
+
+use crate::files::{Golden, all, error};
+
+fn model(g: &Golden, dtype: DType) -> Model {
+    let attention = match g.text("attention") {
+        "dense" => Attention::Dense,
+        "dash" => {
+            assert_eq!(g.text("center"), "none", "{}", g.name);
+            Attention::Dash(Dash {
+                chunk_size: g.size("chunk_size"),
+                alpha: g.number("alpha"),
+                gamma: g.number("gamma"),
+                sigma: g.number("sigma"),
+                center: Center::None,
+                router_gradient: RouterGradient::Full,
+                diagonal: false,
+            })
+        }
+        other => panic!("{}: attention {other}", g.name),
+    };
+    let config = ModelConfig {
+        layers: g.size("num_hidden_layers"),
+        width: g.size("hidden_size"),
+        heads: g.size("num_attention_heads"),
+        kv_heads: g.size("num_key_value_heads"),
+        head_dim: g.size("head_dim"),
+        ffn: g.size("intermediate_size"),
+        rope_theta: g.number("rope_theta"),
+        norm_eps: g.number("rms_norm_eps"),
+        tie_embeddings: g.config["tie_word_embeddings"].as_bool().unwrap(),
+        init_std: 0.02,
+        attention,
+    };
+    let find = |name: &str| g.has(name).then(|| g.tensor(name, dtype));
+    let params = Params::from_named(&config, g.size("vocab_size"), find).unwrap();
+    let named = g.names().filter(|n| n.starts_with("grad.")).count();
+    assert_eq!(params.len(), named, "{}: every golden gradient belongs to a parameter", g.name);
+    Model::with_params(config, params, g.shape("ids")[1]).unwrap()
+}
+
+/// Logits, loss and every gradient.
+fn results(m: &Model, g: &Golden) -> Vec<(String, Tensor)> {
+    let (ids, targets) = (g.ids("ids").into(), g.ids("targets"));
+    let batch = g.shape("ids")[0];
+    let t = Tape::new();
+    let leaves = m.leaves(&t);
+    let (loss, _) = m.loss(&t, &leaves, (&ids, &targets), batch, targets.len() as f64).unwrap();
+    let mut out = vec![("logits".into(), m.logits(&ids, batch).unwrap()), ("loss".into(), loss.value.clone())];
+    let mut grads = t.backward(&loss).unwrap();
+    for (p, leaf) in m.params().iter().zip(&leaves) {
+        out.push((format!("grad.{}", p.name), grads.take(leaf).unwrap()));
+    }
+    out
+}
+
+#[test]
+fn golden_model_f64() {
+    for g in all("model") {
+        for (name, got) in results(&model(&g, DType::F64), &g) {
+            let e = error(&got, g.numbers(&name));
+            assert!(e <= 1e-9, "{}: {name} is off by {e:e}", g.name);
+        }
+    }
+}
+
+/// What f32 can give depends on the case: scores near the edge of a support decide with the difference of large numbers.
+/// So the limit is measured: the f64 model with every parameter moved by a random ulp of f32 shows how far one rounding
+/// carries. A value passes through some 40 roundings forward and backward, which add like a random walk: 6 of one.
+#[test]
+fn golden_model_f32() {
+    for g in all("model") {
+        let mut rng = Rng::new(1);
+        let mut one_rounding = std::collections::HashMap::new();
+        for _ in 0..4 {
+            let mut m = model(&g, DType::F64);
+            for p in m.params_mut().iter_mut() {
+                let moved = p.value.to_f64().iter().map(|x| x * (1.0 + f32::EPSILON as f64 * rng.normal())).collect();
+                p.value = Tensor::from_vec(p.value.device(), p.value.shape(), moved).unwrap();
+            }
+            for (name, got) in results(&m, &g) {
+                let e = error(&got, g.numbers(&name));
+                let worst: &mut f64 = one_rounding.entry(name).or_default();
+                *worst = worst.max(e);
+            }
+        }
+        for (name, got) in results(&model(&g, DType::F32), &g) {
+            let (e, allowed) = (error(&got, g.numbers(&name)), 6.0 * one_rounding[&name]);
+            assert!(e <= allowed, "{}: {name} is off by {e:e}, allowed {allowed:e}", g.name);
+        }
+    }
+}
+
+#[test]
+fn golden_model_ten_adamw_losses() {
+    let optim = Optim {
+        lr: 1e-3,
+        warmup_steps: 0,
+        schedule: Schedule::Constant,
+        min_lr_ratio: 1.0,
+        decay_fraction: 0.0,
+        weight_decay: 0.1,
+        clip: 1.0,
+        beta1: 0.9,
+        beta2: 0.95,
+        eps: 1e-8,
+    };
+    for g in all("model") {
+        let mut m = model(&g, DType::F64);
+        let mut optimizer = Optimizer::new(m.params());
+        let (ids, targets) = (g.ids("ids").into(), g.ids("targets"));
+        for (i, want) in g.numbers("losses").iter().enumerate() {
+            let t = Tape::new();
+            let leaves = m.leaves(&t);
+            let sizes = (g.shape("ids")[0], targets.len() as f64);
+            let (loss, _) = m.loss(&t, &leaves, (&ids, &targets), sizes.0, sizes.1).unwrap();
+            let got = loss.value.item().unwrap();
+            assert!((got - want).abs() <= 1e-9 * want, "{}: loss {i} is {got}, the oracle's {want}", g.name);
+            let mut grads = t.backward(&loss).unwrap();
+            drop(loss);
+            let grads: Vec<Option<Tensor>> = leaves.iter().map(|l| grads.take(l)).collect();
+            drop(leaves);
+            optimizer.update(m.params_mut(), &grads, 1e-3, &optim).unwrap();
+        }
+    }
+}

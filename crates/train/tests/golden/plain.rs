@@ -1,0 +1,146 @@
+//! The attention variants composed from primitives, with t x t matrices and nothing clever: what the fused rooms are
+//! compared with, and in f32 what their error is measured against.
+
+use dash_core::ops::attention::{BlockList, Center, RouterGradient};
+use dash_core::{Result, Tape, Tensor, Var, ops};
+use dash_model::Dash;
+
+/// Extents; tensors here are `[b, heads, t, d]`.
+#[derive(Clone, Copy)]
+struct Dims {
+    b: usize,
+    h: usize,
+    g: usize,
+    t: usize,
+    d: usize,
+}
+
+fn dims(q: &Var, k: &Var) -> Dims {
+    let (q, k) = (q.value.shape(), k.value.shape());
+    Dims { b: q[0], t: q[1], h: q[2], g: k[2], d: q[3] }
+}
+
+impl Dims {
+    fn head_of(&self) -> Vec<usize> {
+        (0..self.h).map(|i| i / (self.h / self.g)).collect()
+    }
+}
+
+fn heads_first(t: &Tape, x: &Var) -> Result<Var> {
+    ops::transpose(t, x, &[0, 2, 1, 3])
+}
+
+/// Softmax of `q k^T / sqrt d + bias` where `allowed [t, t]` (or more leading axes) is true, times v.
+fn attend(t: &Tape, q: &Var, k: &Var, v: &Var, allowed: &[bool], bias: Option<&Var>) -> Result<Var> {
+    let s = dims(q, k);
+    let (q, k, v) = (heads_first(t, q)?, heads_first(t, k)?, heads_first(t, v)?);
+    let k = ops::transpose(t, &ops::index_select(t, &k, 1, &s.head_of())?, &[0, 1, 3, 2])?;
+    let v = ops::index_select(t, &v, 1, &s.head_of())?;
+    let mut z = ops::scale(t, &ops::matmul(t, &q, &k)?, 1.0 / (s.d as f64).sqrt())?;
+    if let Some(bias) = bias {
+        z = ops::add(t, &z, bias)?;
+    }
+    let masked: Vec<bool> = allowed.iter().map(|a| !a).collect();
+    let p = ops::softmax(t, &ops::mask_fill(t, &z, &masked, f64::NEG_INFINITY)?)?;
+    heads_first(t, &ops::matmul(t, &p, &v)?)
+}
+
+pub fn dense(t: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
+    let n = q.value.shape()[1];
+    attend(t, q, k, v, &(0..n * n).map(|i| i % n <= i / n).collect::<Vec<_>>(), None)
+}
+
+/// Attention to a given list without a bias.
+pub fn listed(t: &Tape, q: &Var, k: &Var, v: &Var, list: &BlockList) -> Result<Var> {
+    let s = dims(q, k);
+    let mut allowed = Vec::with_capacity(s.b * s.h * s.t * s.t);
+    for i in 0..s.b * s.h * s.t {
+        let (batch, head, query) = (i / (s.h * s.t), i / s.t % s.h, i % s.t);
+        let chunks = list.chunks_of(batch, s.head_of()[head], query);
+        allowed.extend((0..s.t).map(|j| j <= query && chunks.contains(&((j / list.chunk_size()) as u32))));
+    }
+    attend(t, q, k, v, &allowed, None)
+}
+
+fn summaries(t: &Tape, k: &Var, qbar: &Var, s: usize) -> Result<Var> {
+    let [b, tokens, g, d] = k.value.dims("summaries")?;
+    let n = tokens / s;
+    let k = heads_first(t, k)?;
+    let k = ops::index_select(t, &k, 2, &(0..n * s).collect::<Vec<_>>())?;
+    let k = ops::reshape(t, &k, &[b, g, n, s, d])?;
+    let z = ops::sum_axis(t, &ops::mul(t, &k, &ops::reshape(t, qbar, &[g, 1, 1, d])?)?, 4)?;
+    let a = ops::softmax(t, &ops::scale(t, &z, 1.0 / (d as f64).sqrt())?)?;
+    ops::sum_axis(t, &ops::mul(t, &ops::reshape(t, &a, &[b, g, n, s, 1])?, &k)?, 3)
+}
+
+/// DashAttention, arXiv 2605.18753, line by line.
+pub fn dash(t: &Tape, q: &Var, k: &Var, v: &Var, qbar: &Var, diagonal: Option<&Var>, c: &Dash) -> Result<Var> {
+    let e = dims(q, k);
+    let (s, n, group) = (c.chunk_size, e.t / c.chunk_size, e.h / e.g);
+    if n == 0 {
+        return dense_with_diagonal(t, q, k, v, diagonal);
+    }
+    let constant = |x: Tensor| t.leaf(x);
+    let kbar = ops::index_select(t, &summaries(t, k, qbar, s)?, 1, &e.head_of())?;
+    let scores = ops::matmul(t, &heads_first(t, q)?, &ops::transpose(t, &kbar, &[0, 1, 3, 2])?)?;
+    let scores = ops::scale(t, &scores, c.gamma / (e.d as f64).sqrt())?;
+    let hidden: Vec<bool> = (0..e.t * n).map(|i| i % n >= i / n / s).collect();
+    let scores = ops::mask_fill(t, &scores, &hidden, f64::NEG_INFINITY)?;
+    let group_mean = |p: &Var| {
+        let p = ops::reshape(t, p, &[e.b, e.g, group, e.t, n])?;
+        ops::scale(t, &ops::sum_axis(t, &p, 2)?, 1.0 / group as f64)
+    };
+    let w = group_mean(&ops::entmax(t, &scores, c.alpha)?)?;
+    let off: Vec<bool> = w.value.to_f64().iter().map(|&x| x <= 0.0).collect();
+    let log_on_support = |w: &Var| ops::ln(t, &ops::mask_fill(t, w, &off, 1.0)?);
+    let mut logw = log_on_support(&w)?;
+    if c.router_gradient == RouterGradient::StraightThrough {
+        let soft = log_on_support(&group_mean(&ops::softmax(t, &scores)?)?)?;
+        let difference = ops::sub(t, &soft, &constant(soft.value.clone()))?;
+        logw = ops::add(t, &constant(logw.value.clone()), &difference)?;
+    }
+    if c.center != Center::None {
+        let counts: Vec<f64> = off.chunks(n).map(|r| 1.0 / (r.iter().filter(|o| !**o).count().max(1) as f64)).collect();
+        let counts = Tensor::from_vec(w.value.device(), &[e.b, e.g, e.t], counts)?.to_dtype(w.value.dtype());
+        let mut mu = ops::mul(t, &ops::sum_axis(t, &logw, 3)?, &constant(counts))?;
+        if c.center == Center::MeanDetached {
+            mu = constant(mu.value.clone());
+        }
+        logw = ops::sub(t, &logw, &ops::reshape(t, &mu, &[e.b, e.g, e.t, 1])?)?;
+    }
+    let mut bias = ops::scale(t, &ops::mask_fill(t, &logw, &off, 0.0)?, 1.0 / c.sigma)?;
+    if c.router_gradient == RouterGradient::Stopped {
+        bias = constant(bias.value.clone());
+    }
+    // from chunks to tokens; the own chunk has no bias, or the diagonal's
+    let chunk_of: Vec<usize> = (0..e.t).map(|j| (j / s).min(n - 1)).collect();
+    let on = |i: usize, j: usize| j / s < n && !off[i * n + j / s];
+    let routed: Vec<bool> = (0..e.b * e.g * e.t * e.t).map(|i| on(i / e.t, i % e.t)).collect();
+    let unrouted: Vec<bool> = routed.iter().map(|r| !r).collect();
+    let bias = ops::mask_fill(t, &ops::index_select(t, &bias, 3, &chunk_of)?, &unrouted, 0.0)?;
+    let bias = with_diagonal(t, &bias, diagonal, e, s)?;
+    let bias = ops::index_select(t, &bias, 1, &e.head_of())?;
+    let mut allowed = Vec::with_capacity(e.b * e.h * e.t * e.t);
+    for i in 0..e.b * e.h * e.t {
+        let (batch, head, query) = (i / (e.h * e.t), i / e.t % e.h, i % e.t);
+        let row = (batch * e.g + e.head_of()[head]) * e.t + query;
+        allowed.extend((0..e.t).map(|j| j <= query && (j / s == query / s || routed[row * e.t + j])));
+    }
+    attend(t, q, k, v, &allowed, Some(&bias))
+}
+
+/// Adds `diagonal [g]` to the bias `[b, g, t, t]` of the own chunk's tokens.
+fn with_diagonal(t: &Tape, bias: &Var, diagonal: Option<&Var>, e: Dims, s: usize) -> Result<Var> {
+    let Some(diagonal) = diagonal else { return Ok(bias.clone()) };
+    let here: Vec<f64> = (0..e.t * e.t).map(|i| (i % e.t / s == i / e.t / s) as u8 as f64).collect();
+    let here = Tensor::from_vec(bias.value.device(), &[e.t, e.t], here)?.to_dtype(bias.value.dtype());
+    ops::add(t, bias, &ops::mul(t, &ops::reshape(t, diagonal, &[e.g, 1, 1])?, &t.leaf(here))?)
+}
+
+/// A sequence shorter than one chunk: the diagonal shifts every logit alike.
+fn dense_with_diagonal(t: &Tape, q: &Var, k: &Var, v: &Var, diagonal: Option<&Var>) -> Result<Var> {
+    let e = dims(q, k);
+    let zeros = t.leaf(Tensor::zeros(q.value.device(), &[e.b, e.g, e.t, e.t], q.value.dtype()));
+    let bias = ops::index_select(t, &with_diagonal(t, &zeros, diagonal, e, e.t)?, 1, &e.head_of())?;
+    attend(t, q, k, v, &(0..e.t * e.t).map(|i| i % e.t <= i / e.t).collect::<Vec<_>>(), Some(&bias))
+}
