@@ -15,12 +15,14 @@ pub enum Error {
         what: String,
     },
     /// A value that is NaN or infinite, found by a checking tape ([`crate::Tape::checking`]).
-    #[error("{at}: {op} produced a non-finite value")]
+    #[error("the {what} of {op} in {at} is not finite")]
     NonFinite {
         /// The scope the tape was in, for example `model.layers.3.mlp`.
         at: String,
-        /// The op whose output it is.
+        /// The op it belongs to.
         op: &'static str,
+        /// `output`, or `gradient of the output`.
+        what: &'static str,
     },
 }
 

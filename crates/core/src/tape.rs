@@ -32,6 +32,8 @@ type Backward = Box<dyn FnOnce(Tensor, &mut Grads) -> Result<()>>;
 
 struct Node {
     name: &'static str,
+    /// where it was recorded; empty unless the tape checks
+    scope: String,
     out: Id,
     backward: Backward,
 }
@@ -71,9 +73,9 @@ impl Tape {
         Tape { recording: false, ..Self::new() }
     }
 
-    /// A tape that keeps nothing and stops at the first output that is not finite, naming scope and op.
+    /// A tape that records, and stops at the first output or gradient that is not finite, naming scope and op.
     pub fn checking() -> Self {
-        Tape { checking: true, ..Self::inference() }
+        Tape { checking: true, ..Self::new() }
     }
 
     /// Whether a backward pass will follow; ops skip work that only serves it otherwise.
@@ -106,11 +108,12 @@ impl Tape {
         backward: impl FnOnce(Tensor, &mut Grads) -> Result<()> + 'static,
     ) -> Result<Var> {
         if self.checking && !value.is_finite() {
-            return Err(Error::NonFinite { at: self.scope.borrow().clone(), op: name });
+            return Err(Error::NonFinite { at: self.scope.borrow().clone(), op: name, what: "output" });
         }
         let out = self.leaf(value);
         if self.recording {
-            self.nodes.borrow_mut().push(Node { name, out: out.id, backward: Box::new(backward) });
+            let scope = self.scope.borrow().clone();
+            self.nodes.borrow_mut().push(Node { name, scope, out: out.id, backward: Box::new(backward) });
         }
         Ok(out)
     }
@@ -142,6 +145,9 @@ impl Tape {
         grads.0[out.id.0] = Some(seed);
         for node in self.nodes.into_inner().into_iter().rev() {
             let Some(dy) = grads.0[node.out.0].take() else { continue };
+            if self.checking && !dy.is_finite() {
+                return Err(Error::NonFinite { at: node.scope, op: node.name, what: "gradient of the output" });
+            }
             (node.backward)(dy, &mut grads).map_err(|e| match e {
                 Error::Invalid { op, what } => Error::invalid(node.name, format!("backward: {op}: {what}")),
                 other => other,

@@ -101,6 +101,18 @@ fn sync_folder(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Replaces a file by rename: a reader finds the old content or the new, never half of it.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn replace_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(".tmp");
+    let aside = PathBuf::from(aside);
+    write_synced(&aside, bytes)?;
+    std::fs::rename(&aside, path).with_context(|| format!("{} cannot be renamed into place", aside.display()))
+}
+
 fn hash(bytes: &[u8]) -> String {
     format!("{:032x}", xxh3_128(bytes))
 }

@@ -36,7 +36,8 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Run {
-    /// Folder of the run inside `dir`.
+    /// Folder of the run inside `dir`; empty: the name of the configuration file.
+    #[serde(default)]
     pub name: String,
     /// Folder of all runs.
     #[serde(default = "runs")]
@@ -231,19 +232,17 @@ impl Config {
         let mut table: Table = text.parse().map_err(|e| explain(&e))?;
         if set.is_empty() {
             // from the text, so that a message shows the line
-            let mut config: Config = toml::from_str(&text).map_err(|e| explain(&e))?;
-            config.resolve(&place.to_string())?;
-            return Ok(config);
+            let config: Config = toml::from_str(&text).map_err(|e| explain(&e))?;
+            return config.resolve(path, &place.to_string());
         }
         for assignment in set {
             apply(&mut table, assignment)?;
         }
         let where_ = format!("{place} with --set {}", set.join(" --set "));
-        let mut config: Config = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
+        let config: Config = Value::Table(table).try_into().map_err(|e: toml::de::Error| {
             Failure::request(format!("{where_}: {}", with_suggestion(e.to_string().trim_end())))
         })?;
-        config.resolve(&where_)?;
-        Ok(config)
+        config.resolve(path, &where_)
     }
 
     /// Reads the resolved configuration of a run folder.
@@ -254,8 +253,11 @@ impl Config {
         Config::load(&folder.join("config.toml"), &[])
     }
 
-    fn resolve(&mut self, place: &str) -> Result<()> {
+    fn resolve(mut self, path: &Path, place: &str) -> Result<Self> {
         self.model.resolve();
+        if self.run.name.is_empty() {
+            self.run.name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        }
         let wrong = |key: &str, what: String| Err(Failure::request(format!("{place}: {key}: {what}")));
         if let Err(e) = self.model.check() {
             return Err(Failure::request(format!("{place}: {e}")));
@@ -320,7 +322,7 @@ impl Config {
         {
             return wrong("model.attention.top", format!("{top} is above the {n} chunks of a sequence; use 1 to {n}"));
         }
-        Ok(())
+        Ok(self)
     }
 
     /// What the data crate has to prepare.
@@ -385,7 +387,12 @@ fn flatten(prefix: &str, value: &Value, out: &mut std::collections::BTreeMap<Str
     }
 }
 
-/// Writes `a.b = value` into the table. The value is read as TOML and, failing that, as a string.
+/// Keys that hold text: `--set run.name=7` and `--set run.name=nan` mean what they say.
+const TEXT_KEYS: [&str; 7] =
+    ["run.name", "run.dir", "run.device", "data.path", "data.tokenizer", "data.cache", "eval.sample_prompt"];
+
+/// Writes `a.b = value` into the table. The value is read as TOML and, failing that or where the key holds text, as a
+/// string.
 fn apply(table: &mut Table, assignment: &str) -> Result<()> {
     let wrong = |what: &str| {
         Failure::request(format!("--set {assignment}: {what}; write --set key=value, for example --set optim.lr=1e-3"))
@@ -393,7 +400,8 @@ fn apply(table: &mut Table, assignment: &str) -> Result<()> {
     let (key, value) = assignment.split_once('=').ok_or_else(|| wrong("has no ="))?;
     let (key, value) = (key.trim(), value.trim());
     let parsed: Option<Table> = format!("x = {value}").parse().ok();
-    let value = parsed.and_then(|mut t| t.remove("x")).unwrap_or_else(|| Value::String(value.to_string()));
+    let parsed = parsed.and_then(|mut t| t.remove("x")).filter(|v| v.is_str() || !TEXT_KEYS.contains(&key));
+    let value = parsed.unwrap_or_else(|| Value::String(value.to_string()));
     let mut parts: Vec<&str> = key.split('.').collect();
     let last = parts.pop().filter(|k| !k.is_empty()).ok_or_else(|| wrong("has no key"))?;
     let mut place = table;
@@ -425,7 +433,7 @@ fn with_suggestion(message: &str) -> String {
 mod tests {
     use super::*;
 
-    const MINIMAL: &str = "[run]\nname = \"a\"\nsteps = 3\n[data]\nvocab_size = 300\nseq_len = 64\nbatch_size = 2\n\
+    const MINIMAL: &str = "[run]\nsteps = 3\n[data]\nvocab_size = 300\nseq_len = 64\nbatch_size = 2\n\
         [optim]\nlr = 1e-3\n[model]\nlayers = 1\nwidth = 16\nheads = 2\nkv_heads = 1\nffn = 24\n\
         [model.attention]\nkind = \"dash\"\nchunk_size = 8\n";
 
@@ -448,6 +456,8 @@ mod tests {
         let config = load(MINIMAL, &["optim.lr=3e-4", "run.name=b", "model.attention.gamma=2.0"]).unwrap();
         assert_eq!((config.optim.lr, config.run.name.as_str(), config.model.head_dim), (3e-4, "b", 8));
         assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+        assert_eq!(load(MINIMAL, &["run.name=nan"]).unwrap().run.name, "nan");
+        assert_eq!(load(MINIMAL, &["run.name=\"7\""]).unwrap().run.name, "7");
     }
 
     #[test]

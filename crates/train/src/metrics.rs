@@ -40,9 +40,7 @@ impl Metrics {
             };
             let kept: String = text.lines().filter(keep).map(|l| format!("{l}\n")).collect();
             if kept != text {
-                let aside = folder.join(".metrics.jsonl.tmp");
-                std::fs::write(&aside, kept)?;
-                std::fs::rename(&aside, &path)?;
+                crate::checkpoint::replace_file(&path, kept.as_bytes())?;
             }
         }
         let lines = OpenOptions::new().create(true).append(true).open(&path)?;

@@ -160,11 +160,9 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     );
 
     std::fs::create_dir_all(&folder).with_context(|| format!("{} cannot be created", folder.display()))?;
-    let resolved = folder.join("config.toml");
-    std::fs::write(&resolved, config.to_toml()).with_context(|| format!("{} cannot be written", resolved.display()))?;
-    let tokenizer = folder.join("tokenizer.json");
-    std::fs::write(&tokenizer, prepared.tokenizer.json())
-        .with_context(|| format!("{} cannot be written", tokenizer.display()))?;
+    checkpoint::replace_file(&folder.join("tokenizer.json"), prepared.tokenizer.json().as_bytes())?;
+    // last, because it is what makes the folder a run
+    checkpoint::replace_file(&folder.join("config.toml"), config.to_toml().as_bytes())?;
     let checkpoints = Checkpoints::of(&folder);
     let mut metrics = Metrics::open(&folder, trainer.optimizer.step, config.log.tensorboard)?;
 

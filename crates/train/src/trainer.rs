@@ -112,12 +112,13 @@ impl Trainer {
             let tape = Tape::checking();
             let leaves = self.model.leaves(&tape);
             let ids = (&batch.inputs, &batch.targets[..]);
-            match self.model.loss(&tape, &leaves, ids, batch.batch, batch.targets.len() as f64) {
-                Err(Error::NonFinite { at, op }) => Some(format!("the output of {op} in {at}")),
+            let loss = self.model.loss(&tape, &leaves, ids, batch.batch, batch.targets.len() as f64);
+            match loss.and_then(|(loss, _)| tape.backward(&loss)) {
+                Err(Error::NonFinite { at, op, what }) => Some(format!("the {what} of {op} in {at}")),
                 _ => None,
             }
         });
-        let first = first.map_or("every value of the forward pass is finite".into(), |f| {
+        let first = first.map_or("no other value of the step is non-finite".into(), |f| {
             format!("the first non-finite value is {f}")
         });
         Failure::Run(anyhow::anyhow!(

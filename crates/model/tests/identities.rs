@@ -1,0 +1,133 @@
+//! What must hold between variants, whatever the weights.
+
+use std::sync::Arc;
+
+use dash_core::ops::attention::RouterGradient;
+use dash_core::{DType, Tape, Tensor, testing};
+use dash_model::{Attention, Dash, Model, ModelConfig};
+
+const VOCAB: usize = 50;
+const T: usize = 37;
+
+fn dash() -> Dash {
+    let Some(Attention::Dash(d)) = Attention::preset("dash") else { panic!("a preset") };
+    Dash { chunk_size: 8, gamma: 8.0, ..d }
+}
+
+fn model(attention: Attention, dtype: DType) -> Model {
+    let config = ModelConfig {
+        layers: 2,
+        width: 24,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 6,
+        ffn: 32,
+        rope_theta: 1e4,
+        norm_eps: 1e-6,
+        tie_embeddings: true,
+        // far from zero, so that attention is neither uniform nor the router flat
+        init_std: 0.5,
+        attention,
+    };
+    Model::new(config, VOCAB, T, 3, &testing::device(), dtype).unwrap()
+}
+
+fn ids(seed: u64) -> Vec<u32> {
+    let mut rng = dash_core::rng::Rng::new(seed);
+    (0..2 * T).map(|_| rng.below(VOCAB) as u32).collect()
+}
+
+fn logits(m: &Model, ids: &[u32]) -> Tensor {
+    m.logits(&ids.into(), ids.len() / T).unwrap()
+}
+
+fn gradients(attention: Attention) -> (Vec<f64>, Vec<(String, Option<Vec<f64>>)>) {
+    let m = model(attention, DType::F64);
+    let (x, y): (Arc<[u32]>, _) = (ids(1).into(), ids(2));
+    let t = Tape::new();
+    let leaves = m.leaves(&t);
+    let (loss, _) = m.loss(&t, &leaves, (&x, &y), 2, 2.0 * T as f64).unwrap();
+    let value = loss.value.to_f64();
+    let g = t.backward(&loss).unwrap();
+    let named = m.params().iter().zip(&leaves).map(|(p, l)| (p.name.clone(), g.get(l).map(Tensor::to_f64)));
+    (value, named.collect())
+}
+
+#[test]
+fn topk_with_every_chunk_is_dense() {
+    let dense = logits(&model(Attention::Dense, DType::F64), &ids(1)).to_f64();
+    let all = logits(&model(Attention::TopK { chunk_size: 8, top: 5, gamma: 1.0 }, DType::F64), &ids(1));
+    assert!(testing::relative_error(&all, &dense) < 1e-12);
+    let some = logits(&model(Attention::TopK { chunk_size: 8, top: 2, gamma: 1.0 }, DType::F64), &ids(1));
+    assert!(testing::relative_error(&some, &dense) > 1e-3);
+}
+
+#[test]
+fn one_chunk_is_dense() {
+    let dense = logits(&model(Attention::Dense, DType::F64), &ids(1)).to_f64();
+    let long = Dash { chunk_size: T, ..dash() };
+    for a in [Attention::Dash(long), Attention::TopK { chunk_size: T + 3, top: 1, gamma: 1.0 }] {
+        assert!(testing::relative_error(&logits(&model(a, DType::F64), &ids(1)), &dense) < 1e-12);
+    }
+}
+
+#[test]
+fn the_router_gradient_changes_gradients_and_no_forward_bit() {
+    let with = |router_gradient| gradients(Attention::Dash(Dash { router_gradient, ..dash() }));
+    let (full, stopped) = (with(RouterGradient::Full), with(RouterGradient::Stopped));
+    let ste = with(RouterGradient::StraightThrough);
+    assert!(full.0[0].to_bits() == stopped.0[0].to_bits() && full.0[0].to_bits() == ste.0[0].to_bits());
+    let indexers = |g: &[(String, Option<Vec<f64>>)]| -> Vec<Option<Vec<f64>>> {
+        g.iter().filter(|(n, _)| n.ends_with("indexer_q")).map(|(_, g)| g.clone()).collect()
+    };
+    assert!(indexers(&full.1).iter().all(|g| g.as_ref().is_some_and(|g| g.iter().any(|&x| x != 0.0))));
+    assert!(indexers(&stopped.1).iter().all(|g| g.as_ref().is_none_or(|g| g.iter().all(|&x| x == 0.0))));
+    let q = |g: &[(String, Option<Vec<f64>>)]| {
+        g.iter().find(|(n, _)| n.ends_with("0.self_attn.q_proj.weight")).unwrap().1.clone()
+    };
+    assert!(q(&full.1) != q(&stopped.1) && q(&full.1) != q(&ste.1));
+}
+
+#[test]
+fn a_later_token_changes_no_earlier_logit() {
+    for a in [Attention::Dense, Attention::TopK { chunk_size: 8, top: 2, gamma: 1.0 }, Attention::Dash(dash())] {
+        let m = model(a, DType::F32);
+        let (before, mut changed) = (ids(1), ids(1));
+        changed[20] = (changed[20] + 1) % VOCAB as u32;
+        let (x, y) = (logits(&m, &before).to_f64(), logits(&m, &changed).to_f64());
+        assert_eq!(x[..20 * VOCAB], y[..20 * VOCAB], "{}", a.kind());
+        assert_ne!(x[20 * VOCAB..T * VOCAB], y[20 * VOCAB..T * VOCAB]);
+    }
+}
+
+#[test]
+fn permuting_the_batch_permutes_the_logits() {
+    for a in [Attention::Dense, Attention::Dash(dash())] {
+        let m = model(a, DType::F32);
+        let x = ids(1);
+        let swapped: Vec<u32> = x[T..].iter().chain(&x[..T]).copied().collect();
+        let (a, b) = (logits(&m, &x).to_f64(), logits(&m, &swapped).to_f64());
+        assert_eq!(a[..T * VOCAB], b[T * VOCAB..]);
+        assert_eq!(a[T * VOCAB..], b[..T * VOCAB]);
+    }
+}
+
+#[test]
+fn the_router_of_these_tests_is_neither_dense_nor_empty() {
+    let m = model(Attention::Dash(dash()), DType::F64);
+    let (_, traces) = m.nll((&ids(1).into(), &ids(2)), 2).unwrap();
+    for stats in traces.into_iter().map(|t| t.unwrap().stats()) {
+        assert!(stats.density > 0.3 && stats.density < 0.98, "{stats:?}");
+        assert_eq!(stats.histogram.iter().sum::<u64>(), stats.rows);
+        assert!(stats.bias_max >= stats.bias_mean && stats.bias_mean > 0.0);
+    }
+}
+
+#[test]
+fn variants_start_from_equal_weights_wherever_shapes_agree() {
+    let (a, b) = (model(Attention::Dense, DType::F32), model(Attention::Dash(dash()), DType::F32));
+    for p in a.params().iter() {
+        assert_eq!(p.value.to_f64(), b.params().get(&p.name).unwrap().to_f64(), "{}", p.name);
+    }
+    assert_eq!(b.params().len(), a.params().len() + 2);
+}

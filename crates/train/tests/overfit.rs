@@ -1,0 +1,39 @@
+//! One batch, again and again: every variant must learn it by heart.
+
+use dash_core::Device;
+use dash_core::rng::Rng;
+use dash_data::{Batch, LoaderState};
+use train::config::Config;
+use train::trainer::Trainer;
+
+#[test]
+fn every_variant_learns_one_batch_by_heart() {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/test.toml");
+    let kinds = ["dense", "topk", "dash", "dash-stopped", "dash-ste", "dash-released"];
+    for kind in kinds {
+        let attention = match kind {
+            "dense" => "model.attention={kind=\"dense\"}".to_string(),
+            _ => format!("model.attention={{kind=\"{kind}\",chunk_size=8,gamma=4.0}}"),
+        };
+        let set = [attention, "run.steps=150".into(), "optim.lr=1e-2".into(), "optim.weight_decay=0.0".into()];
+        let config = Config::load(&path, &set).unwrap();
+        let device = Device::cpu(2);
+        let mut trainer = Trainer::new(&config, &device).unwrap();
+        let mut rng = Rng::new(5);
+        let n = config.data.batch_size * config.data.seq_len;
+        let ids: Vec<u32> = (0..=n).map(|_| rng.below(config.data.vocab_size) as u32).collect();
+        let batch = Batch {
+            inputs: ids[..n].into(),
+            targets: ids[1..].to_vec(),
+            batch: config.data.batch_size,
+            state: LoaderState::default(),
+        };
+        let first = trainer.step(&config, std::slice::from_ref(&batch), false).unwrap().loss;
+        let mut last = first;
+        for _ in 1..config.run.steps {
+            last = trainer.step(&config, std::slice::from_ref(&batch), false).unwrap().loss;
+        }
+        assert!((first - (config.data.vocab_size as f64).ln()).abs() < 0.2, "{kind}: starts at {first}");
+        assert!(last < 0.1, "{kind}: ends at {last}");
+    }
+}
