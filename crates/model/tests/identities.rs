@@ -41,7 +41,10 @@ fn logits(m: &Model, ids: &[u32]) -> Tensor {
     m.logits(&ids.into(), ids.len() / T).unwrap()
 }
 
-fn gradients(attention: Attention) -> (Vec<f64>, Vec<(String, Option<Vec<f64>>)>) {
+/// Parameter names and gradients, `None` where nothing reaches.
+type Named = Vec<(String, Option<Vec<f64>>)>;
+
+fn gradients(attention: Attention) -> (Vec<f64>, Named) {
     let m = model(attention, DType::F64);
     let (x, y): (Arc<[u32]>, _) = (ids(1).into(), ids(2));
     let t = Tape::new();
@@ -77,14 +80,12 @@ fn the_router_gradient_changes_gradients_and_no_forward_bit() {
     let (full, stopped) = (with(RouterGradient::Full), with(RouterGradient::Stopped));
     let ste = with(RouterGradient::StraightThrough);
     assert!(full.0[0].to_bits() == stopped.0[0].to_bits() && full.0[0].to_bits() == ste.0[0].to_bits());
-    let indexers = |g: &[(String, Option<Vec<f64>>)]| -> Vec<Option<Vec<f64>>> {
+    let indexers = |g: &Named| -> Vec<Option<Vec<f64>>> {
         g.iter().filter(|(n, _)| n.ends_with("indexer_q")).map(|(_, g)| g.clone()).collect()
     };
     assert!(indexers(&full.1).iter().all(|g| g.as_ref().is_some_and(|g| g.iter().any(|&x| x != 0.0))));
     assert!(indexers(&stopped.1).iter().all(|g| g.as_ref().is_none_or(|g| g.iter().all(|&x| x == 0.0))));
-    let q = |g: &[(String, Option<Vec<f64>>)]| {
-        g.iter().find(|(n, _)| n.ends_with("0.self_attn.q_proj.weight")).unwrap().1.clone()
-    };
+    let q = |g: &Named| g.iter().find(|(n, _)| n.ends_with("0.self_attn.q_proj.weight")).unwrap().1.clone();
     assert!(q(&full.1) != q(&stopped.1) && q(&full.1) != q(&ste.1));
 }
 

@@ -1,0 +1,73 @@
+"""Checks what a run leaves behind with the Python world's own readers: python check_export.py EXPORTED_DIR [RUN_DIR]
+
+EXPORTED_DIR (from `train export`): stock transformers loads the model and tokenizer and computes the logits of
+parity.safetensors, to 1e-4 of the largest. For DashAttention the reference forward is oracle.py's, in float64, because stock
+transformers would run the folder as a dense Llama; top-k exports are checked the same way.
+RUN_DIR (a run folder): TensorBoard reads every event file and finds the figures of metrics.jsonl.
+Needs torch, safetensors, transformers; for RUN_DIR tensorboard.
+"""
+import json
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import oracle as O
+
+
+def check_logits(folder):
+    config = json.loads((folder / "config.json").read_text())
+    attention = config["dashlab"]["attention"]
+    parity = load_file(folder / "parity.safetensors")
+    ids, want = parity["ids"], parity["logits"].double()
+    if attention["kind"] == "dense":
+        from transformers import AutoTokenizer, LlamaForCausalLM
+
+        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with torch.no_grad():
+            got = model(ids).logits.double()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        text = tokenizer.decode(ids[0])
+        assert tokenizer(text)["input_ids"] == ids[0].tolist(), "the tokenizer does not give back its own ids"
+        assert tokenizer.eos_token_id == config["eos_token_id"]
+        by = "transformers"
+    else:
+        params = {k: v.double() for k, v in load_file(folder / "model.safetensors").items()}
+        g, d = config["num_key_value_heads"], config["head_dim"]
+
+        def attend(layer, _, q, k, v):
+            name = f"model.layers.{layer}.self_attn."
+            if attention["kind"] == "topk":
+                mean = torch.zeros(g, d, dtype=torch.float64)
+                return O.topk(q, k, v, mean, attention["chunk_size"], attention["top"], attention["gamma"])
+            knobs = {n: attention[n] for n in ("alpha", "gamma", "sigma", "center")}
+            qbar = params[name + "indexer_q"].reshape(g, d)
+            return O.dash(q, k, v, qbar, attention["chunk_size"], diagonal=params.get(name + "diagonal"), **knobs)
+
+        got = O.llama(params, config, ids, attend)
+        by = "the float64 oracle"
+    error = ((got - want).abs().max() / want.abs().max()).item()
+    print(f"logits of {tuple(want.shape)} by {by}: largest difference {error:.1e} of the largest logit")
+    assert error < 1e-4, error
+
+
+def check_events(run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0})
+    events.Reload()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for split in ("train", "val"):
+        want = [(x["step"], x["loss"]) for x in lines if x["split"] == split]
+        got = {e.step: e.value for e in events.Scalars(f"{split}/loss")}
+        assert all(abs(got[step] - loss) < 1e-5 * abs(loss) for step, loss in want), split
+        print(f"TensorBoard reads {len(got)} {split} losses, equal to metrics.jsonl")
+    tags = events.Tags()
+    print(f"{len(tags['scalars'])} scalar tags, {len(tags['histograms'])} histogram tags")
+
+
+if __name__ == "__main__":
+    check_logits(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        check_events(Path(sys.argv[2]))
