@@ -59,7 +59,7 @@ class Llama(nn.Module):
         for block in self.blocks:
             x = block(x, self.cos, self.sin)
         logits = F.linear(self.norm(x), self.embed.weight)
-        return F.cross_entropy(logits.view(-1, VOCAB), targets.view(-1))
+        return F.cross_entropy(logits.view(-1, VOCAB), targets.reshape(-1))
 
 
 def median(f, warmup, steps):

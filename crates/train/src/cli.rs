@@ -13,7 +13,7 @@ use crate::eval::{ValidationSet, model_folder, sample};
 use crate::failure::{Failure, Result};
 use crate::run::{self, Start};
 use crate::signals::Interrupt;
-use crate::{bench, checkpoint, export, verify};
+use crate::{bench, bench_ops, checkpoint, export, verify};
 
 /// Pretrains small language models with DashAttention and its ablations.
 ///
@@ -106,6 +106,9 @@ enum Command {
         /// Steps to take the median of
         #[arg(long, default_value_t = 10)]
         steps: usize,
+        /// Time every room against the machine's measured limits instead of whole steps
+        #[arg(long)]
+        ops: bool,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -161,7 +164,12 @@ fn dispatch(cli: Cli) -> Result<()> {
             println!("exported {} to {}", loaded.folder.display(), out.display());
             Ok(())
         }
-        Some(Command::Bench { config, steps, json }) => bench::step_speed(&load(&config)?, steps.max(1), json),
+        Some(Command::Bench { config, steps, ops: true, json }) => {
+            bench_ops::rooms(&load(&config)?, steps.max(1), json)
+        }
+        Some(Command::Bench { config, steps, ops: false, json }) => {
+            bench::step_speed(&load(&config)?, steps.max(1), json)
+        }
         Some(Command::VerifyResume(args)) => verify::verify_resume(&load(&args)?),
     }
 }

@@ -17,5 +17,6 @@ pub mod trainer;
 mod verify;
 
 mod bench;
+mod bench_ops;
 
 pub use failure::Failure;

@@ -145,3 +145,26 @@ pub fn axpy<T: Real>(a: T, x: &[T], y: &mut [T]) {
         *y = a.mul_add(x, *y);
     }
 }
+
+simd! {
+    /// Chains of fused multiply-adds that touch no memory: `rounds` times 2 x 8 x 16 operations. What the processor could
+    /// do at best; the result only keeps the compiler from dropping the work.
+    pub fn multiply_add_chains<T>(rounds: usize, factor: T) -> T {
+        let mut acc = [[T::ONE; LANES]; 8];
+        for _ in 0..rounds {
+            for chain in acc.iter_mut() {
+                for x in chain.iter_mut() {
+                    *x = x.mul_add(factor, T::ONE);
+                }
+            }
+        }
+        let mut total = T::ZERO;
+        for chain in acc {
+            total += sum_lanes(chain);
+        }
+        total
+    }
+}
+
+/// Operations of one round of [`multiply_add_chains`].
+pub const CHAIN_FLOPS: usize = 2 * 8 * LANES;
