@@ -1,6 +1,8 @@
 //! Where a tensor's numbers live, and the two element types that live there.
 
 use crate::device::Buffer;
+use crate::device::kernel::Block;
+use crate::device::simd::Level;
 
 /// Element type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -97,23 +99,17 @@ pub trait Real:
     fn buffer_mut(storage: &mut Storage) -> Option<&mut Buffer<Self>>;
     /// The free list for this type.
     fn pool(pools: &crate::device::Pools) -> &crate::device::Pool<Self>;
-    /// `c = a b + beta c` over strided matrices of one thread; see `ops::matmul` for the threads.
+    /// Whether [`Real::kernel`] has anything for this instruction set.
+    fn has_kernel(level: Level) -> bool;
+    /// A hand-written register kernel for one block of a matrix product; false if there is none for it.
     ///
     /// # Safety
-    /// The pointers and strides must stay inside live allocations; `c` must not alias `a` or `b`.
-    unsafe fn gemm(
-        m: usize,
-        k: usize,
-        n: usize,
-        a: (*const Self, isize, isize),
-        b: (*const Self, isize, isize),
-        beta: Self,
-        c: (*mut Self, isize, isize),
-    );
+    /// As [`crate::device::kernel::run_f32`].
+    unsafe fn kernel(level: Level, rows: usize, cols: usize, k: usize, block: Block<Self>) -> bool;
 }
 
 macro_rules! real {
-    ($t:ty, $variant:ident, $dtype:ident, $pool:ident, $gemm:path, $exp:path) => {
+    ($t:ty, $variant:ident, $dtype:ident, $pool:ident, $has_kernel:expr, $kernel:path, $exp:path) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -178,42 +174,49 @@ macro_rules! real {
             fn pool(pools: &crate::device::Pools) -> &crate::device::Pool<Self> {
                 &pools.$pool
             }
-            unsafe fn gemm(
-                m: usize,
-                k: usize,
-                n: usize,
-                a: (*const Self, isize, isize),
-                b: (*const Self, isize, isize),
-                beta: Self,
-                c: (*mut Self, isize, isize),
-            ) {
+            #[inline(always)]
+            fn has_kernel(level: Level) -> bool {
+                level != Level::Baseline && $has_kernel
+            }
+            #[inline(always)]
+            unsafe fn kernel(level: Level, rows: usize, cols: usize, k: usize, block: Block<Self>) -> bool {
                 // SAFETY: the caller's contract is the callee's.
-                unsafe { $gemm(m, k, n, 1.0, a.0, a.1, a.2, b.0, b.1, b.2, beta, c.0, c.1, c.2) }
+                unsafe { $kernel(level, rows, cols, k, block) }
             }
         }
     };
 }
 
-real!(f32, CpuF32, F32, f32, matrixmultiply::sgemm, exp_f32);
-real!(f64, CpuF64, F64, f64, matrixmultiply::dgemm, f64::exp);
+/// There is none.
+#[inline(always)]
+unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) -> bool {
+    false
+}
+
+#[cfg(target_arch = "x86_64")]
+real!(f32, CpuF32, F32, f32, true, crate::device::kernel::run_f32, exp_f32);
+#[cfg(not(target_arch = "x86_64"))]
+real!(f32, CpuF32, F32, f32, false, no_kernel, exp_f32);
+real!(f64, CpuF64, F64, f64, false, no_kernel, f64::exp);
 
 /// exp(x) for f32 in straight-line arithmetic, so that a loop over it vectorises: x = n ln 2 + r with |r| <= ln 2 / 2, a
-/// polynomial for exp(r), the exponent field for 2^n. The coefficients are the Taylor ones; the first left out, r^7/5040,
-/// is 1.2e-7 of the result's last place at the edge. Below -87.3 (where f32 turns subnormal) the result is 0, above 88.7 inf.
+/// polynomial for exp(r), the exponent field for 2^n. The coefficients minimise the largest relative error, 2e-9. Below -87.3 (where f32 turns subnormal) the result is 0; above 88.7 the product overflows to infinity by itself, and
+/// NaN passes through the polynomial.
 #[inline(always)]
 fn exp_f32(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
+    let small = x < -87.3;
+    let x = if x > 89.0 { 89.0 } else { x };
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     // ln 2 in two parts: the first has 9 trailing zero bits, so n * hi is exact
     let r = n.mul_add(-0.693_359_4, x);
     let r = n.mul_add(2.121_944_4e-4, r);
-    let mut p = 1.0 / 5040.0_f32;
-    p = p.mul_add(r, 1.0 / 720.0);
-    p = p.mul_add(r, 1.0 / 120.0);
-    p = p.mul_add(r, 1.0 / 24.0);
-    p = p.mul_add(r, 1.0 / 6.0);
-    p = p.mul_add(r, 0.5);
+    let mut p = 0.001_383_684_6_f32;
+    p = p.mul_add(r, 0.008_374_816);
+    p = p.mul_add(r, 0.041_668_225);
+    p = p.mul_add(r, 0.166_664_2);
+    p = p.mul_add(r, 0.499_999_9);
     p = p.mul_add(r, 1.0);
     p = p.mul_add(r, 1.0);
     // 2^n as 2^(n/2) * 2^(n - n/2): n = 128 has no exponent field of its own
@@ -221,10 +224,7 @@ fn exp_f32(x: f32) -> f32 {
     let half = bits >> 1;
     let a = f32::from_bits(((half + 127) << 23) as u32);
     let b = f32::from_bits(((bits - half + 127) << 23) as u32);
-    let y = p * a * b;
-    let y = if x < -87.3 { 0.0 } else { y };
-    let y = if x > 88.73 { f32::INFINITY } else { y };
-    if x.is_nan() { x } else { y }
+    if small { 0.0 } else { p * a * b }
 }
 
 /// Runs the body with `$t` bound to the element type.

@@ -8,7 +8,8 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use dash_core::device::simd::{CHAIN_FLOPS, multiply_add_chains};
+use dash_core::device::kernel::multiply_add_probe;
+use dash_core::device::simd;
 use dash_core::ops::attention::{
     Center, Entmax, RouterGradient, block_attention, chunk_summary, dense_attention, entmax_routing,
 };
@@ -43,11 +44,18 @@ fn best(n: usize, mut f: impl FnMut()) -> f64 {
 pub fn ceilings(device: &Device) -> Ceilings {
     let Device::Cpu(cpu) = device;
     let threads = cpu.threads();
-    let rounds = 2_000_000;
+    let mut done = 0;
     let seconds = best(5, || {
-        black_box(cpu.map(threads, |_| multiply_add_chains::<f32>(black_box(rounds), black_box(0.5))));
+        done = cpu
+            .map(threads, |_| {
+                multiply_add_probe(simd::level(), 2_000_000, |x| {
+                    black_box(x);
+                })
+            })
+            .into_iter()
+            .sum();
     });
-    let flops = (rounds * CHAIN_FLOPS * threads) as f64 / seconds;
+    let flops = done as f64 / seconds;
     let n = 32 << 20;
     let (from, mut to) = (vec![1.0f32; n], vec![0.0f32; n]);
     let piece = n / threads / 4;

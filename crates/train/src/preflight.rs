@@ -25,7 +25,7 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
         Attention::TopK { chunk_size, .. } => 0.25 * config.data.seq_len as f64 / chunk_size as f64 * 3.0 * g,
         Attention::Dash(s) => 0.25 * config.data.seq_len as f64 / s.chunk_size as f64 * (5.0 * g + h),
     };
-    let logits = 512.0f64.min(tokens) * config.data.vocab_size as f64;
+    let logits = 1024.0f64.min(tokens) * config.data.vocab_size as f64;
     let head = 2.0 * tokens * c + config.data.vocab_size as f64 * c;
     let backward = tokens * (2.0 * f + 2.0 * c).max(4.0 * h * d + 4.0 * g * d);
     4.0 * (4.0 * params as f64 + tokens * m.layers as f64 * (layer + routed) + logits + head + backward)

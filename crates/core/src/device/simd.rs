@@ -2,6 +2,8 @@
 //! target's baseline, and the processor picks at run time. All three do the same operations in the same order (sums run
 //! in [`LANES`] fixed lanes, every multiply-add is fused), so they give the same bits.
 
+use std::sync::atomic::{AtomicU8, Ordering};
+
 use crate::storage::Real;
 
 /// Independent partial sums of a reduction: one 512-bit register of f32.
@@ -11,16 +13,31 @@ pub const LANES: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Level {
     /// Whatever the target guarantees.
-    Baseline,
+    Baseline = 0,
     /// AVX2 and FMA.
-    Avx2,
+    Avx2 = 1,
     /// AVX-512 F, BW, DQ and VL.
-    Avx512,
+    Avx512 = 2,
 }
 
-/// The best instruction set of this processor. The standard library caches the answer.
+/// The best instruction set of this processor, found once: kernels ask for every row.
 #[inline]
 pub fn level() -> Level {
+    static FOUND: AtomicU8 = AtomicU8::new(u8::MAX);
+    match FOUND.load(Ordering::Relaxed) {
+        0 => Level::Baseline,
+        1 => Level::Avx2,
+        2 => Level::Avx512,
+        _ => {
+            let level = detect();
+            FOUND.store(level as u8, Ordering::Relaxed);
+            level
+        }
+    }
+}
+
+#[cold]
+fn detect() -> Level {
     #[cfg(target_arch = "x86_64")]
     {
         if is_x86_feature_detected!("avx512f")
@@ -145,26 +162,3 @@ pub fn axpy<T: Real>(a: T, x: &[T], y: &mut [T]) {
         *y = a.mul_add(x, *y);
     }
 }
-
-simd! {
-    /// Chains of fused multiply-adds that touch no memory: `rounds` times 2 x 8 x 16 operations. What the processor could
-    /// do at best; the result only keeps the compiler from dropping the work.
-    pub fn multiply_add_chains<T>(rounds: usize, factor: T) -> T {
-        let mut acc = [[T::ONE; LANES]; 8];
-        for _ in 0..rounds {
-            for chain in acc.iter_mut() {
-                for x in chain.iter_mut() {
-                    *x = x.mul_add(factor, T::ONE);
-                }
-            }
-        }
-        let mut total = T::ZERO;
-        for chain in acc {
-            total += sum_lanes(chain);
-        }
-        total
-    }
-}
-
-/// Operations of one round of [`multiply_add_chains`].
-pub const CHAIN_FLOPS: usize = 2 * 8 * LANES;

@@ -3,7 +3,8 @@
 //! One C element is one chain of fused multiply-adds over the inner index in ascending order, whatever the blocking, so
 //! a row's result does not depend on which rows it is computed with.
 
-use super::simd::simd;
+use super::kernel::{Block, COLS, ROWS};
+use super::simd::{self, simd};
 use crate::storage::Real;
 
 /// Rows of the register block. 8 x 32 f32 are 16 AVX-512 accumulators: 16 multiply-adds for 2 loads and 8 broadcasts.
@@ -108,8 +109,8 @@ fn columns<T: Real, const N: usize>(
 }
 
 simd! {
-    /// `c = a b` or `c += a b`: a [m, k] with any strides, b [k, n] and c [m, n] with contiguous rows `ldb` and `ldc` apart.
-    pub fn gemm<T>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usize, c: &mut [T], ldc: usize, add: bool) {
+    /// [`gemm`] without a hand-written kernel: f64, and processors without one.
+    fn portable<T>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usize, c: &mut [T], ldc: usize, add: bool) {
         if k == 0 {
             for i in 0..if add { 0 } else { m } {
                 c[i * ldc..][..n].fill(T::ZERO);
@@ -135,6 +136,44 @@ simd! {
     }
 }
 
+/// `c = a b` or `c += a b`: a [m, k] with any strides, b [k, n] and c [m, n] with contiguous rows `ldb` and `ldc` apart.
+#[inline]
+pub fn gemm<T: Real>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usize, c: &mut [T], ldc: usize, add: bool) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    let level = simd::level();
+    if k == 0 || !T::has_kernel(level) {
+        return portable(m, n, k, a, b, ldb, c, ldc, add);
+    }
+    assert!(a.data.len() > (m - 1) * a.row + (k - 1) * a.col, "a holds [{m}, {k}]");
+    assert!(b.len() >= (k - 1) * ldb + n, "b holds [{k}, {n}]");
+    assert!(c.len() >= (m - 1) * ldc + n, "c holds [{m}, {n}]");
+    for j in (0..n).step_by(COLS) {
+        let cols = COLS.min(n - j);
+        for i in (0..m).step_by(ROWS) {
+            let rows = ROWS.min(m - i);
+            let block = Block {
+                a: a.data[i * a.row..].as_ptr(),
+                row: a.row,
+                col: a.col,
+                b: b[j..].as_ptr(),
+                ldb,
+                c: c[i * ldc + j..].as_mut_ptr(),
+                ldc,
+                add,
+            };
+            // SAFETY: the asserts bound every element of [m, k], [k, n] and [m, n]; the block is a part of them, and C is
+            // borrowed mutably.
+            let done = unsafe { T::kernel(level, rows, cols, k, block) };
+            if !done {
+                let a = Mat { data: &a.data[i * a.row..], ..a };
+                portable(rows, cols, k, a, &b[j..], ldb, &mut c[i * ldc + j..], ldc, add);
+            }
+        }
+    }
+}
+
 /// Writes the transpose of `rows` rows of width `cols`, `stride` apart, as [cols, width], zero past the last row.
 pub fn transpose_into<T: Real>(src: &[T], rows: usize, cols: usize, stride: usize, out: &mut [T], width: usize) {
     for p in 0..cols {
@@ -152,21 +191,26 @@ mod tests {
 
     #[test]
     fn gemm_agrees_with_the_triple_loop_at_every_edge() {
+        agrees::<f32>();
+        agrees::<f64>();
+    }
+
+    fn agrees<T: Real>() {
         let mut rng = Rng::new(1);
         for (m, n, k) in
             [(1, 1, 1), (3, 5, 2), (8, 32, 16), (9, 33, 7), (13, 63, 8), (17, 97, 5), (4, 24, 0), (20, 49, 33)]
         {
             for transposed in [false, true] {
                 for add in [false, true] {
-                    let a: Vec<f64> = (0..m * k).map(|_| rng.normal()).collect();
-                    let b: Vec<f64> = (0..k * (n + 3)).map(|_| rng.normal()).collect();
-                    let start: Vec<f64> = (0..m * (n + 1)).map(|_| rng.normal()).collect();
+                    let a: Vec<T> = (0..m * k).map(|_| T::of(rng.normal())).collect();
+                    let b: Vec<T> = (0..k * (n + 3)).map(|_| T::of(rng.normal())).collect();
+                    let start: Vec<T> = (0..m * (n + 1)).map(|_| T::of(rng.normal())).collect();
                     let mat = if transposed { Mat::rows(&a, m).t() } else { Mat::rows(&a, k) };
                     let mut c = start.clone();
                     gemm(m, n, k, mat, &b, n + 3, &mut c, n + 1, add);
                     for i in 0..m {
                         for j in 0..n {
-                            let mut want = if add { start[i * (n + 1) + j] } else { 0.0 };
+                            let mut want = if add { start[i * (n + 1) + j] } else { T::ZERO };
                             for p in 0..k {
                                 want = a[i * mat.row + p * mat.col].mul_add(b[p * (n + 3) + j], want);
                             }

@@ -59,28 +59,50 @@ impl<T: Real> Transposed<T> {
     }
 }
 
+/// A gathered row: where its running state stands, how many keys of the block it sees, and its bias.
+#[derive(Clone, Copy)]
+struct Row<T> {
+    slot: usize,
+    live: usize,
+    bias: T,
+}
+
 simd! {
-    /// Absorbs one row of scores into its running softmax: on return the row holds exp(z - new max), zero past `width`.
-    /// Returns the factor for what was accumulated before.
-    fn absorb_row<T>(s: &mut [T], width: usize, scale: T, bias: T, max: &mut T, sum: &mut T) -> T {
-        let (live, dead) = s.split_at_mut(width);
-        let top = simd::max(live).mul_add(scale, bias).max(*max);
-        let shift = bias - top;
-        for z in live.iter_mut() {
-            *z = z.mul_add(scale, shift).exp();
+    /// Absorbs rows of scores, `width` wide, into their running softmax: on return they hold exp(z - new max), zero past
+    /// the live keys. `factors` are for what was accumulated before.
+    fn absorb<T>(rows: &[Row<T>], s: &mut [T], width: usize, scale: T, max: &mut [T], sum: &mut [T], factors: &mut [T]) {
+        for ((row, s), factor) in rows.iter().zip(s.chunks_exact_mut(width)).zip(factors) {
+            let (live, dead) = s.split_at_mut(row.live);
+            let before = max[row.slot];
+            let top = simd::max(live).mul_add(scale, row.bias).max(before);
+            let shift = row.bias - top;
+            let mut lanes = [T::ZERO; simd::LANES];
+            let mut chunks = live.chunks_exact_mut(simd::LANES);
+            for z in &mut chunks {
+                for l in 0..simd::LANES {
+                    z[l] = z[l].mul_add(scale, shift).exp();
+                    lanes[l] += z[l];
+                }
+            }
+            for (z, lane) in chunks.into_remainder().iter_mut().zip(&mut lanes) {
+                *z = z.mul_add(scale, shift).exp();
+                *lane += *z;
+            }
+            dead.fill(T::ZERO);
+            *factor = (before - top).exp();
+            max[row.slot] = top;
+            sum[row.slot] = sum[row.slot].mul_add(*factor, simd::sum_lanes(lanes));
         }
-        dead.fill(T::ZERO);
-        let factor = (*max - top).exp();
-        *max = top;
-        *sum = sum.mul_add(factor, simd::sum(live));
-        factor
     }
 }
 
 simd! {
-    fn rescale_add<T>(acc: &mut [T], factor: T, add: &[T]) {
-        for (a, &x) in acc.iter_mut().zip(add) {
-            *a = a.mul_add(factor, x);
+    /// Adds the rows' new outputs, `d` wide, to what they accumulated.
+    fn accumulate<T>(rows: &[Row<T>], factors: &[T], new: &[T], d: usize, acc: &mut [T]) {
+        for ((row, &factor), new) in rows.iter().zip(factors).zip(new.chunks_exact(d)) {
+            for (a, &x) in acc[row.slot * d..][..d].iter_mut().zip(new) {
+                *a = a.mul_add(factor, x);
+            }
         }
     }
 }
@@ -102,22 +124,36 @@ simd! {
 }
 
 simd! {
-    /// From scores and dp: p into `s`, scale * ds into `dp`; returns sum ds (without scale).
-    fn backward_row<T>(s: &mut [T], dp: &mut [T], width: usize, scale: T, shift: T, delta: T) -> T {
-        let (live, dead) = s.split_at_mut(width);
-        let (dlive, ddead) = dp.split_at_mut(width);
-        for (z, g) in live.iter_mut().zip(dlive.iter_mut()) {
-            let p = z.mul_add(scale, shift).exp();
-            *z = p;
-            *g = p * (*g - delta);
+    /// From scores and dp: p into `s`, scale * ds into `dp`, and sum ds (without scale) of each row into `totals`. The
+    /// rows' bias is bias - lse here.
+    fn differentiate<T>(rows: &[Row<T>], s: &mut [T], dp: &mut [T], width: usize, scale: T, delta: &[T], totals: &mut [T]) {
+        let values = s.chunks_exact_mut(width).zip(dp.chunks_exact_mut(width));
+        for ((row, (s, dp)), total) in rows.iter().zip(values).zip(totals) {
+            let (live, dead) = s.split_at_mut(row.live);
+            let (dlive, ddead) = dp.split_at_mut(row.live);
+            let delta = delta[row.slot];
+            let mut lanes = [T::ZERO; simd::LANES];
+            let (mut zs, mut gs) = (live.chunks_exact_mut(simd::LANES), dlive.chunks_exact_mut(simd::LANES));
+            for (z, g) in (&mut zs).zip(&mut gs) {
+                for l in 0..simd::LANES {
+                    let p = z[l].mul_add(scale, row.bias).exp();
+                    let d = p * (g[l] - delta);
+                    z[l] = p;
+                    lanes[l] += d;
+                    g[l] = d * scale;
+                }
+            }
+            for ((z, g), lane) in zs.into_remainder().iter_mut().zip(gs.into_remainder()).zip(&mut lanes) {
+                let p = z.mul_add(scale, row.bias).exp();
+                let d = p * (*g - delta);
+                *z = p;
+                *lane += d;
+                *g = d * scale;
+            }
+            *total = simd::sum_lanes(lanes);
+            dead.fill(T::ZERO);
+            ddead.fill(T::ZERO);
         }
-        let total = simd::sum(dlive);
-        for g in dlive.iter_mut() {
-            *g *= scale;
-        }
-        dead.fill(T::ZERO);
-        ddead.fill(T::ZERO);
-        total
     }
 }
 
@@ -162,6 +198,7 @@ pub(crate) fn forward<T: Real>(
         let (mut qs, mut os) = (device.alloc::<T>(batch_rows * d), device.alloc::<T>(batch_rows * d));
         let mut scores = device.alloc::<T>(batch_rows * width);
         let mut factors = device.alloc::<T>(batch_rows);
+        let mut state = Vec::with_capacity(batch_rows);
         let mut acc = device.alloc::<T>(rows * group * d);
         let (mut max, mut sum) = (device.alloc::<T>(rows * group), device.alloc::<T>(rows * group));
         for kv in 0..g {
@@ -178,20 +215,16 @@ pub(crate) fn forward<T: Real>(
                     let m = queries.len() * group;
                     gather(q_tile, queries, h * d, group * d, &mut qs[..m * d]);
                     gemm(m, width, d, Mat::rows(&qs, d), kt, width, &mut scores, width, false);
-                    for r in 0..m {
-                        let query = queries[r / group] as usize;
-                        let slot = query * group + r % group;
+                    state.clear();
+                    for (j, &query) in queries.iter().enumerate() {
+                        let query = query as usize;
                         let live = keys.min(first + query + 1 - key0);
-                        let bias =
-                            if entries.is_empty() { T::ZERO } else { bias[entries[i * at_once + r / group] as usize] };
-                        let s = &mut scores[r * width..][..width];
-                        factors[r] = absorb_row(s, live, scale, bias, &mut max[slot], &mut sum[slot]);
+                        let bias = entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize]);
+                        state.extend((0..group).map(|head| Row { slot: query * group + head, live, bias }));
                     }
+                    absorb(&state, &mut scores, width, scale, &mut max, &mut sum, &mut factors);
                     gemm(m, d, keys, Mat::rows(&scores, width), v_block, g * d, &mut os, d, false);
-                    for r in 0..m {
-                        let slot = queries[r / group] as usize * group + r % group;
-                        rescale_add(&mut acc[slot * d..][..d], factors[r], &os[r * d..][..d]);
-                    }
+                    accumulate(&state, &factors, &os, d, &mut acc);
                 }
             });
             for r in 0..rows {
@@ -274,6 +307,8 @@ pub(crate) fn backward<T: Real>(
         let (mut p, mut ds) = (device.alloc::<T>(m_max * width), device.alloc::<T>(m_max * width));
         let mut dqs = device.alloc::<T>(m_max * d);
         let mut delta = device.alloc::<T>(TILE * group);
+        let mut totals = device.alloc::<T>(m_max);
+        let mut state = Vec::with_capacity(m_max);
         for (tile, first_entry, dq, dbias) in task.tiles {
             let first = tile * TILE;
             let rows = TILE.min(t - first);
@@ -296,22 +331,21 @@ pub(crate) fn backward<T: Real>(
                     gather(&dout[base * d..], queries, h * d, group * d, &mut gs[..m * d]);
                     gemm(m, width, d, Mat::rows(&qs, d), kt, width, &mut p, width, false);
                     gemm(m, width, d, Mat::rows(&gs, d), vt, width, &mut ds, width, false);
+                    state.clear();
                     for (j, &query) in queries.iter().enumerate() {
                         let query = query as usize;
                         let live = keys.min(first + query + 1 - key0);
-                        let entry = entries.get(i * at_once + j).map(|&e| e as usize);
-                        let bias = entry.map_or(T::ZERO, |e| bias[e]);
-                        let mut total = T::ZERO;
-                        for head in 0..group {
-                            let r = j * group + head;
-                            let shift = bias - lse[base + query * h + head];
-                            let delta = delta[query * group + head];
-                            let (p, ds) = (&mut p[r * width..][..width], &mut ds[r * width..][..width]);
-                            total += backward_row(p, ds, live, scale, shift, delta);
-                        }
-                        if let Some(e) = entry {
-                            dbias[e - first_entry] = total;
-                        }
+                        let bias = entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize]);
+                        state.extend((0..group).map(|head| {
+                            let bias = bias - lse[base + query * h + head];
+                            Row { slot: query * group + head, live, bias }
+                        }));
+                    }
+                    differentiate(&state, &mut p, &mut ds, width, scale, &delta, &mut totals);
+                    for (j, &e) in entries.iter().skip(i * at_once).take(queries.len()).enumerate() {
+                        let mut sum = T::ZERO;
+                        totals[j * group..][..group].iter().for_each(|&x| sum += x);
+                        dbias[e as usize - first_entry] = sum;
                     }
                     gemm(m, d, keys, Mat::rows(&ds, width), k_block, g * d, &mut dqs, d, false);
                     for (j, &query) in queries.iter().enumerate() {

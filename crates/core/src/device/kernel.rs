@@ -1,0 +1,203 @@
+//! The register kernels under every f32 matrix product: up to 8 rows by up to 32 columns of C in registers.
+//!
+//! One C element is one chain of fused multiply-adds over the inner index in ascending order, in every instruction set
+//! and whatever the blocking, so results do not depend on how rows and columns are grouped. On AVX-512, 8 x 32 are 16
+//! accumulators: 16 multiply-adds for 2 loads and 8 broadcasts, which keeps the multipliers of Zen 4 busy.
+
+use super::simd::Level;
+
+/// Rows of a register block.
+pub const ROWS: usize = 8;
+/// Columns of a register block.
+pub const COLS: usize = 32;
+
+/// Operands of one register block: `c[i * ldc + j] (+)= sum_p a[i * row + p * col] * b[p * ldb + j]`.
+#[derive(Clone, Copy)]
+pub struct Block<T> {
+    /// First element of A.
+    pub a: *const T,
+    /// Distance of A's rows.
+    pub row: usize,
+    /// Distance of A's columns.
+    pub col: usize,
+    /// First element of B.
+    pub b: *const T,
+    /// Distance of B's rows.
+    pub ldb: usize,
+    /// First element of C.
+    pub c: *mut T,
+    /// Distance of C's rows.
+    pub ldc: usize,
+    /// Add to C instead of overwriting it.
+    pub add: bool,
+}
+
+/// Computes `rows <= ROWS` by `cols <= COLS` over inner length `k`. False if this instruction set has no kernel.
+///
+/// # Safety
+/// Every element that the formula of [`Block`] reads or writes must be inside live allocations, and C must not alias A or
+/// B. The processor must have the features of `level`.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub unsafe fn run_f32(level: Level, rows: usize, cols: usize, k: usize, x: Block<f32>) -> bool {
+    macro_rules! by_rows {
+        ($kernel:ident $(, $wide:literal)?) => {
+            // SAFETY: the caller's contract.
+            unsafe {
+                match rows {
+                    8 => $kernel::<8 $(, $wide)?>(cols, k, x),
+                    7 => $kernel::<7 $(, $wide)?>(cols, k, x),
+                    6 => $kernel::<6 $(, $wide)?>(cols, k, x),
+                    5 => $kernel::<5 $(, $wide)?>(cols, k, x),
+                    4 => $kernel::<4 $(, $wide)?>(cols, k, x),
+                    3 => $kernel::<3 $(, $wide)?>(cols, k, x),
+                    2 => $kernel::<2 $(, $wide)?>(cols, k, x),
+                    _ => $kernel::<1 $(, $wide)?>(cols, k, x),
+                }
+            }
+        };
+    }
+    match level {
+        Level::Avx512 if cols > 16 => by_rows!(avx512, 2),
+        Level::Avx512 => by_rows!(avx512, 1),
+        Level::Avx2 if cols == COLS => by_rows!(avx2),
+        _ => return false,
+    }
+    true
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn avx512<const M: usize, const V: usize>(cols: usize, k: usize, x: Block<f32>) {
+    use std::arch::x86_64::*;
+    let mut masks = [0xffffu16; V];
+    masks[V - 1] = 0xffff >> (16 * V - cols);
+    let mut acc = [[_mm512_setzero_ps(); V]; M];
+    // SAFETY: the caller vouches for every element; masked lanes are not touched.
+    unsafe {
+        if x.add {
+            for i in 0..M {
+                for j in 0..V {
+                    acc[i][j] = _mm512_maskz_loadu_ps(masks[j], x.c.add(i * x.ldc + 16 * j));
+                }
+            }
+        }
+        let mut rows = [x.a; M];
+        for i in 0..M {
+            rows[i] = x.a.add(i * x.row);
+        }
+        let mut step = |a: usize, b: *const f32| {
+            let mut right = [_mm512_setzero_ps(); V];
+            for j in 0..V {
+                right[j] = if j + 1 < V || cols == 16 * V {
+                    _mm512_loadu_ps(b.add(16 * j))
+                } else {
+                    _mm512_maskz_loadu_ps(masks[j], b.add(16 * j))
+                };
+            }
+            for i in 0..M {
+                let left = _mm512_set1_ps(*rows[i].add(a));
+                for j in 0..V {
+                    acc[i][j] = _mm512_fmadd_ps(left, right[j], acc[i][j]);
+                }
+            }
+        };
+        if x.col == 1 {
+            for p in 0..k {
+                step(p, x.b.add(p * x.ldb));
+            }
+        } else {
+            for p in 0..k {
+                step(p * x.col, x.b.add(p * x.ldb));
+            }
+        }
+        for i in 0..M {
+            for j in 0..V {
+                _mm512_mask_storeu_ps(x.c.add(i * x.ldc + 16 * j), masks[j], acc[i][j]);
+            }
+        }
+    }
+}
+
+/// 16 registers hold 4 x 16 accumulators and their operands, so a block is done in pieces.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+unsafe fn avx2<const M: usize>(_: usize, k: usize, x: Block<f32>) {
+    use std::arch::x86_64::*;
+    for half in 0..2 {
+        let mut first = 0;
+        while first < M {
+            let rows = (M - first).min(4);
+            let mut acc = [[_mm256_setzero_ps(); 2]; 4];
+            // SAFETY: the caller vouches for every element of 32 full columns and M rows.
+            unsafe {
+                let (a, b, c) = (x.a.add(first * x.row), x.b.add(16 * half), x.c.add(first * x.ldc + 16 * half));
+                if x.add {
+                    for i in 0..rows {
+                        acc[i] = [_mm256_loadu_ps(c.add(i * x.ldc)), _mm256_loadu_ps(c.add(i * x.ldc + 8))];
+                    }
+                }
+                // a missing row repeats the last one; its result is dropped
+                let at = |i: usize| a.add(i.min(rows - 1) * x.row);
+                let left = [at(0), at(1), at(2), at(3)];
+                for p in 0..k {
+                    let right = [_mm256_loadu_ps(b.add(p * x.ldb)), _mm256_loadu_ps(b.add(p * x.ldb + 8))];
+                    for i in 0..4 {
+                        let value = _mm256_set1_ps(*left[i].add(p * x.col));
+                        acc[i][0] = _mm256_fmadd_ps(value, right[0], acc[i][0]);
+                        acc[i][1] = _mm256_fmadd_ps(value, right[1], acc[i][1]);
+                    }
+                }
+                for i in 0..rows {
+                    _mm256_storeu_ps(c.add(i * x.ldc), acc[i][0]);
+                    _mm256_storeu_ps(c.add(i * x.ldc + 8), acc[i][1]);
+                }
+            }
+            first += rows;
+        }
+    }
+}
+
+/// Fused multiply-adds in independent chains that touch no memory: what one core can do at best. Returns the number of
+/// f32 operations done, 0 where this instruction set has no kernel. `work` is called with a value that depends on all.
+pub fn multiply_add_probe(level: Level, rounds: usize, work: impl FnOnce(f32)) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::*;
+        #[target_feature(enable = "avx512f")]
+        fn wide(rounds: usize) -> f32 {
+            let (x, mut acc) = (_mm512_set1_ps(std::hint::black_box(0.5)), [_mm512_set1_ps(1.0); 16]);
+            for _ in 0..rounds {
+                for a in acc.iter_mut() {
+                    *a = _mm512_fmadd_ps(*a, x, x);
+                }
+            }
+            acc.into_iter().map(|a| _mm512_reduce_add_ps(a)).sum()
+        }
+        #[target_feature(enable = "avx2,fma")]
+        fn narrow(rounds: usize) -> f32 {
+            let (x, mut acc) = (_mm256_set1_ps(std::hint::black_box(0.5)), [_mm256_set1_ps(1.0); 12]);
+            for _ in 0..rounds {
+                for a in acc.iter_mut() {
+                    *a = _mm256_fmadd_ps(*a, x, x);
+                }
+            }
+            acc.into_iter().map(|a| _mm256_cvtss_f32(a)).sum()
+        }
+        match level {
+            Level::Avx512 => {
+                // SAFETY: the level says that the processor has it.
+                work(unsafe { wide(rounds) });
+                return rounds * 16 * 16 * 2;
+            }
+            Level::Avx2 => {
+                // SAFETY: as above.
+                work(unsafe { narrow(rounds) });
+                return rounds * 12 * 8 * 2;
+            }
+            Level::Baseline => {}
+        }
+    }
+    let _ = (level, rounds, work);
+    0
+}
