@@ -83,6 +83,11 @@ impl Tape {
         self.recording
     }
 
+    /// Whether every value is checked.
+    pub fn is_checking(&self) -> bool {
+        self.checking
+    }
+
     /// Names the place in the model that the next ops belong to.
     pub fn scope(&self, name: impl FnOnce() -> String) {
         if self.checking {

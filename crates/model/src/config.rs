@@ -48,6 +48,10 @@ pub struct ModelConfig {
     /// Standard deviation of the initial matrices; projections into the residual stream get `init_std / sqrt(2 layers)`.
     #[serde(default = "init_std")]
     pub init_std: f64,
+    /// Keep only the input of each block for backward and run the block again there: the same bits, a third more work,
+    /// and a fraction of the activation memory.
+    #[serde(default)]
+    pub recompute: bool,
     /// Which attention.
     #[serde(default)]
     pub attention: Attention,

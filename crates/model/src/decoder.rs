@@ -108,32 +108,21 @@ impl Model {
     pub fn forward(&self, tape: &Tape, leaves: &[Var], ids: &Arc<[u32]>, batch: usize) -> Result<Forward> {
         let c = &self.config;
         let t = ids.len() / batch;
-        let eps = c.norm_eps;
         tape.scope(|| "model.embed_tokens".into());
         let mut x = embedding(tape, &leaves[0], ids, &[batch, t])?;
         let mut routers = Vec::with_capacity(c.layers);
+        let count = slots(c).count;
+        let recompute = c.recompute && tape.is_recording() && !tape.is_checking();
         for layer in 0..c.layers {
-            let p = slots(c, layer);
-            tape.scope(|| format!("model.layers.{layer}.self_attn"));
-            let a = rmsnorm(tape, &x, &leaves[p.input_norm], eps)?;
-            let heads = |w: usize, n: usize| reshape(tape, &linear(tape, &a, &leaves[w])?, &[batch, t, n, c.head_dim]);
-            let q = rope(tape, &heads(p.q, c.heads)?, &self.rope, 0)?;
-            let k = rope(tape, &heads(p.k, c.kv_heads)?, &self.rope, 0)?;
-            let v = heads(p.v, c.kv_heads)?;
-            let own = |slot: Option<usize>| slot.map(|i| &leaves[i]);
-            let inputs = Inputs { q: &q, k: &k, v: &v, indexer: own(p.indexer), diagonal: own(p.diagonal) };
-            let (o, trace) = attend(tape, &c.attention, inputs)?;
+            let params = &leaves[1 + layer * count..][..count];
+            let block = Block { config: c.clone(), rope: self.rope.clone(), layer, batch, tokens: t };
+            let (y, trace) =
+                if recompute { block.recomputed(tape, params, &x)? } else { block.run(tape, params, &x)? };
             routers.push(trace);
-            let o = linear(tape, &reshape(tape, &o, &[batch, t, c.heads * c.head_dim])?, &leaves[p.o])?;
-            x = add(tape, &x, &o)?;
-            tape.scope(|| format!("model.layers.{layer}.mlp"));
-            let m = rmsnorm(tape, &x, &leaves[p.post_norm], eps)?;
-            let gated = swiglu(tape, &linear(tape, &m, &leaves[p.gate])?, &linear(tape, &m, &leaves[p.up])?)?;
-            x = add(tape, &x, &linear(tape, &gated, &leaves[p.down])?)?;
+            x = y;
         }
         tape.scope(|| "model.norm".into());
-        let norm = 1 + slots(c, c.layers - 1).down;
-        Ok(Forward { hidden: rmsnorm(tape, &x, &leaves[norm], eps)?, routers })
+        Ok(Forward { hidden: rmsnorm(tape, &x, &leaves[1 + c.layers * count], c.norm_eps)?, routers })
     }
 
     /// The sum of the tokens' cross-entropies over `divisor`, usually the number of tokens of the global batch.
@@ -190,5 +179,62 @@ impl Model {
         let f = self.forward(&tape, &leaves, ids, 1)?;
         let last = index_select(&tape, &f.hidden, 1, &[ids.len() - 1])?;
         linear(&tape, &last, self.head(&leaves))?.value.reshape(&[self.vocab()])
+    }
+}
+
+/// One decoder block, with what it needs to run again during backward.
+struct Block {
+    config: ModelConfig,
+    rope: RopeTable,
+    layer: usize,
+    batch: usize,
+    tokens: usize,
+}
+
+impl Block {
+    /// `x [b, t, c]` to `[b, t, c]` with the block's parameters, in their order.
+    fn run(&self, tape: &Tape, params: &[Var], x: &Var) -> Result<(Var, Option<RouterTrace>)> {
+        let (c, p, layer) = (&self.config, slots(&self.config), self.layer);
+        let (batch, t) = (self.batch, self.tokens);
+        tape.scope(|| format!("model.layers.{layer}.self_attn"));
+        let a = rmsnorm(tape, x, &params[p.input_norm], c.norm_eps)?;
+        let heads = |w: usize, n: usize| reshape(tape, &linear(tape, &a, &params[w])?, &[batch, t, n, c.head_dim]);
+        let q = rope(tape, &heads(p.q, c.heads)?, &self.rope, 0)?;
+        let k = rope(tape, &heads(p.k, c.kv_heads)?, &self.rope, 0)?;
+        let v = heads(p.v, c.kv_heads)?;
+        let own = |slot: Option<usize>| slot.map(|i| &params[i]);
+        let inputs = Inputs { q: &q, k: &k, v: &v, indexer: own(p.indexer), diagonal: own(p.diagonal) };
+        let (o, trace) = attend(tape, &c.attention, inputs)?;
+        let o = linear(tape, &reshape(tape, &o, &[batch, t, c.heads * c.head_dim])?, &params[p.o])?;
+        let x = add(tape, x, &o)?;
+        tape.scope(|| format!("model.layers.{layer}.mlp"));
+        let m = rmsnorm(tape, &x, &params[p.post_norm], c.norm_eps)?;
+        let gated = swiglu(tape, &linear(tape, &m, &params[p.gate])?, &linear(tape, &m, &params[p.up])?)?;
+        Ok((add(tape, &x, &linear(tape, &gated, &params[p.down])?)?, trace))
+    }
+
+    /// The same bits, keeping only `x`: backward runs the block again on a tape of its own (Chen et al. 2016, arXiv
+    /// 1604.06174).
+    fn recomputed(self, tape: &Tape, params: &[Var], x: &Var) -> Result<(Var, Option<RouterTrace>)> {
+        let (y, trace) = self.run(&Tape::inference(), params, x)?;
+        let (params, x) = (params.to_vec(), x.clone());
+        let told = trace.as_ref().map(RouterTrace::gradient_cell);
+        let y = tape.record("block", y.value, move |dy, grads| {
+            let inner = Tape::new();
+            let input = inner.leaf(x.value.clone());
+            let leaves: Vec<Var> = params.iter().map(|p| inner.leaf(p.value.clone())).collect();
+            let (y, trace) = self.run(&inner, &leaves, &input)?;
+            let mut found = inner.backward_from(&y, dy)?;
+            for (outer, leaf) in params.iter().zip(&leaves).chain([(&x, &input)]) {
+                if let Some(d) = found.take(leaf) {
+                    grads.add(outer.id(), d)?;
+                }
+            }
+            if let (Some(told), Some(trace)) = (told, trace) {
+                told.set(trace.gradient_cell().get());
+            }
+            Ok(())
+        })?;
+        Ok((y, trace))
     }
 }

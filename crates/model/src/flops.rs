@@ -56,6 +56,7 @@ mod tests {
             norm_eps: 1e-6,
             tie_embeddings: true,
             init_std: 0.02,
+            recompute: false,
             attention: Attention::Dense,
         };
         let f = flops(&c, 4096, 1024, 1.0);

@@ -28,8 +28,10 @@ pub struct Param {
 #[derive(Debug, Clone)]
 pub struct Params(Vec<Param>);
 
-/// Number of parameters of a block, and where each stands; see [`block_shapes`].
+/// Where each parameter stands among those of its block; see [`block_shapes`].
 pub(crate) struct Slots {
+    /// number of parameters of a block
+    pub count: usize,
     pub input_norm: usize,
     pub q: usize,
     pub k: usize,
@@ -80,13 +82,13 @@ pub(crate) fn shapes(c: &ModelConfig, vocab: usize) -> Vec<(String, Vec<usize>)>
     all
 }
 
-/// Where the parameters of a block stand.
-pub(crate) fn slots(c: &ModelConfig, layer: usize) -> Slots {
+/// Where the parameters of a block stand; block `layer` starts at parameter `1 + layer * count`.
+pub(crate) fn slots(c: &ModelConfig) -> Slots {
     let names: Vec<_> = block_shapes(c).into_iter().map(|(name, _)| name).collect();
-    let first = 1 + layer * names.len();
-    let find = |name: &str| names.iter().position(|n| *n == name).map(|i| first + i);
+    let find = |name: &str| names.iter().position(|n| *n == name);
     let must = |name: &str| find(name).expect("every block has it");
     Slots {
+        count: names.len(),
         input_norm: must("input_layernorm.weight"),
         q: must("self_attn.q_proj.weight"),
         k: must("self_attn.k_proj.weight"),

@@ -52,6 +52,11 @@ impl RouterTrace {
         &self.list
     }
 
+    /// Where backward leaves the norm of the gradient that reaches the routing scores.
+    pub(crate) fn gradient_cell(&self) -> Rc<Cell<f64>> {
+        self.score_gradient.clone()
+    }
+
     /// The figures; call after backward to have the gradient in them.
     pub fn stats(&self) -> RouterStats {
         let (b, g, t) = self.list.extents();

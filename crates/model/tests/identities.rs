@@ -27,6 +27,7 @@ fn model(attention: Attention, dtype: DType) -> Model {
         tie_embeddings: true,
         // far from zero, so that attention is neither uniform nor the router flat
         init_std: 0.5,
+        recompute: false,
         attention,
     };
     Model::new(config, VOCAB, T, 3, &testing::device(), dtype).unwrap()
@@ -131,4 +132,32 @@ fn variants_start_from_equal_weights_wherever_shapes_agree() {
         assert_eq!(p.value.to_f64(), b.params().get(&p.name).unwrap().to_f64(), "{}", p.name);
     }
     assert_eq!(b.params().len(), a.params().len() + 2);
+}
+
+#[test]
+fn recomputing_blocks_changes_no_bit_and_halves_the_memory_of_activations() {
+    for attention in [Attention::Dense, Attention::Dash(dash())] {
+        let device = testing::device();
+        let dash_core::Device::Cpu(cpu) = &device;
+        let run = |recompute: bool| {
+            let config = ModelConfig { layers: 6, ..model(attention, DType::F32).config().clone() };
+            let config = ModelConfig { recompute, ..config };
+            let m = Model::new(config, VOCAB, T, 3, &device, DType::F32).unwrap();
+            let (x, y): (Arc<[u32]>, _) = (ids(1).into(), ids(2));
+            cpu.reset_peak();
+            let before = cpu.peak_bytes();
+            let t = Tape::new();
+            let leaves = m.leaves(&t);
+            let (loss, traces) = m.loss(&t, &leaves, (&x, &y), 2, 2.0 * T as f64).unwrap();
+            let kept = cpu.peak_bytes() - before;
+            let mut bits: Vec<f64> = loss.value.to_f64();
+            let g = t.backward(&loss).unwrap();
+            leaves.iter().for_each(|l| bits.extend(g.get(l).unwrap().to_f64()));
+            bits.extend(traces.iter().flatten().map(|t| t.stats().score_gradient));
+            (bits, kept)
+        };
+        let (plain, recomputed) = (run(false), run(true));
+        assert!(plain.0 == recomputed.0, "{}", attention.kind());
+        assert!(recomputed.1 * 2 <= plain.1, "{}: {} against {} bytes", attention.kind(), recomputed.1, plain.1);
+    }
 }

@@ -74,3 +74,22 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
     }
     Ok(())
 }
+
+/// One decoder block, forward + backward, in dfdx and here, alternating in this process.
+///
+/// # Errors
+/// When an op refuses.
+pub fn peers(config: &Config, steps: usize, as_json: bool) -> Result<()> {
+    let (dfdx, ours) = crate::peer::block_speed(&run::device(config), steps)?;
+    if as_json {
+        println!("{}", json!({"dfdx_ms": dfdx * 1e3, "ours_ms": ours * 1e3, "ratio": dfdx / ours}));
+    } else {
+        println!(
+            "one block, forward + backward: dfdx {:.1} ms, ours {:.1} ms, {:.1} times",
+            dfdx * 1e3,
+            ours * 1e3,
+            dfdx / ours
+        );
+    }
+    Ok(())
+}

@@ -120,7 +120,7 @@ fn hash(bytes: &[u8]) -> String {
 /// Hash of what decides the weights.
 pub fn config_hash(config: &Config) -> String {
     let mut c = config.clone();
-    c.run.threads = 0;
+    (c.run.threads, c.model.recompute) = (0, false);
     (c.run.dir, c.run.name, c.data.cache) = Default::default();
     (c.eval, c.checkpoint, c.log) = Default::default();
     hash(c.to_toml().as_bytes())

@@ -13,7 +13,7 @@ use crate::eval::{ValidationSet, model_folder, sample};
 use crate::failure::{Failure, Result};
 use crate::run::{self, Start};
 use crate::signals::Interrupt;
-use crate::{bench, bench_ops, checkpoint, export, verify};
+use crate::{bench, bench_ops, checkpoint, export, plot, verify};
 
 /// Pretrains small language models with DashAttention and its ablations.
 ///
@@ -109,9 +109,21 @@ enum Command {
         /// Time every room against the machine's measured limits instead of whole steps
         #[arg(long)]
         ops: bool,
+        /// Time one decoder block against dfdx in this process instead of whole steps
+        #[arg(long, conflicts_with = "ops")]
+        peers: bool,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
+    },
+    /// Loss and density curves of runs, as SVG files
+    Plot {
+        /// Run folders
+        #[arg(long, required = true, num_args = 1..)]
+        run: Vec<PathBuf>,
+        /// Folder to write
+        #[arg(long)]
+        out: PathBuf,
     },
     /// Proves on this machine that a resumed run has the same bits
     VerifyResume(ConfigArgs),
@@ -164,11 +176,19 @@ fn dispatch(cli: Cli) -> Result<()> {
             println!("exported {} to {}", loaded.folder.display(), out.display());
             Ok(())
         }
-        Some(Command::Bench { config, steps, ops: true, json }) => {
-            bench_ops::rooms(&load(&config)?, steps.max(1), json)
+        Some(Command::Bench { config, steps, ops, peers, json }) => {
+            let (config, steps) = (load(&config)?, steps.max(1));
+            match (ops, peers) {
+                (true, _) => bench_ops::rooms(&config, steps, json),
+                (_, true) => bench::peers(&config, steps, json),
+                _ => bench::step_speed(&config, steps, json),
+            }
         }
-        Some(Command::Bench { config, steps, ops: false, json }) => {
-            bench::step_speed(&load(&config)?, steps.max(1), json)
+        Some(Command::Plot { run, out }) => {
+            for path in plot::plot(&run, &out).map_err(Failure::Request)? {
+                println!("wrote {}", path.display());
+            }
+            Ok(())
         }
         Some(Command::VerifyResume(args)) => verify::verify_resume(&load(&args)?),
     }

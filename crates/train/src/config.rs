@@ -360,7 +360,8 @@ impl Config {
             out
         };
         let (a, b) = (flat(self), flat(other));
-        let neutral = ["run.threads", "run.dir", "run.name", "data.cache", "log.", "eval.", "checkpoint."];
+        let neutral =
+            ["run.threads", "run.dir", "run.name", "data.cache", "log.", "eval.", "checkpoint.", "model.recompute"];
         let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
         let text = |v: Option<&String>| v.map_or("nothing".to_string(), Clone::clone);
         keys.into_iter()

@@ -8,6 +8,8 @@ mod export;
 mod failure;
 mod metrics;
 pub mod optim;
+mod peer;
+mod plot;
 mod preflight;
 mod run;
 mod schedule;

@@ -185,6 +185,11 @@ fn a_run_leaves_what_the_interface_promises_and_its_model_can_be_used() {
     };
     assert!(text("1").starts_with("the router") && text("1") == text("1") && text("1") != text("2"));
 
+    succeeded(&train_bin(&["plot", "--run", "runs/test", "--out", "pictures"]));
+    for (file, label) in [("loss.svg", "validation"), ("density.svg", "layer 1")] {
+        assert!(fs::read_to_string(s.path("pictures").join(file)).unwrap().contains(label), "{file}");
+    }
+
     succeeded(&train_bin(&["export", "--checkpoint", "runs/test", "--out", "out"]));
     for file in [
         "config.json",
