@@ -1,8 +1,9 @@
 //! Where a tensor's numbers live, and the two element types that live there.
 
-use crate::device::Buffer;
 use crate::device::kernel::Block;
 use crate::device::simd::Level;
+use crate::device::tile::Mat;
+use crate::device::{Buffer, CpuDevice};
 
 /// Element type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,6 +22,16 @@ impl DType {
             DType::F64 => 8,
         }
     }
+}
+
+/// How the operands of products with parameters are rounded. Sums, activations and weights keep their type.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compute {
+    /// Not at all.
+    #[default]
+    Full,
+    /// To bf16, where the device multiplies bf16; elsewhere not at all.
+    Bf16,
 }
 
 /// A flat buffer on one device. The enum is closed: another device is another variant, and the compiler lists the rooms
@@ -106,10 +117,19 @@ pub trait Real:
     /// # Safety
     /// As [`crate::device::kernel::run_f32`].
     unsafe fn kernel(level: Level, rows: usize, cols: usize, k: usize, block: Block<Self>) -> bool;
+    /// A product with operands rounded to bf16; false if this type or processor has none.
+    fn gemm_bf16(
+        device: &CpuDevice,
+        sizes: (usize, usize, usize),
+        a: Mat<Self>,
+        b: Mat<Self>,
+        c: &mut [Self],
+        add: bool,
+    ) -> bool;
 }
 
 macro_rules! real {
-    ($t:ty, $variant:ident, $dtype:ident, $pool:ident, $has_kernel:expr, $kernel:path, $exp:path) => {
+    ($t:ty, $variant:ident, $dtype:ident, $pool:ident, $has_kernel:expr, $kernel:path, $bf16:path, $exp:path) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -183,6 +203,16 @@ macro_rules! real {
                 // SAFETY: the caller's contract is the callee's.
                 unsafe { $kernel(level, rows, cols, k, block) }
             }
+            fn gemm_bf16(
+                device: &CpuDevice,
+                sizes: (usize, usize, usize),
+                a: Mat<Self>,
+                b: Mat<Self>,
+                c: &mut [Self],
+                add: bool,
+            ) -> bool {
+                $bf16(device, sizes, a, b, c, add)
+            }
         }
     };
 }
@@ -193,11 +223,16 @@ unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) -> b
     false
 }
 
+/// There is none.
+fn no_bf16<T>(_: &CpuDevice, _: (usize, usize, usize), _: Mat<T>, _: Mat<T>, _: &mut [T], _: bool) -> bool {
+    false
+}
+
 #[cfg(target_arch = "x86_64")]
-real!(f32, CpuF32, F32, f32, true, crate::device::kernel::run_f32, exp_f32);
+real!(f32, CpuF32, F32, f32, true, crate::device::kernel::run_f32, crate::ops::gemm_bf16, exp_f32);
 #[cfg(not(target_arch = "x86_64"))]
-real!(f32, CpuF32, F32, f32, false, no_kernel, exp_f32);
-real!(f64, CpuF64, F64, f64, false, no_kernel, f64::exp);
+real!(f32, CpuF32, F32, f32, false, no_kernel, no_bf16, exp_f32);
+real!(f64, CpuF64, F64, f64, false, no_kernel, no_bf16, f64::exp);
 
 /// exp(x) for f32 in straight-line arithmetic, so that a loop over it vectorises: x = n ln 2 + r with |r| <= ln 2 / 2, a
 /// polynomial for exp(r), the exponent field for 2^n. The coefficients minimise the largest relative error, 2e-9. Below -87.3 (where f32 turns subnormal) the result is 0; above 88.7 the product overflows to infinity by itself, and

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 
 use crate::error::{Error, Result, ensure};
+use crate::storage::Compute;
 use crate::tensor::Tensor;
 
 /// A value on a tape.
@@ -44,6 +45,7 @@ pub struct Tape {
     next: Cell<usize>,
     recording: bool,
     checking: bool,
+    compute: Compute,
     scope: RefCell<String>,
 }
 
@@ -64,6 +66,7 @@ impl Tape {
             next: Cell::new(0),
             recording: true,
             checking: false,
+            compute: Compute::Full,
             scope: RefCell::default(),
         }
     }
@@ -76,6 +79,16 @@ impl Tape {
     /// A tape that records, and stops at the first output or gradient that is not finite, naming scope and op.
     pub fn checking() -> Self {
         Tape { checking: true, ..Self::new() }
+    }
+
+    /// The same tape with products in another precision, forward and backward.
+    pub fn computing(self, compute: Compute) -> Self {
+        Tape { compute, ..self }
+    }
+
+    /// How operands of products with parameters are rounded.
+    pub fn compute(&self) -> Compute {
+        self.compute
     }
 
     /// Whether a backward pass will follow; ops skip work that only serves it otherwise.

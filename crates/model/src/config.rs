@@ -48,6 +48,9 @@ pub struct ModelConfig {
     /// Standard deviation of the initial matrices; projections into the residual stream get `init_std / sqrt(2 layers)`.
     #[serde(default = "init_std")]
     pub init_std: f64,
+    /// How operands of products with parameters are rounded. Weights, sums and everything else stay f32.
+    #[serde(default)]
+    pub compute: Compute,
     /// Keep only the input of each block for backward and run the block again there: the same bits, a third more work,
     /// and a fraction of the activation memory.
     #[serde(default)]
@@ -68,6 +71,26 @@ fn init_std() -> f64 {
 }
 fn yes() -> bool {
     true
+}
+
+/// `model.compute`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compute {
+    /// Not at all.
+    #[default]
+    F32,
+    /// To bf16, on processors that multiply it (AVX512_BF16); on others the run is f32.
+    Bf16,
+}
+
+impl From<Compute> for dash_core::Compute {
+    fn from(compute: Compute) -> Self {
+        match compute {
+            Compute::F32 => dash_core::Compute::Full,
+            Compute::Bf16 => dash_core::Compute::Bf16,
+        }
+    }
 }
 
 /// The attention of every layer.

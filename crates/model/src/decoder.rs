@@ -152,10 +152,10 @@ impl Model {
         (ids, targets): (&Arc<[u32]>, &[u32]),
         batch: usize,
     ) -> Result<(Vec<f64>, Vec<Option<RouterTrace>>)> {
-        let tape = Tape::inference();
+        let tape = Tape::inference().computing(self.config.compute.into());
         let leaves = self.leaves(&tape);
         let f = self.forward(&tape, &leaves, ids, batch)?;
-        Ok((token_nll(&f.hidden.value, &self.head(&leaves).value, targets)?, f.routers))
+        Ok((token_nll(&f.hidden.value, &self.head(&leaves).value, targets, tape.compute())?, f.routers))
     }
 
     /// Logits `[b, t, v]` of every position: for tests, export and generation, not for training.
@@ -163,7 +163,7 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn logits(&self, ids: &Arc<[u32]>, batch: usize) -> Result<Tensor> {
-        let tape = Tape::inference();
+        let tape = Tape::inference().computing(self.config.compute.into());
         let leaves = self.leaves(&tape);
         let f = self.forward(&tape, &leaves, ids, batch)?;
         Ok(linear(&tape, &f.hidden, self.head(&leaves))?.value)
@@ -174,7 +174,7 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn last_logits(&self, ids: &Arc<[u32]>) -> Result<Tensor> {
-        let tape = Tape::inference();
+        let tape = Tape::inference().computing(self.config.compute.into());
         let leaves = self.leaves(&tape);
         let f = self.forward(&tape, &leaves, ids, 1)?;
         let last = index_select(&tape, &f.hidden, 1, &[ids.len() - 1])?;
@@ -216,11 +216,11 @@ impl Block {
     /// The same bits, keeping only `x`: backward runs the block again on a tape of its own (Chen et al. 2016, arXiv
     /// 1604.06174).
     fn recomputed(self, tape: &Tape, params: &[Var], x: &Var) -> Result<(Var, Option<RouterTrace>)> {
-        let (y, trace) = self.run(&Tape::inference(), params, x)?;
+        let (y, trace) = self.run(&Tape::inference().computing(tape.compute()), params, x)?;
         let (params, x) = (params.to_vec(), x.clone());
-        let told = trace.as_ref().map(RouterTrace::gradient_cell);
+        let (compute, told) = (tape.compute(), trace.as_ref().map(RouterTrace::gradient_cell));
         let y = tape.record("block", y.value, move |dy, grads| {
-            let inner = Tape::new();
+            let inner = Tape::new().computing(compute);
             let input = inner.leaf(x.value.clone());
             let leaves: Vec<Var> = params.iter().map(|p| inner.leaf(p.value.clone())).collect();
             let (y, trace) = self.run(&inner, &leaves, &input)?;

@@ -56,6 +56,7 @@ mod tests {
             norm_eps: 1e-6,
             tie_embeddings: true,
             init_std: 0.02,
+            compute: Default::default(),
             recompute: false,
             attention: Attention::Dense,
         };

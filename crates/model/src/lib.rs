@@ -11,7 +11,7 @@ mod generate;
 mod params;
 mod router;
 
-pub use config::{Attention, ConfigError, Dash, ModelConfig};
+pub use config::{Attention, Compute, ConfigError, Dash, ModelConfig};
 pub use decoder::{Forward, Model};
 pub use flops::{Flops, flops};
 pub use generate::{Sampling, generate};

@@ -27,6 +27,7 @@ fn model(attention: Attention, dtype: DType) -> Model {
         tie_embeddings: true,
         // far from zero, so that attention is neither uniform nor the router flat
         init_std: 0.5,
+        compute: Default::default(),
         recompute: false,
         attention,
     };

@@ -67,7 +67,7 @@ impl Trainer {
         let mut loss_sum = 0.0;
         let mut traces = Vec::new();
         for batch in batches {
-            let tape = Tape::new();
+            let tape = Tape::new().computing(config.model.compute.into());
             let leaves = self.model.leaves(&tape);
             let (loss, routers) =
                 self.model.loss(&tape, &leaves, (&batch.inputs, &batch.targets), batch.batch, tokens as f64)?;
@@ -109,7 +109,7 @@ impl Trainer {
     fn not_finite(&self, step: u64, what: &str, batch: &Batch) -> Failure {
         let first = self.model.params().iter().find(|p| !p.value.is_finite()).map(|p| format!("parameter {}", p.name));
         let first = first.or_else(|| {
-            let tape = Tape::checking();
+            let tape = Tape::checking().computing(self.model.config().compute.into());
             let leaves = self.model.leaves(&tape);
             let ids = (&batch.inputs, &batch.targets[..]);
             let loss = self.model.loss(&tape, &leaves, ids, batch.batch, batch.targets.len() as f64);

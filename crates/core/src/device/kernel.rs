@@ -158,6 +158,109 @@ unsafe fn avx2<const M: usize>(_: usize, k: usize, x: Block<f32>) {
     }
 }
 
+/// Whether this processor multiplies pairs of bf16 into f32 (AVX512_BF16).
+pub fn has_bf16(level: Level) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        level == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = level;
+        false
+    }
+}
+
+/// Two neighbours along the inner axis, rounded to bf16 (nearest, ties to even) in one word, the first in the low half.
+#[inline(always)]
+pub fn pair(first: f32, second: f32) -> u32 {
+    let round = |x: f32| {
+        let bits = x.to_bits();
+        // the quiet bit keeps a NaN a NaN
+        if x.is_nan() { (bits >> 16) | 0x40 } else { bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16 }
+    };
+    round(first) | round(second) << 16
+}
+
+/// A register block on pairs of bf16 with f32 accumulators: `c[i * ldc + j] (+)= sum over pairs p of both products of
+/// a[i * row + p * col] and b[p * 32 + j]`, with `rows <= ROWS`, `cols <= COLS`.
+///
+/// # Safety
+/// As [`run_f32`], and [`has_bf16`] must hold. `b` has 32 columns a row whatever `cols` is.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub unsafe fn run_bf16(
+    rows: usize,
+    cols: usize,
+    pairs: usize,
+    a: (*const u32, usize, usize),
+    b: *const u32,
+    c: (*mut f32, usize),
+    add: bool,
+) {
+    // SAFETY: the caller's contract.
+    unsafe {
+        match rows {
+            8 => avx512_bf16::<8>(cols, pairs, a, b, c, add),
+            7 => avx512_bf16::<7>(cols, pairs, a, b, c, add),
+            6 => avx512_bf16::<6>(cols, pairs, a, b, c, add),
+            5 => avx512_bf16::<5>(cols, pairs, a, b, c, add),
+            4 => avx512_bf16::<4>(cols, pairs, a, b, c, add),
+            3 => avx512_bf16::<3>(cols, pairs, a, b, c, add),
+            2 => avx512_bf16::<2>(cols, pairs, a, b, c, add),
+            _ => avx512_bf16::<1>(cols, pairs, a, b, c, add),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f,avx512bf16")]
+unsafe fn avx512_bf16<const M: usize>(
+    cols: usize,
+    pairs: usize,
+    (a, row, col): (*const u32, usize, usize),
+    b: *const u32,
+    (c, ldc): (*mut f32, usize),
+    add: bool,
+) {
+    use std::arch::x86_64::*;
+    use std::mem::transmute;
+    let all = if cols >= COLS { u32::MAX } else { (1u32 << cols) - 1 };
+    let masks = [all as u16, (all >> 16) as u16];
+    let mut acc = [[_mm512_setzero_ps(); 2]; M];
+    // SAFETY: the caller vouches for every element; masked lanes are not touched. __m512bh and __m512i are the same 64
+    // bytes.
+    unsafe {
+        if add {
+            for i in 0..M {
+                for j in 0..2 {
+                    acc[i][j] = _mm512_maskz_loadu_ps(masks[j], c.add(i * ldc + 16 * j));
+                }
+            }
+        }
+        let mut rows = [a; M];
+        for i in 0..M {
+            rows[i] = a.add(i * row);
+        }
+        for p in 0..pairs {
+            let right: [__m512bh; 2] = [
+                transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.add(p * COLS).cast())),
+                transmute::<__m512i, __m512bh>(_mm512_loadu_si512(b.add(p * COLS + 16).cast())),
+            ];
+            for i in 0..M {
+                let left = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*rows[i].add(p * col) as i32));
+                acc[i][0] = _mm512_dpbf16_ps(acc[i][0], left, right[0]);
+                acc[i][1] = _mm512_dpbf16_ps(acc[i][1], left, right[1]);
+            }
+        }
+        for i in 0..M {
+            for j in 0..2 {
+                _mm512_mask_storeu_ps(c.add(i * ldc + 16 * j), masks[j], acc[i][j]);
+            }
+        }
+    }
+}
+
 /// Fused multiply-adds in independent chains that touch no memory: what one core can do at best. Returns the number of
 /// f32 operations done, 0 where this instruction set has no kernel. `work` is called with a value that depends on all.
 pub fn multiply_add_probe(level: Level, rounds: usize, work: impl FnOnce(f32)) -> usize {

@@ -35,6 +35,7 @@ fn model(g: &Golden, dtype: DType) -> Model {
         norm_eps: g.number("rms_norm_eps"),
         tie_embeddings: g.config["tie_word_embeddings"].as_bool().unwrap(),
         init_std: 0.02,
+        compute: Default::default(),
         recompute: false,
         attention,
     };

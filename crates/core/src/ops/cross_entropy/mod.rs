@@ -11,7 +11,7 @@ use crate::device::simd::{self, simd};
 use crate::device::tile::Mat;
 use crate::error::{Result, ensure};
 use crate::ops::matmul::gemm;
-use crate::storage::{Real, with_real};
+use crate::storage::{Compute, Real, with_real};
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor, same_dtype};
 
@@ -57,6 +57,7 @@ fn check(op: &'static str, x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<(u
 
 /// Runs `visit(first row, logits [rows, v])` over blocks of rows.
 fn for_logits<T: Real>(
+    compute: Compute,
     x: &Tensor,
     w: &Tensor,
     (rows, width, vocab): (usize, usize, usize),
@@ -67,7 +68,7 @@ fn for_logits<T: Real>(
         let m = ROWS.min(rows - first);
         let logits = &mut logits[..m * vocab];
         let a = Mat::rows(&x.data::<T>()[first * width..], width);
-        gemm(x.cpu(), (m, vocab, width), a, Mat::rows(w.data(), width).t(), logits, false);
+        gemm(x.cpu(), compute, (m, vocab, width), a, Mat::rows(w.data(), width).t(), logits, false);
         visit(first, logits);
     }
 }
@@ -79,13 +80,13 @@ fn for_logits<T: Real>(
 /// When widths differ, or a target is not below the vocabulary size.
 pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &[u32], divisor: f64) -> Result<Var> {
     let (rows, width, vocab) = check("cross_entropy", &x.value, &w.value, targets)?;
-    let device = x.value.cpu();
+    let (device, compute) = (x.value.cpu(), tape.compute());
     let (loss, grads) = with_real!(x.value.dtype(), T => {
         let mut total = 0.0;
         let mut gradients = tape.is_recording().then(|| (device.alloc::<T>(rows * width), device.zeros::<T>(vocab * width)));
         let factor = T::of(1.0 / divisor);
         let recording = tape.is_recording();
-        for_logits::<T>(&x.value, &w.value, (rows, width, vocab), |first, logits| {
+        for_logits::<T>(compute, &x.value, &w.value, (rows, width, vocab), |first, logits| {
             let m = logits.len() / vocab;
             let mut nll = vec![T::ZERO; m];
             device.for_chunks2((logits, vocab), (&mut nll, 1), |i, row, nll| {
@@ -105,8 +106,8 @@ pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &[u32], divi
             if let Some((dx, dw)) = &mut gradients {
                 let (xs, ws) = (&x.value.data::<T>()[first * width..], w.value.data::<T>());
                 let dx = &mut dx[first * width..][..m * width];
-                gemm(device, (m, width, vocab), Mat::rows(logits, vocab), Mat::rows(ws, width), dx, false);
-                gemm(device, (vocab, width, m), Mat::rows(logits, vocab).t(), Mat::rows(xs, width), dw, true);
+                gemm(device, compute, (m, width, vocab), Mat::rows(logits, vocab), Mat::rows(ws, width), dx, false);
+                gemm(device, compute, (vocab, width, m), Mat::rows(logits, vocab).t(), Mat::rows(xs, width), dw, true);
             }
         });
         let loss = Tensor::full(x.value.device(), &[], x.value.dtype(), total / divisor);
@@ -136,11 +137,11 @@ fn scaled(mut x: Tensor, factor: f64) -> Tensor {
 ///
 /// # Errors
 /// As [`linear_cross_entropy`].
-pub fn token_nll(x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<Vec<f64>> {
+pub fn token_nll(x: &Tensor, w: &Tensor, targets: &[u32], compute: Compute) -> Result<Vec<f64>> {
     let sizes = check("token_nll", x, w, targets)?;
     with_real!(x.dtype(), T => {
         let mut out = Vec::with_capacity(sizes.0);
-        for_logits::<T>(x, w, sizes, |first, logits| {
+        for_logits::<T>(compute, x, w, sizes, |first, logits| {
             let mut nll = vec![T::ZERO; logits.len() / sizes.2];
             x.cpu().for_chunks2((logits, sizes.2), (&mut nll, 1), |i, row, nll| {
                 let target = targets[first + i];

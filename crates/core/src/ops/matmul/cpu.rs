@@ -11,7 +11,7 @@ use crate::device::CpuDevice;
 use crate::device::kernel::{Block, COLS, ROWS};
 use crate::device::simd::{self, simd};
 use crate::device::tile::{self, Mat};
-use crate::storage::Real;
+use crate::storage::{Compute, Real};
 
 /// Inner length of a pass over C: a panel piece of 256 x 32 f32 is 32 KiB, the L1 cache, and re-reading C costs 3 %.
 const DEPTH: usize = 256;
@@ -20,21 +20,26 @@ const TASKS: usize = 16;
 /// Rows of C a task owns at most; with DEPTH columns of A they fill a quarter of a 1 MiB L2.
 const MAX_ROWS: usize = 256;
 
-struct Out<T>(*mut T);
+/// C, shared by tasks that write disjoint blocks of it.
+pub(super) struct Out<T>(*mut T);
 // SAFETY: each task writes its own block of C, and no block overlaps another.
 unsafe impl<T: Send> Send for Out<T> {}
 // SAFETY: as above; the pointer itself is only read.
 unsafe impl<T: Send> Sync for Out<T> {}
 
 impl<T> Out<T> {
-    fn at(&self, offset: usize) -> *mut T {
+    pub(super) fn new(c: &mut [T]) -> Self {
+        Out(c.as_mut_ptr())
+    }
+
+    pub(super) fn at(&self, offset: usize) -> *mut T {
         // SAFETY: callers pass offsets inside the slice that the pointer was taken from.
         unsafe { self.0.add(offset) }
     }
 }
 
 /// Rows and columns of a task's block: multiples of the register block, rows cut first.
-fn cut(m: usize, n: usize) -> (usize, usize) {
+pub(super) fn cut(m: usize, n: usize) -> (usize, usize) {
     let rows = m.div_ceil(TASKS).next_multiple_of(ROWS).clamp(ROWS.min(m), MAX_ROWS);
     let down = m.div_ceil(rows);
     let across = (TASKS / down).clamp(1, n.div_ceil(2 * COLS));
@@ -65,9 +70,11 @@ simd! {
     }
 }
 
-/// `c = a b` or `c += a b`: a [m, k], b [k, n] with any strides, c [m, n] row-major.
+/// `c = a b` or `c += a b`: a [m, k], b [k, n] with any strides, c [m, n] row-major. `compute` says how operands are
+/// rounded; without a kernel for it (another processor, f64) the product runs in full precision.
 pub(crate) fn gemm<T: Real>(
     device: &CpuDevice,
+    compute: Compute,
     (m, n, k): (usize, usize, usize),
     a: Mat<T>,
     b: Mat<T>,
@@ -86,13 +93,17 @@ pub(crate) fn gemm<T: Real>(
     assert!(a.data.len() > (m - 1) * a.row + (k - 1) * a.col, "a holds [{m}, {k}]");
     assert!(b.data.len() > (k - 1) * b.row + (n - 1) * b.col, "b holds [{k}, {n}]");
     assert!(c.len() >= m * n, "c holds [{m}, {n}]");
+    let straight = |x: Mat<T>| x.row == 1 || x.col == 1;
+    if compute == Compute::Bf16 && straight(a) && straight(b) && T::gemm_bf16(device, (m, n, k), a, b, c, add) {
+        return;
+    }
     let panels = n.div_ceil(COLS);
     let mut packed = device.alloc::<T>(panels * k * COLS);
     device.for_chunks(&mut packed, k * COLS, |j, out| pack_panel(b, k, j * COLS, n, out));
     let (rows, cols) = if m * n * k < 1 << 15 { (m, n.next_multiple_of(COLS)) } else { cut(m, n) };
     let across = n.div_ceil(cols);
     let tasks = m.div_ceil(rows) * across;
-    let out = Out(c.as_mut_ptr());
+    let out = Out::new(c);
     let task = |task: usize| {
         let (i0, j0) = (task / across * rows, task % across * cols);
         let (rows, cols) = (rows.min(m - i0), cols.min(n - j0));
@@ -148,4 +159,22 @@ pub(crate) fn gemm<T: Real>(
     } else {
         device.map(tasks, task);
     }
+}
+
+/// The bf16 product where this processor has it; false elsewhere. Extents and operands have been checked.
+#[cfg(target_arch = "x86_64")]
+pub(crate) fn gemm_bf16(
+    device: &CpuDevice,
+    sizes: (usize, usize, usize),
+    a: Mat<f32>,
+    b: Mat<f32>,
+    c: &mut [f32],
+    add: bool,
+) -> bool {
+    let can = crate::device::kernel::has_bf16(simd::level());
+    if can {
+        // SAFETY: just asked; `gemm` has checked the extents.
+        unsafe { super::bf16::gemm(device, sizes, a, b, c, add) };
+    }
+    can
 }

@@ -1,20 +1,24 @@
 //! Matrix products. `linear`: y = x w^T with w [out, in], the layout of checkpoints; dx = dy w, dw = dy^T x. `matmul`: a
 //! batch of products. Kept for backward: the operands.
 
+#[cfg(target_arch = "x86_64")]
+mod bf16;
 mod cpu;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use cpu::gemm;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use cpu::gemm_bf16;
 
 use crate::device::tile::Mat;
 use crate::error::{Result, ensure};
 use crate::shape::numel;
-use crate::storage::{Real, with_real};
+use crate::storage::{Compute, Real, with_real};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, same_dtype};
 
-/// `x [.., in]` times the transpose of `w [out, in]`: `[.., out]`.
+/// `x [.., in]` times the transpose of `w [out, in]`: `[.., out]`, in the tape's [`Compute`], backward included.
 ///
 /// # Errors
 /// When the widths or the element types differ.
@@ -25,15 +29,16 @@ pub fn linear(tape: &Tape, x: &Var, w: &Var) -> Result<Var> {
     same_dtype("linear", &x.value, &w.value)?;
     let mut shape = x.value.shape().to_vec();
     *shape.last_mut().expect("x has a last axis") = out;
+    let compute = tape.compute();
     let y = with_real!(x.value.dtype(), T => {
-        product::<T>(&shape, (rows, out, inner), Mat::rows(x.value.data(), inner), Mat::rows(w.value.data(), inner).t(), &x.value)
+        product::<T>(compute, &shape, (rows, out, inner), Mat::rows(x.value.data(), inner), Mat::rows(w.value.data(), inner).t(), &x.value)
     });
     let (x, w) = (x.clone(), w.clone());
     tape.record("linear", y, move |dy, grads| {
         with_real!(dy.dtype(), T => {
             let (g, xs, ws) = (dy.data::<T>(), x.value.data::<T>(), w.value.data::<T>());
-            let dw = product::<T>(w.value.shape(), (out, inner, rows), Mat::rows(g, out).t(), Mat::rows(xs, inner), &dy);
-            let dx = product::<T>(x.value.shape(), (rows, inner, out), Mat::rows(g, out), Mat::rows(ws, inner), &dy);
+            let dw = product::<T>(compute, w.value.shape(), (out, inner, rows), Mat::rows(g, out).t(), Mat::rows(xs, inner), &dy);
+            let dx = product::<T>(compute, x.value.shape(), (rows, inner, out), Mat::rows(g, out), Mat::rows(ws, inner), &dy);
             grads.add(w.id(), dw)?;
             grads.add(x.id(), dx)
         })
@@ -41,9 +46,16 @@ pub fn linear(tape: &Tape, x: &Var, w: &Var) -> Result<Var> {
 }
 
 /// A fresh tensor of `shape` holding a [m, k] times b [k, n].
-fn product<T: Real>(shape: &[usize], (m, n, k): (usize, usize, usize), a: Mat<T>, b: Mat<T>, like: &Tensor) -> Tensor {
+fn product<T: Real>(
+    compute: Compute,
+    shape: &[usize],
+    (m, n, k): (usize, usize, usize),
+    a: Mat<T>,
+    b: Mat<T>,
+    like: &Tensor,
+) -> Tensor {
     let mut out = like.cpu().alloc::<T>(m * n);
-    gemm(like.cpu(), (m, n, k), a, b, &mut out, false);
+    gemm(like.cpu(), compute, (m, n, k), a, b, &mut out, false);
     Tensor::from_buffer(shape, out)
 }
 
@@ -89,7 +101,7 @@ fn batched<'a, T: Real>(
     let mut out = like.cpu().alloc::<T>(batch * m * n);
     for (i, piece) in out.chunks_mut((m * n).max(1)).enumerate() {
         let (a, b) = operands(i);
-        gemm(like.cpu(), (m, n, k), a, b, piece, false);
+        gemm(like.cpu(), Compute::Full, (m, n, k), a, b, piece, false);
     }
     Tensor::from_buffer(shape, out)
 }

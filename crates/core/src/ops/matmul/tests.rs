@@ -1,6 +1,6 @@
 use super::*;
 use crate::device::Device;
-use crate::storage::DType;
+use crate::storage::{Compute, DType};
 use crate::testing::{check_grad, device, normal, relative_error};
 
 #[test]
@@ -45,4 +45,51 @@ fn wrong_width_is_told() {
     let (d, t) = (device(), Tape::new());
     let (x, w) = (t.leaf(normal(&d, &[2, 4], 1)), t.leaf(normal(&d, &[3, 5], 2)));
     assert_eq!(linear(&t, &x, &w).unwrap_err().to_string(), "linear: x has shape [2, 4], w has shape [3, 5]");
+}
+
+/// The same formula evaluated naively with bf16 operands: round both, multiply in f64.
+fn rounded(x: &Tensor) -> Tensor {
+    let round = |v: f32| f32::from_bits((crate::device::kernel::pair(v, 0.0) & 0xffff) << 16);
+    let data = x.to_vec::<f32>().unwrap().into_iter().map(round).collect();
+    Tensor::from_vec(x.device(), x.shape(), data).unwrap()
+}
+
+#[test]
+fn bf16_errs_at_most_twice_as_much_as_the_formula_with_rounded_operands() {
+    let d = device();
+    for (m, n, k) in [(1, 1, 1), (9, 33, 7), (65, 130, 33), (300, 257, 1031)] {
+        let (a, b) = (normal(&d, &[m, k], 1).to_dtype(DType::F32), normal(&d, &[n, k], 2).to_dtype(DType::F32));
+        let seed = normal(&d, &[m, n], 3).to_dtype(DType::F32);
+        let run = |a: &Tensor, b: &Tensor, seed: &Tensor, dtype, compute| {
+            let t = Tape::new().computing(compute);
+            let (a, b) = (t.leaf(a.to_dtype(dtype)), t.leaf(b.to_dtype(dtype)));
+            let y = linear(&t, &a, &b).unwrap();
+            let g = t.backward_from(&y, seed.to_dtype(dtype)).unwrap();
+            [y.value.to_f64(), g.get(&a).unwrap().to_f64(), g.get(&b).unwrap().to_f64()]
+        };
+        let exact = run(&a, &b, &seed, DType::F64, Compute::Full);
+        let naive = run(&rounded(&a), &rounded(&b), &rounded(&seed), DType::F64, Compute::Full);
+        let ours = run(&a, &b, &seed, DType::F32, Compute::Bf16);
+        for i in 0..3 {
+            let error = |x: &[f64]| relative_error(&Tensor::from_vec(&d, &[x.len()], x.to_vec()).unwrap(), &exact[i]);
+            // f32 sums add their own rounding, which shows where the operands round to themselves
+            let allowed = 2.0 * error(&naive[i]) + (k as f64).sqrt() * f32::EPSILON as f64;
+            assert!(error(&ours[i]) <= allowed, "{m} {n} {k}, output {i}: {:e} against {:e}", error(&ours[i]), allowed);
+        }
+    }
+}
+
+#[test]
+fn bf16_bits_do_not_depend_on_threads() {
+    let run = |threads| {
+        let d = Device::cpu(threads);
+        let (a, b) = (normal(&d, &[333, 200], 1).to_dtype(DType::F32), normal(&d, &[190, 200], 2).to_dtype(DType::F32));
+        let t = Tape::new().computing(Compute::Bf16);
+        let (a, b) = (t.leaf(a), t.leaf(b));
+        let y = linear(&t, &a, &b).unwrap();
+        let seed = y.value.clone();
+        let g = t.backward_from(&y, seed).unwrap();
+        [g.get(&a).unwrap().to_vec::<f32>().unwrap(), g.get(&b).unwrap().to_vec().unwrap()]
+    };
+    assert_eq!(run(1), run(4));
 }
