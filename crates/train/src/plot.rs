@@ -43,7 +43,14 @@ fn chart(path: &Path, title: &str, y: &str, all: &[Series]) -> anyhow::Result<()
         .y_label_area_size(56)
         .build_cartesian_2d(0.0..right, (low - margin).max(if low >= 0.0 { 0.0 } else { f64::MIN })..high + margin)
         .map_err(|e| failed(&e))?;
-    chart.configure_mesh().x_desc("step").y_desc(y).light_line_style(WHITE).draw().map_err(|e| failed(&e))?;
+    chart
+        .configure_mesh()
+        .x_desc("step")
+        .x_label_formatter(&|x| format!("{x:.0}"))
+        .y_desc(y)
+        .light_line_style(WHITE)
+        .draw()
+        .map_err(|e| failed(&e))?;
     for (i, s) in all.iter().enumerate() {
         let color = Palette99::pick(i).to_rgba();
         chart

@@ -28,7 +28,10 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     let logits = 1024.0f64.min(tokens) * config.data.vocab_size as f64;
     let head = 2.0 * tokens * c + config.data.vocab_size as f64 * c;
     let backward = tokens * (2.0 * f + 2.0 * c).max(4.0 * h * d + 4.0 * g * d);
-    4.0 * (4.0 * params as f64 + tokens * m.layers as f64 * (layer + routed) + logits + head + backward)
+    // with recomputation: every block's input, and one block in full
+    let layers = m.layers as f64;
+    let kept = if m.recompute { layers * c + layer + routed } else { layers * (layer + routed) };
+    4.0 * (4.0 * params as f64 + tokens * kept + logits + head + backward)
 }
 
 /// Rate of a 512-cubed product on this device, in FLOP/s: best of twenty, 30 ms in all.

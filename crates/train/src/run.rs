@@ -191,7 +191,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         let batches: Vec<_> = (0..d.grad_accum).map(|_| loader.next_batch()).collect();
         let stats = trainer.step(config, &batches, logged)?;
         if step == first + 1 {
-            bar.println(format!("first step after {:.1} s", began.elapsed().as_secs_f64()));
+            say(&bar, format!("first step after {:.1} s", began.elapsed().as_secs_f64()));
         }
         tokens += config.tokens_per_step() as u64;
         window_tokens += config.tokens_per_step();

@@ -99,8 +99,9 @@ fn failed(o: &Output, status: i32, parts: &[&str]) {
     }
 }
 
+/// By the shell's own `kill`: a minimal system has no other.
 fn kill(child: &mut Child, signal: i32) {
-    let status = Command::new("kill").args([format!("-{signal}"), child.id().to_string()]).status().unwrap();
+    let status = Command::new("sh").args(["-c", &format!("kill -{signal} {}", child.id())]).status().unwrap();
     assert!(status.success());
 }
 
@@ -427,7 +428,9 @@ fn bench_prints_one_json_object() {
     let o = s.run(&["bench", "--steps", "2", "--json"], &[]);
     succeeded(&o);
     let line: Value = serde_json::from_slice(&o.stdout).unwrap();
-    for key in ["tokens_per_s", "step_ms", "gflops", "peak_rss_mb"] {
+    for key in ["tokens_per_s", "step_ms", "gflops"] {
         assert!(line[key].as_f64().is_some_and(|x| x > 0.0), "{key}");
     }
+    // only Linux tells
+    assert!(line["peak_rss_mb"].as_f64().is_some_and(|x| x > 0.0 || !cfg!(target_os = "linux")));
 }

@@ -163,11 +163,27 @@ simd! {
     }
 }
 
-/// Copies (query, head) rows of the tile's `queries` out of `[t, h, d]` rows: `[queries * group, d]`.
-fn gather<T: Real>(x: &[T], queries: &[u32], stride: usize, len: usize, out: &mut [T]) {
-    for (o, &r) in out.chunks_exact_mut(len).zip(queries) {
-        o.copy_from_slice(&x[r as usize * stride..][..len]);
+/// Copies the queries of a tile of one kv head out of `[t, h, d]`, `stride` apart, as `[queries, len]`.
+fn take_tile<T: Real>(x: &[T], stride: usize, len: usize, out: &mut [T]) {
+    for (r, o) in out.chunks_exact_mut(len).enumerate() {
+        o.copy_from_slice(&x[r * stride..][..len]);
     }
+}
+
+/// Whether ascending queries are neighbours, so that their rows of a tile are one slice: always in dense attention.
+fn neighbours(queries: &[u32]) -> bool {
+    (queries[queries.len() - 1] - queries[0]) as usize + 1 == queries.len()
+}
+
+/// The rows of `queries` in a tile `[queries, len]`: in place where they are neighbours, else gathered into `scratch`.
+fn rows_of<'a, T: Real>(tile: &'a [T], queries: &[u32], len: usize, scratch: &'a mut [T]) -> &'a [T] {
+    if neighbours(queries) {
+        return &tile[queries[0] as usize * len..][..queries.len() * len];
+    }
+    for (o, &r) in scratch.chunks_exact_mut(len).zip(queries) {
+        o.copy_from_slice(&tile[r as usize * len..][..len]);
+    }
+    &scratch[..queries.len() * len]
 }
 
 /// Forward over `q [b, t, h, d]`, `k`, `v [b, t, g, d]`. Returns out `[b, t, h, d]` and lse `[b, t, h]`.
@@ -196,6 +212,7 @@ pub(crate) fn forward<T: Real>(
         let at_once = (ROWS / group).max(1);
         let batch_rows = at_once * group;
         let (mut qs, mut os) = (device.alloc::<T>(batch_rows * d), device.alloc::<T>(batch_rows * d));
+        let mut q_tile = device.alloc::<T>(rows * group * d);
         let mut scores = device.alloc::<T>(batch_rows * width);
         let mut factors = device.alloc::<T>(batch_rows);
         let mut state = Vec::with_capacity(batch_rows);
@@ -205,7 +222,7 @@ pub(crate) fn forward<T: Real>(
             acc.fill(T::ZERO);
             max.fill(T::NEG_INF);
             sum.fill(T::ZERO);
-            let q_tile = &q[((batch * t + first) * h + kv * group) * d..];
+            take_tile(&q[((batch * t + first) * h + kv * group) * d..], h * d, group * d, &mut q_tile);
             visits.for_each(batch, kv, tile, |block, queries, entries| {
                 let key0 = block * width;
                 let keys = width.min(t - key0);
@@ -213,8 +230,8 @@ pub(crate) fn forward<T: Real>(
                 let v_block = &v[((batch * t + key0) * g + kv) * d..];
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
-                    gather(q_tile, queries, h * d, group * d, &mut qs[..m * d]);
-                    gemm(m, width, d, Mat::rows(&qs, d), kt, width, &mut scores, width, false);
+                    let left = rows_of(&q_tile, queries, group * d, &mut qs);
+                    gemm(m, width, d, Mat::rows(left, d), kt, width, &mut scores, width, false);
                     state.clear();
                     for (j, &query) in queries.iter().enumerate() {
                         let query = query as usize;
@@ -306,6 +323,7 @@ pub(crate) fn backward<T: Real>(
         let (mut qs, mut gs) = (device.alloc::<T>(m_max * d), device.alloc::<T>(m_max * d));
         let (mut p, mut ds) = (device.alloc::<T>(m_max * width), device.alloc::<T>(m_max * width));
         let mut dqs = device.alloc::<T>(m_max * d);
+        let (mut q_tile, mut g_tile) = (device.alloc::<T>(TILE * group * d), device.alloc::<T>(TILE * group * d));
         let mut delta = device.alloc::<T>(TILE * group);
         let mut totals = device.alloc::<T>(m_max);
         let mut state = Vec::with_capacity(m_max);
@@ -320,6 +338,8 @@ pub(crate) fn backward<T: Real>(
                     delta[r * group + i] = row_dot(&out[at..][..d], &dout[at..][..d]);
                 }
             }
+            take_tile(&q[base * d..], h * d, group * d, &mut q_tile[..rows * group * d]);
+            take_tile(&dout[base * d..], h * d, group * d, &mut g_tile[..rows * group * d]);
             visits.for_each(batch, kv, tile, |block, queries, entries| {
                 let key0 = block * width;
                 let keys = width.min(t - key0);
@@ -327,10 +347,10 @@ pub(crate) fn backward<T: Real>(
                 let k_block = &k[((batch * t + key0) * g + kv) * d..];
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
-                    gather(&q[base * d..], queries, h * d, group * d, &mut qs[..m * d]);
-                    gather(&dout[base * d..], queries, h * d, group * d, &mut gs[..m * d]);
-                    gemm(m, width, d, Mat::rows(&qs, d), kt, width, &mut p, width, false);
-                    gemm(m, width, d, Mat::rows(&gs, d), vt, width, &mut ds, width, false);
+                    let len = group * d;
+                    let (qs, gs) = (rows_of(&q_tile, queries, len, &mut qs), rows_of(&g_tile, queries, len, &mut gs));
+                    gemm(m, width, d, Mat::rows(qs, d), kt, width, &mut p, width, false);
+                    gemm(m, width, d, Mat::rows(gs, d), vt, width, &mut ds, width, false);
                     state.clear();
                     for (j, &query) in queries.iter().enumerate() {
                         let query = query as usize;
@@ -347,13 +367,19 @@ pub(crate) fn backward<T: Real>(
                         totals[j * group..][..group].iter().for_each(|&x| sum += x);
                         dbias[e as usize - first_entry] = sum;
                     }
-                    gemm(m, d, keys, Mat::rows(&ds, width), k_block, g * d, &mut dqs, d, false);
-                    for (j, &query) in queries.iter().enumerate() {
-                        let len = group * d;
-                        add_into(&dqs[j * len..][..len], &mut dq[query as usize * len..][..len]);
+                    if neighbours(queries) {
+                        let dq = &mut dq[queries[0] as usize * len..];
+                        gemm(m, d, keys, Mat::rows(&ds, width), k_block, g * d, dq, d, true);
+                    } else {
+                        // through a copy, so that the sums run in the same order as in place
+                        rows_of(dq, queries, len, &mut dqs);
+                        gemm(m, d, keys, Mat::rows(&ds, width), k_block, g * d, &mut dqs, d, true);
+                        for (row, &query) in dqs.chunks_exact(len).zip(queries) {
+                            dq[query as usize * len..][..len].copy_from_slice(row);
+                        }
                     }
-                    gemm(keys, d, m, Mat::rows(&ds, width).t(), &qs, d, &mut task.dk[key0 * d..], d, true);
-                    gemm(keys, d, m, Mat::rows(&p, width).t(), &gs, d, &mut task.dv[key0 * d..], d, true);
+                    gemm(keys, d, m, Mat::rows(&ds, width).t(), qs, d, &mut task.dk[key0 * d..], d, true);
+                    gemm(keys, d, m, Mat::rows(&p, width).t(), gs, d, &mut task.dv[key0 * d..], d, true);
                 }
             });
         }

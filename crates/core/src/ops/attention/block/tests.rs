@@ -59,3 +59,24 @@ fn a_list_for_other_extents_is_told() {
     let err = block_attention(&t, &q, &q, &q, &list, None).unwrap_err().to_string();
     assert!(err.contains("(1, 1, 8), q and k have (1, 1, 9)"), "{err}");
 }
+
+#[test]
+fn memory_grows_with_the_attended_chunks_and_not_with_the_square_of_the_length() {
+    let peak = |t: usize| {
+        let dev = crate::Device::cpu(1);
+        let cast = |x: Tensor| x.to_dtype(crate::DType::F32);
+        let (q, k) = (cast(normal(&dev, &[1, t, 2, 8], 1)), cast(normal(&dev, &[1, t, 1, 8], 2)));
+        let list = topk_routing(&q, &cast(normal(&dev, &[1, t / 32, 1, 8], 3)), 32, 4, 1.0).unwrap();
+        dev.as_cpu().reset_peak();
+        let before = dev.as_cpu().peak_bytes();
+        let tape = Tape::new();
+        let (q, k) = (tape.leaf(q), tape.leaf(k));
+        let y = block_attention(&tape, &q, &k, &k, &list, None).unwrap();
+        let seed = y.value.clone();
+        tape.backward_from(&y, seed).unwrap();
+        (dev.as_cpu().peak_bytes() - before) as f64
+    };
+    let (short, long) = (peak(2048), peak(8192));
+    assert!(long < 4.2 * short, "{short} bytes at 2048, {long} at 8192");
+    assert!(long < 8192.0 * 8192.0, "{long} bytes: a byte a pair of tokens would be {}", 8192u64 * 8192);
+}
