@@ -27,17 +27,19 @@ fn f32_error_is_that_of_its_arithmetic() {
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    let run = |threads| {
+    let run = |threads, compute| {
         let d = Device::cpu(threads);
         let (a, b) = (normal(&d, &[333, 200], 1).to_dtype(DType::F32), normal(&d, &[190, 200], 2).to_dtype(DType::F32));
-        let t = Tape::new();
+        let t = Tape::new().computing(compute);
         let (a, b) = (t.leaf(a), t.leaf(b));
         let y = linear(&t, &a, &b).unwrap();
         let seed = y.value.clone();
         let g = t.backward_from(&y, seed).unwrap();
         [g.get(&a).unwrap().to_vec::<f32>().unwrap(), g.get(&b).unwrap().to_vec().unwrap()]
     };
-    assert_eq!(run(1), run(4));
+    for compute in [Compute::Full, Compute::Bf16] {
+        assert_eq!(run(1, compute), run(4, compute));
+    }
 }
 
 #[test]
@@ -77,19 +79,4 @@ fn bf16_errs_at_most_twice_as_much_as_the_formula_with_rounded_operands() {
             assert!(error(&ours[i]) <= allowed, "{m} {n} {k}, output {i}: {:e} against {:e}", error(&ours[i]), allowed);
         }
     }
-}
-
-#[test]
-fn bf16_bits_do_not_depend_on_threads() {
-    let run = |threads| {
-        let d = Device::cpu(threads);
-        let (a, b) = (normal(&d, &[333, 200], 1).to_dtype(DType::F32), normal(&d, &[190, 200], 2).to_dtype(DType::F32));
-        let t = Tape::new().computing(Compute::Bf16);
-        let (a, b) = (t.leaf(a), t.leaf(b));
-        let y = linear(&t, &a, &b).unwrap();
-        let seed = y.value.clone();
-        let g = t.backward_from(&y, seed).unwrap();
-        [g.get(&a).unwrap().to_vec::<f32>().unwrap(), g.get(&b).unwrap().to_vec().unwrap()]
-    };
-    assert_eq!(run(1), run(4));
 }
