@@ -10,11 +10,10 @@ use std::time::Instant;
 
 use dash_core::device::kernel::multiply_add_probe;
 use dash_core::device::simd;
-use dash_core::ops::attention::{
-    Center, Entmax, RouterGradient, block_attention, chunk_summary, dense_attention, entmax_routing,
-};
+use dash_core::ops::attention::{Entmax, block_attention, chunk_summary, dense_attention, entmax_routing};
 use dash_core::rng::Rng;
 use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor, Var, ops};
+use dash_model::{Attention, Dash};
 use serde_json::{Value, json};
 
 use crate::config::Config;
@@ -136,13 +135,21 @@ pub fn rooms(config: &Config, steps: usize, as_json: bool) -> Result<()> {
     add("dense attention", s, 12.0 * nf * (h * d) as f64 * keys, qkv_bytes);
 
     let chunk = m.attention.chunk_size().unwrap_or(64).min(t / 2).max(1);
+    // the configuration's own router where it has one; else one that routes random keys
+    let dash = match m.attention {
+        Attention::Dash(dash) => dash,
+        _ => match Attention::preset("dash") {
+            Some(Attention::Dash(dash)) => Dash { gamma: 4.0, ..dash },
+            _ => unreachable!("dash is a preset"),
+        },
+    };
     let settings = Entmax {
         chunk_size: chunk,
-        alpha: 1.5,
-        gamma: 4.0,
-        sigma: 1.0,
-        center: Center::None,
-        gradient: RouterGradient::Full,
+        alpha: dash.alpha,
+        gamma: dash.gamma,
+        sigma: dash.sigma,
+        center: dash.center,
+        gradient: dash.router_gradient,
     };
     let qbar = Tensor::zeros(&device, &[g * d], DType::F32);
     let mut summarised = qkv.to_vec();
