@@ -304,3 +304,56 @@ pub fn multiply_add_probe(level: Level, rounds: usize, work: impl FnOnce(f32)) -
     let _ = (level, rounds, work);
     0
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    use super::*;
+    use crate::device::simd::level;
+    use crate::rng::Rng;
+
+    /// Every instruction set that this processor has gives the bits of the triple loop, for every number of rows.
+    #[test]
+    fn every_instruction_set_gives_the_bits_of_the_triple_loop() {
+        let mut rng = Rng::new(1);
+        let mut draw = |n: usize| (0..n).map(|_| rng.normal() as f32).collect::<Vec<f32>>();
+        let k = 19;
+        let mut ran = 0;
+        for which in [Level::Avx2, Level::Avx512].into_iter().filter(|w| *w as u8 <= level() as u8) {
+            for rows in 1..=ROWS {
+                for cols in 1..=COLS {
+                    for (transposed, add) in [(false, false), (false, true), (true, true)] {
+                        let (a, b, start) = (draw(rows * k), draw(k * COLS), draw(rows * COLS));
+                        let (row, col) = if transposed { (1, rows) } else { (k, 1) };
+                        let mut c = start.clone();
+                        let block = Block {
+                            a: a.as_ptr(),
+                            row,
+                            col,
+                            b: b.as_ptr(),
+                            ldb: COLS,
+                            c: c.as_mut_ptr(),
+                            ldc: COLS,
+                            add,
+                        };
+                        // SAFETY: a holds rows x k, b k x 32, c rows x 32; the processor has this level.
+                        if !unsafe { run_f32(which, rows, cols, k, block) } {
+                            assert_eq!(c, start, "a kernel that does not run writes nothing");
+                            continue;
+                        }
+                        ran += 1;
+                        for i in 0..rows {
+                            for j in 0..COLS {
+                                let mut want = if add || j >= cols { start[i * COLS + j] } else { 0.0 };
+                                for p in 0..if j < cols { k } else { 0 } {
+                                    want = a[i * row + p * col].mul_add(b[p * COLS + j], want);
+                                }
+                                assert_eq!(c[i * COLS + j], want, "{which:?} {rows} x {cols} at {i}, {j}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(ran > 0 || level() == Level::Baseline);
+    }
+}
