@@ -235,8 +235,9 @@ real!(f32, CpuF32, F32, f32, false, no_kernel, no_bf16, exp_f32);
 real!(f64, CpuF64, F64, f64, false, no_kernel, no_bf16, f64::exp);
 
 /// exp(x) for f32 in straight-line arithmetic, so that a loop over it vectorises: x = n ln 2 + r with |r| <= ln 2 / 2, a
-/// polynomial for exp(r), the exponent field for 2^n. The coefficients minimise the largest relative error, 2e-9. Below -87.3 (where f32 turns subnormal) the result is 0; above 88.7 the product overflows to infinity by itself, and
-/// NaN passes through the polynomial.
+/// polynomial for exp(r), the exponent field for 2^n. The coefficients minimise the largest relative error, 2e-9. Below
+/// -87.3 (where f32 turns subnormal) the result is 0; above 88.7 the product overflows to infinity by itself, and NaN
+/// passes through the polynomial.
 #[inline(always)]
 fn exp_f32(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits

@@ -19,6 +19,12 @@ pub fn peak_rss_mb() -> f64 {
     line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
 }
 
+/// (smallest, median, largest) of some times.
+pub fn spread(mut times: Vec<f64>) -> (f64, f64, f64) {
+    times.sort_by(f64::total_cmp);
+    (times[0], times[times.len() / 2], times[times.len() - 1])
+}
+
 /// Median over `steps` updates after two of warm-up.
 ///
 /// # Errors
@@ -47,8 +53,7 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
             density = stats.routers.iter().map(|l| l.router.density).sum::<f64>() / stats.routers.len() as f64;
         }
     }
-    times.sort_by(f64::total_cmp);
-    let median = times[times.len() / 2];
+    let (fastest, median, slowest) = spread(times);
     let tokens = config.tokens_per_step() as f64;
     let work = flops(&config.model, d.vocab_size, d.seq_len, density).total() * tokens;
     let threads = match &device {
@@ -58,7 +63,7 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
         let line = json!({
             "tokens_per_s": tokens / median, "step_ms": median * 1e3, "gflops": work / median / 1e9,
             "peak_rss_mb": peak_rss_mb(), "threads": threads, "steps": steps, "density": density,
-            "fastest_ms": times[0] * 1e3, "slowest_ms": times[times.len() - 1] * 1e3,
+            "fastest_ms": fastest * 1e3, "slowest_ms": slowest * 1e3,
         });
         println!("{line}");
     } else {
@@ -66,8 +71,8 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
             "{:.0} tokens/s, {:.1} ms a step (median of {steps}, {:.1} to {:.1}), {:.1} GFLOP/s, {threads} threads, peak {:.0} MB",
             tokens / median,
             median * 1e3,
-            times[0] * 1e3,
-            times[times.len() - 1] * 1e3,
+            fastest * 1e3,
+            slowest * 1e3,
             work / median / 1e9,
             peak_rss_mb()
         );

@@ -16,6 +16,7 @@ use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor, Var, ops};
 use dash_model::{Attention, Dash};
 use serde_json::{Value, json};
 
+use crate::bench::spread;
 use crate::config::Config;
 use crate::failure::Result;
 use crate::run;
@@ -71,7 +72,7 @@ struct Room {
     bytes: f64,
 }
 
-/// Median seconds of forward, backward from ones.
+/// Median seconds of forward, and backward from the output itself, after one run that warms up.
 fn time(inputs: &[Tensor], steps: usize, f: impl Fn(&Tape, &[Var]) -> CoreResult<Var>) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..steps + 1 {
@@ -84,8 +85,7 @@ fn time(inputs: &[Tensor], steps: usize, f: impl Fn(&Tape, &[Var]) -> CoreResult
         times.push(start.elapsed().as_secs_f64());
     }
     times.remove(0);
-    times.sort_by(f64::total_cmp);
-    Ok(times[times.len() / 2])
+    Ok(spread(times).1)
 }
 
 /// Times every room, forward + backward, at the sizes of a configuration.

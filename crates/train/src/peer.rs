@@ -9,6 +9,8 @@ use dash_core::rng::Rng;
 use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor as Ours, Var, ops};
 use dfdx::prelude::*;
 
+use crate::bench::spread;
+
 const B: usize = 4;
 const T: usize = 256;
 const C: usize = 256;
@@ -145,12 +147,8 @@ pub fn block_speed(device: &Device, steps: usize) -> CoreResult<(f64, f64)> {
         times.0.push(by_dfdx(&numbers).1);
         times.1.push(by_us(&numbers, device, DType::F32)?.1);
     }
-    let median = |mut x: Vec<f64>| {
-        x.remove(0);
-        x.sort_by(f64::total_cmp);
-        x[x.len() / 2]
-    };
-    Ok((median(times.0), median(times.1)))
+    // the first of each warms up
+    Ok((spread(times.0.split_off(1)).1, spread(times.1.split_off(1)).1))
 }
 
 #[cfg(test)]

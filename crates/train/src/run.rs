@@ -71,25 +71,27 @@ struct Stand {
     tokens: u64,
 }
 
-/// A fresh start, or the newest whole checkpoint.
-fn stand(config: &Config, start: Start, folder: &Path, data_hash: &str, device: &Device) -> Result<Stand> {
-    let resolved = folder.join("config.toml");
-    let checkpoints = Checkpoints::of(folder);
-    if !start.resume {
-        if resolved.exists() {
-            return Err(Failure::request(format!(
-                "{}: holds a run already; continue it with --resume, or choose another name with --set run.name=NAME",
-                folder.display()
-            )));
-        }
-        return Ok(Stand { trainer: Trainer::new(config, device)?, data: LoaderState::default(), tokens: 0 });
-    }
-    if !resolved.exists() {
-        return Err(Failure::request(format!(
+/// Refuses to start over a run, and to resume where there is none, before any work.
+fn check_folder(folder: &Path, resume: bool) -> Result<()> {
+    match (resume, folder.join("config.toml").exists()) {
+        (false, true) => Err(Failure::request(format!(
+            "{}: holds a run already; continue it with --resume, or choose another name with --set run.name=NAME",
+            folder.display()
+        ))),
+        (true, false) => Err(Failure::request(format!(
             "{}: nothing to resume; leave out --resume to start the run",
             folder.display()
-        )));
+        ))),
+        _ => Ok(()),
     }
+}
+
+/// A fresh start, or the newest whole checkpoint.
+fn stand(config: &Config, start: Start, folder: &Path, data_hash: &str, device: &Device) -> Result<Stand> {
+    if !start.resume {
+        return Ok(Stand { trainer: Trainer::new(config, device)?, data: LoaderState::default(), tokens: 0 });
+    }
+    let checkpoints = Checkpoints::of(folder);
     let differences = Config::of_run(folder)?.differences(config);
     let (matter, neutral): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| d.1);
     let names = |d: Vec<(String, bool)>| d.into_iter().map(|d| d.0).collect::<Vec<_>>().join("; ");
@@ -133,10 +135,7 @@ fn stand(config: &Config, start: Start, folder: &Path, data_hash: &str, device: 
 pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
     let began = Instant::now();
     let folder = config.folder();
-    // refused before any work
-    if !start.resume && folder.join("config.toml").exists() {
-        stand(config, start, &folder, "", &Device::cpu(1))?;
-    }
+    check_folder(&folder, start.resume)?;
     let prepared = prepared(config)?;
     let data_hash = prepared.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     if prepared.tokenizer.vocab_size() != config.data.vocab_size {

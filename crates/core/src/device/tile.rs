@@ -7,9 +7,6 @@ use super::kernel::{Block, COLS, ROWS};
 use super::simd::{self, simd};
 use crate::storage::Real;
 
-/// Rows of the register block. 8 x 32 f32 are 16 AVX-512 accumulators: 16 multiply-adds for 2 loads and 8 broadcasts.
-const MR: usize = 8;
-
 /// A strided read-only matrix: element (i, p) is `data[i * row + p * col]`.
 #[derive(Clone, Copy)]
 pub struct Mat<'a, T> {
@@ -94,9 +91,9 @@ fn columns<T: Real, const N: usize>(
     add: bool,
 ) {
     let mut i = 0;
-    while i + MR <= m {
-        block::<T, MR, N>(k, Mat { data: &a.data[i * a.row..], ..a }, b, ldb, &mut c[i * ldc..], ldc, add);
-        i += MR;
+    while i + ROWS <= m {
+        block::<T, ROWS, N>(k, Mat { data: &a.data[i * a.row..], ..a }, b, ldb, &mut c[i * ldc..], ldc, add);
+        i += ROWS;
     }
     while i + 4 <= m {
         block::<T, 4, N>(k, Mat { data: &a.data[i * a.row..], ..a }, b, ldb, &mut c[i * ldc..], ldc, add);
