@@ -4,6 +4,7 @@
 //! tensors and never a [`Var`].
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 
 use crate::error::{Error, Result, ensure};
 use crate::storage::Compute;
@@ -33,10 +34,19 @@ type Backward = Box<dyn FnOnce(Tensor, &mut Grads) -> Result<()>>;
 
 struct Node {
     name: &'static str,
-    /// where it was recorded; empty unless the tape checks
+    /// where it was recorded; empty unless the tape checks or is watched
     scope: String,
     out: Id,
     backward: Backward,
+}
+
+/// Sees values and gradients at the places that ops and models mark with [`Tape::watch`]: how a probe looks into a pass
+/// without being part of the model. A place is a scope and a name, for example `model.layers.2.self_attn` and `router.q`.
+pub trait Watcher {
+    /// The value on its way forward; `Some` replaces it, which is how a test perturbs it.
+    fn value(&self, scope: &str, name: &str, value: &Tensor) -> Option<Tensor>;
+    /// The gradient of the same value on its way back.
+    fn gradient(&self, scope: &str, name: &str, gradient: &Tensor);
 }
 
 /// A Wengert list.
@@ -47,6 +57,7 @@ pub struct Tape {
     checking: bool,
     compute: Compute,
     scope: RefCell<String>,
+    watcher: Option<Rc<dyn Watcher>>,
 }
 
 /// Gradients by variable.
@@ -68,6 +79,7 @@ impl Tape {
             checking: false,
             compute: Compute::Full,
             scope: RefCell::default(),
+            watcher: None,
         }
     }
 
@@ -84,6 +96,36 @@ impl Tape {
     /// The same tape with products in another precision, forward and backward.
     pub fn computing(self, compute: Compute) -> Self {
         Tape { compute, ..self }
+    }
+
+    /// The same tape, telling `watcher` of every marked place.
+    pub fn watched(self, watcher: Rc<dyn Watcher>) -> Self {
+        Tape { watcher: Some(watcher), ..self }
+    }
+
+    /// Who watches.
+    pub fn watcher(&self) -> Option<&Rc<dyn Watcher>> {
+        self.watcher.as_ref()
+    }
+
+    /// Marks a place: `x` itself on an ordinary tape, an identity that tells value and gradient on a watched one.
+    ///
+    /// # Errors
+    /// Only on a checking tape.
+    pub fn watch(&self, name: &'static str, x: &Var) -> Result<Var> {
+        let Some(watcher) = self.watcher.clone() else { return Ok(x.clone()) };
+        let scope = self.scope_name();
+        let value = watcher.value(&scope, name, &x.value).unwrap_or_else(|| x.value.clone());
+        let id = x.id();
+        self.record("watch", value, move |dy, grads| {
+            watcher.gradient(&scope, name, &dy);
+            grads.add(id, dy)
+        })
+    }
+
+    /// The scope of the next op; empty unless the tape checks or is watched.
+    pub fn scope_name(&self) -> String {
+        self.scope.borrow().clone()
     }
 
     /// How operands of products with parameters are rounded.
@@ -103,7 +145,7 @@ impl Tape {
 
     /// Names the place in the model that the next ops belong to.
     pub fn scope(&self, name: impl FnOnce() -> String) {
-        if self.checking {
+        if self.checking || self.watcher.is_some() {
             self.scope.replace(name());
         }
     }

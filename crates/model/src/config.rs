@@ -1,6 +1,6 @@
 //! What a model is: extents, and which attention.
 
-use dash_core::ops::attention::{Center, RouterGradient};
+use dash_core::ops::attention::{Center, Pooling, RouterGradient, Span, WindowChoice};
 use serde::{Deserialize, Serialize};
 
 /// A configuration that no model can be built from.
@@ -110,6 +110,55 @@ pub enum Attention {
     },
     /// DashAttention, arXiv 2605.18753.
     Dash(Dash),
+    /// Dense alpha-entmax over all earlier tokens, without chunks (arXiv 1905.05702).
+    TokenEntmax {
+        /// In (1, 2]; larger is sparser.
+        alpha: f64,
+    },
+    /// InfLLM v2, arXiv 2509.24663: a hard choice by scores of mean-pooled windows of keys. No parameters of its own.
+    InfLlmV2(Windows),
+    /// Native sparse attention, arXiv 2502.11089: compressed windows, chosen chunks and a sliding window, each with keys and
+    /// values of its own, mixed by learned gates.
+    Nsa(Nsa),
+}
+
+/// How chunks are chosen by the scores of overlapping windows.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Windows {
+    /// Tokens of a chunk.
+    pub chunk_size: usize,
+    /// Attended chunks, the forced ones included.
+    pub top: usize,
+    /// Tokens of a window.
+    pub length: usize,
+    /// Tokens from one window's start to the next.
+    pub stride: usize,
+    /// First chunks that are always attended.
+    pub init: usize,
+    /// Last chunks up to the query's own that are always attended.
+    pub local: usize,
+}
+
+impl Windows {
+    /// For the routing room.
+    pub fn choice(&self, pooling: Pooling) -> WindowChoice {
+        let Windows { chunk_size, top, length, stride, init, local } = *self;
+        WindowChoice { chunk_size, top, length, stride, init, local, pooling }
+    }
+
+    /// The windows as keys.
+    pub fn span(&self) -> Span {
+        Span::Windows { length: self.length, stride: self.stride }
+    }
+}
+
+/// Settings of native sparse attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Nsa {
+    /// Compression and choice.
+    pub windows: Windows,
+    /// Tokens of the sliding window, the query's own included.
+    pub window: usize,
 }
 
 /// Settings of DashAttention.
@@ -138,11 +187,14 @@ impl Default for Attention {
 }
 
 /// Kinds and presets that `model.attention.kind` and `--arms` take.
-pub const KINDS: [&str; 6] = ["dense", "topk", "dash", "dash-released", "dash-stopped", "dash-ste"];
+pub const KINDS: [&str; 9] =
+    ["dense", "topk", "dash", "dash-released", "dash-stopped", "dash-ste", "token-entmax", "infllmv2", "nsa"];
 
 impl Attention {
     /// A kind with its defaults, or a preset: `dash-released` has sigma 1e6 and a centred bias, as the released
-    /// checkpoints; `dash-stopped` and `dash-ste` are `dash` with another router gradient.
+    /// checkpoints; `dash-stopped` and `dash-ste` are `dash` with another router gradient. `infllmv2` and `nsa` come with
+    /// sizes for small models in the published proportions: windows of half a chunk, every quarter of a chunk. (Published:
+    /// chunks of 64; InfLLM v2 top 96 with 1 first and 32 last, NSA top 16 with 1 first and 2 last and a window of 512.)
     pub fn preset(kind: &str) -> Option<Self> {
         let dash = Dash {
             chunk_size: 64,
@@ -153,10 +205,14 @@ impl Attention {
             router_gradient: RouterGradient::Full,
             diagonal: false,
         };
+        let windows = Windows { chunk_size: 64, top: 4, length: 32, stride: 16, init: 1, local: 2 };
         Some(match kind {
             "dense" => Attention::Dense,
             "topk" => Attention::TopK { chunk_size: 64, top: 4, gamma: 1.0 },
             "dash" => Attention::Dash(dash),
+            "token-entmax" => Attention::TokenEntmax { alpha: 1.5 },
+            "infllmv2" => Attention::InfLlmV2(Windows { local: 1, ..windows }),
+            "nsa" => Attention::Nsa(Nsa { windows, window: 128 }),
             "dash-released" => Attention::Dash(Dash { sigma: 1e6, center: Center::Mean, ..dash }),
             "dash-stopped" => Attention::Dash(Dash { router_gradient: RouterGradient::Stopped, ..dash }),
             "dash-ste" => Attention::Dash(Dash { router_gradient: RouterGradient::StraightThrough, ..dash }),
@@ -164,20 +220,51 @@ impl Attention {
         })
     }
 
-    /// `dense`, `topk` or `dash`.
+    /// The kind without the preset: `dense`, `topk`, `dash`, `token-entmax`, `infllmv2` or `nsa`.
     pub fn kind(&self) -> &'static str {
         match self {
             Attention::Dense => "dense",
             Attention::TopK { .. } => "topk",
             Attention::Dash(_) => "dash",
+            Attention::TokenEntmax { .. } => "token-entmax",
+            Attention::InfLlmV2(_) => "infllmv2",
+            Attention::Nsa(_) => "nsa",
         }
     }
 
     /// Tokens of a chunk, where there are chunks.
     pub fn chunk_size(&self) -> Option<usize> {
         match self {
-            Attention::Dense => None,
+            Attention::Dense | Attention::TokenEntmax { .. } => None,
             Attention::TopK { chunk_size, .. } | Attention::Dash(Dash { chunk_size, .. }) => Some(*chunk_size),
+            Attention::InfLlmV2(w) | Attention::Nsa(Nsa { windows: w, .. }) => Some(w.chunk_size),
+        }
+    }
+
+    /// Mean number of keys that a query of a sequence of `t` tokens attends, all branches together, when its chunks hold
+    /// `listed` tokens: dense (t+1)/2, NSA the chunks, the sliding window and the visible compressed windows.
+    pub fn attended(&self, t: usize, listed: f64) -> f64 {
+        let mean = |span: Span| (0..t).map(|q| span.of(q).len()).sum::<usize>() as f64 / t.max(1) as f64;
+        match self {
+            Attention::Dense | Attention::TokenEntmax { .. } => (t as f64 + 1.0) / 2.0,
+            Attention::TopK { .. } | Attention::Dash(_) | Attention::InfLlmV2(_) => listed,
+            Attention::Nsa(n) => listed + mean(Span::Sliding(n.window)) + mean(n.windows.span()),
+        }
+    }
+
+    /// Mean number of tokens in a query's chunks when it has at most `top`: (q mod s) + 1 of its own chunk and s of each
+    /// of min(top - 1, q / s) earlier ones.
+    pub fn listed_at(chunk_size: usize, top: usize, t: usize) -> f64 {
+        let of = |q: usize| q % chunk_size + 1 + chunk_size * (top - 1).min(q / chunk_size);
+        (0..t).map(of).sum::<usize>() as f64 / t.max(1) as f64
+    }
+
+    /// Attended chunks at most, where the choice is hard.
+    pub fn top(&self) -> Option<usize> {
+        match self {
+            Attention::TopK { top, .. } => Some(*top),
+            Attention::InfLlmV2(w) | Attention::Nsa(Nsa { windows: w, .. }) => Some(w.top),
+            _ => None,
         }
     }
 }
@@ -203,6 +290,16 @@ struct AttentionKeys {
     router_gradient: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     diagonal: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    length: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stride: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    init: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    local: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    window: Option<usize>,
 }
 
 const CENTERS: [(&str, Center); 3] =
@@ -237,11 +334,18 @@ impl TryFrom<AttentionKeys> for Attention {
                 unused.push(name);
             }
         };
-        let (sparse, dash) = (attention != Attention::Dense, matches!(attention, Attention::Dash(_)));
-        given("chunk_size", keys.chunk_size.is_some(), sparse);
-        given("gamma", keys.gamma.is_some(), sparse);
-        given("top", keys.top.is_some(), attention.kind() == "topk");
-        given("alpha", keys.alpha.is_some(), dash);
+        let (dash, nsa) = (matches!(attention, Attention::Dash(_)), matches!(attention, Attention::Nsa(_)));
+        let windows = nsa || matches!(attention, Attention::InfLlmV2(_));
+        let entmax = dash || matches!(attention, Attention::TokenEntmax { .. });
+        given("chunk_size", keys.chunk_size.is_some(), attention.chunk_size().is_some());
+        given("gamma", keys.gamma.is_some(), dash || attention.kind() == "topk");
+        given("top", keys.top.is_some(), attention.top().is_some());
+        given("alpha", keys.alpha.is_some(), entmax);
+        given("length", keys.length.is_some(), windows);
+        given("stride", keys.stride.is_some(), windows);
+        given("init", keys.init.is_some(), windows);
+        given("local", keys.local.is_some(), windows);
+        given("window", keys.window.is_some(), nsa);
         given("sigma", keys.sigma.is_some(), dash);
         given("center", keys.center.is_some(), dash);
         given("router_gradient", keys.router_gradient.is_some(), dash);
@@ -252,8 +356,22 @@ impl TryFrom<AttentionKeys> for Attention {
                 format!("means nothing to kind {kind:?}; remove it"),
             ));
         }
+        let fill = |w: &mut Windows| {
+            w.chunk_size = keys.chunk_size.unwrap_or(w.chunk_size);
+            w.top = keys.top.unwrap_or(w.top);
+            w.length = keys.length.unwrap_or((w.chunk_size / 2).max(1));
+            w.stride = keys.stride.unwrap_or((w.chunk_size / 4).max(1));
+            w.init = keys.init.unwrap_or(w.init);
+            w.local = keys.local.unwrap_or(w.local);
+        };
         match &mut attention {
             Attention::Dense => {}
+            Attention::TokenEntmax { alpha } => *alpha = keys.alpha.unwrap_or(*alpha),
+            Attention::InfLlmV2(w) => fill(w),
+            Attention::Nsa(n) => {
+                fill(&mut n.windows);
+                n.window = keys.window.unwrap_or((n.windows.top * n.windows.chunk_size / 2).max(1));
+            }
             Attention::TopK { chunk_size, top, gamma } => {
                 *chunk_size = keys.chunk_size.unwrap_or(*chunk_size);
                 *top = keys.top.unwrap_or(*top);
@@ -280,7 +398,21 @@ impl TryFrom<AttentionKeys> for Attention {
 impl From<Attention> for AttentionKeys {
     fn from(attention: Attention) -> Self {
         let kind = Some(attention.kind().to_string());
+        let windows = |w: Windows, window: Option<usize>| AttentionKeys {
+            kind: kind.clone(),
+            chunk_size: Some(w.chunk_size),
+            top: Some(w.top),
+            length: Some(w.length),
+            stride: Some(w.stride),
+            init: Some(w.init),
+            local: Some(w.local),
+            window,
+            ..Default::default()
+        };
         match attention {
+            Attention::TokenEntmax { alpha } => AttentionKeys { kind, alpha: Some(alpha), ..Default::default() },
+            Attention::InfLlmV2(w) => windows(w, None),
+            Attention::Nsa(n) => windows(n.windows, Some(n.window)),
             Attention::Dense => AttentionKeys { kind, ..Default::default() },
             Attention::TopK { chunk_size, top, gamma } => AttentionKeys {
                 kind,
@@ -292,13 +424,13 @@ impl From<Attention> for AttentionKeys {
             Attention::Dash(d) => AttentionKeys {
                 kind,
                 chunk_size: Some(d.chunk_size),
-                top: None,
                 alpha: Some(d.alpha),
                 gamma: Some(d.gamma),
                 sigma: Some(d.sigma),
                 center: name_of(d.center, &CENTERS),
                 router_gradient: name_of(d.router_gradient, &GRADIENTS),
                 diagonal: Some(d.diagonal),
+                ..Default::default()
             },
         }
     }
@@ -345,6 +477,14 @@ impl ModelConfig {
         }
         match self.attention {
             Attention::Dense => Ok(()),
+            Attention::TokenEntmax { alpha } => Self::check_alpha(alpha),
+            Attention::InfLlmV2(w) => Self::check_windows(w),
+            Attention::Nsa(n) => {
+                if n.window == 0 {
+                    return Err(ConfigError::new("attention.window", "is 0, but a query always sees itself"));
+                }
+                Self::check_windows(n.windows)
+            }
             Attention::TopK { chunk_size, top, gamma } => {
                 Self::check_knobs(chunk_size, gamma)?;
                 if top == 0 {
@@ -354,10 +494,7 @@ impl ModelConfig {
             }
             Attention::Dash(d) => {
                 Self::check_knobs(d.chunk_size, d.gamma)?;
-                if !(d.alpha > 1.0 && d.alpha <= 2.0) {
-                    let what = format!("{} is not above 1 (softmax) and at most 2 (sparsemax)", d.alpha);
-                    return Err(ConfigError::new("attention.alpha", what));
-                }
+                Self::check_alpha(d.alpha)?;
                 if !(d.sigma > 0.0 && d.sigma.is_finite()) {
                     let what = format!("{} is not a positive number; it divides the bias", d.sigma);
                     return Err(ConfigError::new("attention.sigma", what));
@@ -365,6 +502,34 @@ impl ModelConfig {
                 Ok(())
             }
         }
+    }
+
+    fn check_alpha(alpha: f64) -> Result<(), ConfigError> {
+        if !(alpha > 1.0 && alpha <= 2.0) {
+            let what = format!("{alpha} is not above 1 (softmax) and at most 2 (sparsemax)");
+            return Err(ConfigError::new("attention.alpha", what));
+        }
+        Ok(())
+    }
+
+    fn check_windows(w: Windows) -> Result<(), ConfigError> {
+        Self::check_knobs(w.chunk_size, 1.0)?;
+        let wrong = |key: &str, what: String| Err(ConfigError::new(&format!("attention.{key}"), what));
+        if w.stride == 0 || w.length < w.stride {
+            return wrong("stride", format!("{} is not between 1 and length = {}", w.stride, w.length));
+        }
+        if w.local == 0 {
+            return wrong("local", "is 0, but a query always attends its own chunk; use at least 1".into());
+        }
+        if w.top < w.init + w.local {
+            let what = format!(
+                "{} is below init + local = {}, the chunks that are always attended; raise it or lower those",
+                w.top,
+                w.init + w.local
+            );
+            return wrong("top", what);
+        }
+        Ok(())
     }
 
     fn check_knobs(chunk_size: usize, gamma: f64) -> Result<(), ConfigError> {

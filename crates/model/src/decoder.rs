@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use dash_core::ops::{
-    RopeTable, add, embedding, index_select, linear, linear_cross_entropy, reshape, rmsnorm, rope, swiglu, token_nll,
+    RopeTable, add, embedding, index_select, linear, linear_cross_entropy, reshape, rmsnorm, rope, sigmoid, swiglu,
+    token_nll,
 };
 use dash_core::{DType, Device, Error, Result, Tape, Tensor, Var};
 
-use crate::attention::{Inputs, attend};
+use crate::attention::{Branches, Inputs, attend};
 use crate::config::{Attention, ModelConfig};
 use crate::params::{Params, slots};
 use crate::router::RouterTrace;
@@ -112,7 +113,7 @@ impl Model {
         let mut x = embedding(tape, &leaves[0], ids, &[batch, t])?;
         let mut routers = Vec::with_capacity(c.layers);
         let count = slots(c).count;
-        let recompute = c.recompute && tape.is_recording() && !tape.is_checking();
+        let recompute = c.recompute && tape.is_recording() && !tape.is_checking() && tape.watcher().is_none();
         for layer in 0..c.layers {
             let params = &leaves[1 + layer * count..][..count];
             let block = Block { config: c.clone(), rope: self.rope.clone(), layer, batch, tokens: t };
@@ -203,8 +204,27 @@ impl Block {
         let k = rope(tape, &heads(p.k, c.kv_heads)?, &self.rope, 0)?;
         let v = heads(p.v, c.kv_heads)?;
         let own = |slot: Option<usize>| slot.map(|i| &params[i]);
-        let inputs = Inputs { q: &q, k: &k, v: &v, indexer: own(p.indexer), diagonal: own(p.diagonal) };
-        let (o, trace) = attend(tape, &c.attention, inputs)?;
+        let inputs = Inputs { q: &q, k: &k, v: &v, indexer: own(p.indexer), diagonal: own(p.diagonal), nsa: None };
+        let (o, trace) = match &p.nsa {
+            None => attend(tape, &c.attention, inputs)?,
+            Some(n) => {
+                let rotated = |w: usize| rope(tape, &heads(w, c.kv_heads)?, &self.rope, 0);
+                let (k_compressed, k_window) = (rotated(n.k_compressed)?, rotated(n.k_window)?);
+                let (v_compressed, v_window) = (heads(n.v_compressed, c.kv_heads)?, heads(n.v_window, c.kv_heads)?);
+                let gates = sigmoid(tape, &linear(tape, &a, &params[n.gates])?)?;
+                let nsa = Branches {
+                    k_compressed: &k_compressed,
+                    v_compressed: &v_compressed,
+                    k_window: &k_window,
+                    v_window: &v_window,
+                    compress_k: &params[n.compress_k],
+                    compress_v: &params[n.compress_v],
+                    position: &params[n.position],
+                    gates: &reshape(tape, &gates, &[batch, t, c.heads, 3])?,
+                };
+                attend(tape, &c.attention, Inputs { nsa: Some(nsa), ..inputs })?
+            }
+        };
         let o = linear(tape, &reshape(tape, &o, &[batch, t, c.heads * c.head_dim])?, &params[p.o])?;
         let x = add(tape, x, &o)?;
         tape.scope(|| format!("model.layers.{layer}.mlp"));

@@ -10,7 +10,7 @@ pub struct Flops {
     /// Query-key and probability-value products of the attended pairs: 4 h d forward, twice that backward (recomputation
     /// of the scores in backward is not counted), for the mean number of attended keys.
     pub attention: f64,
-    /// Routing scores: 2 h d per visible chunk, forward only (backward is sparse).
+    /// Routing scores: 2 h d per visible chunk or window, forward only (backward is sparse).
     pub routing: f64,
 }
 
@@ -21,21 +21,28 @@ impl Flops {
     }
 }
 
-/// Operations per token at sequence length `t`, when routed layers attend the share `density` of the visible chunks.
-pub fn flops(c: &ModelConfig, vocab: usize, t: usize, density: f64) -> Flops {
+/// Operations per token at sequence length `t`, when a query attends `attended` keys on average ([`Attention::attended`]).
+pub fn flops(c: &ModelConfig, vocab: usize, t: usize, attended: f64) -> Flops {
     let (h, g, d) = (c.heads as f64, c.kv_heads as f64, c.head_dim as f64);
     let (width, layers, t) = (c.width as f64, c.layers as f64, t as f64);
-    let block = 2.0 * width * h * d + 2.0 * width * g * d + 3.0 * width * c.ffn as f64;
-    let keys = (t + 1.0) / 2.0;
-    let (share, chunk) = match c.attention {
-        Attention::Dense => (1.0, f64::INFINITY),
-        Attention::TopK { chunk_size, .. } => (density, chunk_size as f64),
-        Attention::Dash(s) => (density, s.chunk_size as f64),
+    let mut block = 2.0 * width * h * d + 2.0 * width * g * d + 3.0 * width * c.ffn as f64;
+    let visible = (t + 1.0) / 2.0;
+    let candidates = match c.attention {
+        Attention::Dense | Attention::TokenEntmax { .. } => 0.0,
+        Attention::TopK { chunk_size, .. } => visible / chunk_size as f64,
+        Attention::Dash(s) => visible / s.chunk_size as f64,
+        Attention::InfLlmV2(w) => visible / w.stride as f64,
+        Attention::Nsa(n) => {
+            // two more pairs of keys and values, the gates, and a window's key and value every `stride` tokens
+            block += 4.0 * width * g * d + 3.0 * width * h;
+            block += 2.0 * g * (n.windows.length as f64 / n.windows.stride as f64) * d * d;
+            visible / n.windows.stride as f64
+        }
     };
     Flops {
         matmul: 6.0 * (layers * block + width * vocab as f64),
-        attention: 3.0 * layers * 4.0 * h * d * keys * share,
-        routing: layers * 2.0 * h * d * (keys / chunk).floor(),
+        attention: 3.0 * layers * 4.0 * h * d * attended,
+        routing: layers * 2.0 * h * d * candidates.floor(),
     }
 }
 
@@ -60,7 +67,7 @@ mod tests {
             recompute: false,
             attention: Attention::Dense,
         };
-        let f = flops(&c, 4096, 1024, 1.0);
+        let f = flops(&c, 4096, 1024, c.attention.attended(1024, 0.0));
         // 6 x (2 x 65536 + 2 x 16384 + 3 x 176128) + 1048576 = 5,201,920 matrix elements
         assert_eq!(f.matmul, 6.0 * 5_201_920.0);
         assert_eq!(f.attention, 6.0 * 12.0 * 256.0 * 512.5);

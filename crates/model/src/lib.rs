@@ -1,4 +1,4 @@
-//! A Llama decoder with interchangeable attention: dense, hard top-k and DashAttention.
+//! A Llama decoder with interchangeable attention: dense, token-level entmax, hard top-k, InfLLM v2, NSA and DashAttention.
 //!
 //! Parameter names are those of Hugging Face checkpoints. An attention variant is one file in `attention/` and one arm of
 //! [`Attention`]; what it attends is a list of blocks, and the engine behind it is shared.
@@ -11,7 +11,7 @@ mod generate;
 mod params;
 mod router;
 
-pub use config::{Attention, Compute, ConfigError, Dash, ModelConfig};
+pub use config::{Attention, Compute, ConfigError, Dash, KINDS, ModelConfig, Nsa, Windows};
 pub use decoder::{Forward, Model};
 pub use flops::{Flops, flops};
 pub use generate::{Sampling, generate};

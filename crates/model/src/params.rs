@@ -3,7 +3,8 @@
 //! | parameter | initial value |
 //! |---|---|
 //! | norms | 1 |
-//! | `self_attn.indexer_q`, `self_attn.diagonal` | 0 (mean pooling; no bias) |
+//! | `self_attn.indexer_q`, `self_attn.diagonal`, `self_attn.compress_position` | 0 (mean pooling; no bias) |
+//! | `self_attn.compress_k`, `self_attn.compress_v` | normal, `1 / sqrt(length d)`: a compressed key has a key's size |
 //! | `o_proj`, `down_proj` (into the residual stream) | normal, `init_std / sqrt(2 layers)` |
 //! | every other matrix | normal, `init_std` |
 //!
@@ -39,10 +40,27 @@ pub(crate) struct Slots {
     pub o: usize,
     pub indexer: Option<usize>,
     pub diagonal: Option<usize>,
+    pub nsa: Option<NsaSlots>,
     pub post_norm: usize,
     pub gate: usize,
     pub up: usize,
     pub down: usize,
+}
+
+/// Parameters of native sparse attention. The chosen chunks use `k_proj` and `v_proj`; the compressed and the sliding
+/// branch have their own.
+pub(crate) struct NsaSlots {
+    pub k_compressed: usize,
+    pub v_compressed: usize,
+    pub k_window: usize,
+    pub v_window: usize,
+    /// `[g * length * d, d]`
+    pub compress_k: usize,
+    pub compress_v: usize,
+    /// `[g * length * d]`, added to a window's keys before they are compressed
+    pub position: usize,
+    /// `[3 h, c]`: logits of the gates, for each head compressed, chosen, sliding
+    pub gates: usize,
 }
 
 fn block_shapes(c: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
@@ -59,6 +77,19 @@ fn block_shapes(c: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
         if dash.diagonal {
             shapes.push(("self_attn.diagonal", vec![g]));
         }
+    }
+    if let Attention::Nsa(nsa) = c.attention {
+        let window = nsa.windows.length * d;
+        shapes.extend([
+            ("self_attn.k_proj_compressed.weight", vec![g * d, c.width]),
+            ("self_attn.v_proj_compressed.weight", vec![g * d, c.width]),
+            ("self_attn.k_proj_window.weight", vec![g * d, c.width]),
+            ("self_attn.v_proj_window.weight", vec![g * d, c.width]),
+            ("self_attn.compress_k.weight", vec![g * window, d]),
+            ("self_attn.compress_v.weight", vec![g * window, d]),
+            ("self_attn.compress_position", vec![g * window]),
+            ("self_attn.branch_gate.weight", vec![3 * h, c.width]),
+        ]);
     }
     shapes.extend([
         ("post_attention_layernorm.weight", vec![c.width]),
@@ -96,6 +127,16 @@ pub(crate) fn slots(c: &ModelConfig) -> Slots {
         o: must("self_attn.o_proj.weight"),
         indexer: find("self_attn.indexer_q"),
         diagonal: find("self_attn.diagonal"),
+        nsa: find("self_attn.k_proj_compressed.weight").map(|_| NsaSlots {
+            k_compressed: must("self_attn.k_proj_compressed.weight"),
+            v_compressed: must("self_attn.v_proj_compressed.weight"),
+            k_window: must("self_attn.k_proj_window.weight"),
+            v_window: must("self_attn.v_proj_window.weight"),
+            compress_k: must("self_attn.compress_k.weight"),
+            compress_v: must("self_attn.compress_v.weight"),
+            position: must("self_attn.compress_position"),
+            gates: must("self_attn.branch_gate.weight"),
+        }),
         post_norm: must("post_attention_layernorm.weight"),
         gate: must("mlp.gate_proj.weight"),
         up: must("mlp.up_proj.weight"),
@@ -115,6 +156,7 @@ impl Params {
         let value = |name: &str, shape: &[usize]| {
             let std = match name.rsplit('.').nth(1).unwrap_or("") {
                 "o_proj" | "down_proj" => residual,
+                "compress_k" | "compress_v" => (c.kv_heads as f64 / shape[0] as f64).sqrt(),
                 _ => c.init_std,
             };
             if name.ends_with("norm.weight") {

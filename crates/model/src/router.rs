@@ -11,6 +11,7 @@ use dash_core::ops::attention::{BlockList, Routing};
 pub struct RouterTrace {
     list: Arc<BlockList>,
     bias: Option<Tensor>,
+    soft: Option<(Tensor, Tensor)>,
     score_gradient: Rc<Cell<f64>>,
 }
 
@@ -22,6 +23,8 @@ pub struct RouterStats {
     pub density: f64,
     /// Mean over rows of attended chunks, the own one included.
     pub active_chunks: f64,
+    /// Mean number of tokens in the attended chunks, over all queries, those of the first chunk included.
+    pub tokens: f64,
     /// `histogram[n]`: rows that attend n chunks.
     pub histogram: Vec<u64>,
     /// Share of rows that attend no chunk but their own.
@@ -39,12 +42,22 @@ pub struct RouterStats {
 impl RouterTrace {
     /// A hard choice.
     pub fn hard(list: Arc<BlockList>) -> Self {
-        RouterTrace { list, bias: None, score_gradient: Rc::default() }
+        RouterTrace { list, bias: None, soft: None, score_gradient: Rc::default() }
     }
 
     /// A choice with a bias.
     pub fn soft(routing: Routing) -> Self {
-        RouterTrace { list: routing.list, bias: Some(routing.bias.value), score_gradient: routing.score_gradient }
+        RouterTrace {
+            list: routing.list,
+            bias: Some(routing.bias.value),
+            soft: Some((routing.weights, routing.heads)),
+            score_gradient: routing.score_gradient,
+        }
+    }
+
+    /// Where the choice is soft: w `[entries]` and each head's p `[entries, group]`, 0 for the own chunk.
+    pub fn probabilities(&self) -> Option<(&Tensor, &Tensor)> {
+        self.soft.as_ref().map(|(w, p)| (w, p))
     }
 
     /// Who attended what.
@@ -64,6 +77,7 @@ impl RouterTrace {
         let mut s = RouterStats {
             density: 0.0,
             active_chunks: 0.0,
+            tokens: self.list.mean_tokens(),
             histogram: Vec::new(),
             empty: 0.0,
             bias_mean: 0.0,

@@ -39,7 +39,7 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
         let mut ids = || (0..n).map(|_| rng.below(d.vocab_size) as u32).collect::<Vec<u32>>();
         Batch { inputs: ids().into(), targets: ids(), batch: d.batch_size, state: LoaderState::default() }
     };
-    let (mut times, mut density) = (Vec::new(), 1.0);
+    let (mut times, mut density, mut listed) = (Vec::new(), 1.0, 0.0);
     for i in 0..steps + 2 {
         let batches: Vec<Batch> = (0..d.grad_accum).map(|_| batch()).collect();
         let last = i == steps + 1;
@@ -50,12 +50,16 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
             times.push(elapsed);
         }
         if last && !stats.routers.is_empty() {
-            density = stats.routers.iter().map(|l| l.router.density).sum::<f64>() / stats.routers.len() as f64;
+            let n = stats.routers.len() as f64;
+            density = stats.routers.iter().map(|l| l.router.density).sum::<f64>() / n;
+            listed = stats.routers.iter().map(|l| l.router.tokens).sum::<f64>() / n;
         }
     }
     let (fastest, median, slowest) = spread(times);
     let tokens = config.tokens_per_step() as f64;
-    let work = flops(&config.model, d.vocab_size, d.seq_len, density).total() * tokens;
+    let work = flops(&config.model, d.vocab_size, d.seq_len, config.model.attention.attended(d.seq_len, listed))
+        .total()
+        * tokens;
     let threads = match &device {
         dash_core::Device::Cpu(cpu) => cpu.threads(),
     };

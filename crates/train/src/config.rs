@@ -317,8 +317,8 @@ impl Config {
             );
             return wrong("model.attention.chunk_size", what);
         }
-        if let (dash_model::Attention::TopK { top, .. }, Some(n)) = (&self.model.attention, chunks)
-            && *top > n
+        if let (Some(top), Some(n)) = (self.model.attention.top(), chunks)
+            && top > n
         {
             return wrong("model.attention.top", format!("{top} is above the {n} chunks of a sequence; use 1 to {n}"));
         }

@@ -24,6 +24,13 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
         // list, weights, bias and head weights at a density of one half
         Attention::TopK { chunk_size, .. } => 0.25 * config.data.seq_len as f64 / chunk_size as f64 * 3.0 * g,
         Attention::Dash(s) => 0.25 * config.data.seq_len as f64 / s.chunk_size as f64 * (5.0 * g + h),
+        Attention::TokenEntmax { .. } => 0.0,
+        Attention::InfLlmV2(w) => w.top as f64 * 3.0 * g,
+        // the list, the other branches' keys, values, outputs and gated outputs, and the windows' tokens
+        Attention::Nsa(n) => {
+            let repeated = n.windows.length as f64 / n.windows.stride as f64;
+            n.windows.top as f64 * 3.0 * g + 4.0 * g * d + 5.0 * h * d + 3.0 * repeated * g * d
+        }
     };
     let logits = 1024.0f64.min(tokens) * config.data.vocab_size as f64;
     let head = 2.0 * tokens * c + config.data.vocab_size as f64 * c;
@@ -51,14 +58,18 @@ pub fn report(config: &Config, model: &Model, device: &Device, train_tokens: usi
     let params = model.params().numel();
     let per_step = config.tokens_per_step();
     let total = per_step as f64 * config.run.steps as f64;
-    let density = 0.5;
-    let routed = config.model.attention.chunk_size().is_some();
-    let work = flops(&config.model, config.data.vocab_size, config.data.seq_len, if routed { density } else { 1.0 });
+    let (t, attention) = (config.data.seq_len, &config.model.attention);
+    let soft = matches!(attention, Attention::Dash(_));
+    let listed = match (attention.chunk_size(), attention.top()) {
+        (Some(s), Some(top)) => Attention::listed_at(s, top, t),
+        _ => 0.5 * (t as f64 + 1.0) / 2.0,
+    };
+    let work = flops(&config.model, config.data.vocab_size, t, attention.attended(t, listed));
     let step_flops = work.total() * per_step as f64;
     let rate = matmul_rate(device);
     let seconds = step_flops * config.run.steps as f64 / (rate * STEP_EFFICIENCY);
     let attention = match &config.model.attention {
-        Attention::Dense => "dense".to_string(),
+        a if a.chunk_size().is_none() => a.kind().to_string(),
         a => format!(
             "{}, {} chunks of {}",
             a.kind(),
@@ -66,7 +77,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train_tokens: usi
             a.chunk_size().unwrap_or(1)
         ),
     };
-    let assumed = if routed { " (assuming half of the chunks are attended)" } else { "" };
+    let assumed = if soft { " (assuming half of the tokens are attended)" } else { "" };
     format!(
         "run       {}\n\
          model     {:.2} M parameters, {} layers, width {}, {} heads, {} kv heads, attention {attention}\n\

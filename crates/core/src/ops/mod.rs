@@ -24,7 +24,7 @@ mod grad_norm;
 
 pub use adamw::{AdamW, adamw};
 pub use cross_entropy::{IGNORE, linear_cross_entropy, token_nll};
-pub use elementwise::{add, exp, ln, mask_fill, mul, scale, sub};
+pub use elementwise::{add, exp, ln, mask_fill, mul, scale, sigmoid, sub};
 pub use embedding::embedding;
 pub use entmax::{entmax, entmax_row};
 pub use grad_norm::grad_norm;

@@ -8,6 +8,11 @@ use super::{Attended, Inputs};
 use crate::config::Dash;
 use crate::router::RouterTrace;
 
+/// The places where the router takes its queries and keys: what comes back there came through the choice.
+pub const ROUTER_Q: &str = "router.q";
+/// See [`ROUTER_Q`].
+pub const ROUTER_K: &str = "router.k";
+
 pub fn attend(tape: &Tape, x: Inputs, s: &Dash) -> Result<Attended> {
     let qbar = x.indexer.ok_or_else(|| Error::invalid("dash", "the layer has no self_attn.indexer_q"))?;
     let settings = Entmax {
@@ -18,8 +23,9 @@ pub fn attend(tape: &Tape, x: Inputs, s: &Dash) -> Result<Attended> {
         center: s.center,
         gradient: s.router_gradient,
     };
-    let kbar = chunk_summary(tape, x.k, qbar, s.chunk_size)?;
-    let routing = entmax_routing(tape, x.q, &kbar, x.diagonal, settings)?;
+    let (q, k) = (tape.watch(ROUTER_Q, x.q)?, tape.watch(ROUTER_K, x.k)?);
+    let kbar = chunk_summary(tape, &k, qbar, s.chunk_size)?;
+    let routing = entmax_routing(tape, &q, &kbar, x.diagonal, settings)?;
     let out = block_attention(tape, x.q, x.k, x.v, &routing.list, Some(&routing.bias))?;
     Ok((out, Some(RouterTrace::soft(routing))))
 }

@@ -2,6 +2,9 @@
 
 mod dash;
 mod dense;
+mod infllmv2;
+mod nsa;
+mod token_entmax;
 mod topk;
 
 use dash_core::{Result, Tape, Var};
@@ -22,6 +25,28 @@ pub struct Inputs<'a> {
     pub indexer: Option<&'a Var>,
     /// `self_attn.diagonal [g]`: the own chunk's bias.
     pub diagonal: Option<&'a Var>,
+    /// The further branches of native sparse attention.
+    pub nsa: Option<Branches<'a>>,
+}
+
+/// What native sparse attention reads besides the keys and values of its chosen chunks.
+pub struct Branches<'a> {
+    /// Keys to compress, after rope, `[b, t, g, d]`.
+    pub k_compressed: &'a Var,
+    /// Values to compress.
+    pub v_compressed: &'a Var,
+    /// Keys of the sliding window, after rope.
+    pub k_window: &'a Var,
+    /// Values of the sliding window.
+    pub v_window: &'a Var,
+    /// From a window's keys to one key, `[g * length * d, d]`.
+    pub compress_k: &'a Var,
+    /// From a window's values to one value.
+    pub compress_v: &'a Var,
+    /// Added to a window's keys, `[g * length * d]`.
+    pub position: &'a Var,
+    /// In (0, 1), `[b, t, h, 3]`: compressed, chosen, sliding.
+    pub gates: &'a Var,
 }
 
 /// Output `[b, t, h, d]`, and what the router did where there is one.
@@ -32,9 +57,14 @@ pub type Attended = (Var, Option<RouterTrace>);
 /// # Errors
 /// When shapes or settings do not fit.
 pub fn attend(tape: &Tape, attention: &Attention, x: Inputs) -> Result<Attended> {
+    let (q, k) = (tape.watch("q", x.q)?, tape.watch("k", x.k)?);
+    let x = Inputs { q: &q, k: &k, ..x };
     match attention {
         Attention::Dense => dense::attend(tape, x),
         Attention::TopK { chunk_size, top, gamma } => topk::attend(tape, x, *chunk_size, *top, *gamma),
         Attention::Dash(settings) => dash::attend(tape, x, settings),
+        Attention::TokenEntmax { alpha } => token_entmax::attend(tape, x, *alpha),
+        Attention::InfLlmV2(windows) => infllmv2::attend(tape, x, windows),
+        Attention::Nsa(settings) => nsa::attend(tape, x, settings),
     }
 }

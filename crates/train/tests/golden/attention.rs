@@ -1,13 +1,10 @@
 use dash_core::ops::attention::{Center, RouterGradient};
 use dash_core::{DType, Result, Tape, Tensor, Var};
-use dash_model::attention::{Inputs, attend};
-use dash_model::{Attention, Dash};
+use dash_model::attention::{Branches, Inputs, attend};
+use dash_model::{Attention, Dash, Nsa, Windows};
 
 use crate::files::{Golden, all, difference, error};
 use crate::plain;
-
-/// Variants of the oracle that the model crate does not have yet.
-const NOT_YET: [&str; 3] = ["nsa", "infllmv2", "token-entmax"];
 
 fn variant(g: &Golden) -> Attention {
     match g.text("variant") {
@@ -32,9 +29,42 @@ fn variant(g: &Golden) -> Attention {
             },
             diagonal: g.has("diagonal"),
         }),
+        "token-entmax" => Attention::TokenEntmax { alpha: g.number("alpha") },
+        "infllmv2" => Attention::InfLlmV2(windows(g)),
+        "nsa" => Attention::Nsa(Nsa { windows: windows(g), window: g.size("window") }),
         other => panic!("{}: unknown variant {other}", g.name),
     }
 }
+
+fn windows(g: &Golden) -> Windows {
+    Windows {
+        chunk_size: g.size("chunk_size"),
+        top: g.size("top"),
+        length: g.size("length"),
+        stride: g.size("stride"),
+        init: g.size("init"),
+        local: g.size("local"),
+    }
+}
+
+/// Every input that a case can have, by the oracle's name.
+const INPUTS: [&str; 15] = [
+    "q",
+    "k",
+    "v",
+    "summary_query",
+    "diagonal",
+    "k_cmp",
+    "v_cmp",
+    "k_slc",
+    "v_slc",
+    "k_win",
+    "v_win",
+    "w_k",
+    "w_v",
+    "pe",
+    "gates",
+];
 
 /// `[b, heads, t, d]` of the oracle to `[b, t, heads, d]` of the engine, or back.
 fn swap(x: &Tensor) -> Tensor {
@@ -43,20 +73,25 @@ fn swap(x: &Tensor) -> Tensor {
 }
 
 fn is_4d(name: &str) -> bool {
-    ["q", "k", "v"].contains(&name)
+    ["q", "k", "v", "gates"].contains(&name) || ["_cmp", "_slc", "_win"].iter().any(|end| name.ends_with(end))
 }
 
 /// Output and gradients, in the oracle's layout.
 fn run(g: &Golden, dtype: DType, f: impl Fn(&Tape, &[(&str, Var)]) -> Result<Var>) -> Vec<(String, Tensor)> {
     let t = Tape::new();
-    let names = ["q", "k", "v", "summary_query", "diagonal"].into_iter().filter(|n| g.has(n));
+    let named = g.names().filter(|n| !n.starts_with("grad")).count();
+    let names = INPUTS.into_iter().filter(|n| g.has(n));
+    assert_eq!(names.clone().count() + 1, named, "{}: every tensor but the output is an input", g.name);
     let leaves: Vec<(&str, Var)> = names
         .map(|n| {
             let x = g.tensor(n, dtype);
             let x = if is_4d(n) {
                 swap(&x)
-            } else if n == "summary_query" {
+            } else if ["summary_query", "pe"].contains(&n) {
                 x.reshape(&[x.numel()]).unwrap()
+            } else if ["w_k", "w_v"].contains(&n) {
+                let [g, window, d] = x.dims("golden").unwrap();
+                x.reshape(&[g * window, d]).unwrap()
             } else {
                 x
             };
@@ -78,45 +113,48 @@ fn find<'a>(leaves: &'a [(&str, Var)], name: &str) -> Option<&'a Var> {
     leaves.iter().find(|(n, _)| *n == name).map(|(_, v)| v)
 }
 
-fn ours(t: &Tape, a: &Attention, x: &[(&str, Var)]) -> Result<Var> {
-    let must = |n| find(x, n).expect("every case has it");
-    let inputs = Inputs {
+fn inputs<'a>(a: &Attention, x: &'a [(&str, Var)]) -> Inputs<'a> {
+    let must = |n| find(x, n).unwrap_or_else(|| panic!("the case has no {n}"));
+    let nsa = matches!(a, Attention::Nsa(_));
+    Inputs {
         q: must("q"),
-        k: must("k"),
-        v: must("v"),
+        k: must(if nsa { "k_slc" } else { "k" }),
+        v: must(if nsa { "v_slc" } else { "v" }),
         indexer: find(x, "summary_query"),
         diagonal: find(x, "diagonal"),
-    };
-    Ok(attend(t, a, inputs)?.0)
-}
-
-fn composed(t: &Tape, a: &Attention, x: &[(&str, Var)]) -> Result<Var> {
-    let must = |n| find(x, n).expect("every case has it");
-    let (q, k, v) = (must("q"), must("k"), must("v"));
-    match a {
-        Attention::Dense => plain::dense(t, q, k, v),
-        Attention::Dash(c) => plain::dash(t, q, k, v, must("summary_query"), find(x, "diagonal"), c),
-        Attention::TopK { .. } => {
-            let inputs = Inputs { q, k, v, indexer: find(x, "summary_query"), diagonal: None };
-            let (_, trace) = attend(&Tape::inference(), a, inputs)?;
-            plain::listed(t, q, k, v, trace.expect("topk routes").list())
-        }
+        nsa: nsa.then(|| Branches {
+            k_compressed: must("k_cmp"),
+            v_compressed: must("v_cmp"),
+            k_window: must("k_win"),
+            v_window: must("v_win"),
+            compress_k: must("w_k"),
+            compress_v: must("w_v"),
+            position: must("pe"),
+            gates: must("gates"),
+        }),
     }
 }
 
-fn cases() -> impl Iterator<Item = Golden> {
-    all("attention").into_iter().filter(|g| {
-        let known = !NOT_YET.contains(&g.text("variant"));
-        if !known {
-            println!("not implemented yet: {}", g.name);
-        }
-        known
-    })
+fn ours(t: &Tape, a: &Attention, x: &[(&str, Var)]) -> Result<Var> {
+    Ok(attend(t, a, inputs(a, x))?.0)
+}
+
+fn composed(t: &Tape, a: &Attention, x: &[(&str, Var)]) -> Result<Var> {
+    let i = inputs(a, x);
+    // a hard choice is data: the plain formula attends what the engine chose
+    let chosen = || attend(&Tape::inference(), a, inputs(a, x)).map(|o| o.1.expect("it routes"));
+    match a {
+        Attention::Dense => plain::dense(t, i.q, i.k, i.v),
+        Attention::TokenEntmax { alpha } => plain::token_entmax(t, i.q, i.k, i.v, *alpha),
+        Attention::Dash(c) => plain::dash(t, i.q, i.k, i.v, i.indexer.expect("dash has it"), i.diagonal, c),
+        Attention::TopK { .. } | Attention::InfLlmV2(_) => plain::listed(t, i.q, i.k, i.v, chosen()?.list()),
+        Attention::Nsa(c) => plain::nsa(t, &i, chosen()?.list(), c),
+    }
 }
 
 #[test]
 fn golden_attention_f64() {
-    for g in cases() {
+    for g in all("attention") {
         let a = variant(&g);
         for (name, got) in run(&g, DType::F64, |t, x| ours(t, &a, x)) {
             let e = error(&got, g.numbers(&name));
@@ -127,7 +165,7 @@ fn golden_attention_f64() {
 
 #[test]
 fn golden_attention_composed_from_primitives() {
-    for g in cases() {
+    for g in all("attention") {
         let a = variant(&g);
         for (name, got) in run(&g, DType::F64, |t, x| composed(t, &a, x)) {
             let e = error(&got, g.numbers(&name));
@@ -142,7 +180,7 @@ fn golden_attention_composed_from_primitives() {
 /// each addition is off by half an ulp of that, and four of these cover the sums that make the terms.
 #[test]
 fn golden_attention_f32() {
-    for g in cases() {
+    for g in all("attention") {
         let a = variant(&g);
         let fused = run(&g, DType::F32, |t, x| ours(t, &a, x));
         let plain = run(&g, DType::F32, |t, x| composed(t, &a, x));

@@ -109,9 +109,11 @@ pub fn difference(got: &Tensor, want: &[f64]) -> (f64, f64) {
     (worst, want.iter().fold(0.0, |m, x| m.max(x.abs())))
 }
 
-/// Difference relative to the largest element. A gradient that is zero in exact arithmetic comes out as the rounding of
-/// terms of size one, about 1e-16, on both sides; below 1e-6 the difference counts absolutely.
+/// Difference relative to the largest element. A gradient that is zero in exact arithmetic (that of NSA's position
+/// embedding: a linear compression shifts every window's key alike, and softmax does not see it) comes out as the rounding
+/// of a sum of terms of size one on both sides. The largest case has 4 heads x 96 queries x 9 windows, some 3500 terms:
+/// sqrt(3500) x 1.1e-16 = 7e-15. Below 1e-5 the difference counts absolutely, so that 1e-9 of it is 1e-14.
 pub fn error(got: &Tensor, want: &[f64]) -> f64 {
     let (difference, scale) = difference(got, want);
-    difference / scale.max(1e-6)
+    difference / scale.max(1e-5)
 }

@@ -3,7 +3,8 @@
 
 use dash_core::ops::attention::{BlockList, Center, RouterGradient};
 use dash_core::{Result, Tape, Tensor, Var, ops};
-use dash_model::Dash;
+use dash_model::attention::Inputs;
+use dash_model::{Dash, Nsa};
 
 /// Extents; tensors here are `[b, heads, t, d]`.
 #[derive(Clone, Copy)]
@@ -143,4 +144,68 @@ fn dense_with_diagonal(t: &Tape, q: &Var, k: &Var, v: &Var, diagonal: Option<&Va
     let zeros = t.leaf(Tensor::zeros(q.value.device(), &[e.b, e.g, e.t, e.t], q.value.dtype()));
     let bias = ops::index_select(t, &with_diagonal(t, &zeros, diagonal, e, e.t)?, 1, &e.head_of())?;
     attend(t, q, k, v, &(0..e.t * e.t).map(|i| i % e.t <= i / e.t).collect::<Vec<_>>(), Some(&bias))
+}
+
+/// Dense alpha-entmax attention over tokens.
+pub fn token_entmax(t: &Tape, q: &Var, k: &Var, v: &Var, alpha: f64) -> Result<Var> {
+    let s = dims(q, k);
+    let (q, k, v) = (heads_first(t, q)?, heads_first(t, k)?, heads_first(t, v)?);
+    let k = ops::transpose(t, &ops::index_select(t, &k, 1, &s.head_of())?, &[0, 1, 3, 2])?;
+    let v = ops::index_select(t, &v, 1, &s.head_of())?;
+    let z = ops::scale(t, &ops::matmul(t, &q, &k)?, 1.0 / (s.d as f64).sqrt())?;
+    let later: Vec<bool> = (0..s.t * s.t).map(|i| i % s.t > i / s.t).collect();
+    let p = ops::entmax(t, &ops::mask_fill(t, &z, &later, f64::NEG_INFINITY)?, alpha)?;
+    heads_first(t, &ops::matmul(t, &p, &v)?)
+}
+
+/// Native sparse attention, arXiv 2502.11089, with the chosen chunks given.
+pub fn nsa(t: &Tape, i: &Inputs, list: &BlockList, c: &Nsa) -> Result<Var> {
+    let x = i.nsa.as_ref().expect("nsa has branches");
+    let s = dims(i.q, i.k);
+    let (length, stride) = (c.windows.length, c.windows.stride);
+    let m = if s.t < length { 0 } else { (s.t - length) / stride + 1 };
+    let gate = |y: &Var, branch: usize| ops::mul(t, y, &ops::index_select(t, x.gates, 3, &[branch])?);
+    let mut out = gate(&listed(t, i.q, i.k, i.v, list)?, 1)?;
+    let near: Vec<bool> = (0..s.t * s.t).map(|j| j % s.t <= j / s.t && j / s.t - j % s.t < c.window).collect();
+    out = ops::add(t, &out, &gate(&attend(t, i.q, x.k_window, x.v_window, &near, None)?, 2)?)?;
+    // window by window: [b, g, length * d] times [g, length * d, d]
+    let compressed = |y: &Var, weight: &Var, position: Option<&Var>| -> Result<Vec<Var>> {
+        let weight = ops::reshape(t, weight, &[s.g, length * s.d, s.d])?;
+        let one = |w: usize| {
+            let tokens: Vec<usize> = (w * stride..w * stride + length).collect();
+            let mut y = ops::transpose(t, &ops::index_select(t, y, 1, &tokens)?, &[2, 0, 1, 3])?;
+            if let Some(position) = position {
+                y = ops::add(t, &y, &ops::reshape(t, position, &[s.g, 1, length, s.d])?)?;
+            }
+            ops::matmul(t, &ops::reshape(t, &y, &[s.g, s.b, length * s.d])?, &weight)
+        };
+        (0..m).map(one).collect()
+    };
+    let keys = compressed(x.k_compressed, x.compress_k, Some(x.position))?;
+    let values = compressed(x.v_compressed, x.compress_v, None)?;
+    if m == 0 {
+        return Ok(out);
+    }
+    // rows of windows put side by side: one column of scores a window, gathered by a selection matrix
+    let q = heads_first(t, i.q)?;
+    let side_by_side = |parts: &[Var]| -> Result<Var> {
+        let mut sum: Option<Var> = None;
+        for (w, part) in parts.iter().enumerate() {
+            let part = ops::reshape(t, &ops::transpose(t, part, &[1, 0, 2])?, &[s.b, s.g, 1, s.d])?;
+            let place: Vec<f64> = (0..m).map(|j| (j == w) as u8 as f64).collect();
+            let place = Tensor::from_vec(q.value.device(), &[m, 1], place)?.to_dtype(q.value.dtype());
+            let part = ops::mul(t, &part, &t.leaf(place))?;
+            sum = Some(match sum {
+                Some(sum) => ops::add(t, &sum, &part)?,
+                None => part,
+            });
+        }
+        ops::index_select(t, &sum.expect("m > 0"), 1, &s.head_of())
+    };
+    let (k, v) = (side_by_side(&keys)?, side_by_side(&values)?);
+    let z = ops::matmul(t, &q, &ops::transpose(t, &k, &[0, 1, 3, 2])?)?;
+    let z = ops::scale(t, &z, 1.0 / (s.d as f64).sqrt())?;
+    let hidden: Vec<bool> = (0..s.t * m).map(|j| j % m * stride + length > j / m + 1).collect();
+    let p = ops::softmax(t, &ops::mask_fill(t, &z, &hidden, f64::NEG_INFINITY)?)?;
+    ops::add(t, &out, &gate(&heads_first(t, &ops::matmul(t, &p, &v)?)?, 0)?)
 }

@@ -2,7 +2,7 @@
 //! the same pairs transposed, chunk by chunk, for tiles of neighbouring queries.
 
 use super::stream::{TILE, Visits};
-use crate::device::CpuDevice;
+use crate::device::{CpuDevice, Device};
 
 /// A list of chunks per query. An *entry* is one (query, chunk) pair; entries are numbered by (batch, kv head, query)
 /// and ascend in the chunk, and a bias tensor has one number per entry.
@@ -47,6 +47,29 @@ impl BlockList {
         BlockList { batch, kv_heads, queries, chunk_size, offsets, chunks, tiles }
     }
 
+    /// A list from any choice: `choose(batch, kv head, query, chunks)` pushes earlier chunks in ascending order; the own
+    /// chunk is added.
+    ///
+    /// # Panics
+    /// When the chosen chunks do not ascend or are not all before the query's own.
+    pub fn from_choice(
+        device: &Device,
+        (batch, kv_heads, queries): (usize, usize, usize),
+        chunk_size: usize,
+        mut choose: impl FnMut(usize, usize, usize, &mut Vec<u32>),
+    ) -> Self {
+        let (mut offsets, mut chunks) = (vec![0], Vec::new());
+        for i in 0..batch * kv_heads * queries {
+            let (row, query) = (i / queries, i % queries);
+            let before = chunks.len();
+            choose(row / kv_heads, row % kv_heads, query, &mut chunks);
+            chunks.push((query / chunk_size) as u32);
+            assert!(chunks[before..].is_sorted_by(|a, b| a < b), "chosen chunks ascend and are before the own one");
+            offsets.push(chunks.len());
+        }
+        Self::new(device.as_cpu(), (batch, kv_heads, queries), chunk_size, offsets, chunks)
+    }
+
     /// Tokens of a chunk.
     pub fn chunk_size(&self) -> usize {
         self.chunk_size
@@ -60,6 +83,14 @@ impl BlockList {
     /// Number of entries.
     pub fn len(&self) -> usize {
         self.chunks.len()
+    }
+
+    /// Mean number of tokens that a query attends: whole earlier chunks, and its own up to itself.
+    pub fn mean_tokens(&self) -> f64 {
+        let rows = self.batch * self.kv_heads * self.queries;
+        let own: usize = (0..self.queries).map(|q| q % self.chunk_size + 1).sum();
+        let own = self.batch * self.kv_heads * own;
+        (own + (self.chunks.len() - rows) * self.chunk_size) as f64 / rows.max(1) as f64
     }
 
     /// No query at all.

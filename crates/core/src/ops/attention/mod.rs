@@ -2,19 +2,25 @@
 //! `i / (h / g)`. Equations: arXiv 2605.18753; the streaming softmax is that of FlashAttention (arXiv 2205.14135).
 //!
 //! Which blocks a query attends is data, a [`BlockList`]; routing rooms make it, [`block_attention`] reads it, and
-//! [`dense_attention`] is the same engine (`stream`) walking every block.
+//! [`dense_attention`] is the same engine (`stream`) walking every block. [`span_attention`] computes whole rows, for what
+//! is no list of blocks: token-level entmax, sliding and compressed windows.
 
 mod block;
 mod dense;
 mod list;
 mod routing;
+mod span;
 mod stream;
 mod summary;
 
 pub use block::block_attention;
 pub use dense::dense_attention;
 pub use list::BlockList;
-pub use routing::{Center, Entmax, RouterGradient, Routing, entmax_routing, topk_routing};
+pub use routing::{
+    Center, Entmax, PAIRS, Pooling, RouterGradient, Routing, SCORES, WindowChoice, entmax_routing, topk_routing,
+    window_routing,
+};
+pub use span::{Span, span_attention};
 pub use summary::chunk_summary;
 
 use crate::error::{Result, ensure};

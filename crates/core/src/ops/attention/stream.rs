@@ -164,7 +164,7 @@ simd! {
 }
 
 /// Copies the queries of a tile of one kv head out of `[t, h, d]`, `stride` apart, as `[queries, len]`.
-fn take_tile<T: Real>(x: &[T], stride: usize, len: usize, out: &mut [T]) {
+pub(crate) fn take_tile<T: Real>(x: &[T], stride: usize, len: usize, out: &mut [T]) {
     for (r, o) in out.chunks_exact_mut(len).enumerate() {
         o.copy_from_slice(&x[r * stride..][..len]);
     }

@@ -144,6 +144,19 @@ pub fn exp(tape: &Tape, x: &Var) -> Result<Var> {
     tape.record("exp", y, move |dy, grads| grads.add(id, binary_value("exp", Binary::Mul, &dy, &kept)?))
 }
 
+/// `1 / (1 + e^-x)`.
+///
+/// # Errors
+/// As [`add`].
+pub fn sigmoid(tape: &Tape, x: &Var) -> Result<Var> {
+    let y = map(&x.value, |v| 1.0 / (1.0 + (-v).exp()));
+    let (id, kept) = (x.id(), y.clone());
+    tape.record("sigmoid", y, move |dy, grads| {
+        let slope = map(&kept, |y| y * (1.0 - y));
+        grads.add(id, binary_value("sigmoid", Binary::Mul, &dy, &slope)?)
+    })
+}
+
 /// Natural logarithm.
 ///
 /// # Errors

@@ -13,6 +13,7 @@ fn grads_with_and_without_broadcast() {
     }
     let x = [normal(&d, &[2, 5], 3)];
     check_grad(&x, |t, v| exp(t, &v[0]));
+    check_grad(&x, |t, v| sigmoid(t, &v[0]));
     check_grad(&x, |t, v| scale(t, &v[0], -1.7));
     check_grad(&x, |t, v| ln(t, &exp(t, &v[0])?));
     check_grad(&x, |t, v| mask_fill(t, &v[0], &[true, false, false, true, false], 2.0));

@@ -102,13 +102,15 @@ simd! {
     }
 }
 
-/// `p^(2 - alpha)` on the support, 0 off it: the factor r of the Jacobian.
+/// `p^(2 - alpha)` on the support, 0 off it: the factor r of the Jacobian; alpha 1 is softmax.
 #[inline(always)]
 pub(crate) fn jacobian_factor<T: Real>(p: T, alpha: f64) -> T {
     if p == T::ZERO {
         T::ZERO
     } else if alpha == 1.5 {
         p.sqrt()
+    } else if alpha == 1.0 {
+        p
     } else if alpha == 2.0 {
         T::ONE
     } else {

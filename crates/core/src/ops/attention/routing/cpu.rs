@@ -1,10 +1,11 @@
 use super::super::Dims;
 use super::super::list::BlockList;
 use super::super::stream::{TILE, interleave};
-use super::{Center, Entmax, RouterGradient};
+use super::{Center, Entmax, Pooling, RouterGradient, WindowChoice};
 use crate::device::simd::{self, simd};
 use crate::device::tile::{Mat, gemm, transpose_into};
 use crate::device::{Buffer, CpuDevice};
+use crate::ops::attention::Span;
 use crate::ops::entmax::{entmax_row, jacobian_factor};
 use crate::ops::softmax::softmax_row;
 use crate::storage::Real;
@@ -34,11 +35,13 @@ simd! {
 }
 
 /// Runs `choose(first query of the tile, scores, part)` for every tile of every kv head and returns the parts in order.
-/// Row `r * group + i` of the scores, `n` wide, is head `i` of query `r`; only chunks before the query's own are valid.
+/// Row `r * group + i` of the scores, `n` wide, is head `i` of query `r`; only its first `visible(query)` are valid, a
+/// number that grows with the query.
 fn for_tiles<T: Real>(
     device: &CpuDevice,
     dims: Dims,
-    (n, s): (usize, usize),
+    n: usize,
+    visible: impl Fn(usize) -> usize + Sync + Send,
     (q, kbar): (&[T], &[T]),
     gamma: f64,
     choose: impl Fn(usize, &mut [T], &mut Part<T>) + Sync + Send,
@@ -56,16 +59,16 @@ fn for_tiles<T: Real>(
         let (batch, kv) = (bg / g, bg % g);
         let first = tile * TILE;
         let rows = TILE.min(t - first);
-        let visible = (first + rows - 1) / s;
+        let most = visible(first + rows - 1);
         let (mut qs, mut scores) = (device.alloc::<T>(rows * group * d), device.alloc::<T>(rows * group * n));
         for (r, out) in qs.chunks_exact_mut(group * d).enumerate() {
             out.copy_from_slice(&q[((batch * t + first + r) * h + kv * group) * d..][..group * d]);
         }
-        if visible > 0 {
-            gemm(rows * group, visible, d, Mat::rows(&qs, d), &kt[bg * d * n..], n, &mut scores, n, false);
+        if most > 0 {
+            gemm(rows * group, most, d, Mat::rows(&qs, d), &kt[bg * d * n..], n, &mut scores, n, false);
         }
         for (r, row) in scores.chunks_exact_mut(n.max(1)).enumerate() {
-            scale_row(&mut row[..(first + r / group) / s], factor);
+            scale_row(&mut row[..visible(first + r / group)], factor);
         }
         let mut part =
             Part { counts: Vec::with_capacity(rows), chunks: Vec::new(), weights: Vec::new(), heads: Vec::new() };
@@ -101,32 +104,40 @@ pub fn forward<T: Real>(
 ) -> Forward<T> {
     let (group, s) = (dims.group(), settings.chunk_size);
     let share = T::of(1.0 / group as f64);
-    let parts = for_tiles(device, dims, (n, s), (q, kbar), settings.gamma, |first, scores, part| {
-        for r in 0..TILE.min(dims.t - first) {
-            let own = (first + r) / s;
-            let before = part.chunks.len();
-            let rows = &mut scores[r * group * n..][..group * n];
-            for head in 0..group {
-                entmax_row(&mut rows[head * n..][..own], settings.alpha);
-            }
-            for c in 0..own {
-                let mut w = T::ZERO;
+    let parts = for_tiles(
+        device,
+        dims,
+        n,
+        |query| query / s,
+        (q, kbar),
+        settings.gamma,
+        |first, scores, part| {
+            for r in 0..TILE.min(dims.t - first) {
+                let own = (first + r) / s;
+                let before = part.chunks.len();
+                let rows = &mut scores[r * group * n..][..group * n];
                 for head in 0..group {
-                    w += rows[head * n + c];
+                    entmax_row(&mut rows[head * n..][..own], settings.alpha);
                 }
-                let w = w * share;
-                if w > T::ZERO {
-                    part.chunks.push(c as u32);
-                    part.weights.push(w);
-                    part.heads.extend((0..group).map(|head| rows[head * n + c]));
+                for c in 0..own {
+                    let mut w = T::ZERO;
+                    for head in 0..group {
+                        w += rows[head * n + c];
+                    }
+                    let w = w * share;
+                    if w > T::ZERO {
+                        part.chunks.push(c as u32);
+                        part.weights.push(w);
+                        part.heads.extend((0..group).map(|head| rows[head * n + c]));
+                    }
                 }
+                part.chunks.push(own as u32);
+                part.weights.push(T::ZERO);
+                part.heads.extend(std::iter::repeat_n(T::ZERO, group));
+                part.counts.push(part.chunks.len() - before);
             }
-            part.chunks.push(own as u32);
-            part.weights.push(T::ZERO);
-            part.heads.extend(std::iter::repeat_n(T::ZERO, group));
-            part.counts.push(part.chunks.len() - before);
-        }
-    });
+        },
+    );
     let offsets = offsets(&parts);
     let weights = concat(&parts, |p| &p.weights);
     let mut bias = vec![T::ZERO; weights.len()];
@@ -153,6 +164,83 @@ pub fn forward<T: Real>(
     Forward { list, weights, bias, head_weights }
 }
 
+/// Keeps the `count` chunks with the largest scores, ties to the lower chunk, in ascending order.
+fn keep_best<T: Real>(chunks: &mut Vec<u32>, scores: &[T], count: usize) {
+    if chunks.len() <= count {
+        return;
+    }
+    chunks.sort_by(|&a, &b| {
+        let (x, y) = (scores[a as usize], scores[b as usize]);
+        y.partial_cmp(&x).unwrap_or(std::cmp::Ordering::Equal).then(a.cmp(&b))
+    });
+    chunks.truncate(count);
+    chunks.sort_unstable();
+}
+
+pub fn windows<T: Real>(
+    device: &CpuDevice,
+    dims: Dims,
+    m: usize,
+    q: &[T],
+    keys: &[T],
+    span: Span,
+    c: WindowChoice,
+) -> BlockList {
+    let (group, s, n) = (dims.group(), c.chunk_size, dims.t.div_ceil(c.chunk_size));
+    // the windows that touch a chunk, and the whole strides that each shares with it
+    let touching = |chunk: usize| {
+        let (from, to) = (chunk * s, (chunk + 1) * s);
+        let first = (from + c.stride).saturating_sub(c.length) / c.stride;
+        (first..m.min(to.div_ceil(c.stride))).filter_map(move |w| {
+            let (low, high) = (from.max(w * c.stride), to.min(w * c.stride + c.length));
+            let strides = high.saturating_sub(low) / c.stride;
+            (strides > 0).then_some((w, strides))
+        })
+    };
+    let touches: Vec<Vec<(usize, usize)>> = (0..n).map(|chunk| touching(chunk).collect()).collect();
+    let parts = for_tiles(
+        device,
+        dims,
+        m,
+        |query| span.of(query).end,
+        (q, keys),
+        1.0,
+        |first, scores, part| {
+            let (mut sum, mut block, mut free) = (vec![T::ZERO; m], vec![T::ZERO; n], Vec::with_capacity(n));
+            for r in 0..TILE.min(dims.t - first) {
+                let (own, visible) = ((first + r) / s, span.of(first + r).end);
+                let rows = &mut scores[r * group * m..][..group * m];
+                sum.fill(T::ZERO);
+                for head in 0..group {
+                    let row = &mut rows[head * m..][..visible];
+                    softmax_row(row);
+                    sum.iter_mut().zip(&*row).for_each(|(s, &p)| *s += p);
+                }
+                for (score, touch) in block.iter_mut().zip(&touches).take(own + 1) {
+                    *score = T::ZERO;
+                    for &(w, strides) in touch {
+                        match c.pooling {
+                            Pooling::Max => *score = score.max(sum[w]),
+                            Pooling::Overlap => *score = T::of(strides as f64).mul_add(sum[w], *score),
+                        }
+                    }
+                }
+                let forced = |chunk: usize| chunk < c.init || chunk + c.local > own;
+                free.clear();
+                free.extend((0..=own as u32).filter(|&chunk| !forced(chunk as usize)));
+                let left = c.top - (own + 1 - free.len());
+                keep_best(&mut free, &block, left);
+                free.extend((0..=own as u32).filter(|&chunk| forced(chunk as usize)));
+                free.sort_unstable();
+                part.counts.push(free.len());
+                part.chunks.extend_from_slice(&free);
+            }
+        },
+    );
+    let (offsets, chunks) = (offsets(&parts), concat(&parts, |p| &p.chunks));
+    BlockList::new(device, (dims.b, dims.g, dims.t), s, offsets, chunks)
+}
+
 pub fn topk<T: Real>(
     device: &CpuDevice,
     dims: Dims,
@@ -164,36 +252,36 @@ pub fn topk<T: Real>(
     gamma: f64,
 ) -> BlockList {
     let group = dims.group();
-    let parts = for_tiles(device, dims, (n, s), (q, kbar), gamma, |first, scores, part| {
-        let (mut mean, mut order) = (vec![T::ZERO; n], Vec::with_capacity(n));
-        for r in 0..TILE.min(dims.t - first) {
-            let own = (first + r) / s;
-            let rows = &mut scores[r * group * n..][..group * n];
-            for head in 0..group {
-                softmax_row(&mut rows[head * n..][..own]);
-            }
-            for c in 0..own {
-                mean[c] = T::ZERO;
+    let parts = for_tiles(
+        device,
+        dims,
+        n,
+        |query| query / s,
+        (q, kbar),
+        gamma,
+        |first, scores, part| {
+            let (mut mean, mut order) = (vec![T::ZERO; n], Vec::with_capacity(n));
+            for r in 0..TILE.min(dims.t - first) {
+                let own = (first + r) / s;
+                let rows = &mut scores[r * group * n..][..group * n];
                 for head in 0..group {
-                    mean[c] += rows[head * n + c];
+                    softmax_row(&mut rows[head * n..][..own]);
                 }
+                for c in 0..own {
+                    mean[c] = T::ZERO;
+                    for head in 0..group {
+                        mean[c] += rows[head * n + c];
+                    }
+                }
+                order.clear();
+                order.extend(0..own as u32);
+                keep_best(&mut order, &mean, top - 1);
+                part.counts.push(order.len() + 1);
+                part.chunks.extend_from_slice(&order);
+                part.chunks.push(own as u32);
             }
-            order.clear();
-            order.extend(0..own as u32);
-            if own > top - 1 {
-                let better = |a: &u32, b: &u32| {
-                    let (x, y) = (mean[*a as usize], mean[*b as usize]);
-                    y.partial_cmp(&x).unwrap_or(std::cmp::Ordering::Equal).then(a.cmp(b))
-                };
-                order.sort_by(better);
-                order.truncate(top - 1);
-                order.sort_unstable();
-            }
-            part.counts.push(order.len() + 1);
-            part.chunks.extend_from_slice(&order);
-            part.chunks.push(own as u32);
-        }
-    });
+        },
+    );
     let (offsets, chunks) = (offsets(&parts), concat(&parts, |p| &p.chunks));
     BlockList::new(device, (dims.b, dims.g, dims.t), s, offsets, chunks)
 }
@@ -204,6 +292,18 @@ pub struct Gradients<T: Real> {
     pub diagonal: Buffer<T>,
     /// sum of squares of the score gradients
     pub squares: f64,
+    /// per entry, the score gradient of every head of the group; empty unless asked for
+    pub scores: Vec<T>,
+    /// (query, chunk) pairs with a score gradient other than zero; 0 unless asked for
+    pub pairs: u64,
+}
+
+/// What a task of [`backward`] sums and keeps beside dq and dkbar.
+struct Sums<T> {
+    own: T,
+    squares: f64,
+    scores: Vec<T>,
+    pairs: u64,
 }
 
 simd! {
@@ -245,12 +345,14 @@ pub fn backward<T: Real>(
     (list, weights, heads): (&BlockList, &[T], &[T]),
     dbias: &[T],
     settings: Entmax,
+    keep_scores: bool,
 ) -> Gradients<T> {
     let Dims { b, t, h, g, d } = dims;
     let group = dims.group();
     let factor = settings.gamma / (d as f64).sqrt();
     let (mut dq, mut dkbar) = (device.alloc::<T>(b * g * t * group * d), device.alloc::<T>(b * g * n * d));
-    let mut sums = vec![(T::ZERO, 0.0); b * g];
+    let mut sums: Vec<Sums<T>> =
+        (0..b * g).map(|_| Sums { own: T::ZERO, squares: 0.0, scores: Vec::new(), pairs: 0 }).collect();
     let tasks: Vec<_> = dq
         .chunks_mut((t * group * d).max(1))
         .zip(split(&mut dkbar, n * d, b * g))
@@ -258,7 +360,7 @@ pub fn backward<T: Real>(
         .enumerate()
         .map(|(bg, ((dq, dkbar), sums))| (bg, dq, dkbar, sums))
         .collect();
-    device.for_each(tasks, |(bg, dq, dkbar, (own, squares))| {
+    device.for_each(tasks, |(bg, dq, dkbar, sums)| {
         let (batch, kv) = (bg / g, bg % g);
         dq.fill(T::ZERO);
         dkbar.fill(T::ZERO);
@@ -267,7 +369,11 @@ pub fn backward<T: Real>(
         for query in 0..t {
             let entries = list.entries_of(batch, kv, query);
             let routed = entries.start..entries.end - 1;
-            *own += dbias[entries.end - 1];
+            sums.own += dbias[entries.end - 1];
+            let kept = sums.scores.len();
+            if keep_scores {
+                sums.scores.resize(kept + entries.len() * group, T::ZERO);
+            }
             if routed.is_empty() || settings.gradient == RouterGradient::Stopped {
                 continue;
             }
@@ -282,8 +388,18 @@ pub fn backward<T: Real>(
             let dq_rows = &mut dq[query * group * d..][..group * d];
             if settings.gradient == RouterGradient::StraightThrough {
                 let visible = query / settings.chunk_size;
-                *squares +=
+                let all =
                     straight_through(chunks, &dlogw, (visible, group), factor, q_rows, kbar, g * d, dq_rows, dkbar);
+                sums.squares += simd::dot(&all, &all).f64();
+                if keep_scores {
+                    for head in 0..group {
+                        for (e, &c) in chunks.iter().enumerate() {
+                            sums.scores[kept + e * group + head] = all[head * visible + c as usize];
+                        }
+                    }
+                    let touched = |c: &usize| (0..group).any(|head| all[head * visible + c] != T::ZERO);
+                    sums.pairs += (0..visible).filter(touched).count() as u64;
+                }
                 continue;
             }
             for head in 0..group {
@@ -291,9 +407,16 @@ pub fn backward<T: Real>(
                 ds.resize(routed.len(), T::ZERO);
                 let heads = &heads[routed.start * group..routed.end * group];
                 score_gradient(heads, group, head, &weights[routed.clone()], &dlogw, settings.alpha, &mut ds);
-                *squares += simd::dot(&ds, &ds).f64();
+                sums.squares += simd::dot(&ds, &ds).f64();
+                if keep_scores {
+                    ds.iter().enumerate().for_each(|(e, &d)| sums.scores[kept + e * group + head] = d);
+                }
                 let (q, dq) = (&q_rows[head * d..][..d], &mut dq_rows[head * d..][..d]);
                 spread(chunks, &ds, T::of(factor), q, kbar, g * d, dq, dkbar);
+            }
+            if keep_scores {
+                let touched = |heads: &&[T]| heads.iter().any(|&d| d != T::ZERO);
+                sums.pairs += sums.scores[kept..].chunks_exact(group).filter(touched).count() as u64;
             }
         }
     });
@@ -301,12 +424,14 @@ pub fn backward<T: Real>(
         dq: device.alloc(b * t * h * d),
         dkbar: device.alloc(b * n * g * d),
         diagonal: device.zeros(g),
-        squares: sums.iter().map(|s| s.1).sum(),
+        squares: sums.iter().map(|s| s.squares).sum(),
+        scores: concat(&sums, |s| &s.scores),
+        pairs: sums.iter().map(|s| s.pairs).sum(),
     };
     interleave(device, &dq, (b, g, t, group * d), 1, &mut out.dq);
     interleave(device, &dkbar, (b, g, n, d), 1, &mut out.dkbar);
-    for (bg, &(own, _)) in sums.iter().enumerate() {
-        out.diagonal[bg % g] += own;
+    for (bg, sums) in sums.iter().enumerate() {
+        out.diagonal[bg % g] += sums.own;
     }
     out
 }
@@ -323,7 +448,7 @@ fn split<T>(mut x: &mut [T], len: usize, parts: usize) -> Vec<&mut [T]> {
 }
 
 /// The straight-through gradient of one query: d log of the group mean of softmax over all `visible` chunks, for the
-/// chunks of the support. Returns the sum of squares of the score gradients.
+/// chunks of the support. Returns the score gradients `[group, visible]`.
 fn straight_through<T: Real>(
     chunks: &[u32],
     dlogw: &[T],
@@ -334,9 +459,9 @@ fn straight_through<T: Real>(
     stride: usize,
     dq: &mut [T],
     dkbar: &mut [T],
-) -> f64 {
+) -> Vec<T> {
     let d = q.len() / group;
-    let mut squares = 0.0;
+    let mut scores = Vec::with_capacity(group * visible);
     let mut soft = vec![T::ZERO; group * visible];
     let mut mean = vec![T::ZERO; visible];
     for (head, row) in soft.chunks_exact_mut(visible).enumerate() {
@@ -358,9 +483,9 @@ fn straight_through<T: Real>(
         for (&c, &g) in chunks.iter().zip(dlogw) {
             ds[c as usize] += row[c as usize] * upstream(c, g);
         }
-        squares += simd::dot(&ds, &ds).f64();
         let (q, dq) = (&q[head * d..][..d], &mut dq[head * d..][..d]);
         spread(&all, &ds, T::of(factor), q, kbar, stride, dq, dkbar);
+        scores.extend_from_slice(&ds);
     }
-    squares
+    scores
 }

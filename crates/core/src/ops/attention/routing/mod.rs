@@ -2,7 +2,8 @@
 //!
 //! Scores s_hc = gamma q_h . kbar_c / sqrt d over the complete chunks before the query's own; a distribution per head; the
 //! mean over the group, w. [`entmax_routing`]: alpha-entmax, every chunk with w > 0, bias (log w - mu) / sigma, with a
-//! gradient. [`topk_routing`]: softmax, the `top` best chunks with the own one, no bias and no gradient.
+//! gradient. [`topk_routing`]: softmax, the `top` best chunks with the own one, no bias and no gradient. [`window_routing`]:
+//! the hard choice of InfLLM v2 and NSA, by scores of overlapping windows.
 //!
 //! Scores exist for one tile of queries at a time. Kept for backward of entmax: q, kbar, w and each head's p, per entry.
 
@@ -14,7 +15,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use super::{BlockList, Dims};
+use super::{BlockList, Dims, Span};
 use crate::error::{Result, ensure};
 use crate::ops::entmax::check_alpha;
 use crate::storage::{DType, with_real};
@@ -60,6 +61,12 @@ pub struct Entmax {
     pub gradient: RouterGradient,
 }
 
+/// What a watcher of [`entmax_routing`] is told in backward: the gradient of the scores of the listed chunks, `[entries,
+/// group]`, 0 for the own chunk.
+pub const SCORES: &str = "router.scores";
+/// And the number of (query, chunk) pairs of a kv head, listed or not, whose score has a gradient other than zero.
+pub const PAIRS: &str = "router.pairs";
+
 /// What [`entmax_routing`] returns.
 pub struct Routing {
     /// The chunks of every query, its own last.
@@ -68,6 +75,8 @@ pub struct Routing {
     pub bias: Var,
     /// `[entries]`: w, 0 for the own chunk.
     pub weights: Tensor,
+    /// `[entries, group]`: p of every head of the group, 0 for the own chunk.
+    pub heads: Tensor,
     /// Set by backward: the norm of the gradient that reaches the scores of this call.
     pub score_gradient: Rc<Cell<f64>>,
 }
@@ -108,17 +117,25 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
         let entries = out.list.len();
         let bias = Tensor::from_buffer(&[entries], device.adopt(out.bias));
         let weights = Tensor::from_buffer(&[entries], device.adopt(out.weights));
+        let heads = Tensor::from_buffer(&[entries, dims.group()], device.adopt(out.head_weights));
         let list = Arc::new(out.list);
         let (q, kbar, diagonal) = (q.clone(), kbar.clone(), diagonal.map(Var::id));
-        let kept = (list.clone(), weights.clone(), out.head_weights);
+        let kept = (list.clone(), weights.clone(), heads.clone());
+        let watch = tape.watcher().map(|w| (w.clone(), tape.scope_name()));
         let score_gradient = Rc::new(Cell::new(0.0));
         let norm = score_gradient.clone();
         let bias = tape.record(op, bias, move |dy, grads| {
             let (list, weights, heads) = kept;
-            let d = cpu::backward::<T>(
-                dy.cpu(), dims, n, (q.value.data(), kbar.value.data()), (&list, weights.data(), &heads), dy.data(), settings,
-            );
+            let numbers = (&*list, weights.data(), heads.data());
+            let inputs = (q.value.data(), kbar.value.data());
+            let d = cpu::backward::<T>(dy.cpu(), dims, n, inputs, numbers, dy.data(), settings, watch.is_some());
             norm.set(d.squares.sqrt());
+            if let Some((watcher, scope)) = watch {
+                let shape = [list.len(), dims.group()];
+                watcher.gradient(&scope, SCORES, &Tensor::from_buffer(&shape, dy.cpu().adopt(d.scores)));
+                let pairs = Tensor::full(dy.device(), &[], DType::F64, d.pairs as f64);
+                watcher.gradient(&scope, PAIRS, &pairs);
+            }
             if let Some(id) = diagonal {
                 grads.add(id, Tensor::from_buffer(&[dims.g], d.diagonal))?;
             }
@@ -128,7 +145,7 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
             }
             Ok(())
         })?;
-        Ok(Routing { list, bias, weights, score_gradient })
+        Ok(Routing { list, bias, weights, heads, score_gradient })
     })
 }
 
@@ -143,5 +160,70 @@ pub fn topk_routing(q: &Tensor, kbar: &Tensor, chunk_size: usize, top: usize, ga
     ensure!(top > 0, op, "top is 0, but a query always attends its own chunk");
     with_real!(dtype, T => {
         Ok(Arc::new(cpu::topk::<T>(q.cpu(), dims, n, q.data(), kbar.data(), chunk_size, top, gamma)))
+    })
+}
+
+/// How the scores of windows become the score of a chunk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// The largest of the windows that touch it (InfLLM v2, arXiv 2509.24663).
+    Max,
+    /// The sum, each window weighted by the strides it shares with the chunk (NSA, arXiv 2502.11089, equation 9).
+    Overlap,
+}
+
+/// Settings of [`window_routing`].
+#[derive(Debug, Clone, Copy)]
+pub struct WindowChoice {
+    /// Tokens of a chunk.
+    pub chunk_size: usize,
+    /// Attended chunks, forced ones included.
+    pub top: usize,
+    /// Tokens of a window.
+    pub length: usize,
+    /// Tokens from one window's start to the next.
+    pub stride: usize,
+    /// First chunks that are always attended.
+    pub init: usize,
+    /// Last chunks up to the query's own that are always attended, at least 1.
+    pub local: usize,
+    /// See [`Pooling`].
+    pub pooling: Pooling,
+}
+
+/// The chunks of every query by the scores of overlapping windows: softmax over the visible windows of `keys [b, m, g, d]`
+/// per head, summed over the group, pooled to chunks; the forced chunks first, then the best, ties to the lower chunk. A
+/// choice without a gradient.
+///
+/// # Errors
+/// When shapes do not fit, `local` is 0, or the forced chunks are more than `top`.
+pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result<Arc<BlockList>> {
+    let op = "window_routing";
+    let [b, t, h, d] = q.dims(op)?;
+    let [bk, m, g, dk] = keys.dims(op)?;
+    ensure!(choice.chunk_size > 0 && choice.stride > 0, op, "chunk size and stride are at least 1");
+    let span = Span::Windows { length: choice.length, stride: choice.stride };
+    ensure!(
+        (b, d, span.keys(t)) == (bk, dk, m),
+        op,
+        "q is {:?}, keys of windows of {} every {} are {:?}",
+        q.shape(),
+        choice.length,
+        choice.stride,
+        keys.shape()
+    );
+    ensure!(g > 0 && h % g == 0, op, "{h} query heads do not divide into {g} key/value heads");
+    ensure!(choice.local > 0, op, "local is 0, but a query always attends its own chunk");
+    ensure!(
+        choice.top >= choice.init + choice.local,
+        op,
+        "top is {}, but {} first and {} last chunks are always attended",
+        choice.top,
+        choice.init,
+        choice.local
+    );
+    let dims = Dims { b, t, h, g, d };
+    with_real!(crate::tensor::same_dtype(op, q, keys)?, T => {
+        Ok(Arc::new(cpu::windows::<T>(q.cpu(), dims, m, q.data(), keys.data(), span, choice)))
     })
 }

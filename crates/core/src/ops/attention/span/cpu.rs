@@ -1,0 +1,196 @@
+use std::ops::Range;
+
+use super::super::Dims;
+use super::super::stream::{TILE, interleave, take_tile};
+use super::Span;
+use crate::device::simd::simd;
+use crate::device::tile::{Mat, gemm, transpose_into};
+use crate::device::{Buffer, CpuDevice};
+use crate::ops::entmax::{entmax_row, jacobian_factor};
+use crate::ops::softmax::softmax_row;
+use crate::storage::Real;
+
+/// Tasks of a backward pass at least; each has a dk and dv of its own.
+const BACKWARD_TASKS: usize = 8;
+
+/// `[b, m, g, d]` as `[b, g, d, m]`.
+fn transposed<T: Real>(device: &CpuDevice, x: &[T], dims: Dims, m: usize) -> Buffer<T> {
+    let Dims { b, g, d, .. } = dims;
+    let mut out = device.alloc::<T>(b * g * d * m);
+    device.for_chunks(&mut out, (d * m).max(1), |i, out| {
+        transpose_into(&x[(i / g * m * g + i % g) * d..], m, d, g * d, out, m);
+    });
+    out
+}
+
+/// The keys that the queries `first..first + rows` see together.
+fn union(span: Span, first: usize, rows: usize) -> Range<usize> {
+    span.of(first).start..span.of(first + rows - 1).end
+}
+
+simd! {
+    fn scale_row<T>(row: &mut [T], factor: T) {
+        for x in row.iter_mut() {
+            *x *= factor;
+        }
+    }
+}
+
+/// Scores to probabilities, zero outside each query's span; row `r * group + i` is head `i` of query `first + r`, and
+/// column 0 is key `keys.start`.
+fn normalize<T: Real>(p: &mut [T], group: usize, first: usize, keys: &Range<usize>, span: Span, scale: T, alpha: f64) {
+    for (r, row) in p.chunks_exact_mut(keys.len()).enumerate() {
+        let own = span.of(first + r / group);
+        let (before, rest) = row.split_at_mut(own.start - keys.start);
+        let (live, after) = rest.split_at_mut(own.len());
+        before.fill(T::ZERO);
+        after.fill(T::ZERO);
+        if live.is_empty() {
+            continue;
+        }
+        scale_row(live, scale);
+        if alpha == 1.0 {
+            softmax_row(live);
+        } else {
+            entmax_row(live, alpha);
+        }
+    }
+}
+
+simd! {
+    /// dp to scale * ds, in place.
+    fn differentiate_row<T>(p: &[T], dp: &mut [T], alpha: f64, scale: T) {
+        let (mut inner, mut sum) = (T::ZERO, T::ZERO);
+        for (&p, &g) in p.iter().zip(dp.iter()) {
+            let r = jacobian_factor(p, alpha);
+            inner = r.mul_add(g, inner);
+            sum += r;
+        }
+        let mean = if sum == T::ZERO { T::ZERO } else { inner / sum };
+        for (&p, g) in p.iter().zip(dp.iter_mut()) {
+            *g = jacobian_factor(p, alpha) * (*g - mean) * scale;
+        }
+    }
+}
+
+pub fn forward<T: Real>(
+    device: &CpuDevice,
+    dims: Dims,
+    m: usize,
+    (q, k, v): (&[T], &[T], &[T]),
+    span: Span,
+    alpha: f64,
+) -> Buffer<T> {
+    let Dims { b, t, h, g, d } = dims;
+    let group = dims.group();
+    let scale = T::of(1.0 / (d as f64).sqrt());
+    let kt = transposed(device, k, dims, m);
+    let mut out = device.alloc::<T>(b * t * h * d);
+    let tiles = t.div_ceil(TILE);
+    let mut pieces = Vec::with_capacity(b * tiles);
+    for (batch, out) in out.chunks_mut((t * h * d).max(1)).enumerate() {
+        pieces.extend(out.chunks_mut(TILE * h * d).enumerate().map(|(tile, out)| (batch, tile, out)));
+    }
+    device.for_each(pieces, |(batch, tile, out)| {
+        let (first, rows) = (tile * TILE, out.len() / (h * d));
+        let keys = union(span, first, rows);
+        if keys.is_empty() {
+            out.fill(T::ZERO);
+            return;
+        }
+        let lines = rows * group;
+        let (mut qs, mut os) = (device.alloc::<T>(lines * d), device.alloc::<T>(lines * d));
+        let mut p = device.alloc::<T>(lines * keys.len());
+        for kv in 0..g {
+            take_tile(&q[((batch * t + first) * h + kv * group) * d..], h * d, group * d, &mut qs);
+            let kt = &kt[(batch * g + kv) * d * m + keys.start..];
+            gemm(lines, keys.len(), d, Mat::rows(&qs, d), kt, m, &mut p, keys.len(), false);
+            normalize(&mut p, group, first, &keys, span, scale, alpha);
+            let v = &v[((batch * m + keys.start) * g + kv) * d..];
+            gemm(lines, d, keys.len(), Mat::rows(&p, keys.len()), v, g * d, &mut os, d, false);
+            for (r, os) in os.chunks_exact(group * d).enumerate() {
+                out[(r * h + kv * group) * d..][..group * d].copy_from_slice(os);
+            }
+        }
+    });
+    out
+}
+
+/// What a backward task owns: its (batch, kv head), dk and dv `[m, d]`, and (tile, dq `[rows, group * d]`) pairs.
+struct Task<'a, T> {
+    bg: usize,
+    dk: &'a mut [T],
+    dv: &'a mut [T],
+    tiles: Vec<(usize, &'a mut [T])>,
+}
+
+/// dq `[b, t, h, d]`, dk and dv `[b, m, g, d]`.
+pub fn backward<T: Real>(
+    device: &CpuDevice,
+    dims: Dims,
+    m: usize,
+    (q, k, v): (&[T], &[T], &[T]),
+    dout: &[T],
+    span: Span,
+    alpha: f64,
+) -> [Buffer<T>; 3] {
+    let Dims { b, t, h, g, d } = dims;
+    let group = dims.group();
+    let scale = T::of(1.0 / (d as f64).sqrt());
+    if m == 0 {
+        return [device.zeros(b * t * h * d), device.zeros(0), device.zeros(0)];
+    }
+    let (kt, vt) = (transposed(device, k, dims, m), transposed(device, v, dims, m));
+    let tiles = t.div_ceil(TILE);
+    let splits = BACKWARD_TASKS.div_ceil(b * g).min(tiles).max(1);
+    let len = t * group * d;
+    let mut dq_bg = device.alloc::<T>(b * g * len);
+    let (mut dk_parts, mut dv_parts) =
+        (device.alloc::<T>(b * g * splits * m * d), device.alloc::<T>(b * g * splits * m * d));
+    let mut tasks: Vec<Task<T>> = Vec::with_capacity(b * g * splits);
+    for (i, (dk, dv)) in dk_parts.chunks_mut(m * d).zip(dv_parts.chunks_mut(m * d)).enumerate() {
+        tasks.push(Task { bg: i / splits, dk, dv, tiles: Vec::new() });
+    }
+    for (bg, dq) in dq_bg.chunks_mut(len).enumerate() {
+        for (tile, dq) in dq.chunks_mut(TILE * group * d).enumerate() {
+            tasks[bg * splits + tile % splits].tiles.push((tile, dq));
+        }
+    }
+    device.for_each(tasks, |task| {
+        let (batch, kv) = (task.bg / g, task.bg % g);
+        task.dk.fill(T::ZERO);
+        task.dv.fill(T::ZERO);
+        for (tile, dq) in task.tiles {
+            let first = tile * TILE;
+            let lines = dq.len() / d;
+            let keys = union(span, first, lines / group);
+            if keys.is_empty() {
+                dq.fill(T::ZERO);
+                continue;
+            }
+            let (mut qs, mut gs) = (device.alloc::<T>(lines * d), device.alloc::<T>(lines * d));
+            let (mut p, mut ds) = (device.alloc::<T>(lines * keys.len()), device.alloc::<T>(lines * keys.len()));
+            let from = ((batch * t + first) * h + kv * group) * d;
+            take_tile(&q[from..], h * d, group * d, &mut qs);
+            take_tile(&dout[from..], h * d, group * d, &mut gs);
+            let at = task.bg * d * m + keys.start;
+            gemm(lines, keys.len(), d, Mat::rows(&qs, d), &kt[at..], m, &mut p, keys.len(), false);
+            normalize(&mut p, group, first, &keys, span, scale, alpha);
+            gemm(lines, keys.len(), d, Mat::rows(&gs, d), &vt[at..], m, &mut ds, keys.len(), false);
+            for (p, ds) in p.chunks_exact(keys.len()).zip(ds.chunks_exact_mut(keys.len())) {
+                differentiate_row(p, ds, alpha, scale);
+            }
+            let k = &k[((batch * m + keys.start) * g + kv) * d..];
+            gemm(lines, d, keys.len(), Mat::rows(&ds, keys.len()), k, g * d, dq, d, false);
+            let (dk, dv) = (&mut task.dk[keys.start * d..], &mut task.dv[keys.start * d..]);
+            gemm(keys.len(), d, lines, Mat::rows(&ds, keys.len()).t(), &qs, d, dk, d, true);
+            gemm(keys.len(), d, lines, Mat::rows(&p, keys.len()).t(), &gs, d, dv, d, true);
+        }
+    });
+    let mut dq = device.alloc::<T>(b * t * h * d);
+    interleave(device, &dq_bg, (b, g, t, group * d), 1, &mut dq);
+    let (mut dk, mut dv) = (device.alloc::<T>(b * m * g * d), device.alloc::<T>(b * m * g * d));
+    interleave(device, &dk_parts, (b, g, m, d), splits, &mut dk);
+    interleave(device, &dv_parts, (b, g, m, d), splits, &mut dv);
+    [dq, dk, dv]
+}

@@ -1,0 +1,103 @@
+//! Attention of every query to one contiguous range of keys, softmax or alpha-entmax over the range:
+//! p_i = entmax_{j in span(i)}(q_i . k_j / sqrt d), o_i = sum_j p_ij v_j. Token-level entmax attention (Peters et al. 2019,
+//! arXiv 1905.05702), the sliding window and the compressed windows of NSA (arXiv 2502.11089) are spans.
+//!
+//! A tile of queries computes its rows in full, which is what entmax needs: its threshold depends on the whole row. Scratch
+//! is a tile's rows; kept for backward: q, k and v. Backward computes p again, then with r = p^(2-alpha) (softmax: r = p)
+//! ds = r (dp - <r, dp> / sum r) / sqrt d.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+
+use super::Dims;
+use crate::error::{Result, ensure};
+use crate::storage::with_real;
+use crate::tape::{Tape, Var};
+use crate::tensor::{Tensor, same_dtype};
+
+/// Which keys a query sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Span {
+    /// Itself and everything before.
+    Causal,
+    /// Itself and the tokens before, this many in all.
+    Sliding(usize),
+    /// Keys are windows of `length` tokens that start every `stride`; those whose last token is at or before the query.
+    Windows {
+        /// Tokens of a window.
+        length: usize,
+        /// Tokens from one window's start to the next.
+        stride: usize,
+    },
+}
+
+impl Span {
+    /// The keys that the query at position `query` sees.
+    pub fn of(&self, query: usize) -> Range<usize> {
+        match *self {
+            Span::Causal => 0..query + 1,
+            Span::Sliding(width) => (query + 1).saturating_sub(width)..query + 1,
+            Span::Windows { length, stride } => 0..(query + 1 + stride).saturating_sub(length) / stride,
+        }
+    }
+
+    /// Number of keys for `t` tokens.
+    pub fn keys(&self, t: usize) -> usize {
+        if t == 0 { 0 } else { self.of(t - 1).end }
+    }
+
+    fn check(&self, op: &'static str) -> Result<()> {
+        match *self {
+            Span::Causal => Ok(()),
+            Span::Sliding(width) => {
+                ensure!(width > 0, op, "the window is 0, but a query always sees itself");
+                Ok(())
+            }
+            Span::Windows { length, stride } => {
+                ensure!(
+                    stride > 0 && length >= stride,
+                    op,
+                    "windows of {length} every {stride}: the stride is at least 1 and at most the length"
+                );
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Attention of `q [b, t, h, d]` to the keys and values `[b, m, g, d]` of every query's [`Span`]: `[b, t, h, d]`. `alpha` is
+/// 1 for softmax, up to 2. A query that sees no key gets 0.
+///
+/// # Errors
+/// When the shapes do not fit, m is not the span's number of keys, or alpha is not in [1, 2].
+pub fn span_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, span: Span, alpha: f64) -> Result<Var> {
+    let op = "span_attention";
+    let [b, t, h, d] = q.value.dims(op)?;
+    let [bk, m, g, dk] = k.value.dims(op)?;
+    span.check(op)?;
+    ensure!((b, d) == (bk, dk), op, "q is {:?}, k is {:?}", q.value.shape(), k.value.shape());
+    ensure!(k.value.shape() == v.value.shape(), op, "k is {:?}, v is {:?}", k.value.shape(), v.value.shape());
+    ensure!(g > 0 && h % g == 0, op, "{h} query heads do not divide into {g} key/value heads");
+    ensure!(m == span.keys(t), op, "{t} tokens have {} keys of {span:?}, k has {m}", span.keys(t));
+    ensure!((1.0..=2.0).contains(&alpha), op, "alpha is {alpha}, it must be 1 (softmax) to 2 (sparsemax)");
+    let dtype = same_dtype(op, &q.value, &k.value)?;
+    same_dtype(op, &k.value, &v.value)?;
+    let dims = Dims { b, t, h, g, d };
+    let out = with_real!(dtype, T => {
+        let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
+        Tensor::from_buffer(q.value.shape(), cpu::forward(q.value.cpu(), dims, m, inputs, span, alpha))
+    });
+    let (q, k, v) = (q.clone(), k.clone(), v.clone());
+    tape.record(op, out, move |dy, grads| {
+        with_real!(dtype, T => {
+            let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
+            let [dq, dk, dv] = cpu::backward(dy.cpu(), dims, m, inputs, dy.data::<T>(), span, alpha);
+            grads.add(q.id(), Tensor::from_buffer(q.value.shape(), dq))?;
+            grads.add(k.id(), Tensor::from_buffer(k.value.shape(), dk))?;
+            grads.add(v.id(), Tensor::from_buffer(v.value.shape(), dv))
+        })
+    })
+}
