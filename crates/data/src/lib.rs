@@ -1,4 +1,4 @@
-//! From text to batches of token ids: corpora, a byte-level BPE tokenizer, checked token shards, and a loader that
+//! From text or a synthetic task to batches of token ids: corpora, a byte-level BPE tokenizer, checked token shards, and a loader that
 //! resumes exactly. Knows no tensor and no model; nothing here prints, progress goes through a callback.
 
 pub mod corpus;
@@ -6,10 +6,12 @@ mod error;
 mod loader;
 mod prepare;
 mod shard;
+mod task;
 mod tokenizer;
 
 pub use error::{DataError, Result};
-pub use loader::{Batch, Loader, LoaderState};
+pub use loader::{Batch, Loader, LoaderState, Mixture};
 pub use prepare::{Prepared, Progress, Settings, Source, prepare};
 pub use shard::{Shard, ShardWriter};
+pub use task::{Example, IGNORE, Question, Task, TaskKind};
 pub use tokenizer::{END_OF_TEXT, Tokenizer};

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{DataError, Result};
 use crate::shard::Shard;
+use crate::task::{Example, IGNORE, Question, Task};
 
 /// Where a loader stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,9 @@ pub struct LoaderState {
     pub epoch: u64,
     /// Windows of this pass already given out.
     pub cursor: u64,
+    /// Sequences already given out, of text and of a task.
+    #[serde(default)]
+    pub drawn: u64,
 }
 
 /// `batch` sequences of inputs and their successors.
@@ -32,7 +36,41 @@ pub struct Batch {
     pub batch: usize,
     /// The loader's state after this batch.
     pub state: LoaderState,
+    /// What a task asks, where sequences are a task's.
+    pub questions: Vec<Question>,
 }
+
+impl Batch {
+    /// Targets that count: all of a text, the asked ones of a task.
+    pub fn counted(&self) -> usize {
+        self.targets.iter().filter(|&&t| t != IGNORE).count()
+    }
+
+    /// Puts sequences one after the other.
+    fn of(sequences: Vec<Example>, state: LoaderState) -> Self {
+        let batch = sequences.len();
+        let (mut inputs, mut targets, mut questions) = (Vec::new(), Vec::new(), Vec::new());
+        for (sequence, e) in sequences.into_iter().enumerate() {
+            inputs.extend_from_slice(&e.inputs);
+            targets.extend_from_slice(&e.targets);
+            questions.extend(e.questions.into_iter().map(|q| Question { sequence, ..q }));
+        }
+        Batch { inputs: inputs.into(), targets, batch, state, questions }
+    }
+
+    /// Sequences `0..count` of a task that no training run draws: its evaluation.
+    pub fn evaluation(task: &Task, seq_len: usize, vocab: usize, batch: usize, count: usize) -> Vec<Batch> {
+        let all: Vec<u64> = (0..count as u64).collect();
+        let make = |numbers: &[u64]| {
+            let examples = numbers.iter().map(|&n| task.example(seq_len, vocab, EVALUATION_SEED, n)).collect();
+            Batch::of(examples, LoaderState::default())
+        };
+        all.chunks(batch).map(make).collect()
+    }
+}
+
+/// Seed of the sequences that evaluations use; runs count their seeds from 0.
+const EVALUATION_SEED: u64 = 0x6461_7368_6c61_6201;
 
 struct Windows {
     shards: Vec<Arc<Shard>>,
@@ -72,16 +110,59 @@ impl Windows {
         self.shards[shard].read((window - self.first[shard]) * self.seq_len, self.seq_len + 1, out);
     }
 
-    fn batch(&self, batch: usize, state: LoaderState, pick: impl Iterator<Item = usize>) -> Batch {
-        let (mut inputs, mut targets) =
-            (Vec::with_capacity(batch * self.seq_len), Vec::with_capacity(batch * self.seq_len));
+    fn sequence(&self, i: usize) -> Example {
         let mut window = Vec::new();
-        for i in pick {
-            self.read(i, &mut window);
-            inputs.extend_from_slice(&window[..self.seq_len]);
-            targets.extend_from_slice(&window[1..]);
+        self.read(i, &mut window);
+        let targets = window[1..].to_vec();
+        window.truncate(self.seq_len);
+        Example { inputs: window, targets, questions: Vec::new() }
+    }
+}
+
+/// A task in a stream of sequences.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Mixture {
+    /// The task.
+    pub task: Task,
+    /// Tokens of a sequence.
+    pub seq_len: usize,
+    /// Vocabulary size.
+    pub vocab: usize,
+}
+
+impl Mixture {
+    /// Sequence number `number`, if it is the task's turn: by a coin that seed and number decide.
+    fn take(&self, seed: u64, number: u64, alone: bool) -> Option<Example> {
+        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed ^ EVALUATION_SEED);
+        rng.set_stream(number);
+        let turn = alone || (rng.next_u64() as f64 / 2f64.powi(64)) < self.task.share;
+        turn.then(|| self.task.example(self.seq_len, self.vocab, seed, number))
+    }
+}
+
+/// What a loader draws its sequences from.
+struct Stream {
+    windows: Option<Windows>,
+    mixture: Option<Mixture>,
+    seed: u64,
+    state: LoaderState,
+    order: Vec<u32>,
+}
+
+impl Stream {
+    fn next(&mut self) -> Example {
+        let (number, alone) = (self.state.drawn, self.windows.is_none());
+        self.state.drawn += 1;
+        if let Some(example) = self.mixture.as_ref().and_then(|m| m.take(self.seed, number, alone)) {
+            return example;
         }
-        Batch { inputs: inputs.into(), targets, batch, state }
+        let windows = self.windows.as_ref().expect("a stream without a task has text");
+        if self.state.cursor as usize >= windows.total {
+            self.state = LoaderState { epoch: self.state.epoch + 1, cursor: 0, ..self.state };
+            self.order = permutation(windows.total, self.seed, self.state.epoch);
+        }
+        self.state.cursor += 1;
+        windows.sequence(self.order[self.state.cursor as usize - 1] as usize)
     }
 }
 
@@ -103,24 +184,40 @@ impl Loader {
     /// # Errors
     /// When the shards hold no window.
     pub fn new(shards: &[Arc<Shard>], seq_len: usize, batch: usize, seed: u64, state: LoaderState) -> Result<Self> {
-        let windows = windows(shards, seq_len)?;
+        Self::start(Some(windows(shards, seq_len)?), None, batch, seed, state)
+    }
+
+    /// A task, alone or, with shards, mixed into their text at its share.
+    ///
+    /// # Errors
+    /// When shards are given and hold no window.
+    pub fn with_task(
+        shards: &[Arc<Shard>],
+        mixture: Mixture,
+        batch: usize,
+        seed: u64,
+        state: LoaderState,
+    ) -> Result<Self> {
+        let text = if shards.is_empty() { None } else { Some(windows(shards, mixture.seq_len)?) };
+        Self::start(text, Some(mixture), batch, seed, state)
+    }
+
+    fn start(
+        windows: Option<Windows>,
+        mixture: Option<Mixture>,
+        batch: usize,
+        seed: u64,
+        state: LoaderState,
+    ) -> Result<Self> {
         let (send, next) = sync_channel(1);
         std::thread::Builder::new()
             .name("loader".into())
             .spawn(move || {
-                let mut state = state;
-                let mut order = permutation(windows.total, seed, state.epoch);
+                let order = windows.as_ref().map_or(Vec::new(), |w| permutation(w.total, seed, state.epoch));
+                let mut stream = Stream { windows, mixture, seed, state, order };
                 loop {
-                    let mut pick = Vec::with_capacity(batch);
-                    while pick.len() < batch {
-                        if state.cursor as usize >= windows.total {
-                            state = LoaderState { epoch: state.epoch + 1, cursor: 0 };
-                            order = permutation(windows.total, seed, state.epoch);
-                        }
-                        pick.push(order[state.cursor as usize] as usize);
-                        state.cursor += 1;
-                    }
-                    if send.send(windows.batch(batch, state, pick.into_iter())).is_err() {
+                    let sequences = (0..batch).map(|_| stream.next()).collect();
+                    if send.send(Batch::of(sequences, stream.state)).is_err() {
                         return; // the loader was dropped
                     }
                 }
@@ -143,7 +240,10 @@ impl Loader {
         let windows = windows(shards, seq_len)?;
         let wanted = (batch * batches).min(windows.total);
         let all: Vec<usize> = (0..wanted).map(|i| i * windows.total / wanted).collect();
-        Ok(all.chunks(batch).map(|c| windows.batch(c.len(), LoaderState::default(), c.iter().copied())).collect())
+        Ok(all
+            .chunks(batch)
+            .map(|c| Batch::of(c.iter().map(|&i| windows.sequence(i)).collect(), LoaderState::default()))
+            .collect())
     }
 
     /// Windows of an epoch.
@@ -199,6 +299,39 @@ mod tests {
             assert_eq!(resumed.next_batch(), batches[k + 1]);
         }
         assert!(batches[11].state.epoch > 1);
+    }
+
+    #[test]
+    fn a_mixture_resumes_keeps_its_share_and_reads_the_text_in_the_same_order() {
+        let (_dir, shards) = shards(&[400]);
+        let task = Task {
+            kind: crate::TaskKind::Needle,
+            pairs: 1,
+            queries: 0,
+            value_tokens: 1,
+            power: 0.01,
+            share: 0.25,
+            eval_lengths: vec![],
+            eval_sequences: 1,
+        };
+        let mixture = Mixture { task, seq_len: 8, vocab: 32 };
+        let start = |state| Loader::with_task(&shards, mixture.clone(), 5, 3, state).unwrap();
+        let mut whole = start(LoaderState::default());
+        let batches: Vec<Batch> = (0..40).map(|_| whole.next_batch()).collect();
+        for k in [0, 7, 20] {
+            assert_eq!(start(batches[k].state).next_batch(), batches[k + 1]);
+        }
+        let tasks: usize = batches.iter().map(|b| b.questions.len()).sum();
+        // 200 sequences at a share of a quarter: 50, standard deviation 6
+        assert!((30..=70).contains(&tasks), "{tasks}");
+        let text = |batches: &[Batch]| -> Vec<u32> {
+            let rows = batches.iter().flat_map(|b| b.targets.chunks(8).map(<[u32]>::to_vec).collect::<Vec<_>>());
+            rows.filter(|r| !r.contains(&IGNORE)).flatten().collect()
+        };
+        let mut plain = Loader::new(&shards, 8, 5, 3, LoaderState::default()).unwrap();
+        let want = text(&(0..40).map(|_| plain.next_batch()).collect::<Vec<_>>());
+        let got = text(&batches);
+        assert_eq!(got, want[..got.len()]);
     }
 
     #[test]

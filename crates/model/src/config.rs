@@ -220,6 +220,19 @@ impl Attention {
         })
     }
 
+    /// The keys of sizes that a kind or preset takes: what stays when a configuration is given another kind. (What makes a
+    /// preset, sigma, centring, gradient and diagonal, does not stay.)
+    pub fn size_keys(kind: &str) -> &'static [&'static str] {
+        match Attention::preset(kind) {
+            Some(Attention::TopK { .. }) => &["chunk_size", "gamma", "top"],
+            Some(Attention::Dash(_)) => &["chunk_size", "gamma", "alpha"],
+            Some(Attention::TokenEntmax { .. }) => &["alpha"],
+            Some(Attention::InfLlmV2(_)) => &["chunk_size", "top", "length", "stride", "init", "local"],
+            Some(Attention::Nsa(_)) => &["chunk_size", "top", "length", "stride", "init", "local", "window"],
+            Some(Attention::Dense) | None => &[],
+        }
+    }
+
     /// The kind without the preset: `dense`, `topk`, `dash`, `token-entmax`, `infllmv2` or `nsa`.
     pub fn kind(&self) -> &'static str {
         match self {

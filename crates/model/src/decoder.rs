@@ -87,6 +87,13 @@ impl Model {
         Ok(())
     }
 
+    /// Changes alpha and gamma of DashAttention; another attention has neither and stays as it is.
+    pub fn set_knobs(&mut self, alpha: f64, gamma: f64) {
+        if let Attention::Dash(d) = &mut self.config.attention {
+            (d.alpha, d.gamma) = (alpha, gamma);
+        }
+    }
+
     /// Rows of the embedding.
     pub fn vocab(&self) -> usize {
         self.params.get("model.embed_tokens.weight").map_or(0, |w| w.shape()[0])
@@ -168,6 +175,24 @@ impl Model {
         let leaves = self.leaves(&tape);
         let f = self.forward(&tape, &leaves, ids, batch)?;
         Ok(linear(&tape, &f.hidden, self.head(&leaves))?.value)
+    }
+
+    /// Logits `[rows, v]` of some of the `batch * t` positions, and what the routers chose.
+    ///
+    /// # Errors
+    /// As [`Model::forward`], or when a row does not exist.
+    pub fn logits_at(
+        &self,
+        ids: &Arc<[u32]>,
+        batch: usize,
+        rows: &[usize],
+    ) -> Result<(Tensor, Vec<Option<RouterTrace>>)> {
+        let tape = Tape::inference().computing(self.config.compute.into());
+        let leaves = self.leaves(&tape);
+        let f = self.forward(&tape, &leaves, ids, batch)?;
+        let hidden = reshape(&tape, &f.hidden, &[ids.len(), self.config.width])?;
+        let logits = linear(&tape, &index_select(&tape, &hidden, 0, rows)?, self.head(&leaves))?;
+        Ok((logits.value, f.routers))
     }
 
     /// Logits `[v]` of the position after one sequence.

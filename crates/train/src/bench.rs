@@ -37,7 +37,13 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
     let mut batch = || {
         let n = d.batch_size * d.seq_len;
         let mut ids = || (0..n).map(|_| rng.below(d.vocab_size) as u32).collect::<Vec<u32>>();
-        Batch { inputs: ids().into(), targets: ids(), batch: d.batch_size, state: LoaderState::default() }
+        Batch {
+            inputs: ids().into(),
+            targets: ids(),
+            batch: d.batch_size,
+            state: LoaderState::default(),
+            questions: Vec::new(),
+        }
     };
     let (mut times, mut density, mut listed) = (Vec::new(), 1.0, 0.0);
     for i in 0..steps + 2 {

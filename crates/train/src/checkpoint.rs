@@ -18,6 +18,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::config::Config;
 use crate::optim::Optimizer;
+use crate::router::Knobs;
 use crate::trainer::Trainer;
 
 /// Everything that is not a tensor.
@@ -35,6 +36,9 @@ pub struct State {
     pub config_hash: String,
     /// Folder name of the prepared corpus: the hash of its content and settings.
     pub data_hash: String,
+    /// alpha and gamma in force, where the attention has them.
+    #[serde(default)]
+    pub knobs: Option<Knobs>,
     /// Validation loss at this step, where one was taken.
     pub validation_loss: Option<f64>,
     /// File name to hash.
@@ -158,6 +162,7 @@ impl Checkpoints {
         let name = format!("step-{:08}", state.step);
         let aside = self.folder.join(format!(".tmp-{name}"));
         let _ = std::fs::remove_dir_all(&aside);
+        state.knobs = Knobs::of(&trainer.model.config().attention);
         let written = self.write(&aside, trainer, &mut state);
         if let Err(e) = written {
             let _ = std::fs::remove_dir_all(&aside);
@@ -255,7 +260,12 @@ pub fn load_model(folder: &Path, config: &Config, device: &Device) -> anyhow::Re
     let mut tensors = from_safetensors(&bytes, device).with_context(|| format!("{} is damaged", path.display()))?;
     let params = Params::from_named(&config.model, config.data.vocab_size, |name| tensors.remove(name));
     let params = params.map_err(|e| anyhow!("{}: {e}", path.display()))?;
-    Ok(Model::with_params(config.model.clone(), params, config.data.seq_len)?)
+    let mut model = Model::with_params(config.model.clone(), params, config.positions())?;
+    // an exported folder has no state, and its configuration has the final values
+    if let Some(knobs) = read_state(folder).ok().and_then(|s| s.knobs) {
+        model.set_knobs(knobs.alpha, knobs.gamma);
+    }
+    Ok(model)
 }
 
 /// Weights, moments and state of a checkpoint folder.

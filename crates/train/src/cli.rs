@@ -9,9 +9,9 @@ use dash_model::{Model, Sampling};
 use serde_json::json;
 
 use crate::config::Config;
-use crate::eval::{ValidationSet, model_folder, sample};
+use crate::eval::{model_folder, sample};
 use crate::failure::{Failure, Result};
-use crate::run::{self, Start};
+use crate::run::{self, Material, Start};
 use crate::signals::Interrupt;
 use crate::{bench, bench_ops, checkpoint, export, plot, verify};
 
@@ -164,15 +164,20 @@ fn dispatch(cli: Cli) -> Result<()> {
                 ));
             }
             let loaded = Loaded::open(&model, None)?;
-            let text =
-                sample(&loaded.model, &loaded.tokenizer, &prompt, max_tokens, Sampling { temperature, top_p }, seed)?;
+            let tokenizer = loaded.tokenizer.as_ref().ok_or_else(|| {
+                Failure::request(format!(
+                    "{}: was trained on a task and has no tokenizer to write text with",
+                    model.display()
+                ))
+            })?;
+            let text = sample(&loaded.model, tokenizer, &prompt, max_tokens, Sampling { temperature, top_p }, seed)?;
             println!("{prompt}{text}");
             Ok(())
         }
         Some(Command::Export { checkpoint, out }) => {
             let loaded = Loaded::open(&checkpoint, None)?;
-            let prepared = run::prepared(&loaded.config)?;
-            export::export(&loaded.model, &loaded.config, &loaded.tokenizer, &prepared.validation[0], &out)?;
+            let set = Material::of(&loaded.config)?.validation(&loaded.config)?;
+            export::export(&loaded.model, &loaded.config, loaded.tokenizer.as_ref(), set.first().0, &out)?;
             println!("exported {} to {}", loaded.folder.display(), out.display());
             Ok(())
         }
@@ -220,7 +225,7 @@ fn prepare(config: &Config) -> Result<()> {
 struct Loaded {
     folder: PathBuf,
     config: Config,
-    tokenizer: Tokenizer,
+    tokenizer: Option<Tokenizer>,
     model: Model,
 }
 
@@ -234,10 +239,12 @@ impl Loaded {
         let mut config = Config::of_run(&home)?;
         if let Some(data) = data {
             (config.data, config.eval, config.run.threads) = (data.data.clone(), data.eval.clone(), data.run.threads);
+            config.task = data.task.clone();
         }
-        let tokenizer = Tokenizer::load(&home.join("tokenizer.json"))?;
-        if tokenizer.vocab_size() != config.data.vocab_size {
-            let (have, asked) = (tokenizer.vocab_size(), config.data.vocab_size);
+        let path = home.join("tokenizer.json");
+        let tokenizer = path.is_file().then(|| Tokenizer::load(&path)).transpose()?;
+        if let Some(have) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n != config.data.vocab_size) {
+            let asked = config.data.vocab_size;
             return Err(Failure::request(format!(
                 "data.vocab_size: {asked}, but the model's tokenizer has {have} entries"
             )));
@@ -250,31 +257,47 @@ impl Loaded {
 fn eval(path: &Path, config: OptionalConfig, as_json: bool) -> Result<()> {
     let data = config.config.map(|c| Config::load(&c, &config.set)).transpose()?;
     let loaded = Loaded::open(path, data.as_ref())?;
-    let (c, d) = (&loaded.config, &loaded.config.data);
-    let prepared = run::prepared(c)?;
-    if prepared.tokenizer.hash() != loaded.tokenizer.hash() {
+    let material = Material::of(&loaded.config)?;
+    let hash = |t: &Option<Tokenizer>| t.as_ref().map(Tokenizer::hash);
+    if material.tokenizer.is_some() && hash(&material.tokenizer) != hash(&loaded.tokenizer) {
         return Err(Failure::request(format!(
             "{}: the corpus was prepared with another tokenizer than the model's; set data.tokenizer to the model's tokenizer.json",
-            prepared.folder.display()
+            material.hash
         )));
     }
-    let set = ValidationSet::new(&prepared.validation, &loaded.tokenizer, d.seq_len, d.batch_size, c.eval.batches)?;
-    let v = set.run(&loaded.model)?;
+    let v = material.validation(&loaded.config)?.run(&loaded.model)?;
     if as_json {
         let line = json!({
             "model": loaded.folder, "loss": v.loss, "perplexity": v.loss.exp(), "bits_per_byte": v.bits_per_byte,
-            "tokens": v.tokens, "density": v.density, "layer_density": v.layers, "loss_by_position": v.by_position,
+            "tokens": v.tokens, "density": v.density, "layer_density": v.layers, "attended_tokens": v.attended, "loss_by_position": v.by_position,
+            "task": v.task.iter().map(|r| r.json()).collect::<Vec<_>>(),
         });
         println!("{line}");
         return Ok(());
     }
-    println!(
-        "loss {:.4} nats, perplexity {:.2}, {:.4} bits per byte over {} tokens",
-        v.loss,
-        v.loss.exp(),
-        v.bits_per_byte,
-        v.tokens
-    );
+    println!("loss {:.4} nats, {} over {} tokens", v.loss, v.summary(), v.tokens);
+    for r in &v.task {
+        let share = |n: usize| n as f64 / r.score.asked.max(1) as f64;
+        println!(
+            "length {:>6}: accuracy {:.3}, router missed {:.3}, reader missed {:.3} of {} answers, density {:.3}",
+            r.length,
+            share(r.score.right),
+            share(r.score.missed),
+            share(r.score.misread),
+            r.score.asked,
+            r.density
+        );
+        for (below, s) in &r.by_distance {
+            let share = |n: usize| n as f64 / s.asked.max(1) as f64;
+            println!(
+                "  distance below {below:>6}: accuracy {:.3}, router missed {:.3}, reader missed {:.3} of {}",
+                share(s.right),
+                share(s.missed),
+                share(s.misread),
+                s.asked
+            );
+        }
+    }
     if !v.layers.is_empty() {
         let layers: Vec<String> = v.layers.iter().map(|x| format!("{x:.3}")).collect();
         println!("density {:.3} (by layer {})", v.density, layers.join(" "));

@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use dash_data::{Settings, Source};
-use dash_model::ModelConfig;
+use dash_data::{Mixture, Settings, Source, Task};
+use dash_model::{Attention, ModelConfig};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use crate::failure::{Failure, Result};
+use crate::router::RouterPlan;
 
 /// Everything that defines a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +29,12 @@ pub struct Config {
     /// Logs.
     #[serde(default)]
     pub log: Log,
+    /// A task with a known answer, instead of the text or mixed into it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
+    /// Schedules and budget of the router.
+    #[serde(default)]
+    pub router: RouterPlan,
     /// The model. Last, because its table of attention settings is.
     pub model: ModelConfig,
 }
@@ -283,7 +290,7 @@ impl Config {
         if self.data.vocab_size < 2 {
             return wrong("data.vocab_size", format!("{} is below 2", self.data.vocab_size));
         }
-        if self.data.source == Source::Text && self.data.path.as_os_str().is_empty() {
+        if self.reads_text() && self.data.source == Source::Text && self.data.path.as_os_str().is_empty() {
             return wrong(
                 "data.path",
                 "is needed for data.source = \"text\": a file or a folder of .txt, .md or .jsonl".into(),
@@ -322,7 +329,34 @@ impl Config {
         {
             return wrong("model.attention.top", format!("{top} is above the {n} chunks of a sequence; use 1 to {n}"));
         }
+        let of_task = self.task.as_ref().map(|task| {
+            let lengths = task.eval_lengths.iter().chain([&self.data.seq_len]);
+            lengths.map(|&t| task.check(t, self.data.vocab_size)).find(std::result::Result::is_err).unwrap_or(Ok(()))
+        });
+        if let Some(Err((key, what))) = of_task {
+            return wrong(&format!("task.{key}"), what);
+        }
+        if let Err((key, what)) = self.router.check(&self.model.attention, self.data.seq_len) {
+            return wrong(key, what);
+        }
         Ok(self)
+    }
+
+    /// Whether any training sequence is text.
+    pub fn reads_text(&self) -> bool {
+        self.task.as_ref().is_none_or(|task| task.share < 1.0)
+    }
+
+    /// The task for a loader.
+    pub fn mixture(&self) -> Option<Mixture> {
+        let task = self.task.clone()?;
+        Some(Mixture { task, seq_len: self.data.seq_len, vocab: self.data.vocab_size })
+    }
+
+    /// The longest sequence that is trained on or evaluated.
+    pub fn positions(&self) -> usize {
+        let longer = self.task.iter().flat_map(|t| &t.eval_lengths).copied();
+        longer.chain([self.data.seq_len]).max().unwrap_or(0)
     }
 
     /// What the data crate has to prepare.
@@ -392,7 +426,7 @@ fn flatten(prefix: &str, value: &Value, out: &mut std::collections::BTreeMap<Str
 const TEXT_KEYS: [&str; 7] =
     ["run.name", "run.dir", "run.device", "data.path", "data.tokenizer", "data.cache", "eval.sample_prompt"];
 
-/// Writes `a.b = value` into the table. The value is read as TOML and, failing that or where the key holds text, as a
+/// Writes `a.b = value` into the table; another attention kind drops the knobs that it does not have. The value is read as TOML and, failing that or where the key holds text, as a
 /// string.
 fn apply(table: &mut Table, assignment: &str) -> Result<()> {
     let wrong = |what: &str| {
@@ -409,6 +443,12 @@ fn apply(table: &mut Table, assignment: &str) -> Result<()> {
     for part in parts {
         let next = place.entry(part).or_insert_with(|| Value::Table(Table::new()));
         place = next.as_table_mut().ok_or_else(|| wrong("names a table that is a value"))?;
+    }
+    if key == "model.attention.kind"
+        && let Some(kind) = value.as_str()
+    {
+        // knobs of another kind in the file would be refused; what both kinds have stays
+        place.retain(|knob, _| Attention::size_keys(kind).contains(&knob));
     }
     place.insert(last.to_string(), value);
     Ok(())
@@ -433,6 +473,7 @@ fn with_suggestion(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use dash_core::ops::attention::RouterGradient;
 
     const MINIMAL: &str = "[run]\nsteps = 3\n[data]\nvocab_size = 300\nseq_len = 64\nbatch_size = 2\n\
         [optim]\nlr = 1e-3\n[model]\nlayers = 1\nwidth = 16\nheads = 2\nkv_heads = 1\nffn = 24\n\
@@ -457,6 +498,11 @@ mod tests {
         let config = load(MINIMAL, &["optim.lr=3e-4", "run.name=b", "model.attention.gamma=2.0"]).unwrap();
         assert_eq!((config.optim.lr, config.run.name.as_str(), config.model.head_dim), (3e-4, "b", 8));
         assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+        let dense = load(MINIMAL, &["model.attention.kind=dense"]).unwrap();
+        assert_eq!(dense.model.attention, Attention::Dense);
+        let stopped = load(MINIMAL, &["model.attention.sigma=2.0", "model.attention.kind=dash-stopped"]).unwrap();
+        let Attention::Dash(d) = stopped.model.attention else { panic!() };
+        assert_eq!((d.chunk_size, d.sigma, d.router_gradient), (8, 1.0, RouterGradient::Stopped));
         assert_eq!(load(MINIMAL, &["run.name=nan"]).unwrap().run.name, "nan");
         assert_eq!(load(MINIMAL, &["run.name=\"7\""]).unwrap().run.name, "7");
     }

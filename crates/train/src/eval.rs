@@ -7,7 +7,9 @@ use dash_core::rng::Rng;
 use dash_data::{Batch, Loader, Shard, Tokenizer};
 use dash_model::{Model, Sampling, generate};
 
+use crate::config::Config;
 use crate::failure::Result;
+use crate::tasks::{LengthResult, TaskSet};
 
 /// What a validation found.
 #[derive(Debug, Clone)]
@@ -15,8 +17,12 @@ pub struct Validation {
     /// Mean cross-entropy in nats.
     pub loss: f64,
     /// The same per byte of text, in bits: comparable between tokenizers. End-of-text tokens count in the numerator and
-    /// have no bytes.
-    pub bits_per_byte: f64,
+    /// have no bytes. `None` where there is no text.
+    pub bits_per_byte: Option<f64>,
+    /// A task's results, by length; `loss` is the text's where there is text, else the answers' at the training length.
+    pub task: Vec<LengthResult>,
+    /// Mean keys that a query attends, see [`dash_model::Attention::attended`].
+    pub attended: f64,
     /// Tokens looked at.
     pub tokens: usize,
     /// Attended share of the visible chunks, averaged over layers, kv heads and queries with an earlier chunk; 1 if dense.
@@ -29,24 +35,45 @@ pub struct Validation {
 
 /// Batches and byte counts, read once.
 pub struct ValidationSet {
+    seq_len: usize,
     batches: Vec<Batch>,
     token_bytes: Vec<u32>,
+    task: Option<TaskSet>,
+}
+
+impl Validation {
+    /// For people.
+    pub fn summary(&self) -> String {
+        let text = self.bits_per_byte.map(|bits| format!("perplexity {:.2}, {bits:.4} bits per byte", self.loss.exp()));
+        let task = self.task.iter().map(|r| {
+            let share = r.score.right as f64 / r.score.asked.max(1) as f64;
+            format!("accuracy {share:.3} at length {}", r.length)
+        });
+        text.into_iter().chain(task).collect::<Vec<_>>().join(", ")
+    }
 }
 
 impl ValidationSet {
-    /// Evenly spaced windows.
+    /// Evenly spaced windows of the text and fixed sequences of the task, whichever there is.
     ///
     /// # Errors
     /// When the shards hold no window.
-    pub fn new(
-        shards: &[Arc<Shard>],
-        tokenizer: &Tokenizer,
-        seq_len: usize,
-        batch: usize,
-        batches: usize,
-    ) -> Result<Self> {
-        let batches = Loader::validation(shards, seq_len, batch, batches)?;
-        Ok(ValidationSet { batches, token_bytes: tokenizer.token_bytes() })
+    pub fn new(config: &Config, shards: &[Arc<Shard>], tokenizer: Option<&Tokenizer>) -> Result<Self> {
+        let d = &config.data;
+        let batches = match tokenizer {
+            Some(_) => Loader::validation(shards, d.seq_len, d.batch_size, config.eval.batches)?,
+            None => Vec::new(),
+        };
+        let token_bytes = tokenizer.map_or(Vec::new(), Tokenizer::token_bytes);
+        let task = config.task.as_ref().map(|task| TaskSet::new(task, config));
+        Ok(ValidationSet { seq_len: d.seq_len, batches, token_bytes, task })
+    }
+
+    /// The first batch: ids and number of sequences.
+    pub fn first(&self) -> (&Arc<[u32]>, usize) {
+        let task = self.task.as_ref().and_then(|t| t.batches(self.seq_len).first());
+        let batch = self.batches.first().or(task).expect("a validation set holds text or a task");
+        (&batch.inputs, batch.batch)
     }
 
     /// Evaluates a model.
@@ -54,7 +81,22 @@ impl ValidationSet {
     /// # Errors
     /// When a token is not below the model's vocabulary.
     pub fn run(&self, model: &Model) -> Result<Validation> {
-        let seq_len = self.batches[0].inputs.len() / self.batches[0].batch;
+        let task = self.task.as_ref().map(|t| t.run(model)).transpose()?.unwrap_or_default();
+        if self.batches.is_empty() {
+            let own = task.iter().find(|r| r.length == self.seq_len).expect("the training length is evaluated");
+            return Ok(Validation {
+                loss: own.loss,
+                bits_per_byte: None,
+                tokens: own.score.asked,
+                density: own.density,
+                attended: model.config().attention.attended(self.seq_len, own.listed),
+                by_position: Vec::new(),
+                layers: own.layers.clone(),
+                task,
+            });
+        }
+        let seq_len = self.seq_len;
+        let (mut listed, mut routed) = (0.0, 0usize);
         let (mut sum, mut bytes, mut tokens) = (0.0, 0u64, 0usize);
         let mut by_position = vec![0.0; seq_len];
         let (mut layers, mut rows) = (vec![0.0; model.config().layers], 0u64);
@@ -68,6 +110,8 @@ impl ValidationSet {
             }
             for (layer, stats) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?.stats()))) {
                 layers[layer] += stats.density * stats.rows as f64;
+                listed += stats.tokens;
+                routed += 1;
                 rows += if layer == 0 { stats.rows } else { 0 };
             }
         }
@@ -77,7 +121,9 @@ impl ValidationSet {
         let density = if rows == 0 { 1.0 } else { layers.iter().sum::<f64>() / layers.len() as f64 };
         Ok(Validation {
             loss: sum / tokens as f64,
-            bits_per_byte: sum / std::f64::consts::LN_2 / bytes.max(1) as f64,
+            bits_per_byte: Some(sum / std::f64::consts::LN_2 / bytes.max(1) as f64),
+            task,
+            attended: model.config().attention.attended(seq_len, listed / routed.max(1) as f64),
             tokens,
             density,
             by_position,

@@ -1,11 +1,10 @@
 //! A folder that the Python world loads, with the proof that it computes the same.
 
 use std::path::Path;
-use std::sync::Arc;
 
 use anyhow::Context;
 use dash_core::ops::attention::Center;
-use dash_data::{Shard, Tokenizer};
+use dash_data::Tokenizer;
 use dash_model::{Attention, Dash, Model};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
@@ -89,10 +88,12 @@ fn readme(config: &Config) -> String {
 pub fn export(
     model: &Model,
     config: &Config,
-    tokenizer: &Tokenizer,
-    sample: &Arc<Shard>,
+    tokenizer: Option<&Tokenizer>,
+    sample: &[u32],
     out: &Path,
 ) -> anyhow::Result<()> {
+    // the values that training ended with, where a schedule or a controller moved them
+    let config = &Config { model: model.config().clone(), ..config.clone() };
     std::fs::create_dir_all(out).with_context(|| format!("{} cannot be created", out.display()))?;
     let write = |name: &str, bytes: &[u8]| {
         let path = out.join(name);
@@ -100,18 +101,20 @@ pub fn export(
     };
     let pretty = |v: Value| serde_json::to_vec_pretty(&v);
     let end = dash_data::END_OF_TEXT;
-    let end_id = tokenizer.end_of_text();
+    let end_id = tokenizer.map_or(0, Tokenizer::end_of_text);
     write("model.safetensors", &to_safetensors(model.params().iter().map(|p| (p.name.clone(), &p.value)))?)?;
     write("config.json", &pretty(config_json(config, end_id))?)?;
     write("config.toml", config.to_toml().as_bytes())?;
-    write("tokenizer.json", tokenizer.json().as_bytes())?;
     let special = json!({"bos_token": end, "eos_token": end, "pad_token": end, "unk_token": end});
     let mut tokenizer_config = special.clone();
     tokenizer_config["tokenizer_class"] = json!("PreTrainedTokenizerFast");
     tokenizer_config["model_max_length"] = json!(config.data.seq_len);
     tokenizer_config["clean_up_tokenization_spaces"] = json!(false);
-    write("tokenizer_config.json", &pretty(tokenizer_config)?)?;
-    write("special_tokens_map.json", &pretty(special)?)?;
+    if let Some(tokenizer) = tokenizer {
+        write("tokenizer.json", tokenizer.json().as_bytes())?;
+        write("tokenizer_config.json", &pretty(tokenizer_config)?)?;
+        write("special_tokens_map.json", &pretty(special)?)?;
+    }
     let generation = json!({
         "_from_model_config": true, "bos_token_id": end_id, "eos_token_id": end_id, "pad_token_id": end_id,
         "transformers_version": "4.56.0",
@@ -122,12 +125,11 @@ pub fn export(
 }
 
 /// ids and logits of a text of several chunks, ragged at the end where the sequence allows it.
-fn parity(model: &Model, config: &Config, shard: &Shard) -> anyhow::Result<Vec<u8>> {
+fn parity(model: &Model, config: &Config, sample: &[u32]) -> anyhow::Result<Vec<u8>> {
     let chunk = config.model.attention.chunk_size().unwrap_or(32);
-    let t = (4 * chunk + chunk / 2 + 1).min(config.data.seq_len).min(shard.len());
-    let mut ids = Vec::new();
-    shard.read(0, t, &mut ids);
-    let logits = model.logits(&ids.clone().into(), 1)?;
+    let t = (4 * chunk + chunk / 2 + 1).min(config.data.seq_len);
+    let ids = &sample[..t];
+    let logits = model.logits(&ids.into(), 1)?;
     let ids: Vec<u8> = ids.iter().flat_map(|&id| (id as i64).to_le_bytes()).collect();
     let values: Vec<u8> = logits.as_slice::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect();
     let views = [

@@ -6,7 +6,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use dash_model::flops;
+
+use crate::config::Config;
 use crate::eval::Validation;
+use crate::tasks::LengthResult;
 use crate::tensorboard::EventFile;
 use crate::trainer::StepStats;
 
@@ -57,11 +61,19 @@ impl Metrics {
     }
 
     /// A train line.
-    pub fn train(&mut self, step: u64, tokens: u64, tokens_per_s: f64, s: &StepStats) {
+    pub fn train(&mut self, config: &Config, step: u64, tokens: u64, tokens_per_s: f64, s: &StepStats) {
         let mut line = json!({
             "step": step, "split": "train", "loss": number(s.loss), "lr": s.lr, "grad_norm": number(s.grad_norm),
             "tokens": tokens, "tokens_per_s": number(tokens_per_s.round()),
         });
+        let t = config.data.seq_len;
+        let listed = s.attended.map_or(0.0, |share| share * (t as f64 + 1.0) / 2.0);
+        let attended = config.model.attention.attended(t, listed);
+        line["attended_tokens"] = number(attended);
+        line["flops_per_token"] = number(flops(&config.model, config.data.vocab_size, t, attended).total());
+        if let Some(knobs) = s.knobs {
+            (line["alpha"], line["gamma"]) = (json!(knobs.alpha), json!(knobs.gamma));
+        }
         let n = s.routers.len() as f64;
         let mean = |f: fn(&crate::trainer::LayerStats) -> f64| s.routers.iter().map(f).sum::<f64>() / n;
         if s.routers.is_empty() {
@@ -89,7 +101,7 @@ impl Metrics {
         {
             events.scalar(&format!("train/{tag}"), value, step);
         }
-        for key in ["density", "active_chunks", "empty", "bias_mean", "bias_max"] {
+        for key in ["density", "active_chunks", "empty", "bias_mean", "bias_max", "attended_tokens", "alpha", "gamma"] {
             if let Some(value) = line[key].as_f64() {
                 events.scalar(&format!("router/{key}"), value, step);
             }
@@ -114,11 +126,21 @@ impl Metrics {
     }
 
     /// A validation line.
-    pub fn validation(&mut self, step: u64, v: &Validation, sample: Option<&str>) {
+    pub fn validation(&mut self, step: u64, tokens: u64, v: &Validation, unigram: Option<f64>, sample: Option<&str>) {
         let mut line = json!({
             "step": step, "split": "val", "loss": number(v.loss), "perplexity": number(v.loss.exp()),
-            "bits_per_byte": number(v.bits_per_byte), "tokens": v.tokens, "density": number(v.density),
+            "tokens": v.tokens, "trained_tokens": tokens, "density": number(v.density), "layer_density": v.layers,
+            "attended_tokens": number(v.attended),
         });
+        if let Some(bits) = v.bits_per_byte {
+            line["bits_per_byte"] = number(bits);
+        }
+        if let Some(unigram) = unigram {
+            line["unigram_loss"] = number(unigram);
+        }
+        if !v.task.is_empty() {
+            line["task"] = v.task.iter().map(LengthResult::json).collect();
+        }
         if let Some(sample) = sample {
             line["sample"] = json!(sample);
         }
@@ -127,11 +149,19 @@ impl Metrics {
         let figures = [
             ("loss", v.loss),
             ("perplexity", v.loss.exp()),
-            ("bits_per_byte", v.bits_per_byte),
+            ("bits_per_byte", v.bits_per_byte.unwrap_or(f64::NAN)),
             ("density", v.density),
         ];
+        let figures = figures.into_iter().filter(|(_, x)| x.is_finite());
         for (tag, value) in figures {
             events.scalar(&format!("val/{tag}"), value, step);
+        }
+        for r in &v.task {
+            let figures =
+                [("accuracy", r.score.right), ("router_missed", r.score.missed), ("reader_missed", r.score.misread)];
+            for (tag, n) in figures {
+                events.scalar(&format!("task/length{}/{tag}", r.length), n as f64 / r.score.asked.max(1) as f64, step);
+            }
         }
         events.flush();
     }

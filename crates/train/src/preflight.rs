@@ -77,11 +77,17 @@ pub fn report(config: &Config, model: &Model, device: &Device, train_tokens: usi
             a.chunk_size().unwrap_or(1)
         ),
     };
+    let task = config.task.as_ref().map(|t| format!("task {}", serde_json::json!(t.kind).as_str().unwrap_or_default()));
+    let text = (train_tokens > 0).then(|| {
+        let epochs = total / train_tokens as f64;
+        format!("{:.1} M tokens of text ({epochs:.2} epochs)", train_tokens as f64 / 1e6)
+    });
+    let data = text.into_iter().chain(task).collect::<Vec<_>>().join(" and ");
     let assumed = if soft { " (assuming half of the tokens are attended)" } else { "" };
     format!(
         "run       {}\n\
          model     {:.2} M parameters, {} layers, width {}, {} heads, {} kv heads, attention {attention}\n\
-         data      {:.1} M training tokens; this run sees {:.1} M ({:.2} epochs), {per_step} a step\n\
+         data      {}; this run sees {:.1} M tokens, {per_step} a step\n\
          compute   {:.1} GFLOP a step{assumed}; {} threads, {:.0} GFLOP/s in a matrix product\n\
          memory    about {:.0} MB\n\
          time      about {}\n",
@@ -91,9 +97,8 @@ pub fn report(config: &Config, model: &Model, device: &Device, train_tokens: usi
         config.model.width,
         config.model.heads,
         config.model.kv_heads,
-        train_tokens as f64 / 1e6,
+        data,
         total / 1e6,
-        total / train_tokens as f64,
         step_flops / 1e9,
         match device {
             Device::Cpu(cpu) => cpu.threads(),

@@ -1,11 +1,12 @@
 //! The loop: once in a while validate, save, log; then step.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use dash_core::Device;
-use dash_data::{Loader, LoaderState, Prepared, Progress, prepare};
+use dash_data::{Loader, LoaderState, Prepared, Progress, Shard, Tokenizer, prepare};
 use dash_model::Sampling;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -15,6 +16,7 @@ use crate::eval::{ValidationSet, sample, unigram_loss};
 use crate::failure::{Failure, Result};
 use crate::metrics::Metrics;
 use crate::preflight;
+use crate::router::initial_gamma;
 use crate::signals::Interrupt;
 use crate::trainer::{StepStats, Trainer};
 
@@ -63,6 +65,63 @@ pub fn prepared(config: &Config) -> Result<Prepared> {
 /// The device of a configuration.
 pub fn device(config: &Config) -> Device {
     Device::cpu(config.run.threads)
+}
+
+/// What a run reads: text, a task, or both.
+pub struct Material {
+    /// Training shards; none where the task is alone.
+    pub train: Vec<Arc<Shard>>,
+    /// Validation shards.
+    pub validation: Vec<Arc<Shard>>,
+    /// The text's tokenizer.
+    pub tokenizer: Option<Tokenizer>,
+    /// What identifies it, for resuming and for pairing runs.
+    pub hash: String,
+}
+
+impl Material {
+    /// Prepares the text of a configuration, where it reads any.
+    ///
+    /// # Errors
+    /// As [`prepared`], or when the tokenizer has another size than the configuration.
+    pub fn of(config: &Config) -> Result<Self> {
+        let task = config.task.as_ref().map(|t| serde_json::to_string(t).expect("a task is JSON"));
+        let task = task.map(|t| format!("task-{:016x}", xxhash_rust::xxh3::xxh3_64(t.as_bytes())));
+        if !config.reads_text() {
+            let hash = task.unwrap_or_default();
+            return Ok(Material { train: Vec::new(), validation: Vec::new(), tokenizer: None, hash });
+        }
+        let p = prepared(config)?;
+        if p.tokenizer.vocab_size() != config.data.vocab_size {
+            let (have, asked) = (p.tokenizer.vocab_size(), config.data.vocab_size);
+            return Err(Failure::request(format!(
+                "data.vocab_size: {asked}, but the tokenizer has {have} entries; set it to {have}"
+            )));
+        }
+        let text = p.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        let hash = task.map_or(text.clone(), |task| format!("{text}+{task}"));
+        Ok(Material { train: p.train, validation: p.validation, tokenizer: Some(p.tokenizer), hash })
+    }
+
+    /// Training batches from `state` on.
+    ///
+    /// # Errors
+    /// When the text holds no window.
+    pub fn loader(&self, config: &Config, state: LoaderState) -> Result<Loader> {
+        let d = &config.data;
+        Ok(match config.mixture() {
+            Some(mixture) => Loader::with_task(&self.train, mixture, d.batch_size, config.run.seed, state)?,
+            None => Loader::new(&self.train, d.seq_len, d.batch_size, config.run.seed, state)?,
+        })
+    }
+
+    /// What validations look at.
+    ///
+    /// # Errors
+    /// When the text holds no window.
+    pub fn validation(&self, config: &Config) -> Result<ValidationSet> {
+        ValidationSet::new(config, &self.validation, self.tokenizer.as_ref())
+    }
 }
 
 struct Stand {
@@ -136,30 +195,29 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     let began = Instant::now();
     let folder = config.folder();
     check_folder(&folder, start.resume)?;
-    let prepared = prepared(config)?;
-    let data_hash = prepared.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-    if prepared.tokenizer.vocab_size() != config.data.vocab_size {
-        let (have, asked) = (prepared.tokenizer.vocab_size(), config.data.vocab_size);
-        return Err(Failure::request(format!(
-            "data.vocab_size: {asked}, but the tokenizer has {have} entries; set it to {have}"
-        )));
-    }
+    let material = Material::of(config)?;
+    let data_hash = material.hash.clone();
     let device = device(config);
     let Stand { mut trainer, data, mut tokens } = stand(config, start, &folder, &data_hash, &device)?;
     let interrupt = interrupt()?;
     let d = &config.data;
-    let mut loader = Loader::new(&prepared.train, d.seq_len, d.batch_size, config.run.seed, data)?;
-    let set =
-        ValidationSet::new(&prepared.validation, &prepared.tokenizer, d.seq_len, d.batch_size, config.eval.batches)?;
-    let train_tokens: usize = prepared.train.iter().map(|s| s.len()).sum();
+    let mut loader = material.loader(config, data)?;
+    let set = material.validation(config)?;
+    if trainer.optimizer.step == 0 {
+        let (ids, batch) = set.first();
+        initial_gamma(&mut trainer.model, &config.router, ids, batch)?;
+    }
+    let train_tokens: usize = material.train.iter().map(|s| s.len()).sum();
     eprint!("{}", preflight::report(config, &trainer.model, &device, train_tokens));
-    eprintln!(
-        "unigram   {:.3} nats a token is what the validation text costs without context",
-        unigram_loss(&prepared.train, &set, d.vocab_size)
-    );
+    let unigram = (!material.train.is_empty()).then(|| unigram_loss(&material.train, &set, d.vocab_size));
+    if let Some(unigram) = unigram {
+        eprintln!("unigram   {unigram:.3} nats a token is what the validation text costs without context");
+    }
 
     std::fs::create_dir_all(&folder).with_context(|| format!("{} cannot be created", folder.display()))?;
-    checkpoint::replace_file(&folder.join("tokenizer.json"), prepared.tokenizer.json().as_bytes())?;
+    if let Some(tokenizer) = &material.tokenizer {
+        checkpoint::replace_file(&folder.join("tokenizer.json"), tokenizer.json().as_bytes())?;
+    }
     // last, because it is what makes the folder a run
     checkpoint::replace_file(&folder.join("config.toml"), config.to_toml().as_bytes())?;
     let checkpoints = Checkpoints::of(&folder);
@@ -178,6 +236,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         data,
         config_hash: config_hash(config),
         data_hash,
+        knobs: None,
         validation_loss: None,
         files: Default::default(),
     };
@@ -199,7 +258,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         bar.inc(1);
         if logged {
             let rate = window_tokens as f64 / window_start.elapsed().as_secs_f64();
-            metrics.train(step, tokens, rate, &stats);
+            metrics.train(config, step, tokens, rate, &stats);
             tell(&bar, step, config.run.steps, &stats, rate);
             (window_start, window_tokens) = (Instant::now(), 0);
         }
@@ -207,13 +266,13 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         if every(config.eval.every, step) || last {
             let v = set.run(&trainer.model)?;
             state.validation_loss = Some(v.loss);
-            let text = match config.eval.sample_tokens {
-                0 => None,
-                n => {
+            let text = match (config.eval.sample_tokens, &material.tokenizer) {
+                (0, _) | (_, None) => None,
+                (n, Some(tokenizer)) => {
                     let sampling = Sampling { temperature: 0.8, top_p: 0.95 };
                     Some(sample(
                         &trainer.model,
-                        &prepared.tokenizer,
+                        tokenizer,
                         &config.eval.sample_prompt,
                         n,
                         sampling,
@@ -221,21 +280,13 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
                     )?)
                 }
             };
-            metrics.validation(step, &v, text.as_deref());
+            metrics.validation(step, tokens, &v, unigram, text.as_deref());
             let density = if config.model.attention.chunk_size().is_some() {
                 format!(", density {:.3}", v.density)
             } else {
                 String::new()
             };
-            say(
-                &bar,
-                format!(
-                    "step {step}: validation loss {:.4}, perplexity {:.2}, {:.4} bits per byte{density}",
-                    v.loss,
-                    v.loss.exp(),
-                    v.bits_per_byte
-                ),
-            );
+            say(&bar, format!("step {step}: validation loss {:.4}, {}{density}", v.loss, v.summary()));
             if let Some(text) = text {
                 say(&bar, format!("  {:?} -> {text:?}", config.eval.sample_prompt));
             }

@@ -7,6 +7,7 @@ use dash_model::{Model, RouterStats};
 use crate::config::Config;
 use crate::failure::{Failure, Result};
 use crate::optim::Optimizer;
+use crate::router::{Knobs, attended_share};
 use crate::schedule::learning_rate;
 
 /// What training changes.
@@ -28,6 +29,10 @@ pub struct StepStats {
     pub lr: f64,
     /// One entry per routed layer, of the update's last forward pass; empty unless asked for.
     pub routers: Vec<LayerStats>,
+    /// alpha and gamma of the update, where the attention has them.
+    pub knobs: Option<Knobs>,
+    /// Attended tokens over visible tokens, where the attention routes.
+    pub attended: Option<f64>,
 }
 
 /// Router figures of one layer.
@@ -47,7 +52,7 @@ impl Trainer {
     /// # Errors
     /// When no model can be built from the configuration.
     pub fn new(config: &Config, device: &Device) -> Result<Self> {
-        let (c, t) = (&config.model, config.data.seq_len);
+        let (c, t) = (&config.model, config.positions());
         let model = Model::new(c.clone(), config.data.vocab_size, t, config.run.seed, device, DType::F32)?;
         let optimizer = Optimizer::new(model.params());
         Ok(Trainer { model, optimizer })
@@ -62,7 +67,8 @@ impl Trainer {
     pub fn step(&mut self, config: &Config, batches: &[Batch], with_routers: bool) -> Result<StepStats> {
         let step = self.optimizer.step + 1;
         let lr = learning_rate(&config.optim, step, config.run.steps);
-        let tokens: usize = batches.iter().map(|b| b.targets.len()).sum();
+        let tokens: usize = batches.iter().map(Batch::counted).sum();
+        config.router.apply(&mut self.model, step);
         let mut total: Vec<Option<Tensor>> = vec![None; self.model.params().len()];
         let mut loss_sum = 0.0;
         let mut traces = Vec::new();
@@ -92,6 +98,9 @@ impl Trainer {
             let what = name.map_or("gradient norm".into(), |(p, _)| format!("gradient of {}", p.name));
             return Err(self.not_finite(step, &what, &batches[0]));
         }
+        let knobs = Knobs::of(&self.model.config().attention);
+        let attended = attended_share(&traces);
+        config.router.control(&mut self.model, &traces);
         let mut routers = Vec::new();
         if with_routers {
             for (layer, trace) in traces.into_iter().enumerate().filter_map(|(i, t)| Some((i, t?))) {
@@ -102,7 +111,7 @@ impl Trainer {
                 routers.push(LayerStats { layer, router: trace.stats(), indexer_gradient });
             }
         }
-        Ok(StepStats { loss: loss_sum, grad_norm, lr, routers })
+        Ok(StepStats { loss: loss_sum, grad_norm, lr, routers, knobs, attended })
     }
 
     /// Runs the batch again on a tape that checks every output.

@@ -33,10 +33,9 @@ fn advance(
 pub fn verify_resume(config: &Config) -> Result<()> {
     let mut config = config.clone();
     config.run.steps = 2 * STEPS;
-    let prepared = run::prepared(&config)?;
+    let material = run::Material::of(&config)?;
     let device = run::device(&config);
-    let d = &config.data;
-    let loader = |state| Loader::new(&prepared.train, d.seq_len, d.batch_size, config.run.seed, state);
+    let loader = |state| material.loader(&config, state);
     let scratch = std::env::temp_dir().join(format!("dashlab-verify-{}", std::process::id()));
     let result = (|| {
         let mut whole = Trainer::new(&config, &device)?;
@@ -49,6 +48,7 @@ pub fn verify_resume(config: &Config) -> Result<()> {
             data,
             config_hash: config_hash(&config),
             data_hash: String::new(),
+            knobs: None,
             validation_loss: None,
             files: Default::default(),
         };

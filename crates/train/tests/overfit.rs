@@ -27,6 +27,7 @@ fn every_variant_learns_one_batch_by_heart() {
             targets: ids[1..].to_vec(),
             batch: config.data.batch_size,
             state: LoaderState::default(),
+            questions: Vec::new(),
         };
         let first = trainer.step(&config, std::slice::from_ref(&batch), false).unwrap().loss;
         let mut last = first;

@@ -1,0 +1,161 @@
+//! Evaluation of a task: accuracy, and whose fault a wrong answer is.
+
+use std::collections::BTreeMap;
+
+use dash_data::{Batch, Question, Task};
+use dash_model::{Attention, Model, RouterTrace};
+use serde_json::{Value, json};
+
+use crate::config::Config;
+use crate::failure::Result;
+
+/// Counts over some questions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Score {
+    /// Questions.
+    pub asked: usize,
+    /// Right answers: the most likely token is the answer.
+    pub right: usize,
+    /// Wrong answers where no layer's router chose the chunk that holds the answer for the asking query: the router missed.
+    pub missed: usize,
+    /// Wrong answers where some layer attended that chunk: the reader missed. asked = right + missed + misread.
+    pub misread: usize,
+    /// Questions, right or wrong, for which no layer attended that chunk.
+    pub unseen: usize,
+}
+
+impl Score {
+    fn add(&mut self, right: bool, seen: bool) {
+        self.asked += 1;
+        self.right += right as usize;
+        self.missed += (!right && !seen) as usize;
+        self.misread += (!right && seen) as usize;
+        self.unseen += !seen as usize;
+    }
+
+    fn json(&self) -> Value {
+        let share = |n: usize| n as f64 / self.asked.max(1) as f64;
+        json!({
+            "asked": self.asked, "accuracy": share(self.right), "router_missed": share(self.missed),
+            "reader_missed": share(self.misread), "unseen": share(self.unseen),
+        })
+    }
+}
+
+/// A task at one length.
+#[derive(Debug, Clone)]
+pub struct LengthResult {
+    /// Tokens of a sequence.
+    pub length: usize,
+    /// Mean cross-entropy of the answers, in nats.
+    pub loss: f64,
+    /// All questions.
+    pub score: Score,
+    /// By distance from the question to its evidence: key is the power of two that the distance is below.
+    pub by_distance: BTreeMap<usize, Score>,
+    /// Attended chunks / visible chunks; 1 if dense.
+    pub density: f64,
+    /// The same by layer; empty if dense.
+    pub layers: Vec<f64>,
+    /// Mean tokens in the attended chunks of a query; 0 if dense.
+    pub listed: f64,
+}
+
+impl LengthResult {
+    /// For metrics.jsonl and `eval --json`.
+    pub fn json(&self) -> Value {
+        let mut line = self.score.json();
+        line["length"] = json!(self.length);
+        line["loss"] = json!(self.loss);
+        line["density"] = json!(self.density);
+        let rows = self.by_distance.iter().map(|(below, score)| {
+            let mut row = score.json();
+            row["distance_below"] = json!(below);
+            row
+        });
+        line["by_distance"] = rows.collect();
+        line
+    }
+}
+
+/// Fixed sequences at every length, that training never draws.
+pub struct TaskSet(Vec<(usize, Vec<Batch>)>);
+
+/// Whether some layer attends the evidence's chunk when it asks; everything is attended where nothing routes.
+fn seen(attention: &Attention, routers: &[Option<RouterTrace>], kv_heads: usize, q: &Question) -> bool {
+    if let Attention::Nsa(n) = attention
+        && q.at - q.evidence < n.window
+    {
+        return true;
+    }
+    routers.iter().any(|trace| match trace {
+        None => true,
+        Some(trace) => {
+            let chunk = (q.evidence / trace.list().chunk_size()) as u32;
+            (0..kv_heads).any(|kv| trace.list().chunks_of(q.sequence, kv, q.at).contains(&chunk))
+        }
+    })
+}
+
+impl TaskSet {
+    /// The sequences of a configuration's task.
+    pub fn new(task: &Task, config: &Config) -> Self {
+        let d = &config.data;
+        let mut lengths = vec![d.seq_len];
+        lengths.extend(&task.eval_lengths);
+        lengths.sort_unstable();
+        lengths.dedup();
+        let batches = |length: usize| {
+            let batch = (d.batch_size * d.seq_len / length).max(1);
+            (length, Batch::evaluation(task, length, d.vocab_size, batch, task.eval_sequences))
+        };
+        TaskSet(lengths.into_iter().map(batches).collect())
+    }
+
+    /// The sequences of the training length.
+    pub fn batches(&self, length: usize) -> &[Batch] {
+        self.0.iter().find(|(l, _)| *l == length).map_or(&[], |(_, b)| b)
+    }
+
+    /// Evaluates a model.
+    ///
+    /// # Errors
+    /// When the model has no positions for a length.
+    pub fn run(&self, model: &Model) -> Result<Vec<LengthResult>> {
+        let c = model.config();
+        let one = |(length, batches): &(usize, Vec<Batch>)| -> Result<LengthResult> {
+            let sequences = batches.iter().map(|b| b.batch).sum::<usize>() as f64;
+            let (mut score, mut by_distance) = (Score::default(), BTreeMap::<usize, Score>::new());
+            let (mut loss, mut listed, mut layers) = (0.0, 0.0, vec![0.0; c.layers]);
+            for b in batches {
+                let rows: Vec<usize> = b.questions.iter().map(|q| q.sequence * length + q.at).collect();
+                let (logits, routers) = model.logits_at(&b.inputs, b.batch, &rows)?;
+                let logits = logits.to_f64();
+                for ((q, &row), logits) in b.questions.iter().zip(&rows).zip(logits.chunks_exact(model.vocab())) {
+                    let answer = b.targets[row] as usize;
+                    let top = logits.iter().copied().fold(f64::MIN, f64::max);
+                    let best = logits.iter().position(|&x| x == top);
+                    loss += top + logits.iter().map(|x| (x - top).exp()).sum::<f64>().ln() - logits[answer];
+                    let (right, seen) = (best == Some(answer), seen(&c.attention, &routers, c.kv_heads, q));
+                    score.add(right, seen);
+                    by_distance.entry((q.at - q.evidence + 1).next_power_of_two()).or_default().add(right, seen);
+                }
+                for (layer, trace) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?))) {
+                    let (stats, share) = (trace.stats(), b.batch as f64 / sequences);
+                    layers[layer] += stats.density * share;
+                    listed += stats.tokens * share / c.layers as f64;
+                }
+            }
+            Ok(LengthResult {
+                length: *length,
+                loss: loss / score.asked.max(1) as f64,
+                score,
+                by_distance,
+                density: if listed == 0.0 { 1.0 } else { layers.iter().sum::<f64>() / c.layers as f64 },
+                layers: if listed == 0.0 { Vec::new() } else { layers },
+                listed,
+            })
+        };
+        self.0.iter().map(one).collect()
+    }
+}
