@@ -15,5 +15,5 @@ pub use config::{Attention, Compute, ConfigError, Dash, KINDS, ModelConfig, Nsa,
 pub use decoder::{Forward, Model};
 pub use flops::{Flops, flops};
 pub use generate::{Sampling, generate};
-pub use params::{Param, Params};
+pub use params::{Param, Params, parameters};
 pub use router::{RouterStats, RouterTrace};

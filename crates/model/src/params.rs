@@ -113,6 +113,11 @@ pub(crate) fn shapes(c: &ModelConfig, vocab: usize) -> Vec<(String, Vec<usize>)>
     all
 }
 
+/// Number of scalars of a model.
+pub fn parameters(c: &ModelConfig, vocab: usize) -> usize {
+    shapes(c, vocab).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
+}
+
 /// Where the parameters of a block stand; block `layer` starts at parameter `1 + layer * count`.
 pub(crate) fn slots(c: &ModelConfig) -> Slots {
     let names: Vec<_> = block_shapes(c).into_iter().map(|(name, _)| name).collect();

@@ -13,7 +13,7 @@ use crate::eval::{model_folder, sample};
 use crate::failure::{Failure, Result};
 use crate::run::{self, Material, Start};
 use crate::signals::Interrupt;
-use crate::{bench, bench_ops, checkpoint, export, plot, verify};
+use crate::{bench, bench_ops, checkpoint, compare, export, plot, verify};
 
 /// Pretrains small language models with DashAttention and its ablations.
 ///
@@ -99,6 +99,29 @@ enum Command {
         #[arg(long)]
         out: PathBuf,
     },
+    /// The same run for every arm and seed, one report
+    Compare {
+        #[command(flatten)]
+        config: ConfigArgs,
+        /// Arms of the configuration, or attention kinds
+        #[arg(long, value_delimiter = ',')]
+        arms: Vec<String>,
+        /// Seeds of every arm
+        #[arg(long)]
+        seeds: Option<u64>,
+        /// Arm that the others are compared with
+        #[arg(long)]
+        baseline: Option<String>,
+        /// Folder of runs and report
+        #[arg(long)]
+        out: Option<PathBuf>,
+        /// Runs at a time, of one thread each; 0: one a core
+        #[arg(long, default_value_t = 0)]
+        jobs: usize,
+        /// Only write the report of the runs that are there
+        #[arg(long)]
+        report_only: bool,
+    },
     /// Speed of a training step on random tokens
     Bench {
         #[command(flatten)]
@@ -180,6 +203,16 @@ fn dispatch(cli: Cli) -> Result<()> {
             export::export(&loaded.model, &loaded.config, loaded.tokenizer.as_ref(), set.first().0, &out)?;
             println!("exported {} to {}", loaded.folder.display(), out.display());
             Ok(())
+        }
+        Some(Command::Compare { config, arms, seeds, baseline, out, jobs, report_only }) => {
+            let plan =
+                compare::Plan::load(&config.config, &config.set, &arms, seeds, baseline.as_deref(), out.as_deref())?;
+            if report_only {
+                println!("{}", compare::report_only(&plan)?.display());
+                return Ok(());
+            }
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            compare::compare(&plan, if jobs == 0 { cores } else { jobs }, Interrupt::install)
         }
         Some(Command::Bench { config, steps, ops, peers, json }) => {
             let (config, steps) = (load(&config)?, steps.max(1));

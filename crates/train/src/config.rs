@@ -7,7 +7,9 @@ use dash_model::{Attention, ModelConfig};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
+use crate::compare::Compare;
 use crate::failure::{Failure, Result};
+use crate::probe::ProbePlan;
 use crate::router::RouterPlan;
 
 /// Everything that defines a run.
@@ -29,9 +31,15 @@ pub struct Config {
     /// Logs.
     #[serde(default)]
     pub log: Log,
+    /// What `compare` compares; no part of a run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compare: Option<Compare>,
     /// A task with a known answer, instead of the text or mixed into it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
+    /// Looks into the router's gradient.
+    #[serde(default)]
+    pub probe: ProbePlan,
     /// Schedules and budget of the router.
     #[serde(default)]
     pub router: RouterPlan,
@@ -393,9 +401,20 @@ impl Config {
             flatten("", &Value::try_from(c).expect("a configuration is TOML"), &mut out);
             out
         };
-        let (a, b) = (flat(self), flat(other));
-        let neutral =
-            ["run.threads", "run.dir", "run.name", "data.cache", "log.", "eval.", "checkpoint.", "model.recompute"];
+        let (mut a, mut b) = (flat(self), flat(other));
+        a.retain(|k, _| !k.starts_with("compare"));
+        b.retain(|k, _| !k.starts_with("compare"));
+        let neutral = [
+            "run.threads",
+            "run.dir",
+            "run.name",
+            "data.cache",
+            "log.",
+            "eval.",
+            "checkpoint.",
+            "probe.",
+            "model.recompute",
+        ];
         let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
         let text = |v: Option<&String>| v.map_or("nothing".to_string(), Clone::clone);
         keys.into_iter()

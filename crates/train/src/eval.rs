@@ -71,9 +71,14 @@ impl ValidationSet {
 
     /// The first batch: ids and number of sequences.
     pub fn first(&self) -> (&Arc<[u32]>, usize) {
-        let task = self.task.as_ref().and_then(|t| t.batches(self.seq_len).first());
-        let batch = self.batches.first().or(task).expect("a validation set holds text or a task");
+        let batch = self.first_batch();
         (&batch.inputs, batch.batch)
+    }
+
+    /// The first batch, the task's where there is one.
+    pub fn first_batch(&self) -> &Batch {
+        let task = self.task.as_ref().and_then(|t| t.batches(self.seq_len).first());
+        task.or(self.batches.first()).expect("a validation set holds text or a task")
     }
 
     /// Evaluates a model.

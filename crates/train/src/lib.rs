@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod cli;
+mod compare;
 pub mod config;
 mod eval;
 mod export;
@@ -11,6 +12,7 @@ pub mod optim;
 mod peer;
 mod plot;
 mod preflight;
+mod probe;
 mod router;
 mod run;
 mod schedule;

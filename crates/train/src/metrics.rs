@@ -10,6 +10,7 @@ use dash_model::flops;
 
 use crate::config::Config;
 use crate::eval::Validation;
+use crate::probe::LayerProbe;
 use crate::tasks::LengthResult;
 use crate::tensorboard::EventFile;
 use crate::trainer::StepStats;
@@ -121,6 +122,29 @@ impl Metrics {
                 events.scalar(&format!("router/layer{}/{tag}", l.layer), value, step);
             }
             events.counts(&format!("router/layer{}/chunks", l.layer), &r.histogram, step);
+        }
+        events.flush();
+    }
+
+    /// A probe line.
+    pub fn probe(&mut self, step: u64, loss: f64, layers: &[LayerProbe]) {
+        let all: Vec<Value> = layers.iter().map(LayerProbe::json).collect();
+        self.line(&json!({"step": step, "split": "probe", "probe_loss": number(loss), "layers": all}));
+        let Some(events) = &mut self.events else { return };
+        for (probe, line) in layers.iter().zip(&all) {
+            let place = format!("probe/layer{}", probe.layer);
+            for (key, value) in line.as_object().into_iter().flatten().filter(|(k, _)| *k != "layer") {
+                if let Some(value) = value.as_f64() {
+                    events.scalar(&format!("{place}/{key}"), value, step);
+                }
+            }
+            for (head, (norm, split)) in probe.scores.iter().zip(&probe.q_heads).enumerate() {
+                events.scalar(&format!("{place}/head{head}/score_grad_norm"), *norm, step);
+                events.scalar(&format!("{place}/head{head}/router_share_q"), split.share(), step);
+            }
+            let logs = |x: &[f64]| x.iter().filter(|v| **v > 0.0).map(|v| v.log10()).collect::<Vec<f64>>();
+            events.histogram(&format!("{place}/log10_score_gradient"), &logs(&probe.score_values), step);
+            events.histogram(&format!("{place}/log10_weight"), &logs(&probe.weights), step);
         }
         events.flush();
     }

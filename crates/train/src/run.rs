@@ -16,6 +16,7 @@ use crate::eval::{ValidationSet, sample, unigram_loss};
 use crate::failure::{Failure, Result};
 use crate::metrics::Metrics;
 use crate::preflight;
+use crate::probe::Probe;
 use crate::router::initial_gamma;
 use crate::signals::Interrupt;
 use crate::trainer::{StepStats, Trainer};
@@ -240,6 +241,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         validation_loss: None,
         files: Default::default(),
     };
+    let mut probe = Probe::new(set.first_batch(), config.probe.sequences);
     let (mut window_start, mut window_tokens) = (Instant::now(), 0usize);
     let first = trainer.optimizer.step;
     while trainer.optimizer.step < config.run.steps {
@@ -260,6 +262,11 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
             let rate = window_tokens as f64 / window_start.elapsed().as_secs_f64();
             metrics.train(config, step, tokens, rate, &stats);
             tell(&bar, step, config.run.steps, &stats, rate);
+            (window_start, window_tokens) = (Instant::now(), 0);
+        }
+        if every(config.probe.every, step) || (config.probe.every > 0 && (step == 1 || last)) {
+            let (loss, layers) = probe.run(&trainer.model)?;
+            metrics.probe(step, loss, &layers);
             (window_start, window_tokens) = (Instant::now(), 0);
         }
         let stop = interrupt.requested();

@@ -84,6 +84,22 @@ impl EventFile {
         self.summary(step, histogram_raw(tag, low as f64, high, total, sum, squares, &limits, &buckets));
     }
 
+    /// A histogram of 32 equal buckets over the range of the values.
+    pub fn histogram(&mut self, tag: &str, values: &[f64], step: u64) {
+        const BUCKETS: usize = 32;
+        let low = values.iter().copied().fold(f64::INFINITY, f64::min);
+        let high = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        if !(low.is_finite() && high.is_finite()) {
+            return;
+        }
+        let width = ((high - low) / BUCKETS as f64).max(1e-9);
+        let mut counts = vec![0.0; BUCKETS];
+        values.iter().for_each(|v| counts[(((v - low) / width) as usize).min(BUCKETS - 1)] += 1.0);
+        let limits: Vec<f64> = (1..=BUCKETS).map(|i| low + i as f64 * width).collect();
+        let (sum, squares) = values.iter().fold((0.0, 0.0), |(s, q), x| (s + x, q + x * x));
+        self.summary(step, histogram_raw(tag, low, high, values.len() as f64, sum, squares, &limits, &counts));
+    }
+
     /// Hands everything to the operating system, so that a reader sees it now.
     pub fn flush(&mut self) {
         if let Some(writer) = &mut self.writer

@@ -7,6 +7,8 @@ mod nsa;
 mod token_entmax;
 mod topk;
 
+pub use dash::{ROUTER_K, ROUTER_Q};
+
 use dash_core::{Result, Tape, Var};
 
 use crate::config::Attention;

@@ -1,0 +1,212 @@
+//! `compare`: the same run for every arm and seed, paired, and one report.
+//!
+//! Every run is the ordinary `train` command in a process of its own with one thread (a run's bits do not depend on it, and
+//! independent runs use the cores better than one run does), so an arm that diverges takes nothing along, and an interrupted
+//! comparison resumes run by run from their checkpoints.
+
+mod chart;
+mod plan;
+mod report;
+mod stats;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
+
+pub use plan::{Compare, Plan};
+
+use crate::checkpoint::{self, Checkpoints, replace_file};
+use crate::failure::{Failure, Result};
+use crate::run::Material;
+use crate::signals::Interrupt;
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All steps.
+    Done,
+    /// Fewer: stopped, or not started.
+    Unfinished,
+    /// With this message.
+    Failed(String),
+}
+
+/// One arm with one seed.
+pub struct Run {
+    /// Name of the arm.
+    pub arm: String,
+    /// Seed.
+    pub seed: u64,
+    /// Folder of the run.
+    pub folder: PathBuf,
+    /// Where its configuration was written.
+    pub config: PathBuf,
+    /// Where its output goes.
+    pub log: PathBuf,
+    /// Updates that it makes.
+    pub steps: u64,
+}
+
+impl Run {
+    fn name(&self) -> String {
+        format!("{}-s{}", self.arm, self.seed)
+    }
+
+    /// Step of the newest whole checkpoint.
+    fn saved(&self) -> Option<u64> {
+        let (newest, _) = Checkpoints::of(&self.folder).newest();
+        checkpoint::read_state(&newest?).ok().map(|s| s.step)
+    }
+
+    fn outcome(&self) -> Outcome {
+        if self.saved() == Some(self.steps) {
+            return Outcome::Done;
+        }
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        match log.rfind("error: ") {
+            Some(at) => Outcome::Failed(log[at + 7..].trim().to_string()),
+            None => Outcome::Unfinished,
+        }
+    }
+
+    /// The last step in its record.
+    fn logged(&self) -> u64 {
+        let text = std::fs::read_to_string(self.folder.join("metrics.jsonl")).unwrap_or_default();
+        let last = text.lines().rev().find_map(|l| serde_json::from_str::<Value>(l).ok());
+        last.and_then(|v| v["step"].as_u64()).unwrap_or(0)
+    }
+
+    fn start(&self) -> anyhow::Result<Child> {
+        let log =
+            std::fs::File::create(&self.log).with_context(|| format!("{} cannot be written", self.log.display()))?;
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("--config").arg(&self.config).stdin(Stdio::null());
+        if self.folder.join("config.toml").exists() {
+            command.arg("--resume");
+        }
+        Ok(command.stdout(log.try_clone()?).stderr(log).spawn()?)
+    }
+}
+
+/// Runs a plan and writes its report.
+///
+/// # Errors
+/// A wrong request, or an interruption after everything was saved and the report was written. An arm that fails is told in
+/// the report; it is an error only when no run finished.
+pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
+    let began = Instant::now();
+    let hash = Material::of(plan.base())?.hash;
+    for folder in ["runs", "configs", "logs"] {
+        let path = plan.out.join(folder);
+        std::fs::create_dir_all(&path).with_context(|| format!("{} cannot be created", path.display()))?;
+    }
+    let runs = plan.runs();
+    for (run, config) in &runs {
+        replace_file(&run.config, config.to_toml().as_bytes())?;
+    }
+    let runs: Vec<Run> = runs.into_iter().map(|(run, _)| run).collect();
+    let mut waiting: Vec<&Run> = runs.iter().filter(|r| r.outcome() != Outcome::Done).collect();
+    eprintln!(
+        "{} arms x {} seeds: {} runs of {} steps, {} finished already, {jobs} at a time; {}",
+        plan.arms.len(),
+        plan.seeds,
+        runs.len(),
+        plan.base().run.steps,
+        runs.len() - waiting.len(),
+        plan.out.display()
+    );
+    waiting.reverse();
+    let interrupt = interrupt()?;
+    let total: u64 = runs.iter().map(|r| r.steps).sum();
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template("{bar:24} {percent}% {msg} eta {eta}").expect("a valid template"));
+    let mut active: Vec<(&Run, Child)> = Vec::new();
+    let mut told = false;
+    loop {
+        while active.len() < jobs && !interrupt.requested() {
+            let Some(run) = waiting.pop() else { break };
+            active.push((run, run.start()?));
+        }
+        if active.is_empty() {
+            break;
+        }
+        if interrupt.requested() && !told {
+            told = true;
+            eprintln!("interrupted: waiting for {} runs to save", active.len());
+            for (_, child) in &active {
+                // a terminal has told them already; a supervisor has told only this process
+                let _ = Command::new("kill").arg("-TERM").arg(child.id().to_string()).status();
+            }
+        }
+        std::thread::sleep(Duration::from_millis(300));
+        let mut still = Vec::new();
+        for (run, mut child) in active {
+            match child.try_wait().context("a run cannot be waited for")? {
+                None => still.push((run, child)),
+                Some(_) => {
+                    let line = match run.outcome() {
+                        Outcome::Done => format!("{} done", run.name()),
+                        Outcome::Unfinished => format!("{} stopped", run.name()),
+                        Outcome::Failed(why) => format!("{} FAILED: {why}", run.name()),
+                    };
+                    if bar.is_hidden() { eprintln!("{line}") } else { bar.println(line) }
+                }
+            }
+        }
+        active = still;
+        let finished: u64 = runs.iter().map(Run::logged).sum();
+        bar.set_position(finished);
+        bar.set_message(active.iter().map(|(r, _)| r.name()).collect::<Vec<_>>().join(" "));
+    }
+    bar.finish_and_clear();
+    let written = report::write(plan, &runs, &hash)?;
+    eprintln!("{} after {}", written.display(), crate::preflight::duration(began.elapsed().as_secs_f64()));
+    if interrupt.requested() {
+        return Err(Failure::Interrupted);
+    }
+    if !runs.iter().any(|r| r.outcome() == Outcome::Done) {
+        return Err(Failure::Run(anyhow!("no run finished; {} says why", written.display())));
+    }
+    Ok(())
+}
+
+/// Writes the report of what a comparison's folder holds, finished or not.
+///
+/// # Errors
+/// When runs cannot be paired.
+pub fn report_only(plan: &Plan) -> Result<PathBuf> {
+    let hash = Material::of(plan.base())?.hash;
+    let runs: Vec<Run> = plan.runs().into_iter().map(|(run, _)| run).collect();
+    report::write(plan, &runs, &hash)
+}
+
+/// Refuses runs that did not see the same data: a paired difference would mean nothing.
+fn check_pairs(runs: &[Run], hash: &str) -> Result<()> {
+    let mut tokens: Option<(u64, &Path)> = None;
+    for run in runs.iter().filter(|r| r.outcome() == Outcome::Done) {
+        let (newest, _) = Checkpoints::of(&run.folder).newest();
+        let Some(state) = newest.and_then(|p| checkpoint::read_state(&p).ok()) else { continue };
+        if state.data_hash != hash {
+            return Err(Failure::request(format!(
+                "{}: was trained on {}, this comparison is on {hash}; runs on different data cannot be paired. Choose another --out",
+                run.folder.display(),
+                state.data_hash
+            )));
+        }
+        let (seen, first) = *tokens.get_or_insert((state.tokens, &run.folder));
+        if state.tokens != seen {
+            return Err(Failure::request(format!(
+                "{}: saw {} tokens, {} saw {seen}; runs of different length cannot be paired. Choose another --out",
+                run.folder.display(),
+                state.tokens,
+                first.display()
+            )));
+        }
+    }
+    Ok(())
+}

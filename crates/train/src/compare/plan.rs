@@ -1,0 +1,155 @@
+//! What is compared: `[compare]` of a configuration, or names of kinds on the command line.
+
+use std::path::{Path, PathBuf};
+
+use dash_model::KINDS;
+use serde::{Deserialize, Serialize};
+
+use super::Run;
+use crate::config::Config;
+use crate::failure::{Failure, Result};
+
+/// `[compare]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Compare {
+    /// Runs of every arm, with seeds `run.seed`, `run.seed + 1`, ...
+    #[serde(default = "three")]
+    pub seeds: u64,
+    /// Arm that the others are compared with; empty: the first.
+    #[serde(default)]
+    pub baseline: String,
+    /// The arms.
+    #[serde(default)]
+    pub arm: Vec<Arm>,
+}
+
+/// `[[compare.arm]]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Arm {
+    /// Name in reports and folders.
+    pub name: String,
+    /// Settings on top of the configuration, as `--set` takes them.
+    #[serde(default)]
+    pub set: Vec<String>,
+}
+
+fn three() -> u64 {
+    3
+}
+
+/// Arms resolved to configurations.
+pub struct Plan {
+    /// (name, configuration with the first seed).
+    pub arms: Vec<(String, Config)>,
+    /// Seeds of every arm.
+    pub seeds: u64,
+    /// Name of the baseline.
+    pub baseline: String,
+    /// Folder of everything.
+    pub out: PathBuf,
+}
+
+impl Plan {
+    /// Reads a configuration and resolves every arm, so that one that cannot run is refused before any compute.
+    ///
+    /// # Errors
+    /// Names the arm and what is wrong with it.
+    pub fn load(
+        path: &Path,
+        set: &[String],
+        arms: &[String],
+        seeds: Option<u64>,
+        baseline: Option<&str>,
+        out: Option<&Path>,
+    ) -> Result<Self> {
+        let base = Config::load(path, set)?;
+        let table =
+            base.compare.clone().unwrap_or(Compare { seeds: three(), baseline: String::new(), arm: Vec::new() });
+        let preset = |name: &String| Arm { name: name.clone(), set: vec![format!("model.attention.kind={name}")] };
+        let known = || table.arm.iter().map(|a| a.name.as_str()).chain(KINDS).collect::<Vec<_>>().join(", ");
+        let chosen: Vec<Arm> = match (arms.is_empty(), table.arm.is_empty()) {
+            (true, true) => ["dense", "topk", "dash", "dash-stopped"].map(|k| preset(&k.to_string())).to_vec(),
+            (true, false) => table.arm.clone(),
+            _ => {
+                let find = |name: &String| match table.arm.iter().find(|a| a.name == *name) {
+                    Some(arm) => Ok(arm.clone()),
+                    None if KINDS.contains(&name.as_str()) => Ok(preset(name)),
+                    None => Err(Failure::request(format!("--arms: {name:?} is none of {}", known()))),
+                };
+                arms.iter().map(find).collect::<Result<_>>()?
+            }
+        };
+        let seeds = seeds.unwrap_or(table.seeds);
+        if seeds == 0 {
+            return Err(Failure::request("--seeds: is 0; every arm runs at least once"));
+        }
+        let mut resolved: Vec<(String, Config)> = Vec::new();
+        for arm in &chosen {
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+            if arm.name.is_empty() || arm.name.starts_with('.') || !arm.name.chars().all(plain) {
+                let what = format!("arm {:?}: a name is letters, digits, '-', '_' and '.'", arm.name);
+                return Err(Failure::request(what));
+            }
+            if resolved.iter().any(|(name, _)| *name == arm.name) {
+                return Err(Failure::request(format!("arm {:?} is named twice", arm.name)));
+            }
+            let all: Vec<String> = set.iter().chain(&arm.set).cloned().collect();
+            let config = Config::load(path, &all).map_err(|e| match e {
+                Failure::Request(e) => Failure::request(format!("arm {:?}: {e:#}", arm.name)),
+                other => other,
+            })?;
+            if config.data != base.data || config.task != base.task || config.run.steps != base.run.steps {
+                return Err(Failure::request(format!(
+                    "arm {:?}: changes [data], [task] or run.steps; arms that see different data or tokens cannot be paired",
+                    arm.name
+                )));
+            }
+            resolved.push((arm.name.clone(), config));
+        }
+        let first = resolved[0].0.clone();
+        let named = baseline.map(str::to_string).unwrap_or(table.baseline);
+        let named = if named.is_empty() { first } else { named };
+        // a baseline of the file that --arms left out makes way for the first arm
+        let baseline = match resolved.iter().any(|(name, _)| *name == named) {
+            true => named,
+            false if baseline.is_none() && !arms.is_empty() => resolved[0].0.clone(),
+            false => return Err(Failure::request(format!("baseline {named:?} is none of the arms"))),
+        };
+        let out = out.map_or_else(|| base.run.dir.join(format!("compare-{}", base.run.name)), Path::to_path_buf);
+        Ok(Plan { arms: resolved, seeds, baseline, out })
+    }
+
+    /// The configuration of the first arm: data and length are those of all.
+    pub fn base(&self) -> &Config {
+        &self.arms[0].1
+    }
+
+    /// All runs, seed by seed, so that an interrupted comparison has whole pairs.
+    pub fn runs(&self) -> Vec<(Run, Config)> {
+        let mut out = Vec::new();
+        for i in 0..self.seeds {
+            for (arm, config) in &self.arms {
+                let seed = config.run.seed + i;
+                let name = format!("{arm}-s{seed}");
+                let mut config = config.clone();
+                config.compare = None;
+                config.run.seed = seed;
+                config.run.name = name.clone();
+                config.run.dir = self.out.join("runs");
+                config.run.threads = 1;
+                let run = Run {
+                    arm: arm.clone(),
+                    seed,
+                    folder: config.folder(),
+                    config: self.out.join("configs").join(format!("{name}.toml")),
+                    log: self.out.join("logs").join(format!("{name}.log")),
+                    steps: config.run.steps,
+                };
+                out.push((run, config));
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,153 @@
+//! The numbers of a comparison as rows, the one thing that reports are made from: results.csv.
+
+use std::path::Path;
+
+use anyhow::Context;
+use serde_json::Value;
+
+/// One number of one run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Row {
+    /// Arm.
+    pub arm: String,
+    /// Seed.
+    pub seed: u64,
+    /// Update.
+    pub step: u64,
+    /// `train`, `val`, `probe` or `run`.
+    pub split: String,
+    /// What it is.
+    pub metric: String,
+    /// Where: empty, `layer=2`, `length=256` or `length=256 distance<64`.
+    pub at: String,
+    /// The number.
+    pub value: f64,
+}
+
+/// All rows of a comparison.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rows(pub Vec<Row>);
+
+const HEAD: &str = "arm,seed,step,split,metric,at,value";
+
+impl Rows {
+    /// Adds the record of a run.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn read_run(&mut self, arm: &str, seed: u64, folder: &Path) -> anyhow::Result<()> {
+        let path = folder.join("metrics.jsonl");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+        // a last line that a crash cut is no JSON
+        for line in text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
+            let (Some(step), Some(split)) = (line["step"].as_u64(), line["split"].as_str()) else { continue };
+            let mut push = |metric: &str, at: &str, value: &Value| {
+                if let Some(value) = value.as_f64() {
+                    let (arm, split, metric, at) = (arm.into(), split.into(), metric.into(), at.into());
+                    self.0.push(Row { arm, seed, step, split, metric, at, value });
+                }
+            };
+            let object = |v: &Value| v.as_object().cloned().unwrap_or_default();
+            for (key, value) in object(&line) {
+                if !["step", "tokens_per_s", "lr"].contains(&key.as_str()) {
+                    push(&key, "", &value);
+                }
+            }
+            for layer in line["layers"].as_array().into_iter().flatten() {
+                let at = format!("layer={}", layer["layer"]);
+                for (key, value) in object(layer).iter().filter(|(k, _)| *k != "layer") {
+                    push(key, &at, value);
+                }
+            }
+            for (i, density) in line["layer_density"].as_array().into_iter().flatten().enumerate() {
+                push("density", &format!("layer={i}"), density);
+            }
+            for result in line["task"].as_array().into_iter().flatten() {
+                let at = format!("length={}", result["length"]);
+                for (key, value) in object(result).iter().filter(|(k, _)| *k != "length") {
+                    push(key, &at, value);
+                }
+                for bin in result["by_distance"].as_array().into_iter().flatten() {
+                    let at = format!("{at} distance<{}", bin["distance_below"]);
+                    for (key, value) in object(bin).iter().filter(|(k, _)| *k != "distance_below") {
+                        push(key, &at, value);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// As CSV. No field holds a comma or a quote: arms are checked, the rest is ours.
+    pub fn csv(&self) -> String {
+        let mut out = format!("{HEAD}\n");
+        for r in &self.0 {
+            out += &format!("{},{},{},{},{},{},{}\n", r.arm, r.seed, r.step, r.split, r.metric, r.at, r.value);
+        }
+        out
+    }
+
+    /// Reads [`Rows::csv`] back.
+    ///
+    /// # Errors
+    /// When a line has other columns.
+    #[cfg(test)]
+    pub fn from_csv(text: &str) -> anyhow::Result<Self> {
+        let mut lines = text.lines();
+        anyhow::ensure!(lines.next() == Some(HEAD), "the first line is not {HEAD}");
+        let row = |line: &str| {
+            let fields: Vec<&str> = line.split(',').collect();
+            let [arm, seed, step, split, metric, at, value] = fields[..] else {
+                anyhow::bail!("{line}: seven columns")
+            };
+            Ok(Row {
+                arm: arm.into(),
+                seed: seed.parse()?,
+                step: step.parse()?,
+                split: split.into(),
+                metric: metric.into(),
+                at: at.into(),
+                value: value.parse()?,
+            })
+        };
+        Ok(Rows(lines.map(row).collect::<anyhow::Result<_>>()?))
+    }
+
+    /// Rows of one figure.
+    pub fn of<'a>(&'a self, split: &'a str, metric: &'a str, at: &'a str) -> impl Iterator<Item = &'a Row> + 'a {
+        self.0.iter().filter(move |r| r.split == split && r.metric == metric && r.at == at)
+    }
+
+    /// The last value of a figure of every seed of an arm.
+    pub fn last(&self, arm: &str, split: &str, metric: &str, at: &str) -> Vec<(u64, f64)> {
+        let mut out: Vec<(u64, f64)> = Vec::new();
+        for r in self.of(split, metric, at).filter(|r| r.arm == arm) {
+            match out.iter_mut().find(|(seed, _)| *seed == r.seed) {
+                Some(entry) => entry.1 = r.value,
+                None => out.push((r.seed, r.value)),
+            }
+        }
+        out.sort_by_key(|(seed, _)| *seed);
+        out
+    }
+
+    /// Values of a figure by step, over the seeds of an arm.
+    pub fn curve(&self, arm: &str, split: &str, metric: &str, at: &str) -> Vec<(u64, Vec<f64>)> {
+        let mut out = std::collections::BTreeMap::<u64, Vec<f64>>::new();
+        for r in self.of(split, metric, at).filter(|r| r.arm == arm) {
+            out.entry(r.step).or_default().push(r.value);
+        }
+        out.into_iter().collect()
+    }
+
+    /// The different places of a figure, in order of appearance.
+    pub fn places(&self, split: &str, metric: &str) -> Vec<String> {
+        let mut out: Vec<String> = Vec::new();
+        for r in self.0.iter().filter(|r| r.split == split && r.metric == metric && !r.at.is_empty()) {
+            if !out.contains(&r.at) {
+                out.push(r.at.clone());
+            }
+        }
+        out
+    }
+}
