@@ -232,7 +232,7 @@ impl Probe {
         };
 
         let mut squares = vec![0.0; h];
-        let mut edge = vec![(0.0, 0u64); EDGE_BINS];
+        let mut edge = [(0.0, 0u64); EDGE_BINS];
         let (mut entropy, mut support, mut solver_error) = (0.0, 0.0, 0.0f64);
         let (mut rows, mut score_values, mut weights) = (0usize, Vec::new(), Vec::new());
         for (batch, kv, query) in queries() {

@@ -524,3 +524,83 @@ fn charts(config: &crate::config::Config, arms: &[&str], rows: &Rows) -> Result<
     )?;
     Ok(out)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    const CONFIG: &str = "[run]\nsteps = 30\n[data]\nvocab_size = 40\nseq_len = 64\nbatch_size = 2\n[task]\nkind = \"recall\"\n\
+        pairs = 4\n[optim]\nlr = 1e-3\n[model]\nlayers = 1\nwidth = 16\nheads = 2\nkv_heads = 1\nffn = 24\n\
+        [model.attention]\nkind = \"dash\"\nchunk_size = 8\n";
+
+    /// Accuracies by arm and seed, at two steps.
+    fn rows(accuracies: &[(&str, &[f64])]) -> Rows {
+        let mut all = Rows::default();
+        for (arm, values) in accuracies {
+            for (seed, &value) in values.iter().enumerate() {
+                let mut push = |split: &str, metric: &str, at: &str, step: u64, value: f64| {
+                    let (arm, split, metric, at) = (arm.to_string(), split.into(), metric.into(), at.into());
+                    all.0.push(Row { arm, seed: seed as u64, step, split, metric, at, value });
+                };
+                push("val", "accuracy", "length=64", 10, 0.1);
+                push("val", "accuracy", "length=64", 30, value);
+                push("val", "accuracy", "length=64 distance<32", 30, value);
+                push("val", "loss", "", 30, 1.0 - value);
+                push("val", "attended_tokens", "", 30, 20.0);
+                push("run", "finished", "", 30, 1.0);
+            }
+        }
+        all
+    }
+
+    fn report(accuracies: &[(&str, &[f64])]) -> (Report, Rows) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, CONFIG).unwrap();
+        let config = Config::load(&path, &[]).unwrap();
+        let arms: Vec<(String, Config)> =
+            accuracies.iter().map(|(name, _)| (name.to_string(), config.clone())).collect();
+        let seeds = accuracies[0].1.len() as u64;
+        let plan = Plan { arms, seeds, baseline: accuracies[0].0.into(), out: dir.path().into() };
+        let rows = rows(accuracies);
+        // what a reader has: the rows as they come back from the file
+        let read = Rows::from_csv(&rows.csv()).unwrap();
+        assert_eq!(read, rows);
+        (Report::new(&plan, &read, &[]).unwrap(), read)
+    }
+
+    fn cell(report: &Report, title: &str, arm: &str, column: &str) -> String {
+        let table = report.tables.iter().find(|t| t.title.starts_with(title)).unwrap();
+        let i = table.head.iter().position(|h| h == column).unwrap();
+        table.rows.iter().find(|r| r[0] == arm).unwrap()[i].clone()
+    }
+
+    #[test]
+    fn every_number_follows_from_the_csv() {
+        let (r, _) = report(&[("a", &[0.2, 0.3, 0.4]), ("b", &[0.6, 0.8, 0.7]), ("c", &[0.1, 0.5, 0.3])]);
+        // b: mean 0.7, deviation 0.1, t(0.975, 2) = 4.30265, half 0.248
+        assert_eq!(cell(&r, "At the end", "b", "accuracy at length 64"), "0.7 ± 0.2484");
+        // differences 0.4, 0.5, 0.3 and -0.1, 0.2, -0.1
+        assert_eq!(cell(&r, "Difference to a: accuracy", "b", "difference"), "0.4");
+        assert_eq!(cell(&r, "Difference to a: accuracy", "b", "95 % interval"), "0.1516 to 0.6484");
+        assert_eq!(cell(&r, "Difference to a: accuracy", "b", "reading"), "better");
+        assert_eq!(cell(&r, "Difference to a: accuracy", "c", "reading"), "tie");
+        assert_eq!(cell(&r, "Difference to a: loss", "b", "reading"), "better");
+        assert_eq!(cell(&r, "Leaving the plateau", "b", "seeds that left"), "3 of 3");
+        assert_eq!(cell(&r, "Leaving the plateau", "c", "seeds that left"), "1 of 3");
+        let (page, text) = (r.html(), r.markdown());
+        for number in ["0.7 ± 0.2484", "0.1516 to 0.6484"] {
+            assert!(page.contains(number) && text.contains(number));
+        }
+        assert!(page.contains("<svg") && !page.replace("http://www.w3.org/2000/svg", "").contains("http"));
+        assert!(!page.contains("<script") && !page.contains("href="), "a page of its own");
+    }
+
+    #[test]
+    fn two_seeds_declare_no_winner() {
+        let (r, _) = report(&[("a", &[0.2, 0.2]), ("b", &[0.9, 0.9001])]);
+        assert_eq!(cell(&r, "Difference to a: accuracy", "b", "reading"), "too few seeds");
+        assert!(r.markdown().contains("Fewer than 3 seeds"));
+    }
+}
