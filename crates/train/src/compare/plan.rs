@@ -33,6 +33,9 @@ pub struct Arm {
     /// Settings on top of the configuration, as `--set` takes them.
     #[serde(default)]
     pub set: Vec<String>,
+    /// Arm that this one is compared with instead of the comparison's baseline.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub baseline: String,
 }
 
 fn three() -> u64 {
@@ -43,6 +46,8 @@ fn three() -> u64 {
 pub struct Plan {
     /// (name, configuration with the first seed).
     pub arms: Vec<(String, Config)>,
+    /// Baselines of arms that have one of their own: (arm, baseline).
+    pub own_baselines: Vec<(String, String)>,
     /// Seeds of every arm.
     pub seeds: u64,
     /// Name of the baseline.
@@ -67,7 +72,11 @@ impl Plan {
         let base = Config::load(path, set)?;
         let table =
             base.compare.clone().unwrap_or(Compare { seeds: three(), baseline: String::new(), arm: Vec::new() });
-        let preset = |name: &String| Arm { name: name.clone(), set: vec![format!("model.attention.kind={name}")] };
+        let preset = |name: &String| Arm {
+            name: name.clone(),
+            set: vec![format!("model.attention.kind={name}")],
+            baseline: String::new(),
+        };
         let known = || table.arm.iter().map(|a| a.name.as_str()).chain(KINDS).collect::<Vec<_>>().join(", ");
         let chosen: Vec<Arm> = match (arms.is_empty(), table.arm.is_empty()) {
             (true, true) => ["dense", "topk", "dash", "dash-stopped"].map(|k| preset(&k.to_string())).to_vec(),
@@ -117,13 +126,27 @@ impl Plan {
             false if baseline.is_none() && !arms.is_empty() => resolved[0].0.clone(),
             false => return Err(Failure::request(format!("baseline {named:?} is none of the arms"))),
         };
+        let mut own_baselines = Vec::new();
+        for arm in chosen.iter().filter(|a| !a.baseline.is_empty()) {
+            if resolved.iter().any(|(name, _)| *name == arm.baseline) {
+                own_baselines.push((arm.name.clone(), arm.baseline.clone()));
+            } else if arms.is_empty() {
+                let what = format!("arm {:?}: its baseline {:?} is none of the arms", arm.name, arm.baseline);
+                return Err(Failure::request(what));
+            }
+        }
         let out = out.map_or_else(|| base.run.dir.join(format!("compare-{}", base.run.name)), Path::to_path_buf);
-        Ok(Plan { arms: resolved, seeds, baseline, out })
+        Ok(Plan { arms: resolved, own_baselines, seeds, baseline, out })
     }
 
     /// The configuration of the first arm: data and length are those of all.
     pub fn base(&self) -> &Config {
         &self.arms[0].1
+    }
+
+    /// What an arm is compared with.
+    pub fn baseline_of(&self, arm: &str) -> &str {
+        self.own_baselines.iter().find(|(name, _)| name == arm).map_or(&self.baseline, |(_, b)| b)
     }
 
     /// All runs, seed by seed, so that an interrupted comparison has whole pairs.

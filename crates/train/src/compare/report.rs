@@ -161,7 +161,7 @@ impl Report {
         }
         let measures = measures(config, rows);
         let mut tables = vec![summary(&arms, rows, &measures)];
-        tables.extend(measures.iter().map(|m| differences(&arms, &plan.baseline, rows, m)));
+        tables.extend(measures.iter().map(|m| differences(&arms, plan, rows, m)));
         tables.push(budget(plan, rows));
         tables.push(plateau(config, &arms, rows));
         if config.task.is_some() {
@@ -271,9 +271,9 @@ fn summary(arms: &[&str], rows: &Rows, measures: &[Measure]) -> Table {
     }
 }
 
-fn differences(arms: &[&str], baseline: &str, rows: &Rows, m: &Measure) -> Table {
-    let base = rows.last(baseline, m.split, m.metric, &m.at);
+fn differences(arms: &[&str], plan: &Plan, rows: &Rows, m: &Measure) -> Table {
     let row = |arm: &&str| {
+        let base = rows.last(plan.baseline_of(arm), m.split, m.metric, &m.at);
         let e = Estimate::of(&paired(&rows.last(arm, m.split, m.metric, &m.at), &base));
         let (low, high) = e.interval();
         let words = match (e.verdict(), m.loss) {
@@ -285,6 +285,7 @@ fn differences(arms: &[&str], baseline: &str, rows: &Rows, m: &Measure) -> Table
         let number = |x: f64| if x.is_finite() { trimmed(x) } else { "-".into() };
         vec![
             arm.to_string(),
+            plan.baseline_of(arm).to_string(),
             e.n.to_string(),
             if e.n == 0 { "-".into() } else { trimmed(e.mean) },
             if e.n < 2 { "-".into() } else { format!("{} to {}", trimmed(low), trimmed(high)) },
@@ -293,12 +294,12 @@ fn differences(arms: &[&str], baseline: &str, rows: &Rows, m: &Measure) -> Table
         ]
     };
     Table {
-        title: format!("Difference to {baseline}: {}", m.title),
+        title: format!("Paired differences: {}", m.title),
         note: "Paired by seed. An interval that contains zero is a tie. The last column is the smallest true difference that this \
             many seeds find with a probability of 80 %."
             .into(),
-        head: strings(["arm", "pairs", "difference", "95 % interval", "reading", "could have shown"]),
-        rows: arms.iter().filter(|a| **a != baseline).map(row).collect(),
+        head: strings(["arm", "against", "pairs", "difference", "95 % interval", "reading", "could have shown"]),
+        rows: arms.iter().filter(|a| **a != plan.baseline_of(a)).map(row).collect(),
     }
 }
 
@@ -562,7 +563,8 @@ mod tests {
         let arms: Vec<(String, Config)> =
             accuracies.iter().map(|(name, _)| (name.to_string(), config.clone())).collect();
         let seeds = accuracies[0].1.len() as u64;
-        let plan = Plan { arms, seeds, baseline: accuracies[0].0.into(), out: dir.path().into() };
+        let plan =
+            Plan { arms, own_baselines: Vec::new(), seeds, baseline: accuracies[0].0.into(), out: dir.path().into() };
         let rows = rows(accuracies);
         // what a reader has: the rows as they come back from the file
         let read = Rows::from_csv(&rows.csv()).unwrap();
@@ -582,11 +584,11 @@ mod tests {
         // b: mean 0.7, deviation 0.1, t(0.975, 2) = 4.30265, half 0.248
         assert_eq!(cell(&r, "At the end", "b", "accuracy at length 64"), "0.7 ± 0.2484");
         // differences 0.4, 0.5, 0.3 and -0.1, 0.2, -0.1
-        assert_eq!(cell(&r, "Difference to a: accuracy", "b", "difference"), "0.4");
-        assert_eq!(cell(&r, "Difference to a: accuracy", "b", "95 % interval"), "0.1516 to 0.6484");
-        assert_eq!(cell(&r, "Difference to a: accuracy", "b", "reading"), "better");
-        assert_eq!(cell(&r, "Difference to a: accuracy", "c", "reading"), "tie");
-        assert_eq!(cell(&r, "Difference to a: loss", "b", "reading"), "better");
+        assert_eq!(cell(&r, "Paired differences: accuracy", "b", "difference"), "0.4");
+        assert_eq!(cell(&r, "Paired differences: accuracy", "b", "95 % interval"), "0.1516 to 0.6484");
+        assert_eq!(cell(&r, "Paired differences: accuracy", "b", "reading"), "better");
+        assert_eq!(cell(&r, "Paired differences: accuracy", "c", "reading"), "tie");
+        assert_eq!(cell(&r, "Paired differences: loss", "b", "reading"), "better");
         assert_eq!(cell(&r, "Leaving the plateau", "b", "seeds that left"), "3 of 3");
         assert_eq!(cell(&r, "Leaving the plateau", "c", "seeds that left"), "1 of 3");
         let (page, text) = (r.html(), r.markdown());
@@ -600,7 +602,7 @@ mod tests {
     #[test]
     fn two_seeds_declare_no_winner() {
         let (r, _) = report(&[("a", &[0.2, 0.2]), ("b", &[0.9, 0.9001])]);
-        assert_eq!(cell(&r, "Difference to a: accuracy", "b", "reading"), "too few seeds");
+        assert_eq!(cell(&r, "Paired differences: accuracy", "b", "reading"), "too few seeds");
         assert!(r.markdown().contains("Fewer than 3 seeds"));
     }
 }
