@@ -1,7 +1,7 @@
 //! What the tests of every room and of the model share.
 
 use crate::device::{CpuDevice, Device};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::rng::Rng;
 use crate::storage::DType;
 use crate::tape::{Tape, Var};
@@ -33,40 +33,62 @@ pub fn relative_error(got: &Tensor, want: &[f64]) -> f64 {
     if scale == 0.0 { worst } else { worst / scale }
 }
 
-/// Compares the tape's gradient of <random, f(inputs)> with central differences in f64, element by element.
+/// Largest error of a tape's gradient that central differences in f64 leave room for, relative to the gradient's scale: with a
+/// step of 1e-5 the truncation error is of order 1e-10, the rounding error of order 1e-16 / 1e-5 = 1e-11 times the size of the
+/// sum, so 2e-7 is far above both and far below any wrong term.
+pub const GRADIENT_ERROR: f64 = 2e-7;
+
+/// Compares the tape's gradient of <random, f(inputs)> with central differences of <random, g(inputs)> in f64, element by
+/// element. `g` is `f`, unless f has a gradient that is not its own by design (stopped, straight-through). Returns for every
+/// input the largest error relative to the largest element of its gradient (to 1e-3, if that is smaller).
 ///
-/// The step is 1e-5: its truncation error is of order 1e-10, its rounding error of order 1e-16 / 1e-5 = 1e-11 times the
-/// size of the sum, so 2e-7 of the gradient's scale is far above both and far below any wrong term.
-///
-/// # Panics
-/// When an input has no gradient or an element differs.
-pub fn check_grad(inputs: &[Tensor], f: impl Fn(&Tape, &[Var]) -> Result<Var>) {
-    let run = |xs: &[Tensor]| {
-        let tape = Tape::new();
-        let vars: Vec<Var> = xs.iter().map(|x| tape.leaf(x.clone())).collect();
-        let out = f(&tape, &vars).unwrap();
-        (tape, vars, out)
-    };
-    let (tape, vars, out) = run(inputs);
+/// # Errors
+/// When an op refuses, or an input has no gradient.
+pub fn grad_errors(
+    inputs: &[Tensor],
+    f: impl Fn(&Tape, &[Var]) -> Result<Var>,
+    g: impl Fn(&Tape, &[Var]) -> Result<Var>,
+) -> Result<Vec<f64>> {
+    let leaves = |tape: &Tape, xs: &[Tensor]| -> Vec<Var> { xs.iter().map(|x| tape.leaf(x.clone())).collect() };
+    let tape = Tape::new();
+    let vars = leaves(&tape, inputs);
+    let out = f(&tape, &vars)?;
     let seed = normal(out.value.device(), out.value.shape(), 99);
     let weights = seed.to_f64();
-    let grads = tape.backward_from(&out, seed).unwrap();
-    let value = |xs: &[Tensor]| -> f64 { run(xs).2.value.to_f64().iter().zip(&weights).map(|(a, b)| a * b).sum() };
+    let grads = tape.backward_from(&out, seed)?;
+    let value = |xs: &[Tensor]| -> Result<f64> {
+        let tape = Tape::inference();
+        let out = g(&tape, &leaves(&tape, xs))?;
+        Ok(out.value.to_f64().iter().zip(&weights).map(|(a, b)| a * b).sum())
+    };
+    let mut errors = Vec::with_capacity(inputs.len());
     for (k, x) in inputs.iter().enumerate() {
-        let got = grads.get(&vars[k]).unwrap_or_else(|| panic!("no gradient for input {k}")).to_f64();
-        assert_eq!(got.len(), x.numel(), "gradient of input {k}");
+        let missing = || Error::invalid("grad_errors", format!("input {k} has no gradient"));
+        let got = grads.get(&vars[k]).ok_or_else(missing)?.to_f64();
         let step = 1e-5;
         let shifted = |i: usize, by: f64| {
             let mut xs = inputs.to_vec();
             let mut data = x.to_f64();
             data[i] += by;
-            xs[k] = Tensor::from_vec(x.device(), x.shape(), data).unwrap();
+            xs[k] = Tensor::from_vec(x.device(), x.shape(), data)?;
             value(&xs)
         };
-        let want: Vec<f64> = (0..got.len()).map(|i| (shifted(i, step) - shifted(i, -step)) / (2.0 * step)).collect();
+        let want = (0..got.len())
+            .map(|i| Ok((shifted(i, step)? - shifted(i, -step)?) / (2.0 * step)))
+            .collect::<Result<Vec<f64>>>()?;
         let scale = want.iter().fold(1e-3f64, |m, x| m.max(x.abs()));
-        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
-            assert!((g - w).abs() <= 2e-7 * scale, "input {k}[{i}]: tape {g}, central difference {w}, scale {scale}");
-        }
+        let far = |(g, w): (&f64, &f64)| if (g - w).is_nan() { f64::INFINITY } else { (g - w).abs() / scale };
+        errors.push(got.iter().zip(&want).map(far).fold(0.0, f64::max));
+    }
+    Ok(errors)
+}
+
+/// Asserts that [`grad_errors`] stay below [`GRADIENT_ERROR`].
+///
+/// # Panics
+/// When an input has no gradient or an element differs.
+pub fn check_grad(inputs: &[Tensor], f: impl Fn(&Tape, &[Var]) -> Result<Var>) {
+    for (k, error) in grad_errors(inputs, &f, &f).unwrap().into_iter().enumerate() {
+        assert!(error <= GRADIENT_ERROR, "input {k}: the tape is off central differences by {error:e} of their scale");
     }
 }

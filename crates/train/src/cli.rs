@@ -13,7 +13,7 @@ use crate::eval::{model_folder, sample};
 use crate::failure::{Failure, Result};
 use crate::run::{self, Material, Start};
 use crate::signals::Interrupt;
-use crate::{bench, bench_ops, checkpoint, compare, export, plot, verify};
+use crate::{audit, bench, bench_ops, checkpoint, compare, export, plot, verify};
 
 /// Pretrains small language models with DashAttention and its ablations.
 ///
@@ -122,6 +122,12 @@ enum Command {
         #[arg(long)]
         report_only: bool,
     },
+    /// The gradients against finite differences and against an independent autodiff
+    Audit {
+        /// Print one JSON object
+        #[arg(long)]
+        json: bool,
+    },
     /// Speed of a training step on random tokens
     Bench {
         #[command(flatten)]
@@ -204,6 +210,7 @@ fn dispatch(cli: Cli) -> Result<()> {
             println!("exported {} to {}", loaded.folder.display(), out.display());
             Ok(())
         }
+        Some(Command::Audit { json }) => audit::audit(json),
         Some(Command::Compare { config, arms, seeds, baseline, out, jobs, report_only }) => {
             let plan =
                 compare::Plan::load(&config.config, &config.set, &arms, seeds, baseline.as_deref(), out.as_deref())?;

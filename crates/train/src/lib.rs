@@ -1,5 +1,6 @@
 //! The trainer: configuration, the loop, checkpoints, export, and the command line over them.
 
+mod audit;
 pub mod checkpoint;
 pub mod cli;
 mod compare;

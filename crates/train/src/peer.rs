@@ -4,7 +4,9 @@
 
 use std::time::Instant;
 
-use dash_core::ops::attention::dense_attention;
+use dash_core::ops::attention::{
+    Center, Entmax, RouterGradient, block_attention, chunk_summary, dense_attention, entmax_routing,
+};
 use dash_core::rng::Rng;
 use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor as Ours, Var, ops};
 use dfdx::prelude::*;
@@ -22,9 +24,9 @@ const EPS: f64 = 1e-6;
 /// Input, the weights as [in, out], and the upstream gradient, in the order of [`SHAPES`].
 struct Numbers(Vec<Vec<f32>>);
 
-/// x, the first norm, q, k, v, o, the second norm, gate, up, down, and the upstream gradient.
-const SHAPES: [(usize, usize); 11] =
-    [(B * T, C), (1, C), (C, C), (C, C), (C, C), (C, C), (1, C), (C, F), (C, F), (F, C), (B * T, C)];
+/// x, the first norm, q, k, v, o, the second norm, gate, up, down, the upstream gradient, and the query of the summaries.
+const SHAPES: [(usize, usize); 12] =
+    [(B * T, C), (1, C), (C, C), (C, C), (C, C), (C, C), (1, C), (C, F), (C, F), (F, C), (B * T, C), (1, C)];
 
 impl Numbers {
     fn new() -> Self {
@@ -37,8 +39,37 @@ impl Numbers {
     }
 }
 
+/// Which attention the block has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Causal softmax.
+    Dense,
+    /// DashAttention with chunks of [`S`], alpha 1.5, sigma 1, written with dfdx operations.
+    Dash,
+}
+
+/// Tokens of a chunk, and chunks.
+const S: usize = 32;
+const N: usize = T / S;
+const GAMMA: f64 = 4.0;
+
+/// The threshold of 1.5-entmax of one row (scores already halved), by bisection in f64; `f32::MAX` where nothing is visible.
+fn threshold(row: &[f32]) -> f32 {
+    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
+    if row.is_empty() {
+        return f32::MAX;
+    }
+    let (mut low, mut high) = (top - 1.0, top);
+    for _ in 0..60 {
+        let tau = 0.5 * (low + high);
+        let sum: f64 = row.iter().map(|&x| (x as f64 - tau).max(0.0).powi(2)).sum();
+        if sum >= 1.0 { low = tau } else { high = tau }
+    }
+    (0.5 * (low + high)) as f32
+}
+
 /// Gradients by dfdx, weights as [in, out], and the seconds that forward + backward took.
-fn by_dfdx(numbers: &Numbers) -> (Vec<Vec<f32>>, f64) {
+fn by_dfdx(numbers: &Numbers, kind: Kind) -> (Vec<Vec<f32>>, f64) {
     let dev: Cpu = Default::default();
     let n = |i: usize| numbers.0[i].clone();
     let wide = (Const::<B>, Const::<T>, Const::<C>);
@@ -50,6 +81,7 @@ fn by_dfdx(numbers: &Numbers) -> (Vec<Vec<f32>>, f64) {
     let wu: Tensor<Rank2<C, F>, f32, _> = dev.tensor_from_vec(n(8), (Const::<C>, Const::<F>));
     let wd: Tensor<Rank2<F, C>, f32, _> = dev.tensor_from_vec(n(9), (Const::<F>, Const::<C>));
     let seed: Tensor<Rank3<B, T, C>, f32, _> = dev.tensor_from_vec(n(10), wide);
+    let qbar: Tensor<Rank2<H, D>, f32, _> = dev.tensor_from_vec(n(11), (Const::<H>, Const::<D>));
     let later: Vec<f32> = (0..T * T).map(|i| if i % T > i / T { -1e9 } else { 0.0 }).collect();
     let mask: Tensor<Rank2<T, T>, f32, _> = dev.tensor_from_vec(later, (Const::<T>, Const::<T>));
 
@@ -69,10 +101,65 @@ fn by_dfdx(numbers: &Numbers) -> (Vec<Vec<f32>>, f64) {
         .reshape::<Rank4<B, T, H, D>>()
         .permute::<Rank4<B, H, T, D>, Axes4<0, 2, 1, 3>>();
     let k = a.with_empty_tape().matmul(wk.clone()).reshape::<Rank4<B, T, H, D>>();
-    let k = k.permute::<Rank4<B, H, D, T>, Axes4<0, 2, 3, 1>>();
     let v = a.matmul(wv.clone()).reshape::<Rank4<B, T, H, D>>().permute::<Rank4<B, H, T, D>, Axes4<0, 2, 1, 3>>();
-    let scores = q.matmul(k) * (1.0 / (D as f32).sqrt());
-    let p = (scores + mask.broadcast::<Rank4<B, H, T, T>, Axes2<0, 1>>()).softmax::<Axis<3>>();
+    let scale = 1.0 / (D as f32).sqrt();
+    let p = match kind {
+        Kind::Dense => {
+            let scores = q.matmul(k.permute::<Rank4<B, H, D, T>, Axes4<0, 2, 3, 1>>()) * scale;
+            (scores + mask.broadcast::<Rank4<B, H, T, T>, Axes2<0, 1>>()).softmax::<Axis<3>>()
+        }
+        Kind::Dash => {
+            let kt = k.with_empty_tape().permute::<Rank4<B, H, D, T>, Axes4<0, 2, 3, 1>>();
+            let scores = q.with_empty_tape().matmul(kt) * scale;
+            // summaries: local attention of a learned query to the chunk's keys
+            let keys = k.permute::<Rank4<B, H, T, D>, Axes4<0, 2, 1, 3>>();
+            let query = qbar.retaped::<OwnedTape<f32, Cpu>>().broadcast::<Rank4<B, H, T, D>, Axes2<0, 2>>();
+            let local = (keys.with_empty_tape() * query).sum::<Rank3<B, H, T>, Axis<3>>() * scale;
+            let a = local.reshape::<Rank4<B, H, N, S>>().softmax::<Axis<3>>();
+            let keys = keys.reshape::<Rank5<B, H, N, S, D>>();
+            let kbar = (a.broadcast::<Rank5<B, H, N, S, D>, Axis<4>>() * keys).sum::<Rank4<B, H, N, D>, Axis<3>>();
+            // 1.5-entmax: the threshold without a gradient, then one Newton step on sum u^2 = 1, which carries it
+            let kbar = kbar.permute::<Rank4<B, H, D, N>, Axes4<0, 1, 3, 2>>();
+            let half = q.matmul(kbar) * (0.5 * GAMMA as f32 * scale);
+            let values = half.as_vec();
+            let (mut taus, mut slopes, mut hidden) = (Vec::new(), Vec::new(), Vec::new());
+            for (i, row) in values.chunks_exact(N).enumerate() {
+                let visible = i % T / S;
+                let tau = threshold(&row[..visible]);
+                let u: f32 = row[..visible].iter().map(|x| (x - tau).max(0.0)).sum();
+                taus.push(if visible == 0 { 0.0 } else { tau });
+                slopes.push(if visible == 0 { 1.0 } else { 2.0 * u });
+                hidden.extend((0..N).map(|c| if c < visible { 0.0 } else { -1e4f32 }));
+            }
+            let rows = (Const::<B>, Const::<H>, Const::<T>);
+            let tau: Tensor<Rank3<B, H, T>, f32, _> = dev.tensor_from_vec(taus, rows);
+            let slope: Tensor<Rank3<B, H, T>, f32, _> = dev.tensor_from_vec(slopes, rows);
+            let wide = (Const::<B>, Const::<H>, Const::<T>, Const::<N>);
+            let hidden: Tensor<Rank4<B, H, T, N>, f32, _> = dev.tensor_from_vec(hidden, wide);
+            let x = half + hidden;
+            let known = tau.clone().broadcast::<Rank4<B, H, T, N>, Axis<3>>();
+            let excess = (x.with_empty_tape() - known).relu().square().sum::<Rank3<B, H, T>, Axis<3>>() - 1.0;
+            let step = (excess / slope).broadcast::<Rank4<B, H, T, N>, Axis<3>>();
+            let tau = tau.broadcast::<Rank4<B, H, T, N>, Axis<3>>();
+            let w = (x - tau - step).relu().square();
+            // log w on the support, 0 elsewhere; from chunks to tokens by a matrix of zeros and ones
+            let off: Vec<f32> = w.as_vec().iter().map(|&w| (w <= 0.0) as u8 as f32).collect();
+            let chosen: Vec<bool> = off.iter().map(|&o| o == 0.0).collect();
+            let off: Tensor<Rank4<B, H, T, N>, f32, _> = dev.tensor_from_vec(off, wide);
+            let logw = (w + off).ln();
+            let spread: Vec<f32> = (0..N * T).map(|i| (i % T / S == i / T) as u8 as f32).collect();
+            let spread: Tensor<Rank2<N, T>, f32, _> = dev.tensor_from_vec(spread, (Const::<N>, Const::<T>));
+            let bias = logw.matmul(spread.broadcast::<Rank4<B, H, N, T>, Axes2<0, 1>>());
+            let allowed = |i: usize| {
+                let (row, query, key) = (i / T, i / T % T, i % T);
+                key <= query && (key / S == query / S || chosen[row * N + key / S])
+            };
+            let closed: Vec<f32> = (0..B * H * T * T).map(|i| if allowed(i) { 0.0 } else { -1e9 }).collect();
+            let square = (Const::<B>, Const::<H>, Const::<T>, Const::<T>);
+            let closed: Tensor<Rank4<B, H, T, T>, f32, _> = dev.tensor_from_vec(closed, square);
+            (scores + bias + closed).softmax::<Axis<3>>()
+        }
+    };
     let o = p.matmul(v).permute::<Rank4<B, T, H, D>, Axes4<0, 2, 1, 3>>().reshape::<Rank3<B, T, C>>();
     let middle = input + o.matmul(wo.clone());
     let m = rmsnorm(middle.with_empty_tape(), &w2);
@@ -84,7 +171,7 @@ fn by_dfdx(numbers: &Numbers) -> (Vec<Vec<f32>>, f64) {
     let seconds = start.elapsed().as_secs_f64();
     let squares = [&wq, &wk, &wv, &wo].map(|w| grads.get(w).as_vec());
     let [dq, dk, dv, d_o] = squares;
-    let all = vec![
+    let mut all = vec![
         grads.get(&x).as_vec(),
         grads.get(&w1).as_vec(),
         dq,
@@ -96,6 +183,9 @@ fn by_dfdx(numbers: &Numbers) -> (Vec<Vec<f32>>, f64) {
         grads.get(&wu).as_vec(),
         grads.get(&wd).as_vec(),
     ];
+    if kind == Kind::Dash {
+        all.push(grads.get(&qbar).as_vec());
+    }
     (all, seconds)
 }
 
@@ -105,7 +195,7 @@ fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
 }
 
 /// Gradients by the rooms of this project, weights as [in, out], and the seconds that forward + backward took.
-fn by_us(numbers: &Numbers, device: &Device, dtype: DType) -> CoreResult<(Vec<Vec<f64>>, f64)> {
+fn by_us(numbers: &Numbers, device: &Device, dtype: DType, kind: Kind) -> CoreResult<(Vec<Vec<f64>>, f64)> {
     let tensor = |i: usize| -> CoreResult<Ours> {
         let (rows, cols) = SHAPES[i];
         let x = match i {
@@ -115,13 +205,28 @@ fn by_us(numbers: &Numbers, device: &Device, dtype: DType) -> CoreResult<(Vec<Ve
         };
         Ok(x?.to_dtype(dtype))
     };
-    let values = (0..11).map(tensor).collect::<CoreResult<Vec<Ours>>>()?;
+    let values = (0..12).map(tensor).collect::<CoreResult<Vec<Ours>>>()?;
     let start = Instant::now();
     let t = Tape::new();
-    let v: Vec<Var> = values[..10].iter().map(|x| t.leaf(x.clone())).collect();
+    let v: Vec<Var> = values.iter().map(|x| t.leaf(x.clone())).collect();
     let a = ops::rmsnorm(&t, &v[0], &v[1], EPS)?;
     let heads = |w: &Var| ops::reshape(&t, &ops::linear(&t, &a, w)?, &[B, T, H, D]);
-    let o = dense_attention(&t, &heads(&v[2])?, &heads(&v[3])?, &heads(&v[4])?)?;
+    let (q, k, values_) = (heads(&v[2])?, heads(&v[3])?, heads(&v[4])?);
+    let o = match kind {
+        Kind::Dense => dense_attention(&t, &q, &k, &values_)?,
+        Kind::Dash => {
+            let settings = Entmax {
+                chunk_size: S,
+                alpha: 1.5,
+                gamma: GAMMA,
+                sigma: 1.0,
+                center: Center::None,
+                gradient: RouterGradient::Full,
+            };
+            let routing = entmax_routing(&t, &q, &chunk_summary(&t, &k, &v[11], S)?, None, settings)?;
+            block_attention(&t, &q, &k, &values_, &routing.list, Some(&routing.bias))?
+        }
+    };
     let x = ops::add(&t, &v[0], &ops::linear(&t, &ops::reshape(&t, &o, &[B, T, C])?, &v[5])?)?;
     let m = ops::rmsnorm(&t, &x, &v[6], EPS)?;
     let gated = ops::swiglu(&t, &ops::linear(&t, &m, &v[7])?, &ops::linear(&t, &m, &v[8])?)?;
@@ -133,7 +238,8 @@ fn by_us(numbers: &Numbers, device: &Device, dtype: DType) -> CoreResult<(Vec<Ve
         let (rows, cols) = SHAPES[i];
         if rows == 1 || i == 0 { g } else { (0..rows * cols).map(|j| g[j % cols * rows + j / cols]).collect() }
     };
-    Ok(((0..10).map(gradient).collect(), seconds))
+    let inputs = (0..10).chain((kind == Kind::Dash).then_some(11));
+    Ok((inputs.map(gradient).collect(), seconds))
 }
 
 /// Median seconds of forward + backward: (dfdx, ours).
@@ -144,36 +250,63 @@ pub fn block_speed(device: &Device, steps: usize) -> CoreResult<(f64, f64)> {
     let numbers = Numbers::new();
     let mut times = (Vec::new(), Vec::new());
     for _ in 0..steps + 1 {
-        times.0.push(by_dfdx(&numbers).1);
-        times.1.push(by_us(&numbers, device, DType::F32)?.1);
+        times.0.push(by_dfdx(&numbers, Kind::Dense).1);
+        times.1.push(by_us(&numbers, device, DType::F32, Kind::Dense)?.1);
     }
     // the first of each warms up
     Ok((spread(times.0.split_off(1)).1, spread(times.1.split_off(1)).1))
+}
+
+/// One gradient of the block by three hands.
+pub struct Opinion {
+    /// Whose gradient.
+    pub name: &'static str,
+    /// dfdx (f32) against ours in f64, relative to the largest element.
+    pub dfdx: f64,
+    /// Ours in f32 against ours in f64.
+    pub own: f64,
+}
+
+const NAMES: [&str; 11] =
+    ["x", "norm1", "q_proj", "k_proj", "v_proj", "o_proj", "norm2", "gate_proj", "up_proj", "down_proj", "indexer_q"];
+
+/// What f32 may differ from f64 by: a chain of some six products with inner lengths up to 1024; a wrong term would show in
+/// the second digit.
+pub const ALLOWED: f64 = 1e-5;
+
+/// Every gradient of the block by dfdx and by us.
+///
+/// # Errors
+/// When an op of ours refuses.
+pub fn opinions(device: &Device, kind: Kind) -> CoreResult<Vec<Opinion>> {
+    let numbers = Numbers::new();
+    let exact = by_us(&numbers, device, DType::F64, kind)?.0;
+    let ours = by_us(&numbers, device, DType::F32, kind)?.0;
+    let theirs = by_dfdx(&numbers, kind).0;
+    let error = |got: &[f64], want: &[f64]| {
+        let scale = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
+        got.iter().zip(want).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / scale
+    };
+    let opinion = |i: usize| {
+        let wide: Vec<f64> = theirs[i].iter().map(|&x| x as f64).collect();
+        Opinion { name: NAMES[i], dfdx: error(&wide, &exact[i]), own: error(&ours[i], &exact[i]) }
+    };
+    Ok((0..exact.len()).map(opinion).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const NAMES: [&str; 10] =
-        ["x", "norm1", "q_proj", "k_proj", "v_proj", "o_proj", "norm2", "gate_proj", "up_proj", "down_proj"];
-
     #[test]
     fn dfdx_agrees_on_every_gradient_of_a_block() {
-        let (numbers, device) = (Numbers::new(), Device::cpu(2));
-        let exact = by_us(&numbers, &device, DType::F64).unwrap().0;
-        let ours = by_us(&numbers, &device, DType::F32).unwrap().0;
-        let theirs = by_dfdx(&numbers).0;
-        let error = |got: &[f64], want: &[f64]| {
-            let scale = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
-            got.iter().zip(want).fold(0.0f64, |m, (a, b)| m.max((a - b).abs())) / scale
-        };
-        for (i, name) in NAMES.iter().enumerate() {
-            let wide: Vec<f64> = theirs[i].iter().map(|&x| x as f64).collect();
-            // A chain of six products with inner lengths up to 1024 in f32: a wrong term would show in the second digit.
-            let (dfdx, own) = (error(&wide, &exact[i]), error(&ours[i], &exact[i]));
-            assert!(dfdx < 1e-5, "{name}: dfdx differs from f64 by {dfdx:e}");
-            assert!(own <= 2.0 * dfdx, "{name}: f32 differs from f64 by {own:e}, dfdx by {dfdx:e}");
+        for (kind, gradients) in [(Kind::Dense, 10), (Kind::Dash, 11)] {
+            let all = opinions(&Device::cpu(2), kind).unwrap();
+            assert_eq!(all.len(), gradients);
+            for o in all {
+                assert!(o.dfdx < ALLOWED, "{kind:?} {}: dfdx differs from f64 by {:e}", o.name, o.dfdx);
+                assert!(o.own < ALLOWED, "{kind:?} {}: f32 differs from f64 by {:e}", o.name, o.own);
+            }
         }
     }
 }
