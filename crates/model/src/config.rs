@@ -107,6 +107,8 @@ pub enum Attention {
         top: usize,
         /// Factor on the scores (changes the group mean of several heads, not the order of one).
         gamma: f64,
+        /// Summaries use `indexer_q`, as a model that was trained as dash has it; it gets no gradient here.
+        indexer: bool,
     },
     /// DashAttention, arXiv 2605.18753.
     Dash(Dash),
@@ -208,7 +210,7 @@ impl Attention {
         let windows = Windows { chunk_size: 64, top: 4, length: 32, stride: 16, init: 1, local: 2 };
         Some(match kind {
             "dense" => Attention::Dense,
-            "topk" => Attention::TopK { chunk_size: 64, top: 4, gamma: 1.0 },
+            "topk" => Attention::TopK { chunk_size: 64, top: 4, gamma: 1.0, indexer: false },
             "dash" => Attention::Dash(dash),
             "token-entmax" => Attention::TokenEntmax { alpha: 1.5 },
             "infllmv2" => Attention::InfLlmV2(Windows { local: 1, ..windows }),
@@ -304,6 +306,8 @@ struct AttentionKeys {
     #[serde(skip_serializing_if = "Option::is_none")]
     diagonal: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    indexer: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     length: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     stride: Option<usize>,
@@ -354,6 +358,7 @@ impl TryFrom<AttentionKeys> for Attention {
         given("gamma", keys.gamma.is_some(), dash || attention.kind() == "topk");
         given("top", keys.top.is_some(), attention.top().is_some());
         given("alpha", keys.alpha.is_some(), entmax);
+        given("indexer", keys.indexer.is_some(), attention.kind() == "topk");
         given("length", keys.length.is_some(), windows);
         given("stride", keys.stride.is_some(), windows);
         given("init", keys.init.is_some(), windows);
@@ -385,7 +390,8 @@ impl TryFrom<AttentionKeys> for Attention {
                 fill(&mut n.windows);
                 n.window = keys.window.unwrap_or((n.windows.top * n.windows.chunk_size / 2).max(1));
             }
-            Attention::TopK { chunk_size, top, gamma } => {
+            Attention::TopK { chunk_size, top, gamma, indexer } => {
+                *indexer = keys.indexer.unwrap_or(*indexer);
                 *chunk_size = keys.chunk_size.unwrap_or(*chunk_size);
                 *top = keys.top.unwrap_or(*top);
                 *gamma = keys.gamma.unwrap_or(*gamma);
@@ -427,8 +433,9 @@ impl From<Attention> for AttentionKeys {
             Attention::InfLlmV2(w) => windows(w, None),
             Attention::Nsa(n) => windows(n.windows, Some(n.window)),
             Attention::Dense => AttentionKeys { kind, ..Default::default() },
-            Attention::TopK { chunk_size, top, gamma } => AttentionKeys {
+            Attention::TopK { chunk_size, top, gamma, indexer } => AttentionKeys {
                 kind,
+                indexer: indexer.then_some(true),
                 chunk_size: Some(chunk_size),
                 top: Some(top),
                 gamma: Some(gamma),
@@ -498,7 +505,7 @@ impl ModelConfig {
                 }
                 Self::check_windows(n.windows)
             }
-            Attention::TopK { chunk_size, top, gamma } => {
+            Attention::TopK { chunk_size, top, gamma, .. } => {
                 Self::check_knobs(chunk_size, gamma)?;
                 if top == 0 {
                     return Err(ConfigError::new("attention.top", "is 0, but a query always attends its own chunk"));

@@ -8,7 +8,7 @@ use dash_core::ops::{
 };
 use dash_core::{DType, Device, Error, Result, Tape, Tensor, Var};
 
-use crate::attention::{Branches, Inputs, attend};
+use crate::attention::{Branches, Inputs, Reroute, attend};
 use crate::config::{Attention, ModelConfig};
 use crate::params::{Params, slots};
 use crate::router::RouterTrace;
@@ -114,6 +114,21 @@ impl Model {
     /// # Errors
     /// When an id is not below the vocabulary, or a sequence is longer than [`Model::positions`].
     pub fn forward(&self, tape: &Tape, leaves: &[Var], ids: &Arc<[u32]>, batch: usize) -> Result<Forward> {
+        self.forward_as(tape, leaves, ids, batch, None)
+    }
+
+    /// [`Model::forward`] with another router in every layer.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_as(
+        &self,
+        tape: &Tape,
+        leaves: &[Var],
+        ids: &Arc<[u32]>,
+        batch: usize,
+        reroute: Option<&Reroute>,
+    ) -> Result<Forward> {
         let c = &self.config;
         let t = ids.len() / batch;
         tape.scope(|| "model.embed_tokens".into());
@@ -123,7 +138,12 @@ impl Model {
         let recompute = c.recompute && tape.is_recording() && !tape.is_checking() && tape.watcher().is_none();
         for layer in 0..c.layers {
             let params = &leaves[1 + layer * count..][..count];
-            let block = Block { config: c.clone(), rope: self.rope.clone(), layer, batch, tokens: t };
+            let reroute = reroute.map(|r| match r {
+                // every layer draws its own
+                Reroute::Random(seed) => Reroute::Random(seed.wrapping_add(layer as u64)),
+                oracle => oracle.clone(),
+            });
+            let block = Block { config: c.clone(), rope: self.rope.clone(), layer, batch, tokens: t, reroute };
             let (y, trace) =
                 if recompute { block.recomputed(tape, params, &x)? } else { block.run(tape, params, &x)? };
             routers.push(trace);
@@ -159,10 +179,11 @@ impl Model {
         &self,
         (ids, targets): (&Arc<[u32]>, &[u32]),
         batch: usize,
+        reroute: Option<&Reroute>,
     ) -> Result<(Vec<f64>, Vec<Option<RouterTrace>>)> {
         let tape = Tape::inference().computing(self.config.compute.into());
         let leaves = self.leaves(&tape);
-        let f = self.forward(&tape, &leaves, ids, batch)?;
+        let f = self.forward_as(&tape, &leaves, ids, batch, reroute)?;
         Ok((token_nll(&f.hidden.value, &self.head(&leaves).value, targets, tape.compute())?, f.routers))
     }
 
@@ -186,10 +207,11 @@ impl Model {
         ids: &Arc<[u32]>,
         batch: usize,
         rows: &[usize],
+        reroute: Option<&Reroute>,
     ) -> Result<(Tensor, Vec<Option<RouterTrace>>)> {
         let tape = Tape::inference().computing(self.config.compute.into());
         let leaves = self.leaves(&tape);
-        let f = self.forward(&tape, &leaves, ids, batch)?;
+        let f = self.forward_as(&tape, &leaves, ids, batch, reroute)?;
         let hidden = reshape(&tape, &f.hidden, &[ids.len(), self.config.width])?;
         let logits = linear(&tape, &index_select(&tape, &hidden, 0, rows)?, self.head(&leaves))?;
         Ok((logits.value, f.routers))
@@ -215,6 +237,7 @@ struct Block {
     layer: usize,
     batch: usize,
     tokens: usize,
+    reroute: Option<Reroute>,
 }
 
 impl Block {
@@ -229,7 +252,15 @@ impl Block {
         let k = rope(tape, &heads(p.k, c.kv_heads)?, &self.rope, 0)?;
         let v = heads(p.v, c.kv_heads)?;
         let own = |slot: Option<usize>| slot.map(|i| &params[i]);
-        let inputs = Inputs { q: &q, k: &k, v: &v, indexer: own(p.indexer), diagonal: own(p.diagonal), nsa: None };
+        let inputs = Inputs {
+            q: &q,
+            k: &k,
+            v: &v,
+            indexer: own(p.indexer),
+            diagonal: own(p.diagonal),
+            nsa: None,
+            reroute: self.reroute.as_ref(),
+        };
         let (o, trace) = match &p.nsa {
             None => attend(tape, &c.attention, inputs)?,
             Some(n) => {

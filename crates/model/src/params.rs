@@ -72,11 +72,13 @@ fn block_shapes(c: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
         ("self_attn.v_proj.weight", vec![g * d, c.width]),
         ("self_attn.o_proj.weight", vec![c.width, h * d]),
     ];
-    if let Attention::Dash(dash) = c.attention {
+    if matches!(c.attention, Attention::Dash(_) | Attention::TopK { indexer: true, .. }) {
         shapes.push(("self_attn.indexer_q", vec![g * d]));
-        if dash.diagonal {
-            shapes.push(("self_attn.diagonal", vec![g]));
-        }
+    }
+    if let Attention::Dash(dash) = c.attention
+        && dash.diagonal
+    {
+        shapes.push(("self_attn.diagonal", vec![g]));
     }
     if let Attention::Nsa(nsa) = c.attention {
         let window = nsa.windows.length * d;

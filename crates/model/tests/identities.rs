@@ -61,9 +61,11 @@ fn gradients(attention: Attention) -> (Vec<f64>, Named) {
 #[test]
 fn topk_with_every_chunk_is_dense() {
     let dense = logits(&model(Attention::Dense, DType::F64), &ids(1)).to_f64();
-    let all = logits(&model(Attention::TopK { chunk_size: 8, top: 5, gamma: 1.0 }, DType::F64), &ids(1));
+    let all =
+        logits(&model(Attention::TopK { chunk_size: 8, top: 5, gamma: 1.0, indexer: false }, DType::F64), &ids(1));
     assert!(testing::relative_error(&all, &dense) < 1e-12);
-    let some = logits(&model(Attention::TopK { chunk_size: 8, top: 2, gamma: 1.0 }, DType::F64), &ids(1));
+    let some =
+        logits(&model(Attention::TopK { chunk_size: 8, top: 2, gamma: 1.0, indexer: false }, DType::F64), &ids(1));
     assert!(testing::relative_error(&some, &dense) > 1e-3);
 }
 
@@ -71,7 +73,7 @@ fn topk_with_every_chunk_is_dense() {
 fn one_chunk_is_dense() {
     let dense = logits(&model(Attention::Dense, DType::F64), &ids(1)).to_f64();
     let long = Dash { chunk_size: T, ..dash() };
-    for a in [Attention::Dash(long), Attention::TopK { chunk_size: T + 3, top: 1, gamma: 1.0 }] {
+    for a in [Attention::Dash(long), Attention::TopK { chunk_size: T + 3, top: 1, gamma: 1.0, indexer: false }] {
         assert!(testing::relative_error(&logits(&model(a, DType::F64), &ids(1)), &dense) < 1e-12);
     }
 }
@@ -93,7 +95,11 @@ fn the_router_gradient_changes_gradients_and_no_forward_bit() {
 
 #[test]
 fn a_later_token_changes_no_earlier_logit() {
-    for a in [Attention::Dense, Attention::TopK { chunk_size: 8, top: 2, gamma: 1.0 }, Attention::Dash(dash())] {
+    for a in [
+        Attention::Dense,
+        Attention::TopK { chunk_size: 8, top: 2, gamma: 1.0, indexer: false },
+        Attention::Dash(dash()),
+    ] {
         let m = model(a, DType::F32);
         let (before, mut changed) = (ids(1), ids(1));
         changed[20] = (changed[20] + 1) % VOCAB as u32;
@@ -118,7 +124,7 @@ fn permuting_the_batch_permutes_the_logits() {
 #[test]
 fn the_router_of_these_tests_is_neither_dense_nor_empty() {
     let m = model(Attention::Dash(dash()), DType::F64);
-    let (_, traces) = m.nll((&ids(1).into(), &ids(2)), 2).unwrap();
+    let (_, traces) = m.nll((&ids(1).into(), &ids(2)), 2, None).unwrap();
     for stats in traces.into_iter().map(|t| t.unwrap().stats()) {
         assert!(stats.density > 0.3 && stats.density < 0.98, "{stats:?}");
         assert_eq!(stats.histogram.iter().sum::<u64>(), stats.rows);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 use dash_data::Tokenizer;
-use dash_model::{Model, Sampling};
+use dash_model::{Attention, KINDS, Model, Sampling, Windows};
 use serde_json::json;
 
 use crate::config::Config;
@@ -13,6 +13,7 @@ use crate::eval::{model_folder, sample};
 use crate::failure::{Failure, Result};
 use crate::run::{self, Material, Start};
 use crate::signals::Interrupt;
+use crate::tasks::Router;
 use crate::{audit, bench, bench_ops, checkpoint, compare, export, plot, verify};
 
 /// Pretrains small language models with DashAttention and its ablations.
@@ -65,6 +66,16 @@ enum Command {
         /// Take data and evaluation settings from this file instead of the model's own
         #[command(flatten)]
         config: OptionalConfig,
+        /// Evaluate the same weights with another attention kind
+        #[arg(long = "as", value_name = "KIND")]
+        kind: Option<String>,
+        /// With --as topk, infllmv2 or nsa: attended chunks; the smallest number whose tokens are not below the model's own
+        /// if left out
+        #[arg(long, requires = "kind")]
+        top: Option<usize>,
+        /// Who chooses the chunks
+        #[arg(long, value_enum, default_value_t)]
+        router: Router,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -185,7 +196,9 @@ fn dispatch(cli: Cli) -> Result<()> {
             run::train(&config, Start { resume: cli.resume, allow_changes: cli.allow_changes }, Interrupt::install)
         }
         Some(Command::Prepare(args)) => prepare(&load(&args)?),
-        Some(Command::Eval { model, config, json }) => eval(&model, config, json),
+        Some(Command::Eval { model, config, kind, top, router, json }) => {
+            eval(&model, config, kind.as_deref(), top, router, json)
+        }
         Some(Command::Generate { model, prompt, max_tokens, temperature, top_p, seed }) => {
             if !(temperature >= 0.0 && top_p > 0.0 && top_p <= 1.0) {
                 return Err(Failure::request(
@@ -294,7 +307,56 @@ impl Loaded {
     }
 }
 
-fn eval(path: &Path, config: OptionalConfig, as_json: bool) -> Result<()> {
+/// The kind, with the sizes of the model's own attention and, where it chooses a number of chunks, that number.
+fn other_attention(config: &Config, kind: &str, top: Option<usize>, attended: f64) -> Result<Attention> {
+    let own = &config.model.attention;
+    let Some(mut other) = Attention::preset(kind) else {
+        return Err(Failure::request(format!("--as: {kind:?} is none of {}", KINDS.join(", "))));
+    };
+    let t = config.data.seq_len;
+    let size = own.chunk_size().or(other.chunk_size()).unwrap_or(1);
+    let chunks = t.div_ceil(size);
+    let nearest = (1..=chunks).find(|&n| Attention::listed_at(size, n, t) >= attended).unwrap_or(chunks);
+    let wanted = top.unwrap_or(nearest);
+    if other.top().is_some() && !(1..=chunks).contains(&wanted) {
+        return Err(Failure::request(format!(
+            "--top: {wanted} is not between 1 and the {chunks} chunks of a sequence"
+        )));
+    }
+    match (&mut other, own) {
+        (Attention::Dash(d), Attention::Dash(mine)) => {
+            (d.chunk_size, d.alpha, d.gamma, d.diagonal) = (mine.chunk_size, mine.alpha, mine.gamma, mine.diagonal);
+        }
+        (Attention::Dash(d), _) => d.chunk_size = size,
+        (Attention::TopK { chunk_size, top, gamma, indexer }, own) => {
+            (*chunk_size, *top) = (size, wanted);
+            if let Attention::Dash(mine) = own {
+                (*gamma, *indexer) = (mine.gamma, true);
+            }
+        }
+        (Attention::InfLlmV2(w), _) => {
+            *w = Windows {
+                chunk_size: size,
+                top: wanted,
+                length: (size / 2).max(1),
+                stride: (size / 4).max(1),
+                init: 0,
+                local: 1,
+            };
+        }
+        _ => {}
+    }
+    Ok(other)
+}
+
+fn eval(
+    path: &Path,
+    config: OptionalConfig,
+    kind: Option<&str>,
+    top: Option<usize>,
+    router: Router,
+    as_json: bool,
+) -> Result<()> {
     let data = config.config.map(|c| Config::load(&c, &config.set)).transpose()?;
     let loaded = Loaded::open(path, data.as_ref())?;
     let material = Material::of(&loaded.config)?;
@@ -305,10 +367,26 @@ fn eval(path: &Path, config: OptionalConfig, as_json: bool) -> Result<()> {
             material.hash
         )));
     }
-    let v = material.validation(&loaded.config)?.run(&loaded.model)?;
+    let set = material.validation(&loaded.config)?;
+    let mut model = loaded.model;
+    if let Some(kind) = kind {
+        let attended = set.run(&model, Router::Own)?.attended;
+        let config = Config { model: model.config().clone(), ..loaded.config.clone() };
+        let other = other_attention(&config, kind, top, attended)?;
+        model.set_attention(other).map_err(|e| Failure::request(format!("--as {kind}: {e}")))?;
+    }
+    if router != Router::Own && model.config().attention.chunk_size().is_none() {
+        return Err(Failure::request(
+            "--router: this attention has no router; add --as topk or another kind that routes",
+        ));
+    }
+    if router == Router::Oracle && loaded.config.task.is_none() {
+        return Err(Failure::request("--router oracle: a text has no known answers; evaluate a task"));
+    }
+    let v = set.run(&model, router)?;
     if as_json {
         let line = json!({
-            "model": loaded.folder, "loss": v.loss, "perplexity": v.loss.exp(), "bits_per_byte": v.bits_per_byte,
+            "model": loaded.folder, "attention": model.config().attention, "router": format!("{router:?}").to_lowercase(), "loss": v.loss, "perplexity": v.loss.exp(), "bits_per_byte": v.bits_per_byte,
             "tokens": v.tokens, "density": v.density, "layer_density": v.layers, "attended_tokens": v.attended, "loss_by_position": v.by_position,
             "task": v.task.iter().map(|r| r.json()).collect::<Vec<_>>(),
         });

@@ -9,7 +9,7 @@ use dash_model::{Model, Sampling, generate};
 
 use crate::config::Config;
 use crate::failure::Result;
-use crate::tasks::{LengthResult, TaskSet};
+use crate::tasks::{LengthResult, Router, TaskSet};
 
 /// What a validation found.
 #[derive(Debug, Clone)]
@@ -85,8 +85,8 @@ impl ValidationSet {
     ///
     /// # Errors
     /// When a token is not below the model's vocabulary.
-    pub fn run(&self, model: &Model) -> Result<Validation> {
-        let task = self.task.as_ref().map(|t| t.run(model)).transpose()?.unwrap_or_default();
+    pub fn run(&self, model: &Model, router: Router) -> Result<Validation> {
+        let task = self.task.as_ref().map(|t| t.run(model, router)).transpose()?.unwrap_or_default();
         if self.batches.is_empty() {
             let own = task.iter().find(|r| r.length == self.seq_len).expect("the training length is evaluated");
             return Ok(Validation {
@@ -106,7 +106,7 @@ impl ValidationSet {
         let mut by_position = vec![0.0; seq_len];
         let (mut layers, mut rows) = (vec![0.0; model.config().layers], 0u64);
         for b in &self.batches {
-            let (nll, routers) = model.nll((&b.inputs, &b.targets), b.batch)?;
+            let (nll, routers) = model.nll((&b.inputs, &b.targets), b.batch, router.of(&[]).as_ref())?;
             sum += nll.iter().sum::<f64>();
             bytes += b.targets.iter().map(|&t| self.token_bytes[t as usize] as u64).sum::<u64>();
             tokens += nll.len();

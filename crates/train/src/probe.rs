@@ -534,7 +534,7 @@ mod tests {
         }
         // a hard choice of the own chunk alone leaves every other chunk dead, for as long as it lasts
         let (mut model, batch) = tiny("topk");
-        model.set_attention(Attention::TopK { chunk_size: 4, top: 1, gamma: 1.0 }).unwrap();
+        model.set_attention(Attention::TopK { chunk_size: 4, top: 1, gamma: 1.0, indexer: false }).unwrap();
         let mut probe = Probe::new(&batch, 2);
         for n in 1..=STAYS {
             let layer = probe.run(&model).unwrap().1.remove(0);

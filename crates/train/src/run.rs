@@ -19,6 +19,7 @@ use crate::preflight;
 use crate::probe::Probe;
 use crate::router::initial_gamma;
 use crate::signals::Interrupt;
+use crate::tasks::Router;
 use crate::trainer::{StepStats, Trainer};
 
 /// How a run starts.
@@ -271,7 +272,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         }
         let stop = interrupt.requested();
         if every(config.eval.every, step) || last {
-            let v = set.run(&trainer.model)?;
+            let v = set.run(&trainer.model, Router::Own)?;
             state.validation_loss = Some(v.loss);
             let text = match (config.eval.sample_tokens, &material.tokenizer) {
                 (0, _) | (_, None) => None,

@@ -3,11 +3,35 @@
 use std::collections::BTreeMap;
 
 use dash_data::{Batch, Question, Task};
+use dash_model::attention::Reroute;
 use dash_model::{Attention, Model, RouterTrace};
 use serde_json::{Value, json};
 
 use crate::config::Config;
 use crate::failure::Result;
+
+/// Who chooses the chunks in an evaluation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Router {
+    /// The model's own router
+    #[default]
+    Own,
+    /// As many chunks as its own router chose, drawn at random
+    Random,
+    /// The chunk that holds the answer, where something is asked (tasks only)
+    Oracle,
+}
+
+impl Router {
+    /// For a batch that asks these questions.
+    pub fn of(self, questions: &[Question]) -> Option<Reroute> {
+        match self {
+            Router::Own => None,
+            Router::Random => Some(Reroute::Random(1)),
+            Router::Oracle => Some(Reroute::Oracle(questions.iter().map(|q| (q.sequence, q.at, q.evidence)).collect())),
+        }
+    }
+}
 
 /// Counts over some questions.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -121,7 +145,7 @@ impl TaskSet {
     ///
     /// # Errors
     /// When the model has no positions for a length.
-    pub fn run(&self, model: &Model) -> Result<Vec<LengthResult>> {
+    pub fn run(&self, model: &Model, router: Router) -> Result<Vec<LengthResult>> {
         let c = model.config();
         let one = |(length, batches): &(usize, Vec<Batch>)| -> Result<LengthResult> {
             let sequences = batches.iter().map(|b| b.batch).sum::<usize>() as f64;
@@ -129,7 +153,8 @@ impl TaskSet {
             let (mut loss, mut listed, mut layers) = (0.0, 0.0, vec![0.0; c.layers]);
             for b in batches {
                 let rows: Vec<usize> = b.questions.iter().map(|q| q.sequence * length + q.at).collect();
-                let (logits, routers) = model.logits_at(&b.inputs, b.batch, &rows)?;
+                let reroute = router.of(&b.questions);
+                let (logits, routers) = model.logits_at(&b.inputs, b.batch, &rows, reroute.as_ref())?;
                 let logits = logits.to_f64();
                 for ((q, &row), logits) in b.questions.iter().zip(&rows).zip(logits.chunks_exact(model.vocab())) {
                     let answer = b.targets[row] as usize;

@@ -415,6 +415,159 @@ fn tensorboard_that_cannot_be_written_is_reported_once_and_the_run_goes_on() {
 }
 
 #[test]
+fn a_probe_looks_on_and_changes_no_bit() {
+    let s = Sandbox::new();
+    let plain = s.train("plain", &[], false);
+    assert_eq!(s.train("probed", &["probe.every=4"], false), plain);
+    let lines = s.metrics("probed");
+    let probes: Vec<&Value> = lines.iter().filter(|l| l["split"] == "probe").collect();
+    assert_eq!(probes.iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>(), [1, 4, 8, 12, 16, 20]);
+    for layer in probes[5]["layers"].as_array().unwrap() {
+        for key in
+            ["score_grad_norm", "router_share_q", "router_share_k", "pairs_with_gradient", "entropy", "captured_mass"]
+        {
+            assert!(layer[key].as_f64().unwrap() > 0.0, "{key} in {layer}");
+        }
+        assert!(
+            layer["solver_error"].as_f64().unwrap() <= 1e-5 && layer["captured_mass"].as_f64().unwrap() <= 1.0 + 1e-9
+        );
+        assert_eq!(layer["q_by_head"].as_array().unwrap().len(), 4);
+    }
+}
+
+const RECALL: &str = "task={kind=\"recall\",pairs=3,eval_lengths=[96],eval_sequences=4}";
+
+#[test]
+fn a_task_trains_resumes_evaluates_and_exports_without_a_text() {
+    let s = Sandbox::new();
+    let set = [RECALL, "data.vocab_size=40", "data.path=nowhere.txt", "router.target_density=0.6"];
+    let whole = s.train("whole", &set, false);
+    let short: Vec<&str> = set.iter().copied().chain(["run.name=cut"]).collect();
+    let mut child = s.command(&[], &short).stderr(Stdio::null()).spawn().unwrap();
+    while !s.path("runs/cut/checkpoints/step-00000005").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    kill(&mut child, 9);
+    child.wait().unwrap();
+    assert_eq!(s.train("cut", &set, true), whole, "the controller's gamma and the task's position resume");
+    let lines = s.metrics("whole");
+    let val = lines.iter().rfind(|l| l["split"] == "val").unwrap();
+    let task = val["task"].as_array().unwrap();
+    assert_eq!(task.iter().map(|r| r["length"].as_u64().unwrap()).collect::<Vec<_>>(), [48, 96]);
+    for r in task {
+        let share = |key: &str| r[key].as_f64().unwrap();
+        assert!((share("accuracy") + share("router_missed") + share("reader_missed") - 1.0).abs() < 1e-12);
+        assert_eq!(r["asked"].as_u64(), Some(12));
+    }
+    // the controller starts where a fresh model attends the target, and holds it
+    let attended = val["attended_tokens"].as_f64().unwrap() / 24.5;
+    assert!((attended - 0.6).abs() < 0.1, "{attended}");
+    let bin = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_train")).args(args).current_dir(s.dir.path()).output().unwrap()
+    };
+    let eval = |args: &[&str]| -> Value {
+        let o = bin(&[&["eval", "--model", "runs/whole", "--json"], args].concat());
+        succeeded(&o);
+        serde_json::from_slice(&o.stdout).unwrap()
+    };
+    assert_eq!(eval(&[])["loss"], val["loss"]);
+    assert_eq!(eval(&["--as", "dense"])["density"].as_f64(), Some(1.0));
+    assert_eq!(eval(&["--router", "oracle"])["task"][0]["unseen"].as_f64(), Some(0.0));
+    let random = eval(&["--router", "random"]);
+    assert!((random["attended_tokens"].as_f64().unwrap() / 24.5 - attended).abs() < 0.1);
+    assert!(random["loss"] != val["loss"]);
+    failed(&bin(&["eval", "--model", "runs/whole", "--as", "dense", "--router", "random"]), 2, &["no router"]);
+    failed(&bin(&["eval", "--model", "runs/whole", "--as", "topk", "--top", "99"]), 2, &["--top: 99", "6 chunks"]);
+    failed(&bin(&["eval", "--model", "runs/whole", "--as", "nsa"]), 2, &["k_proj_compressed", "missing"]);
+    succeeded(&bin(&["export", "--checkpoint", "runs/whole", "--out", "out"]));
+    assert!(s.path("out/parity.safetensors").is_file() && !s.path("out/tokenizer.json").exists());
+    failed(&bin(&["generate", "--model", "runs/whole", "--prompt", "x"]), 2, &["has no tokenizer"]);
+}
+
+#[test]
+fn compare_reports_resumes_and_survives_an_arm_that_fails() {
+    let s = Sandbox::new();
+    let table = "compare={baseline=\"dense\",seeds=2,arm=[{name=\"dense\",set=[\"model.attention.kind=dense\"]},\
+        {name=\"dash\"},{name=\"wild\",set=[\"optim.lr=1e30\",\"optim.clip=0\"]}]}";
+    let set = [RECALL, "data.vocab_size=40", "run.steps=6", "probe.every=3", "log.every=2", table];
+    let o = s.run(&["compare"], &set);
+    succeeded(&o);
+    let folder = s.path("runs/compare-test");
+    let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+    let (page, text) = (read("report.html"), read("report.md"));
+    for part in ["Fewer than 3 seeds", "wild with seed 0 failed", "is not finite", "Whose fault", "too few seeds"] {
+        assert!(page.contains(part) && text.contains(part), "{part}");
+    }
+    assert!(page.matches("<svg").count() >= 6 && page.contains("name=\"viewport\"") && !page.contains("<script"));
+    assert!(read("results.csv").starts_with("arm,seed,step,split,metric,at,value\n"));
+    assert!(folder.join("runs/dash-s1/config.toml").is_file() && folder.join("runs/dash-s1/metrics.jsonl").is_file());
+
+    // again: what is finished is not run again; the report is the same
+    let o = s.run(&["compare"], &set);
+    succeeded(&o);
+    assert!(String::from_utf8_lossy(&o.stderr).contains("4 finished already"));
+    assert_eq!(read("report.md"), text);
+
+    // a run that is gone comes back; until then the report says so
+    fs::remove_dir_all(folder.join("runs/dash-s1")).unwrap();
+    fs::remove_file(folder.join("logs/dash-s1.log")).unwrap();
+    succeeded(&s.run(&["compare", "--report-only"], &set));
+    assert!(read("report.md").contains("dash with seed 1 is not finished"));
+    succeeded(&s.run(&["compare"], &set));
+    assert_eq!(read("report.md"), text);
+
+    // other data under the same folder cannot be paired
+    let other = "task={kind=\"recall\",pairs=2,eval_lengths=[96],eval_sequences=4}";
+    let changed = [other, "data.vocab_size=40", "run.steps=6", "probe.every=3", "log.every=2", table];
+    failed(&s.run(&["compare", "--report-only"], &changed), 2, &["different data cannot be paired"]);
+}
+
+#[test]
+fn an_arm_that_does_not_fit_is_refused_before_any_compute() {
+    let s = Sandbox::new();
+    let compare = |arms: &str, set: &[&str]| s.run(&["compare", "--arms", arms], set);
+    failed(
+        &compare("dense,topk", &["model.attention.top=99", "model.attention.kind=topk"]),
+        2,
+        &["99 is above the 6 chunks"],
+    );
+    failed(&compare("dense,dahs", &[]), 2, &["--arms", "\"dahs\" is none of dense"]);
+    failed(&compare("dash,dash", &[]), 2, &["named twice"]);
+    failed(&compare("dash", &["model.attention.chunk_size=48"]), 2, &["nothing to route"]);
+    failed(&compare("dash", &["router.target_density=0.05"]), 2, &["router.target_density", "out of reach", "between"]);
+    failed(&compare("dense", &["router.target_density=0.5", "model.attention.kind=dash"]), 2, &["arm \"dense\""]);
+    let other = "compare={arm=[{name=\"a\"},{name=\"b\",set=[\"data.seq_len=40\"]}]}";
+    failed(&s.run(&["compare"], &[other]), 2, &["arm \"b\"", "cannot be paired"]);
+    assert!(!s.path("runs").exists() && !s.path("data").exists());
+}
+
+/// The page in a real browser, where one is installed.
+#[test]
+fn the_report_opens_in_a_browser() {
+    let browsers = ["chromium", "chromium-browser", "google-chrome"];
+    let found = browsers.iter().find(|b| Command::new(b).arg("--version").output().is_ok_and(|o| o.status.success()));
+    let Some(browser) = found else {
+        println!("skipped: no Chromium is installed");
+        return;
+    };
+    let s = Sandbox::new();
+    let set = [RECALL, "data.vocab_size=40", "run.steps=4"];
+    succeeded(&s.run(&["compare", "--arms", "dense,dash", "--seeds", "1"], &set));
+    let page = s.path("runs/compare-test/report.html");
+    let picture = s.path("page.png");
+    let o = Command::new(browser)
+        .args(["--headless", "--no-sandbox", "--disable-gpu", "--window-size=412,3000", "--virtual-time-budget=2000"])
+        .arg(format!("--user-data-dir={}", s.path("profile").display()))
+        .arg(format!("--screenshot={}", picture.display()))
+        .arg(format!("file://{}", page.display()))
+        .output()
+        .unwrap();
+    succeeded(&o);
+    let bytes = fs::read(&picture).unwrap();
+    assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 20_000, "a picture of {} bytes", bytes.len());
+}
+
+#[test]
 fn verify_resume_proves_equal_bits() {
     let s = Sandbox::new();
     let o = s.run(&["verify-resume"], &[]);

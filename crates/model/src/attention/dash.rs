@@ -1,7 +1,7 @@
 //! DashAttention (arXiv 2605.18753): learned chunk summaries, entmax routing, and attention to the routed chunks with the
 //! log-probability of each as a bias, differentiable end to end.
 
-use dash_core::ops::attention::{Entmax, block_attention, chunk_summary, entmax_routing};
+use dash_core::ops::attention::{Entmax, chunk_summary, entmax_routing};
 use dash_core::{Error, Result, Tape};
 
 use super::{Attended, Inputs};
@@ -26,6 +26,7 @@ pub fn attend(tape: &Tape, x: Inputs, s: &Dash) -> Result<Attended> {
     let (q, k) = (tape.watch(ROUTER_Q, x.q)?, tape.watch(ROUTER_K, x.k)?);
     let kbar = chunk_summary(tape, &k, qbar, s.chunk_size)?;
     let routing = entmax_routing(tape, &q, &kbar, x.diagonal, settings)?;
-    let out = block_attention(tape, x.q, x.k, x.v, &routing.list, Some(&routing.bias))?;
-    Ok((out, Some(RouterTrace::soft(routing))))
+    let (out, list) = x.attend_to(tape, routing.list.clone(), Some(routing.bias.clone()))?;
+    let trace = if x.reroute.is_some() { RouterTrace::hard(list) } else { RouterTrace::soft(routing) };
+    Ok((out, Some(trace)))
 }

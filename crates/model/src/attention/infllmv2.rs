@@ -1,7 +1,7 @@
 //! InfLLM v2 (arXiv 2509.24663): keys averaged over overlapping windows give the scores, a chunk has the largest of the
 //! windows that touch it, and the choice is hard.
 
-use dash_core::ops::attention::{Pooling, block_attention, window_routing};
+use dash_core::ops::attention::{Pooling, window_routing};
 use dash_core::ops::{index_select, reshape, scale, sum_axis};
 use dash_core::{Result, Tape, Tensor};
 
@@ -11,7 +11,7 @@ use crate::router::RouterTrace;
 
 pub fn attend(tape: &Tape, x: Inputs, w: &Windows) -> Result<Attended> {
     let list = window_routing(&x.q.value, &pooled(&x.k.value, w)?, w.choice(Pooling::Max))?;
-    let out = block_attention(tape, x.q, x.k, x.v, &list, None)?;
+    let (out, list) = x.attend_to(tape, list, None)?;
     Ok((out, Some(RouterTrace::hard(list))))
 }
 

@@ -4,11 +4,16 @@ mod dash;
 mod dense;
 mod infllmv2;
 mod nsa;
+mod reroute;
 mod token_entmax;
 mod topk;
 
 pub use dash::{ROUTER_K, ROUTER_Q};
+pub use reroute::Reroute;
 
+use std::sync::Arc;
+
+use dash_core::ops::attention::{BlockList, block_attention};
 use dash_core::{Result, Tape, Var};
 
 use crate::config::Attention;
@@ -29,6 +34,19 @@ pub struct Inputs<'a> {
     pub diagonal: Option<&'a Var>,
     /// The further branches of native sparse attention.
     pub nsa: Option<Branches<'a>>,
+    /// Who chooses the chunks in the place of the variant's own router.
+    pub reroute: Option<&'a Reroute>,
+}
+
+impl Inputs<'_> {
+    /// Attention to the chosen chunks, or to what [`Inputs::reroute`] puts in their place, and who was attended.
+    fn attend_to(&self, tape: &Tape, list: Arc<BlockList>, bias: Option<Var>) -> Result<(Var, Arc<BlockList>)> {
+        let (list, bias) = match self.reroute {
+            None => (list, bias),
+            Some(other) => other.apply(tape, &list, bias.as_ref())?,
+        };
+        Ok((block_attention(tape, self.q, self.k, self.v, &list, bias.as_ref())?, list))
+    }
 }
 
 /// What native sparse attention reads besides the keys and values of its chosen chunks.
@@ -63,7 +81,7 @@ pub fn attend(tape: &Tape, attention: &Attention, x: Inputs) -> Result<Attended>
     let x = Inputs { q: &q, k: &k, ..x };
     match attention {
         Attention::Dense => dense::attend(tape, x),
-        Attention::TopK { chunk_size, top, gamma } => topk::attend(tape, x, *chunk_size, *top, *gamma),
+        Attention::TopK { chunk_size, top, gamma, .. } => topk::attend(tape, x, *chunk_size, *top, *gamma),
         Attention::Dash(settings) => dash::attend(tape, x, settings),
         Attention::TokenEntmax { alpha } => token_entmax::attend(tape, x, *alpha),
         Attention::InfLlmV2(windows) => infllmv2::attend(tape, x, windows),

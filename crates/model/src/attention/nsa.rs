@@ -2,7 +2,7 @@
 //! sliding window. A chunk's score is the compressed probabilities, summed over the group and weighted by overlap; the
 //! choice is hard. Compression is linear in a window's keys, with a position embedding, and in its values.
 
-use dash_core::ops::attention::{Pooling, Span, block_attention, span_attention, window_routing};
+use dash_core::ops::attention::{Pooling, Span, span_attention, window_routing};
 use dash_core::ops::{add, index_select, matmul, mul, reshape, transpose};
 use dash_core::{Error, Result, Tape, Var};
 
@@ -12,13 +12,14 @@ use crate::config::Nsa;
 use crate::router::RouterTrace;
 
 pub fn attend(tape: &Tape, x: Inputs, s: &Nsa) -> Result<Attended> {
-    let own = x.nsa.ok_or_else(|| Error::invalid("nsa", "the layer has none of the branches"))?;
+    let own = x.nsa.as_ref().ok_or_else(|| Error::invalid("nsa", "the layer has none of the branches"))?;
     let k = compressed(tape, own.k_compressed, own.compress_k, Some(own.position), s)?;
     let v = compressed(tape, own.v_compressed, own.compress_v, None, s)?;
     let list = window_routing(&x.q.value, &k.value, s.windows.choice(Pooling::Overlap))?;
+    let (chosen, list) = x.attend_to(tape, list, None)?;
     let branches = [
         span_attention(tape, x.q, &k, &v, s.windows.span(), 1.0)?,
-        block_attention(tape, x.q, x.k, x.v, &list, None)?,
+        chosen,
         span_attention(tape, x.q, own.k_window, own.v_window, Span::Sliding(s.window), 1.0)?,
     ];
     let gated = |i: usize| mul(tape, &branches[i], &index_select(tape, own.gates, 3, &[i])?);

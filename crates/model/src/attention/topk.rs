@@ -2,7 +2,7 @@
 //! one, no bias, and no gradient into the choice. Summaries are means, which is what DashAttention's learned query starts
 //! as; given a query (`indexer`), they use it.
 
-use dash_core::ops::attention::{block_attention, chunk_summary, topk_routing};
+use dash_core::ops::attention::{chunk_summary, topk_routing};
 use dash_core::{Result, Tape, Tensor};
 
 use super::{Attended, Inputs};
@@ -15,6 +15,6 @@ pub fn attend(tape: &Tape, x: Inputs, chunk_size: usize, top: usize, gamma: f64)
     let qbar = constants.leaf(x.indexer.map_or_else(zeros, |q| q.value.clone()));
     let kbar = chunk_summary(&constants, x.k, &qbar, chunk_size)?;
     let list = topk_routing(&x.q.value, &kbar.value, chunk_size, top, gamma)?;
-    let out = block_attention(tape, x.q, x.k, x.v, &list, None)?;
+    let (out, list) = x.attend_to(tape, list, None)?;
     Ok((out, Some(RouterTrace::hard(list))))
 }

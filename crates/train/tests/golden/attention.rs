@@ -9,7 +9,12 @@ use crate::plain;
 fn variant(g: &Golden) -> Attention {
     match g.text("variant") {
         "dense" => Attention::Dense,
-        "topk" => Attention::TopK { chunk_size: g.size("chunk_size"), top: g.size("top"), gamma: g.number("gamma") },
+        "topk" => Attention::TopK {
+            chunk_size: g.size("chunk_size"),
+            top: g.size("top"),
+            gamma: g.number("gamma"),
+            indexer: true,
+        },
         "dash" => Attention::Dash(Dash {
             chunk_size: g.size("chunk_size"),
             alpha: g.number("alpha"),
@@ -122,6 +127,7 @@ fn inputs<'a>(a: &Attention, x: &'a [(&str, Var)]) -> Inputs<'a> {
         v: must(if nsa { "v_slc" } else { "v" }),
         indexer: find(x, "summary_query"),
         diagonal: find(x, "diagonal"),
+        reroute: None,
         nsa: nsa.then(|| Branches {
             k_compressed: must("k_cmp"),
             v_compressed: must("v_cmp"),

@@ -1,0 +1,75 @@
+//! Another router in the place of a model's own, to separate what was learned from how it is routed. For evaluation: the
+//! choice has no gradient.
+
+use std::sync::Arc;
+
+use dash_core::ops::attention::BlockList;
+use dash_core::rng::Rng;
+use dash_core::{Result, Tape, Tensor, Var};
+
+/// Who chooses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reroute {
+    /// As many earlier chunks as the model's own router chose, drawn at random, without a bias. With the seed.
+    Random(u64),
+    /// At each (sequence, query, token): the token's chunk and the query's own, without a bias. Other queries keep the
+    /// choice and the bias of the model's own router.
+    Oracle(Vec<(usize, usize, usize)>),
+}
+
+impl Reroute {
+    /// The new list, and a bias per entry where there was one.
+    pub(super) fn apply(
+        &self,
+        tape: &Tape,
+        list: &Arc<BlockList>,
+        bias: Option<&Var>,
+    ) -> Result<(Arc<BlockList>, Option<Var>)> {
+        let extents = list.extents();
+        let s = list.chunk_size();
+        let old = bias.map(|b| b.value.to_f64());
+        let mut values = Vec::new();
+        let mut rng = match self {
+            Reroute::Random(seed) => Rng::new(*seed),
+            Reroute::Oracle(_) => Rng::new(0),
+        };
+        let device = bias.map_or_else(|| dash_core::Device::cpu(1), |b| b.value.device().clone());
+        let new = BlockList::from_choice(&device, extents, s, |batch, kv, query, chunks| {
+            let own = list.chunks_of(batch, kv, query);
+            let (_, earlier) = own.split_last().expect("the own chunk");
+            let entries = list.entries_of(batch, kv, query);
+            match self {
+                Reroute::Random(_) => {
+                    let mut all: Vec<u32> = (0..(query / s) as u32).collect();
+                    for i in 0..earlier.len() {
+                        let j = i + rng.below(all.len() - i);
+                        all.swap(i, j);
+                    }
+                    all.truncate(earlier.len());
+                    all.sort_unstable();
+                    chunks.extend_from_slice(&all);
+                    values.extend(std::iter::repeat_n(0.0, earlier.len() + 1));
+                }
+                Reroute::Oracle(wanted) => {
+                    let here = wanted.iter().filter(|(b, q, _)| (*b, *q) == (batch, query));
+                    let mut found: Vec<u32> = here.map(|(_, _, token)| (token / s) as u32).collect();
+                    if found.is_empty() {
+                        chunks.extend_from_slice(earlier);
+                        values.extend(entries.map(|e| old.as_ref().map_or(0.0, |b| b[e])));
+                    } else {
+                        found.sort_unstable();
+                        found.dedup();
+                        found.retain(|&c| (c as usize) < query / s);
+                        values.extend(std::iter::repeat_n(0.0, found.len() + 1));
+                        chunks.extend(found);
+                    }
+                }
+            }
+        });
+        let bias = match bias {
+            None => None,
+            Some(b) => Some(tape.leaf(Tensor::from_vec(&device, &[new.len()], values)?.to_dtype(b.value.dtype()))),
+        };
+        Ok((Arc::new(new), bias))
+    }
+}
