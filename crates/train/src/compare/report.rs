@@ -21,6 +21,18 @@ struct Measure {
     at: String,
     /// smaller is better
     loss: bool,
+    /// mean over all validations instead of the last: how fast it was learned
+    over_run: bool,
+}
+
+impl Measure {
+    /// By seed.
+    fn values(&self, rows: &Rows, arm: &str) -> Vec<(u64, f64)> {
+        match self.over_run {
+            true => rows.mean(arm, self.split, self.metric, &self.at),
+            false => rows.last(arm, self.split, self.metric, &self.at),
+        }
+    }
 }
 
 /// A table of text.
@@ -238,18 +250,35 @@ const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:0;color:#222
 
 fn measures(config: &crate::config::Config, rows: &Rows) -> Vec<Measure> {
     let mut out = Vec::new();
-    let text = config.reads_text();
-    let loss =
-        |title: &str| Measure { title: title.into(), split: "val", metric: "loss", at: String::new(), loss: true };
+    let measure = |title: String, metric: &'static str, at: String, over_run: bool| Measure {
+        title,
+        split: "val",
+        metric,
+        at,
+        loss: metric == "loss",
+        over_run,
+    };
     if config.task.is_some() {
         let mut lengths = rows.places("val", "accuracy");
         lengths.retain(|at| !at.contains(' '));
         for at in lengths {
             let title = format!("accuracy at {}", at.replace('=', " "));
-            out.push(Measure { title, split: "val", metric: "accuracy", at, loss: false });
+            out.push(measure(title, "accuracy", at, false));
         }
+        let t = config.data.seq_len;
+        out.push(measure(
+            format!("accuracy at length {t}, mean over the run"),
+            "accuracy",
+            format!("length={t}"),
+            true,
+        ));
     }
-    out.push(loss(if text { "validation loss (nats a token)" } else { "loss of the answers (nats)" }));
+    let text = config.reads_text();
+    let loss = if text { "validation loss (nats a token)" } else { "loss of the answers (nats)" };
+    out.push(measure(loss.into(), "loss", String::new(), false));
+    if text {
+        out.push(measure(format!("{loss}, mean over the run"), "loss", String::new(), true));
+    }
     out
 }
 
@@ -259,13 +288,15 @@ fn summary(arms: &[&str], rows: &Rows, measures: &[Measure]) -> Table {
     let row = |arm: &&str| {
         let count = rows.of("run", "finished", "").filter(|r| r.arm == *arm).count();
         let mut cells = vec![arm.to_string(), count.to_string()];
-        let estimate = |m: &Measure| Estimate::of(&values(&rows.last(arm, m.split, m.metric, &m.at)));
+        let estimate = |m: &Measure| Estimate::of(&values(&m.values(rows, arm)));
         cells.extend(measures.iter().map(|m| plus_minus(&estimate(m))));
         cells
     };
     Table {
         title: "At the end".into(),
-        note: "Mean over finished seeds ± half the 95 % interval.".into(),
+        note: "Mean over finished seeds ± half the 95 % interval. \"Mean over the run\" averages all validations of a seed first: how \
+            fast it was learned."
+            .into(),
         head,
         rows: arms.iter().map(row).collect(),
     }
@@ -273,8 +304,8 @@ fn summary(arms: &[&str], rows: &Rows, measures: &[Measure]) -> Table {
 
 fn differences(arms: &[&str], plan: &Plan, rows: &Rows, m: &Measure) -> Table {
     let row = |arm: &&str| {
-        let base = rows.last(plan.baseline_of(arm), m.split, m.metric, &m.at);
-        let e = Estimate::of(&paired(&rows.last(arm, m.split, m.metric, &m.at), &base));
+        let base = m.values(rows, plan.baseline_of(arm));
+        let e = Estimate::of(&paired(&m.values(rows, arm), &base));
         let (low, high) = e.interval();
         let words = match (e.verdict(), m.loss) {
             (Verdict::TooFew, _) => "too few seeds",
@@ -422,12 +453,18 @@ fn gradients(arms: &[&str], rows: &Rows) -> Table {
     }
 }
 
+/// Where a band may go: shares stay between 0 and 1, losses and norms above 0.
+fn within(metric: &str, x: f64) -> f64 {
+    let share = ["accuracy", "router_missed", "density", "router_share_q"].contains(&metric);
+    if share { x.clamp(0.0, 1.0) } else { x.max(0.0) }
+}
+
 /// Curves of a figure, one line an arm, with bands.
 fn curves(arms: &[&str], rows: &Rows, split: &str, metric: &str, at: &str) -> Vec<Line> {
     let line = |arm: &&str| {
         let point = |(step, v): (u64, Vec<f64>)| {
             let e = Estimate::of(&v);
-            (step as f64, e.mean, e.mean - e.half, e.mean + e.half)
+            (step as f64, e.mean, within(metric, e.mean - e.half), within(metric, e.mean + e.half))
         };
         Line { name: arm.to_string(), points: rows.curve(arm, split, metric, at).into_iter().map(point).collect() }
     };
@@ -439,7 +476,7 @@ fn profile(arms: &[&str], rows: &Rows, metric: &str, places: &[(f64, String)]) -
     let line = |arm: &&str| {
         let point = |(x, at): &(f64, String)| {
             let e = Estimate::of(&values(&rows.last(arm, "val", metric, at)));
-            (*x, e.mean, e.mean - e.half, e.mean + e.half)
+            (*x, e.mean, within(metric, e.mean - e.half), within(metric, e.mean + e.half))
         };
         let points = places.iter().map(point).filter(|p| p.1.is_finite()).collect();
         Line { name: arm.to_string(), points }

@@ -131,6 +131,16 @@ impl Rows {
         out
     }
 
+    /// The mean over all steps of a figure of every seed of an arm.
+    pub fn mean(&self, arm: &str, split: &str, metric: &str, at: &str) -> Vec<(u64, f64)> {
+        let mut sums = std::collections::BTreeMap::<u64, (f64, f64)>::new();
+        for r in self.of(split, metric, at).filter(|r| r.arm == arm) {
+            let sum = sums.entry(r.seed).or_default();
+            *sum = (sum.0 + r.value, sum.1 + 1.0);
+        }
+        sums.into_iter().map(|(seed, (sum, n))| (seed, sum / n)).collect()
+    }
+
     /// Values of a figure by step, over the seeds of an arm.
     pub fn curve(&self, arm: &str, split: &str, metric: &str, at: &str) -> Vec<(u64, Vec<f64>)> {
         let mut out = std::collections::BTreeMap::<u64, Vec<f64>>::new();
