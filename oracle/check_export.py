@@ -1,8 +1,8 @@
 """Checks what a run leaves behind with the Python world's own readers: python check_export.py EXPORTED_DIR [RUN_DIR]
 
-EXPORTED_DIR (from `train export`): stock transformers loads the model and tokenizer and computes the logits of
-parity.safetensors, to 1e-4 of the largest. For DashAttention the reference forward is oracle.py's, in float64, because stock
-transformers would run the folder as a dense Llama; top-k exports are checked the same way.
+EXPORTED_DIR (from `train export`): transformers loads the model and tokenizer and computes the logits of parity.safetensors, to
+1e-4 of the largest: a dense model as a stock Llama, every other with the folder's own modeling_dashlab.py. DashAttention and
+top-k are compared with oracle.py in float64 besides.
 RUN_DIR (a run folder): TensorBoard reads every event file and finds the figures of metrics.jsonl.
 Needs torch, safetensors, transformers; for RUN_DIR tensorboard.
 """
@@ -16,37 +16,46 @@ from safetensors.torch import load_file
 import oracle as O
 
 
+@torch.no_grad()
 def check_logits(folder):
     config = json.loads((folder / "config.json").read_text())
     attention = config["dashlab"]["attention"]
     parity = load_file(folder / "parity.safetensors")
     ids, want = parity["ids"], parity["logits"].double()
     if attention["kind"] == "dense":
-        from transformers import AutoTokenizer, LlamaForCausalLM
+        from transformers import LlamaForCausalLM
 
-        model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        with torch.no_grad():
-            got = model(ids).logits.double()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        text = tokenizer.decode(ids[0])
-        assert tokenizer(text)["input_ids"] == ids[0].tolist(), "the tokenizer does not give back its own ids"
-        assert tokenizer.eos_token_id == config["eos_token_id"]
-        by = "transformers"
+        model, by = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), "transformers"
     else:
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
+        by = "transformers with modeling_dashlab.py"
+    compare(model(ids).logits.double(), want, by)
+    if attention["kind"] in ("dash", "topk"):
         params = {k: v.double() for k, v in load_file(folder / "model.safetensors").items()}
         g, d = config["num_key_value_heads"], config["head_dim"]
 
         def attend(layer, _, q, k, v):
             name = f"model.layers.{layer}.self_attn."
             if attention["kind"] == "topk":
-                mean = torch.zeros(g, d, dtype=torch.float64)
+                mean = params.get(name + "indexer_q", torch.zeros(g * d, dtype=torch.float64)).reshape(g, d)
                 return O.topk(q, k, v, mean, attention["chunk_size"], attention["top"], attention["gamma"])
             knobs = {n: attention[n] for n in ("alpha", "gamma", "sigma", "center")}
             qbar = params[name + "indexer_q"].reshape(g, d)
             return O.dash(q, k, v, qbar, attention["chunk_size"], diagonal=params.get(name + "diagonal"), **knobs)
 
-        got = O.llama(params, config, ids, attend)
-        by = "the float64 oracle"
+        compare(O.llama(params, config, ids, attend), want, "the float64 oracle")
+    if (folder / "tokenizer.json").exists():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        text = tokenizer.decode(ids[0])
+        assert tokenizer(text)["input_ids"] == ids[0].tolist(), "the tokenizer does not give back its own ids"
+        assert tokenizer.eos_token_id == config["eos_token_id"]
+
+
+def compare(got, want, by):
     error = ((got - want).abs().max() / want.abs().max()).item()
     print(f"logits of {tuple(want.shape)} by {by}: largest difference {error:.1e} of the largest logit")
     assert error < 1e-4, error

@@ -48,6 +48,16 @@ fn config_json(config: &Config, end_of_text: u32) -> Value {
         "torch_dtype": "float32", "dtype": "float32", "transformers_version": "4.56.0",
         "dashlab": {"attention": m.attention},
     });
+    if m.attention != Attention::Dense {
+        json["auto_map"] = json!({
+            "AutoConfig": "modeling_dashlab.DashLabConfig", "AutoModelForCausalLM": "modeling_dashlab.DashLabForCausalLM",
+        });
+        if !matches!(m.attention, Attention::Dash(_)) {
+            // no public loader knows these: a name that stock transformers refuses instead of computing a dense Llama
+            json["model_type"] = json!("dashlab");
+            json["architectures"] = json!(["DashLabForCausalLM"]);
+        }
+    }
     if let Attention::Dash(Dash { chunk_size, gamma, sigma, center, .. }) = m.attention {
         json["chunk_size"] = json!(chunk_size);
         json["scaling_factor"] = json!(gamma);
@@ -64,15 +74,17 @@ fn readme(config: &Config) -> String {
             in `parity.safetensors`."
             .to_string(),
         (Attention::Dash(_), None) => "This is a DashAttention model. The public `dash_attn` package loads it \
-            (`dash_attn.models.llama.LlamaForCausalLM`). Stock `transformers` loads it too, as a dense Llama that ignores \
-            `self_attn.indexer_q`: that is another function, and its logits differ from `parity.safetensors`."
+            (`dash_attn.models.llama.LlamaForCausalLM`), and `AutoModelForCausalLM.from_pretrained(folder, \
+            trust_remote_code=True)` with the `modeling_dashlab.py` beside this file. Stock `transformers` without \
+            `trust_remote_code` loads it too, as a dense Llama that ignores `self_attn.indexer_q`: that is another function, \
+            and its logits differ from `parity.safetensors`."
             .to_string(),
-        (a, Some(why)) => format!(
-            "This is a model with {} attention for DashLab's own loaders only: {why}. Stock `transformers` would load it as a \
-             dense Llama, which is another function, and its logits differ from `parity.safetensors`.",
-            a.kind()
+        (a, why) => format!(
+            "This is a model with {} attention{}. `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` computes \
+             the logits in `parity.safetensors` with the `modeling_dashlab.py` beside this file; no other public loader knows it.",
+            a.kind(),
+            why.map_or(String::new(), |why| format!(" ({why})"))
         ),
-        (a, None) => format!("This is a model with {} attention.", a.kind()),
     };
     format!(
         "# {}\n\nExported by DashLab from `config.toml` beside this file.\n\n{how}\n\n`parity.safetensors` holds `ids` [1, t] and the \
@@ -104,6 +116,9 @@ pub fn export(
     let end_id = tokenizer.map_or(0, Tokenizer::end_of_text);
     write("model.safetensors", &to_safetensors(model.params().iter().map(|p| (p.name.clone(), &p.value)))?)?;
     write("config.json", &pretty(config_json(config, end_id))?)?;
+    if config.model.attention != Attention::Dense {
+        write("modeling_dashlab.py", include_bytes!("modeling_dashlab.py"))?;
+    }
     write("config.toml", config.to_toml().as_bytes())?;
     let special = json!({"bos_token": end, "eos_token": end, "pad_token": end, "unk_token": end});
     let mut tokenizer_config = special.clone();
