@@ -417,7 +417,7 @@ fn faults(arms: &[&str], rows: &Rows) -> Table {
 
 /// Figures of the probes that the gradient table shows.
 const PROBED: [(&str, &str); 7] = [
-    ("score_grad_norm", "|dL/d scores|"),
+    ("score_grad_norm", "norm of dL/ds"),
     ("router_share_q", "share of dL/dq"),
     ("router_share_k", "share of dL/dk"),
     ("cosine_q", "cosine, q"),
