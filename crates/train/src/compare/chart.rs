@@ -7,6 +7,8 @@ use plotters::prelude::*;
 pub struct Line {
     /// Legend.
     pub name: String,
+    /// Number of its colour, the same in every chart of a report.
+    pub color: usize,
     /// Points, ascending in x.
     pub points: Vec<(f64, f64, f64, f64)>,
 }
@@ -16,6 +18,8 @@ pub struct Line {
 pub struct Style {
     /// Logarithmic x.
     pub log_x: bool,
+    /// Logarithmic y: values are drawn as powers of ten, those that are not positive not at all.
+    pub log_y: bool,
     /// Points instead of lines.
     pub dots: bool,
 }
@@ -37,6 +41,16 @@ const COLORS: [RGBColor; 8] = [
 /// # Errors
 /// When the drawing library refuses.
 pub fn chart(title: &str, x: &str, y: &str, lines: &[Line], style: Style) -> anyhow::Result<Option<String>> {
+    if style.log_y {
+        let power = |v: f64| if v > 0.0 { v.log10() } else { f64::NAN };
+        let line = |l: &Line| Line {
+            name: l.name.clone(),
+            color: l.color,
+            points: l.points.iter().map(|p| (p.0, power(p.1), power(p.2), power(p.3))).collect(),
+        };
+        let lines: Vec<Line> = lines.iter().map(line).collect();
+        return chart(title, x, &format!("{y}, power of ten"), &lines, Style { log_y: false, ..style });
+    }
     let all: Vec<_> = lines.iter().flat_map(|l| &l.points).filter(|p| p.1.is_finite()).collect();
     let Some(first) = all.first() else { return Ok(None) };
     let at = |v: f64| if style.log_x { v.max(1e-12).log2() } else { v };
@@ -53,8 +67,9 @@ pub fn chart(title: &str, x: &str, y: &str, lines: &[Line], style: Style) -> any
     let mut svg = String::new();
     {
         let failed = |e: &dyn std::fmt::Display| anyhow!("chart {title}: {e}");
-        let area = SVGBackend::with_string(&mut svg, (760, 420)).into_drawing_area();
-        area.fill(&WHITE).map_err(|e| failed(&e))?;
+        let whole = SVGBackend::with_string(&mut svg, (860, 420)).into_drawing_area();
+        whole.fill(&WHITE).map_err(|e| failed(&e))?;
+        let (area, legend) = whole.split_horizontally(720);
         let mut chart = ChartBuilder::on(&area)
             .caption(title, ("sans-serif", 18))
             .margin(12)
@@ -63,7 +78,7 @@ pub fn chart(title: &str, x: &str, y: &str, lines: &[Line], style: Style) -> any
             .build_cartesian_2d(left - side..right + side, low - margin..high + margin)
             .map_err(|e| failed(&e))?;
         let log = style.log_x;
-        let label = |v: &f64| if log { format!("{:.0}", v.exp2()) } else { trimmed(*v) };
+        let label = |v: &f64| if log { trimmed(v.exp2()) } else { trimmed(*v) };
         chart
             .configure_mesh()
             .x_desc(x)
@@ -74,35 +89,33 @@ pub fn chart(title: &str, x: &str, y: &str, lines: &[Line], style: Style) -> any
             .draw()
             .map_err(|e| failed(&e))?;
         for (i, line) in lines.iter().enumerate() {
-            let color = COLORS[i % COLORS.len()];
-            // the second round of colours is dashed by dots
+            let color = COLORS[line.color % COLORS.len()];
             let points: Vec<_> = line.points.iter().filter(|p| p.1.is_finite()).collect();
             let band: Vec<_> = points.iter().filter(|p| p.2.is_finite() && p.2 < p.3).collect();
             if band.len() > 1 {
                 let lower = band.iter().map(|p| (at(p.0), p.2));
                 let upper = band.iter().rev().map(|p| (at(p.0), p.3));
-                let shape = Polygon::new(lower.chain(upper).collect::<Vec<_>>(), color.mix(0.15).filled());
+                let shape = Polygon::new(lower.chain(upper).collect::<Vec<_>>(), color.mix(0.12).filled());
                 chart.draw_series([shape]).map_err(|e| failed(&e))?;
             }
-            let second = i >= COLORS.len();
+            // the second round of colours has dots on its lines
+            let second = line.color >= COLORS.len();
             if style.dots || second || points.len() == 1 {
                 let dots = points.iter().map(|p| Circle::new((at(p.0), p.1), 4, color.filled()));
                 chart.draw_series(dots).map_err(|e| failed(&e))?;
             }
             let path = if style.dots { Vec::new() } else { points.iter().map(|p| (at(p.0), p.1)).collect() };
-            chart
-                .draw_series(LineSeries::new(path, color.stroke_width(2)))
-                .map_err(|e| failed(&e))?
-                .label(&line.name)
-                .legend(move |(x, y)| Rectangle::new([(x, y - 4), (x + 14, y + 4)], color.filled()));
+            chart.draw_series(LineSeries::new(path, color.stroke_width(2))).map_err(|e| failed(&e))?;
+            // beside the plot, where it hides nothing
+            let y = 60 + 18 * i as i32;
+            legend.draw(&Rectangle::new([(4, y), (16, y + 8)], color.filled())).map_err(|e| failed(&e))?;
+            if second {
+                legend.draw(&Circle::new((10, y + 4), 4, color.filled())).map_err(|e| failed(&e))?;
+            }
+            let text = Text::new(line.name.clone(), (22, y - 2), ("sans-serif", 13));
+            legend.draw(&text).map_err(|e| failed(&e))?;
         }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK.mix(0.3))
-            .draw()
-            .map_err(|e| failed(&e))?;
-        area.present().map_err(|e| failed(&e))?;
+        whole.present().map_err(|e| failed(&e))?;
     }
     Ok(Some(svg))
 }

@@ -246,7 +246,7 @@ const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;margin:0;color:#222
     padding:1rem}h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2rem}table{border-collapse:collapse;font-size:.9rem;\
     font-variant-numeric:tabular-nums}th,td{padding:.3rem .6rem;text-align:left;border-bottom:1px solid #ddd;white-space:nowrap}\
     .wide{overflow-x:auto}.note{color:#555;font-size:.9rem}.warning{background:#fff3cd;border-left:4px solid #d90;padding:.5rem .8rem}\
-    figure{margin:1rem 0}svg{max-width:100%;height:auto}";
+    figure{margin:1rem 0;overflow-x:auto}svg{width:100%;min-width:600px;height:auto}";
 
 fn measures(config: &crate::config::Config, rows: &Rows) -> Vec<Measure> {
     let mut out = Vec::new();
@@ -461,27 +461,28 @@ fn within(metric: &str, x: f64) -> f64 {
 
 /// Curves of a figure, one line an arm, with bands.
 fn curves(arms: &[&str], rows: &Rows, split: &str, metric: &str, at: &str) -> Vec<Line> {
-    let line = |arm: &&str| {
+    let line = |(color, arm): (usize, &&str)| {
         let point = |(step, v): (u64, Vec<f64>)| {
             let e = Estimate::of(&v);
             (step as f64, e.mean, within(metric, e.mean - e.half), within(metric, e.mean + e.half))
         };
-        Line { name: arm.to_string(), points: rows.curve(arm, split, metric, at).into_iter().map(point).collect() }
+        let points = rows.curve(arm, split, metric, at).into_iter().map(point).collect();
+        Line { name: arm.to_string(), color, points }
     };
-    arms.iter().map(line).filter(|l| !l.points.is_empty()).collect()
+    arms.iter().enumerate().map(line).filter(|l| !l.points.is_empty()).collect()
 }
 
 /// The last value of a figure over places with a number in them, one line an arm.
 fn profile(arms: &[&str], rows: &Rows, metric: &str, places: &[(f64, String)]) -> Vec<Line> {
-    let line = |arm: &&str| {
+    let line = |(color, arm): (usize, &&str)| {
         let point = |(x, at): &(f64, String)| {
             let e = Estimate::of(&values(&rows.last(arm, "val", metric, at)));
             (*x, e.mean, within(metric, e.mean - e.half), within(metric, e.mean + e.half))
         };
         let points = places.iter().map(point).filter(|p| p.1.is_finite()).collect();
-        Line { name: arm.to_string(), points }
+        Line { name: arm.to_string(), color, points }
     };
-    arms.iter().map(line).filter(|l| !l.points.is_empty()).collect()
+    arms.iter().enumerate().map(line).filter(|l| !l.points.is_empty()).collect()
 }
 
 fn charts(config: &crate::config::Config, arms: &[&str], rows: &Rows) -> Result<Vec<(String, String)>> {
@@ -514,6 +515,22 @@ fn charts(config: &crate::config::Config, arms: &[&str], rows: &Rows) -> Result<
         let title = format!("share of dL/dq through the router, {layer}");
         draw(at.replace("layer=", "share-layer"), &title, "step", "share", lines, plain)?;
     }
+    for at in probed("router_share_q") {
+        // bins of u = p^(alpha - 1): 1, 1/2, 1/4, ...; a mean over all probes, because a solved task has no gradient left
+        let bins: Vec<f64> = (0..8).map(|i| 0.5f64.powi(i)).rev().collect();
+        let line = |(color, arm): (usize, &&str)| {
+            let point = |&u: &f64| {
+                let metric = format!("edge_u<={u}");
+                let e = Estimate::of(&values(&rows.mean(arm, "probe", &metric, &at)));
+                (u, e.mean, e.mean - e.half, e.mean + e.half)
+            };
+            Line { name: arm.to_string(), color, points: bins.iter().map(point).collect() }
+        };
+        let lines = arms.iter().enumerate().map(line).filter(|l| l.points.iter().any(|p| p.1 > 0.0)).collect();
+        let style = Style { log_x: true, log_y: true, ..plain };
+        let title = format!("score gradient by distance to the support edge, {}", at.replace('=', " "));
+        draw(at.replace("layer=", "edge-layer"), &title, "u at most", "mean |dL/ds|", lines, style)?;
+    }
     if config.task.is_some() {
         let number = |at: &str, key: &str| at.rsplit(key).next().and_then(|n| n.parse::<f64>().ok());
         let all = rows.places("val", "accuracy");
@@ -544,13 +561,13 @@ fn charts(config: &crate::config::Config, arms: &[&str], rows: &Rows) -> Result<
             draw(format!("missed-by-distance-{length}"), &title, "distance below", "share", lines, style)?;
         }
     }
-    let scatter = |arm: &&str| {
+    let scatter = |(color, arm): (usize, &&str)| {
         let loss = rows.last(arm, "val", "loss", "");
         let tokens = rows.last(arm, "val", "attended_tokens", "");
         let points = loss.iter().zip(&tokens).map(|((_, l), (_, t))| (*t, *l, f64::NAN, f64::NAN)).collect();
-        Line { name: arm.to_string(), points }
+        Line { name: arm.to_string(), color, points }
     };
-    let lines = arms.iter().map(scatter).collect();
+    let lines = arms.iter().enumerate().map(scatter).collect();
     let style = Style { dots: true, ..plain };
     draw(
         "loss-by-budget".into(),
