@@ -86,7 +86,8 @@ fn ops_against_differences(device: &Device) -> CoreResult<Vec<Check>> {
     let targets = [3u32, 0, ops::IGNORE, 6, 3];
     let ids: std::sync::Arc<[u32]> = [2u32, 0, 2, 5].into();
     let rope = ops::RopeTable::new(7, 6, 1e4)?;
-    let list = topk_routing(&x(&[1, 21, 1, 4]), &x(&[1, 5, 1, 4]), 4, 3, 1.0)?;
+    // chunks wider than the 16 lanes of a vector, so that both the lanes and what is left over are checked
+    let list = topk_routing(&x(&[1, 61, 1, 4]), &x(&[1, 3, 1, 4]), 18, 3, 1.0)?;
     let windows = Span::Windows { length: 4, stride: 2 };
     let mut cases: Vec<(&str, Vec<Tensor>, Op)> = vec![
         ("add", vec![x(&[2, 3]), x(&[3])], Box::new(|t, v| ops::add(t, &v[0], &v[1]))),
@@ -104,13 +105,13 @@ fn ops_against_differences(device: &Device) -> CoreResult<Vec<Check>> {
         ("sum_all", vec![x(&[2, 3])], Box::new(|t, v| ops::sum_all(t, &v[0]))),
         ("matmul", vec![x(&[2, 3, 5]), x(&[2, 5, 4])], Box::new(|t, v| ops::matmul(t, &v[0], &v[1]))),
         ("linear", vec![x(&[2, 3, 5]), x(&[7, 5])], Box::new(|t, v| ops::linear(t, &v[0], &v[1]))),
-        ("softmax", vec![x(&[3, 7])], Box::new(|t, v| ops::softmax(t, &v[0]))),
-        ("entmax, alpha 1.25", vec![x(&[3, 9])], Box::new(|t, v| ops::entmax(t, &v[0], 1.25))),
-        ("entmax, alpha 1.5", vec![x(&[3, 9])], Box::new(|t, v| ops::entmax(t, &v[0], 1.5))),
-        ("entmax, alpha 2", vec![x(&[3, 9])], Box::new(|t, v| ops::entmax(t, &v[0], 2.0))),
-        ("rmsnorm", vec![x(&[3, 6]), x(&[6])], Box::new(|t, v| ops::rmsnorm(t, &v[0], &v[1], 1e-6))),
+        ("softmax", vec![x(&[3, 19])], Box::new(|t, v| ops::softmax(t, &v[0]))),
+        ("entmax, alpha 1.25", vec![x(&[3, 19])], Box::new(|t, v| ops::entmax(t, &v[0], 1.25))),
+        ("entmax, alpha 1.5", vec![x(&[3, 19])], Box::new(|t, v| ops::entmax(t, &v[0], 1.5))),
+        ("entmax, alpha 2", vec![x(&[3, 19])], Box::new(|t, v| ops::entmax(t, &v[0], 2.0))),
+        ("rmsnorm", vec![x(&[3, 19]), x(&[19])], Box::new(|t, v| ops::rmsnorm(t, &v[0], &v[1], 1e-6))),
         ("rope", vec![x(&[1, 7, 2, 6])], Box::new(|t, v| ops::rope(t, &v[0], &rope, 0))),
-        ("swiglu", vec![x(&[3, 5]), x(&[3, 5])], Box::new(|t, v| ops::swiglu(t, &v[0], &v[1]))),
+        ("swiglu", vec![x(&[3, 19]), x(&[3, 19])], Box::new(|t, v| ops::swiglu(t, &v[0], &v[1]))),
         ("embedding", vec![x(&[6, 3])], Box::new(|t, v| ops::embedding(t, &v[0], &ids, &[2, 2]))),
         (
             "linear_cross_entropy",
@@ -120,12 +121,12 @@ fn ops_against_differences(device: &Device) -> CoreResult<Vec<Check>> {
         ("chunk_summary", vec![x(&[1, 14, 2, 3]), x(&[6])], Box::new(|t, v| chunk_summary(t, &v[0], &v[1], 4))),
         (
             "dense_attention",
-            vec![x(&[1, 13, 4, 3]), x(&[1, 13, 2, 3]), x(&[1, 13, 2, 3])],
+            vec![x(&[1, 37, 4, 3]), x(&[1, 37, 2, 3]), x(&[1, 37, 2, 3])],
             Box::new(|t, v| dense_attention(t, &v[0], &v[1], &v[2])),
         ),
         (
             "block_attention, with a bias",
-            vec![x(&[1, 21, 2, 3]), x(&[1, 21, 1, 3]), x(&[1, 21, 1, 3]), x(&[list.len()])],
+            vec![x(&[1, 61, 2, 3]), x(&[1, 61, 1, 3]), x(&[1, 61, 1, 3]), x(&[list.len()])],
             Box::new(|t, v| block_attention(t, &v[0], &v[1], &v[2], &list, Some(&v[3]))),
         ),
     ];
@@ -134,8 +135,8 @@ fn ops_against_differences(device: &Device) -> CoreResult<Vec<Check>> {
         ("span_attention, sliding window", Span::Sliding(5), 1.0),
         ("span_attention, compressed windows", windows, 1.0),
     ] {
-        let m = span.keys(13);
-        let inputs = vec![x(&[1, 13, 4, 3]), x(&[1, m, 2, 3]), x(&[1, m, 2, 3])];
+        let m = span.keys(37);
+        let inputs = vec![x(&[1, 37, 4, 3]), x(&[1, m, 2, 3]), x(&[1, m, 2, 3])];
         cases.push((name, inputs, Box::new(move |t, v| span_attention(t, &v[0], &v[1], &v[2], span, alpha))));
     }
     let check = |(name, inputs, op): (&str, Vec<Tensor>, Op)| {
