@@ -73,6 +73,9 @@ enum Command {
         /// if left out
         #[arg(long, requires = "kind")]
         top: Option<usize>,
+        /// With --as: tokens of a chunk; the model's own if left out
+        #[arg(long, requires = "kind")]
+        chunk_size: Option<usize>,
         /// Who chooses the chunks
         #[arg(long, value_enum, default_value_t)]
         router: Router,
@@ -196,8 +199,9 @@ fn dispatch(cli: Cli) -> Result<()> {
             run::train(&config, Start { resume: cli.resume, allow_changes: cli.allow_changes }, Interrupt::install)
         }
         Some(Command::Prepare(args)) => prepare(&load(&args)?),
-        Some(Command::Eval { model, config, kind, top, router, json }) => {
-            eval(&model, config, kind.as_deref(), top, router, json)
+        Some(Command::Eval { model, config, kind, top, chunk_size, router, json }) => {
+            let other = kind.as_deref().map(|kind| Other { kind, top, chunk_size });
+            eval(&model, config, other, router, json)
         }
         Some(Command::Generate { model, prompt, max_tokens, temperature, top_p, seed }) => {
             if !(temperature >= 0.0 && top_p > 0.0 && top_p <= 1.0) {
@@ -307,17 +311,29 @@ impl Loaded {
     }
 }
 
+/// What `--as` asks for.
+struct Other<'a> {
+    kind: &'a str,
+    top: Option<usize>,
+    chunk_size: Option<usize>,
+}
+
 /// The kind, with the sizes of the model's own attention and, where it chooses a number of chunks, that number.
-fn other_attention(config: &Config, kind: &str, top: Option<usize>, attended: f64) -> Result<Attention> {
+fn other_attention(config: &Config, asked: &Other, attended: f64) -> Result<Attention> {
+    let kind = asked.kind;
     let own = &config.model.attention;
     let Some(mut other) = Attention::preset(kind) else {
         return Err(Failure::request(format!("--as: {kind:?} is none of {}", KINDS.join(", "))));
     };
     let t = config.data.seq_len;
-    let size = own.chunk_size().or(other.chunk_size()).unwrap_or(1);
+    let size = asked.chunk_size.or(own.chunk_size()).or(other.chunk_size()).unwrap_or(1).max(1);
     let chunks = t.div_ceil(size);
     let nearest = (1..=chunks).find(|&n| Attention::listed_at(size, n, t) >= attended).unwrap_or(chunks);
-    let wanted = top.unwrap_or(nearest);
+    let wanted = asked.top.unwrap_or(nearest);
+    if other.chunk_size().is_some() && chunks < 2 {
+        let what = format!("--chunk-size: {size} leaves nothing to route in sequences of {t}; give one below {t}");
+        return Err(Failure::request(what));
+    }
     if other.top().is_some() && !(1..=chunks).contains(&wanted) {
         return Err(Failure::request(format!(
             "--top: {wanted} is not between 1 and the {chunks} chunks of a sequence"
@@ -325,7 +341,7 @@ fn other_attention(config: &Config, kind: &str, top: Option<usize>, attended: f6
     }
     match (&mut other, own) {
         (Attention::Dash(d), Attention::Dash(mine)) => {
-            (d.chunk_size, d.alpha, d.gamma, d.diagonal) = (mine.chunk_size, mine.alpha, mine.gamma, mine.diagonal);
+            (d.chunk_size, d.alpha, d.gamma, d.diagonal) = (size, mine.alpha, mine.gamma, mine.diagonal);
         }
         (Attention::Dash(d), _) => d.chunk_size = size,
         (Attention::TopK { chunk_size, top, gamma, indexer }, own) => {
@@ -349,14 +365,7 @@ fn other_attention(config: &Config, kind: &str, top: Option<usize>, attended: f6
     Ok(other)
 }
 
-fn eval(
-    path: &Path,
-    config: OptionalConfig,
-    kind: Option<&str>,
-    top: Option<usize>,
-    router: Router,
-    as_json: bool,
-) -> Result<()> {
+fn eval(path: &Path, config: OptionalConfig, other: Option<Other>, router: Router, as_json: bool) -> Result<()> {
     let data = config.config.map(|c| Config::load(&c, &config.set)).transpose()?;
     let loaded = Loaded::open(path, data.as_ref())?;
     let material = Material::of(&loaded.config)?;
@@ -369,10 +378,11 @@ fn eval(
     }
     let set = material.validation(&loaded.config)?;
     let mut model = loaded.model;
-    if let Some(kind) = kind {
+    if let Some(asked) = other {
+        let kind = asked.kind;
         let attended = set.run(&model, Router::Own)?.attended;
         let config = Config { model: model.config().clone(), ..loaded.config.clone() };
-        let other = other_attention(&config, kind, top, attended)?;
+        let other = other_attention(&config, &asked, attended)?;
         model.set_attention(other).map_err(|e| Failure::request(format!("--as {kind}: {e}")))?;
     }
     if router != Router::Own && model.config().attention.chunk_size().is_none() {

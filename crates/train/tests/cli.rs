@@ -478,6 +478,7 @@ fn a_task_trains_resumes_evaluates_and_exports_without_a_text() {
     assert!(random["loss"] != val["loss"]);
     failed(&bin(&["eval", "--model", "runs/whole", "--as", "dense", "--router", "random"]), 2, &["no router"]);
     failed(&bin(&["eval", "--model", "runs/whole", "--as", "topk", "--top", "99"]), 2, &["--top: 99", "6 chunks"]);
+    failed(&bin(&["eval", "--model", "runs/whole", "--as", "topk", "--chunk-size", "48"]), 2, &["nothing to route"]);
     failed(&bin(&["eval", "--model", "runs/whole", "--as", "nsa"]), 2, &["k_proj_compressed", "missing"]);
     succeeded(&bin(&["export", "--checkpoint", "runs/whole", "--out", "out"]));
     assert!(s.path("out/parity.safetensors").is_file() && !s.path("out/tokenizer.json").exists());
