@@ -92,7 +92,8 @@ pub fn chart(title: &str, x: &str, y: &str, lines: &[Line], style: Style) -> any
             let color = COLORS[line.color % COLORS.len()];
             let points: Vec<_> = line.points.iter().filter(|p| p.1.is_finite()).collect();
             let band: Vec<_> = points.iter().filter(|p| p.2.is_finite() && p.2 < p.3).collect();
-            if band.len() > 1 {
+            // a dozen bands over each other show nothing; the tables have the intervals
+            if band.len() > 1 && lines.len() <= COLORS.len() {
                 let lower = band.iter().map(|p| (at(p.0), p.2));
                 let upper = band.iter().rev().map(|p| (at(p.0), p.3));
                 let shape = Polygon::new(lower.chain(upper).collect::<Vec<_>>(), color.mix(0.12).filled());
@@ -110,7 +111,7 @@ pub fn chart(title: &str, x: &str, y: &str, lines: &[Line], style: Style) -> any
             let y = 60 + 18 * i as i32;
             legend.draw(&Rectangle::new([(4, y), (16, y + 8)], color.filled())).map_err(|e| failed(&e))?;
             if second {
-                legend.draw(&Circle::new((10, y + 4), 4, color.filled())).map_err(|e| failed(&e))?;
+                legend.draw(&Circle::new((10, y + 4), 2, WHITE.filled())).map_err(|e| failed(&e))?;
             }
             let text = Text::new(line.name.clone(), (22, y - 2), ("sans-serif", 13));
             legend.draw(&text).map_err(|e| failed(&e))?;
