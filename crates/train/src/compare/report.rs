@@ -61,6 +61,8 @@ fn plus_minus(e: &Estimate) -> String {
     match e.n {
         0 => "no run finished".into(),
         1 => format!("{} (one seed)", trimmed(e.mean)),
+        // equal values differ from their mean by its rounding
+        _ if e.half <= 1e-12 * e.mean.abs() => format!("{} ± 0", trimmed(e.mean)),
         _ => format!("{} ± {}", trimmed(e.mean), trimmed(e.half)),
     }
 }
