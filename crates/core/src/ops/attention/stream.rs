@@ -108,6 +108,15 @@ simd! {
 }
 
 simd! {
+    /// Scores times a factor.
+    pub(crate) fn scale_row<T>(row: &mut [T], factor: T) {
+        for x in row.iter_mut() {
+            *x *= factor;
+        }
+    }
+}
+
+simd! {
     fn scale_into<T>(x: &[T], factor: T, out: &mut [T]) {
         for (o, &x) in out.iter_mut().zip(x) {
             *o = x * factor;

@@ -1,6 +1,6 @@
 use super::super::Dims;
 use super::super::list::BlockList;
-use super::super::stream::{TILE, interleave};
+use super::super::stream::{TILE, interleave, scale_row};
 use super::{Center, Entmax, Pooling, RouterGradient, WindowChoice};
 use crate::device::simd::{self, simd};
 use crate::device::tile::{Mat, gemm, transpose_into};
@@ -24,14 +24,6 @@ pub struct Forward<T> {
     pub weights: Vec<T>,
     pub bias: Vec<T>,
     pub head_weights: Vec<T>,
-}
-
-simd! {
-    fn scale_row<T>(row: &mut [T], factor: T) {
-        for x in row.iter_mut() {
-            *x *= factor;
-        }
-    }
 }
 
 /// Runs `choose(first query of the tile, scores, part)` for every tile of every kv head and returns the parts in order.

@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use super::super::Dims;
-use super::super::stream::{TILE, interleave, take_tile};
+use super::super::stream::{TILE, interleave, scale_row, take_tile};
 use super::Span;
 use crate::device::simd::simd;
 use crate::device::tile::{Mat, gemm, transpose_into};
@@ -26,14 +26,6 @@ fn transposed<T: Real>(device: &CpuDevice, x: &[T], dims: Dims, m: usize) -> Buf
 /// The keys that the queries `first..first + rows` see together.
 fn union(span: Span, first: usize, rows: usize) -> Range<usize> {
     span.of(first).start..span.of(first + rows - 1).end
-}
-
-simd! {
-    fn scale_row<T>(row: &mut [T], factor: T) {
-        for x in row.iter_mut() {
-            *x *= factor;
-        }
-    }
 }
 
 /// Scores to probabilities, zero outside each query's span; row `r * group + i` is head `i` of query `first + r`, and
