@@ -43,7 +43,7 @@ impl Inputs<'_> {
     fn attend_to(&self, tape: &Tape, list: Arc<BlockList>, bias: Option<Var>) -> Result<(Var, Arc<BlockList>)> {
         let (list, bias) = match self.reroute {
             None => (list, bias),
-            Some(other) => other.apply(tape, &list, bias.as_ref())?,
+            Some(other) => other.apply(tape, self.q.value.device(), &list, bias.as_ref())?,
         };
         Ok((block_attention(tape, self.q, self.k, self.v, &list, bias.as_ref())?, list))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use dash_core::ops::attention::BlockList;
 use dash_core::rng::Rng;
-use dash_core::{Result, Tape, Tensor, Var};
+use dash_core::{Device, Result, Tape, Tensor, Var};
 
 /// Who chooses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,7 @@ impl Reroute {
     pub(super) fn apply(
         &self,
         tape: &Tape,
+        device: &Device,
         list: &Arc<BlockList>,
         bias: Option<&Var>,
     ) -> Result<(Arc<BlockList>, Option<Var>)> {
@@ -33,8 +34,7 @@ impl Reroute {
             Reroute::Random(seed) => Rng::new(*seed),
             Reroute::Oracle(_) => Rng::new(0),
         };
-        let device = bias.map_or_else(|| dash_core::Device::cpu(1), |b| b.value.device().clone());
-        let new = BlockList::from_choice(&device, extents, s, |batch, kv, query, chunks| {
+        let new = BlockList::from_choice(device, extents, s, |batch, kv, query, chunks| {
             let own = list.chunks_of(batch, kv, query);
             let (_, earlier) = own.split_last().expect("the own chunk");
             let entries = list.entries_of(batch, kv, query);
@@ -68,7 +68,7 @@ impl Reroute {
         });
         let bias = match bias {
             None => None,
-            Some(b) => Some(tape.leaf(Tensor::from_vec(&device, &[new.len()], values)?.to_dtype(b.value.dtype()))),
+            Some(b) => Some(tape.leaf(Tensor::from_vec(device, &[new.len()], values)?.to_dtype(b.value.dtype()))),
         };
         Ok((Arc::new(new), bias))
     }
