@@ -236,31 +236,28 @@ real!(f64, CpuF64, F64, f64, false, no_kernel, no_bf16, f64::exp);
 
 /// exp(x) for f32 in straight-line arithmetic, so that a loop over it vectorises: x = n ln 2 + r with |r| <= ln 2 / 2, a
 /// polynomial for exp(r), the exponent field for 2^n. The coefficients minimise the largest relative error, 2e-9. Below
-/// -87.3 (where f32 turns subnormal) the result is 0; above 88.7 the product overflows to infinity by itself, and NaN
-/// passes through the polynomial.
+/// -86.9 (1.6 times the smallest normal number) the result is 0; above 88.7 the product overflows to infinity by itself,
+/// and NaN passes through the polynomial.
 #[inline(always)]
 fn exp_f32(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it leaves the rounded integer in the low mantissa bits
-    let small = x < -87.3;
+    let small = x < -86.9;
     let x = if x > 89.0 { 89.0 } else { x };
     let shifted = x.mul_add(std::f32::consts::LOG2_E, ROUND);
     let n = shifted - ROUND;
     // ln 2 in two parts: the first has 9 trailing zero bits, so n * hi is exact
     let r = n.mul_add(-0.693_359_4, x);
     let r = n.mul_add(2.121_944_4e-4, r);
-    let mut p = 0.001_383_684_6_f32;
-    p = p.mul_add(r, 0.008_374_816);
-    p = p.mul_add(r, 0.041_668_225);
-    p = p.mul_add(r, 0.166_664_2);
-    p = p.mul_add(r, 0.499_999_9);
-    p = p.mul_add(r, 1.0);
-    p = p.mul_add(r, 1.0);
-    // 2^n as 2^(n/2) * 2^(n - n/2): n = 128 has no exponent field of its own
-    let bits = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
-    let half = bits >> 1;
-    let a = f32::from_bits(((half + 127) << 23) as u32);
-    let b = f32::from_bits(((bits - half + 127) << 23) as u32);
-    if small { 0.0 } else { p * a * b }
+    // 2 exp(r), so that the other factor is 2^(n - 1), whose exponent field exists for every n in -125..=128
+    let mut p = 2.0 * 0.001_383_684_6_f32;
+    p = p.mul_add(r, 2.0 * 0.008_374_816);
+    p = p.mul_add(r, 2.0 * 0.041_668_225);
+    p = p.mul_add(r, 2.0 * 0.166_664_2);
+    p = p.mul_add(r, 2.0 * 0.499_999_9);
+    p = p.mul_add(r, 2.0);
+    p = p.mul_add(r, 2.0);
+    let exponent = shifted.to_bits().wrapping_sub(ROUND.to_bits()).wrapping_add(126);
+    if small { 0.0 } else { p * f32::from_bits(exponent << 23) }
 }
 
 /// Runs the body with `$t` bound to the element type.
@@ -287,7 +284,7 @@ mod tests {
     #[test]
     fn exp_is_within_two_ulp_and_exact_at_the_ends() {
         let mut worst = 0.0f64;
-        let mut x = -87.29f32;
+        let mut x = -86.89f32;
         while x < 88.7 {
             let want = (x as f64).exp();
             let ulp = (want as f32).to_bits();

@@ -69,6 +69,11 @@ impl Model {
         &mut self.params
     }
 
+    /// Where its weights live.
+    pub fn device(&self) -> &Device {
+        self.params.iter().next().expect("a model has parameters").value.device()
+    }
+
     /// Longest sequence it has rotary angles for.
     pub fn positions(&self) -> usize {
         self.rope.positions()

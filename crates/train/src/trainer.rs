@@ -65,6 +65,11 @@ impl Trainer {
     /// When a value is not finite: the error names the step and where it appears first, and weights and moments are
     /// those of before.
     pub fn step(&mut self, config: &Config, batches: &[Batch], with_routers: bool) -> Result<StepStats> {
+        let device = self.model.device().clone();
+        device.enter(|| self.update(config, batches, with_routers))
+    }
+
+    fn update(&mut self, config: &Config, batches: &[Batch], with_routers: bool) -> Result<StepStats> {
         let step = self.optimizer.step + 1;
         let lr = learning_rate(&config.optim, step, config.run.steps);
         let tokens: usize = batches.iter().map(Batch::counted).sum();

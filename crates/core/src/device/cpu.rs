@@ -74,6 +74,11 @@ impl CpuDevice {
         self.0.threads.current_num_threads()
     }
 
+    /// Runs `f` on a worker: [`crate::Device::enter`].
+    pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        self.0.threads.install(f)
+    }
+
     /// A buffer of `n` elements whose values are unspecified (NaN on a poisoning device).
     pub fn alloc<T: Real>(&self, n: usize) -> Buffer<T> {
         let class = class(n);

@@ -27,6 +27,14 @@ impl Device {
         }
     }
 
+    /// Runs `f` where the device's work is handed out: on a CPU, on one of the workers. The many ops of a training step
+    /// then start without waking a thread for each.
+    pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match self {
+            Device::Cpu(cpu) => cpu.enter(f),
+        }
+    }
+
     /// The CPU behind it.
     pub(crate) fn as_cpu(&self) -> &CpuDevice {
         match self {

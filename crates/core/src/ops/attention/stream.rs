@@ -68,11 +68,20 @@ struct Row<T> {
 }
 
 simd! {
-    /// Absorbs rows of scores, `width` wide, into their running softmax: on return they hold exp(z - new max), zero past
-    /// the live keys. `factors` are for what was accumulated before.
-    fn absorb<T>(rows: &[Row<T>], s: &mut [T], width: usize, scale: T, max: &mut [T], sum: &mut [T], factors: &mut [T]) {
+    /// Absorbs rows of scores, `keys` of a `width`, into their running softmax: on return they hold exp(z - new max), zero
+    /// past the live keys. `factors` are for what was accumulated before.
+    fn absorb<T>(
+        rows: &[Row<T>],
+        s: &mut [T],
+        shape: (usize, usize),
+        scale: T,
+        max: &mut [T],
+        sum: &mut [T],
+        factors: &mut [T],
+    ) {
+        let (width, keys) = shape;
         for ((row, s), factor) in rows.iter().zip(s.chunks_exact_mut(width)).zip(factors) {
-            let (live, dead) = s.split_at_mut(row.live);
+            let (live, dead) = s[..keys].split_at_mut(row.live);
             let before = max[row.slot];
             let top = simd::max(live).mul_add(scale, row.bias).max(before);
             let shift = row.bias - top;
@@ -135,11 +144,20 @@ simd! {
 simd! {
     /// From scores and dp: p into `s`, scale * ds into `dp`, and sum ds (without scale) of each row into `totals`. The
     /// rows' bias is bias - lse here.
-    fn differentiate<T>(rows: &[Row<T>], s: &mut [T], dp: &mut [T], width: usize, scale: T, delta: &[T], totals: &mut [T]) {
+    fn differentiate<T>(
+        rows: &[Row<T>],
+        s: &mut [T],
+        dp: &mut [T],
+        shape: (usize, usize),
+        scale: T,
+        delta: &[T],
+        totals: &mut [T],
+    ) {
+        let (width, keys) = shape;
         let values = s.chunks_exact_mut(width).zip(dp.chunks_exact_mut(width));
         for ((row, (s, dp)), total) in rows.iter().zip(values).zip(totals) {
-            let (live, dead) = s.split_at_mut(row.live);
-            let (dlive, ddead) = dp.split_at_mut(row.live);
+            let (live, dead) = s[..keys].split_at_mut(row.live);
+            let (dlive, ddead) = dp[..keys].split_at_mut(row.live);
             let delta = delta[row.slot];
             let mut lanes = [T::ZERO; simd::LANES];
             let (mut zs, mut gs) = (live.chunks_exact_mut(simd::LANES), dlive.chunks_exact_mut(simd::LANES));
@@ -239,8 +257,10 @@ pub(crate) fn forward<T: Real>(
                 let v_block = &v[((batch * t + key0) * g + kv) * d..];
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
+                    // keys that the last of these queries sees: near the diagonal fewer than the block has
+                    let keys = keys.min(first + queries[queries.len() - 1] as usize + 1 - key0);
                     let left = rows_of(&q_tile, queries, group * d, &mut qs);
-                    gemm(m, width, d, Mat::rows(left, d), kt, width, &mut scores, width, false);
+                    gemm(m, keys, d, Mat::rows(left, d), kt, width, &mut scores, width, false);
                     state.clear();
                     for (j, &query) in queries.iter().enumerate() {
                         let query = query as usize;
@@ -248,7 +268,7 @@ pub(crate) fn forward<T: Real>(
                         let bias = entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize]);
                         state.extend((0..group).map(|head| Row { slot: query * group + head, live, bias }));
                     }
-                    absorb(&state, &mut scores, width, scale, &mut max, &mut sum, &mut factors);
+                    absorb(&state, &mut scores, (width, keys), scale, &mut max, &mut sum, &mut factors);
                     gemm(m, d, keys, Mat::rows(&scores, width), v_block, g * d, &mut os, d, false);
                     accumulate(&state, &factors, &os, d, &mut acc);
                 }
@@ -357,9 +377,10 @@ pub(crate) fn backward<T: Real>(
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
                     let len = group * d;
+                    let keys = keys.min(first + queries[queries.len() - 1] as usize + 1 - key0);
                     let (qs, gs) = (rows_of(&q_tile, queries, len, &mut qs), rows_of(&g_tile, queries, len, &mut gs));
-                    gemm(m, width, d, Mat::rows(qs, d), kt, width, &mut p, width, false);
-                    gemm(m, width, d, Mat::rows(gs, d), vt, width, &mut ds, width, false);
+                    gemm(m, keys, d, Mat::rows(qs, d), kt, width, &mut p, width, false);
+                    gemm(m, keys, d, Mat::rows(gs, d), vt, width, &mut ds, width, false);
                     state.clear();
                     for (j, &query) in queries.iter().enumerate() {
                         let query = query as usize;
@@ -370,7 +391,7 @@ pub(crate) fn backward<T: Real>(
                             Row { slot: query * group + head, live, bias }
                         }));
                     }
-                    differentiate(&state, &mut p, &mut ds, width, scale, &delta, &mut totals);
+                    differentiate(&state, &mut p, &mut ds, (width, keys), scale, &delta, &mut totals);
                     for (j, &e) in entries.iter().skip(i * at_once).take(queries.len()).enumerate() {
                         let mut sum = T::ZERO;
                         totals[j * group..][..group].iter().for_each(|&x| sum += x);

@@ -6,13 +6,10 @@
 
 use std::arch::x86_64::*;
 
-use super::cpu::{Out, cut};
+use super::cpu::{Left, Operands, multiply};
 use crate::device::CpuDevice;
-use crate::device::kernel::{COLS, ROWS, pair, run_bf16};
+use crate::device::kernel::{Block, COLS, ROWS, pair, run_bf16};
 use crate::device::tile::Mat;
-
-/// Inner length of a pass over C: 256 words by 32 columns of B are 32 KiB.
-const DEPTH: usize = 512;
 
 /// Words of `x`'s neighbours; an odd last element pairs with zero.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
@@ -54,10 +51,89 @@ fn pack_across(first: &[f32], second: &[f32], out: &mut [f32]) {
     }
 }
 
+/// Operands of [m, k] times [k, n] on a processor that has AVX512_BF16. One of the strides of each is 1.
+struct Pairs<'a> {
+    n: usize,
+    k: usize,
+    a: Mat<'a, f32>,
+    b: Mat<'a, f32>,
+    /// as long as a row of either operand: what an odd last row pairs with
+    zeros: &'a [f32],
+}
+
+impl Operands<f32> for Pairs<'_> {
+    fn words(&self) -> usize {
+        self.k.div_ceil(2)
+    }
+
+    fn panels(&self, first: usize, p0: usize, depth: usize, out: &mut [f32]) {
+        let Mat { data, row, col } = self.b;
+        if col == 1 {
+            for p in 0..depth {
+                let at =
+                    |p: usize| if p < self.k { &data[p * row + first..][..self.n - first] } else { &self.zeros[..] };
+                let (even, odd) = (at(2 * (p0 + p)), at(2 * (p0 + p) + 1));
+                for (j, panel) in out.chunks_exact_mut(depth * COLS).enumerate() {
+                    let (columns, to) =
+                        (j * COLS..(self.n - first).min((j + 1) * COLS), &mut panel[p * COLS..][..COLS]);
+                    to[columns.len()..].fill(0.0);
+                    // SAFETY: made for such a processor only.
+                    unsafe { pack_across(&even[columns.clone()], &odd[columns.clone()], &mut to[..columns.len()]) };
+                }
+            }
+            return;
+        }
+        let mut column = [0.0; 16];
+        for (j0, panel) in out.chunks_exact_mut(depth * COLS).enumerate() {
+            // 16 words of each column at a time: the piece of the panel stays in cache
+            for (block, out) in panel.chunks_mut(16 * COLS).enumerate() {
+                let p = 2 * p0 + 32 * block;
+                let words = &mut column[..out.len() / COLS];
+                for j in 0..COLS {
+                    let from = first + j0 * COLS + j;
+                    if from < self.n {
+                        // SAFETY: as above.
+                        unsafe { pack_along(&data[from * col + p..][..(2 * words.len()).min(self.k - p)], words) };
+                    } else {
+                        words.fill(0.0);
+                    }
+                    for (p, &word) in words.iter().enumerate() {
+                        out[p * COLS + j] = word;
+                    }
+                }
+            }
+        }
+    }
+
+    fn left<'a>(&'a self, i0: usize, rows: usize, p0: usize, depth: usize, scratch: &'a mut [f32]) -> Left<'a, f32> {
+        let Mat { data, row, col } = self.a;
+        let p0 = 2 * p0;
+        if col == 1 {
+            let len = (2 * depth).min(self.k - p0);
+            for (i, out) in scratch.chunks_exact_mut(depth).enumerate().take(rows) {
+                // SAFETY: as above.
+                unsafe { pack_along(&data[(i0 + i) * row + p0..][..len], out) };
+            }
+            return Left { data: scratch, block: ROWS * depth, row: depth, col: 1 };
+        }
+        for (p, out) in scratch.chunks_exact_mut(rows).enumerate().take(depth) {
+            let at = |p: usize| if p < self.k { &data[p * col + i0..][..rows] } else { &self.zeros[..rows] };
+            // SAFETY: as above.
+            unsafe { pack_across(at(p0 + 2 * p), at(p0 + 2 * p + 1), out) };
+        }
+        Left { data: scratch, block: ROWS, row: 1, col: rows }
+    }
+
+    unsafe fn run(&self, rows: usize, cols: usize, depth: usize, x: Block<f32>) {
+        // SAFETY: the caller's contract; words are bits that are read as u32.
+        unsafe { run_bf16(rows, cols, depth, (x.a.cast(), x.row, x.col), x.b.cast(), (x.c, x.ldc), x.add) };
+    }
+}
+
 /// `c = a b` or `c += a b` with operands rounded to bf16. One of the strides of each operand must be 1.
 ///
 /// # Safety
-/// The processor must have AVX512_BF16. The caller has checked that the operands hold [m, k] and [k, n] and c [m, n].
+/// The processor must have AVX512_BF16. The caller has checked that the operands hold [m, k] and [k, n].
 pub(super) unsafe fn gemm(
     device: &CpuDevice,
     (m, n, k): (usize, usize, usize),
@@ -66,71 +142,6 @@ pub(super) unsafe fn gemm(
     c: &mut [f32],
     add: bool,
 ) {
-    let words = k.div_ceil(2);
-    let mut packed = device.alloc::<f32>(n.div_ceil(COLS) * words * COLS);
-    let zeros = vec![0.0; m.max(n)];
-    device.for_chunks(&mut packed, words * COLS, |panel, out| {
-        let first = panel * COLS;
-        let cols = COLS.min(n - first);
-        let mut column = vec![0.0; if b.col == 1 { 0 } else { words }];
-        if b.col == 1 {
-            for (p, out) in out.chunks_exact_mut(COLS).enumerate() {
-                let row = |p: usize| if p < k { &b.data[p * b.row + first..][..cols] } else { &zeros[..cols] };
-                // SAFETY: the caller vouches for the processor.
-                unsafe { pack_across(row(2 * p), row(2 * p + 1), &mut out[..cols]) };
-                out[cols..].fill(0.0);
-            }
-            return;
-        }
-        for j in 0..COLS {
-            if j < cols {
-                // SAFETY: as above.
-                unsafe { pack_along(&b.data[(first + j) * b.col..][..k], &mut column) };
-            } else {
-                column.fill(0.0);
-            }
-            for (p, &word) in column.iter().enumerate() {
-                out[p * COLS + j] = word;
-            }
-        }
-    });
-    let (rows, cols) = cut(m, n);
-    let across = n.div_ceil(cols);
-    let out = Out::new(c);
-    let task = |task: usize| {
-        let (i0, j0) = (task / across * rows, task % across * cols);
-        let (rows, cols) = (rows.min(m - i0), cols.min(n - j0));
-        let mut left = device.alloc::<f32>(DEPTH.min(k).div_ceil(2) * rows);
-        for p0 in (0..k).step_by(DEPTH) {
-            let depth = DEPTH.min(k - p0);
-            let pairs = depth.div_ceil(2);
-            let (row, col) = if a.col == 1 {
-                for (i, out) in left.chunks_exact_mut(pairs).enumerate().take(rows) {
-                    // SAFETY: as above.
-                    unsafe { pack_along(&a.data[(i0 + i) * a.row + p0..][..depth], out) };
-                }
-                (pairs, 1)
-            } else {
-                for (p, out) in left.chunks_exact_mut(rows).enumerate().take(pairs) {
-                    let at = |p: usize| if p < k { &a.data[p * a.col + i0..][..rows] } else { &zeros[..rows] };
-                    // SAFETY: as above.
-                    unsafe { pack_across(at(p0 + 2 * p), at(p0 + 2 * p + 1), out) };
-                }
-                (1, rows)
-            };
-            for j in (j0..j0 + cols).step_by(COLS) {
-                let panel = &packed[(j / COLS * words + p0 / 2) * COLS..][..pairs * COLS];
-                let width = COLS.min(j0 + cols - j);
-                for i in (0..rows).step_by(ROWS) {
-                    let height = ROWS.min(rows - i);
-                    let a = (left[i * row..].as_ptr().cast::<u32>(), row, col);
-                    let c = (out.at((i0 + i) * n + j), n);
-                    // SAFETY: `left` holds `rows` rows and the panel 32 columns of `pairs` words, whose bits are read as
-                    // u32; blocks of C are disjoint, inside c, and c is borrowed mutably.
-                    unsafe { run_bf16(height, width, pairs, a, panel.as_ptr().cast(), c, add || p0 > 0) };
-                }
-            }
-        }
-    };
-    device.map(m.div_ceil(rows) * across, task);
+    let zeros = device.zeros::<f32>(m.max(n));
+    multiply(device, (m, n), &Pairs { n, k, a, b, zeros: &zeros }, c, add);
 }

@@ -2,69 +2,285 @@
 //!
 //! A panel is [k, 32] contiguous, so the kernel reads B in order and never past a page it knows. Rows of A are read in
 //! place: the kernel broadcasts its elements, so eight sequential streams are all it needs. A transposed A (the weight
-//! gradient) is copied per task into [k, rows] first, where the rows of a register block are neighbours.
+//! gradient) is copied per task into strips [k, 8].
 //!
-//! C is cut by shape alone, and each element is one chain of multiply-adds over k in order: the bits do not depend on the
-//! number of threads.
+//! Where C has too few blocks for the threads, which is the weight gradient again (few outputs, thousands of tokens), the
+//! inner axis is cut too, each part is a C of its own, and the parts are added in order. Every cut follows from the shape
+//! alone, so the bits do not depend on the number of threads.
 
 use crate::device::CpuDevice;
 use crate::device::kernel::{Block, COLS, ROWS};
 use crate::device::simd::{self, simd};
 use crate::device::tile::{self, Mat};
 use crate::storage::{Compute, Real};
+use crate::tensor::ELEMENTWISE;
 
-/// Inner length of a pass over C: a panel piece of 256 x 32 f32 is 32 KiB, the L1 cache, and re-reading C costs 3 %.
+/// Words of the inner axis in one pass over C: a panel piece of 256 x 32 f32 is 32 KiB, the L1 cache, and re-reading C
+/// costs 3 %. A part of the inner axis has at least as many.
 const DEPTH: usize = 256;
-/// Tasks to cut C into.
+/// Tasks to cut a product into at least.
 const TASKS: usize = 16;
-/// Rows of C a task owns at most; with DEPTH columns of A they fill a quarter of a 1 MiB L2.
-const MAX_ROWS: usize = 256;
+/// Rows of C a task owns at most, and columns at least while the inner axis can be cut instead; 256 rows with DEPTH
+/// columns of A fill a quarter of a 1 MiB L2.
+const BLOCK: usize = 256;
+/// Rows and columns below which a block is cut no further: packing would cost more than it feeds.
+const SMALLEST: (usize, usize) = (32, 64);
+/// Multiply-adds below which one task does it all.
+const ALONE: usize = 1 << 15;
 
 /// C, shared by tasks that write disjoint blocks of it.
-pub(super) struct Out<T>(*mut T);
+struct Out<T>(*mut T);
 // SAFETY: each task writes its own block of C, and no block overlaps another.
 unsafe impl<T: Send> Send for Out<T> {}
 // SAFETY: as above; the pointer itself is only read.
 unsafe impl<T: Send> Sync for Out<T> {}
 
 impl<T> Out<T> {
-    pub(super) fn new(c: &mut [T]) -> Self {
-        Out(c.as_mut_ptr())
-    }
-
-    pub(super) fn at(&self, offset: usize) -> *mut T {
+    fn at(&self, offset: usize) -> *mut T {
         // SAFETY: callers pass offsets inside the slice that the pointer was taken from.
         unsafe { self.0.add(offset) }
     }
 }
 
-/// Rows and columns of a task's block: multiples of the register block, rows cut first.
-pub(super) fn cut(m: usize, n: usize) -> (usize, usize) {
-    let rows = m.div_ceil(TASKS).next_multiple_of(ROWS).clamp(ROWS.min(m), MAX_ROWS);
-    let down = m.div_ceil(rows);
-    let across = (TASKS / down).clamp(1, n.div_ceil(2 * COLS));
-    (rows, n.div_ceil(across).next_multiple_of(COLS))
+/// A task's block of C and its part of the inner axis.
+#[derive(Debug, PartialEq)]
+struct Cut {
+    rows: usize,
+    cols: usize,
+    depth: usize,
+}
+
+fn cut(m: usize, n: usize, k: usize) -> Cut {
+    let even = |n: usize, pieces: usize, unit: usize| n.div_ceil(pieces).next_multiple_of(unit);
+    let (mut rows, mut cols) = (even(m, m.div_ceil(BLOCK), ROWS), n.next_multiple_of(COLS));
+    if m * n * k < ALONE {
+        return Cut { rows: m, cols, depth: k };
+    }
+    let missing = TASKS.div_ceil(m.div_ceil(rows));
+    cols = even(n, missing.clamp(1, n.div_ceil(BLOCK)), COLS);
+    let blocks = |rows: usize, cols: usize| m.div_ceil(rows) * n.div_ceil(cols);
+    let parts = TASKS.div_ceil(blocks(rows, cols)).clamp(1, (k / DEPTH).max(1));
+    while blocks(rows, cols) * parts < TASKS && (rows > SMALLEST.0 || cols > SMALLEST.1) {
+        if rows > SMALLEST.0 && (rows >= cols || cols <= SMALLEST.1) {
+            rows = even(rows, 2, ROWS);
+        } else {
+            cols = even(cols, 2, COLS);
+        }
+    }
+    Cut { rows, cols, depth: k.div_ceil(parts) }
+}
+
+/// Rows of A as the register kernel reads them: element (i, p) of register block b is
+/// `data[b * block + i * row + p * col]`.
+pub(super) struct Left<'a, T> {
+    pub data: &'a [T],
+    pub block: usize,
+    pub row: usize,
+    pub col: usize,
+}
+
+/// Operands in the words that a register kernel multiplies: elements, or bf16 pairs of neighbours along k.
+pub(super) trait Operands<T: Real>: Sync {
+    /// Length of the inner axis in words.
+    fn words(&self) -> usize;
+    /// Writes words `p0..p0 + depth` of B's columns from `first` as panels [depth, 32], as many as `out` holds, zero past
+    /// the last column.
+    fn panels(&self, first: usize, p0: usize, depth: usize, out: &mut [T]);
+    /// Rows `i0..i0 + rows` of A, words `p0..p0 + depth`, in place or copied to `scratch` (`depth` words for each of the
+    /// rows, rounded up to whole register blocks).
+    fn left<'a>(&'a self, i0: usize, rows: usize, p0: usize, depth: usize, scratch: &'a mut [T]) -> Left<'a, T>;
+    /// A register block of C.
+    ///
+    /// # Safety
+    /// As [`crate::device::kernel::run_f32`]; `block.b` is a piece of a panel.
+    unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>);
+}
+
+/// `c = a b` or `c += a b`.
+pub(super) fn multiply<T: Real>(
+    device: &CpuDevice,
+    (m, n): (usize, usize),
+    x: &impl Operands<T>,
+    c: &mut [T],
+    add: bool,
+) {
+    let k = x.words();
+    assert!(c.len() >= m * n, "c holds [{m}, {n}]");
+    let Cut { rows, cols, depth } = cut(m, n, k);
+    let (down, across, parts) = (m.div_ceil(rows), n.div_ceil(cols), k.div_ceil(depth));
+    // Panels for all tasks, unless a task is alone with its part of B or nearly so: then it packs what it needs into its
+    // cache, and B is read once instead of read, written and read.
+    let mut shared = device.alloc::<T>(if parts == 1 { n.div_ceil(COLS) * k * COLS } else { 0 });
+    if parts == 1 {
+        device.for_chunks(&mut shared, k * COLS, |panel, out| x.panels(panel * COLS, 0, k, out));
+    }
+    let mut partial = device.alloc::<T>(if parts == 1 { 0 } else { parts * m * n });
+    let out = Out(if parts == 1 { c.as_mut_ptr() } else { partial.as_mut_ptr() });
+    let add_first = add && parts == 1;
+    let task = |task: usize| {
+        let (part, i0, j0) = (task / (down * across), task / across % down * rows, task % across * cols);
+        let (rows, cols, end) = (rows.min(m - i0), cols.min(n - j0), k.min((part + 1) * depth));
+        let mut scratch = device.alloc::<T>(rows.next_multiple_of(ROWS) * DEPTH.min(depth));
+        let mut own = device.alloc::<T>(if parts == 1 { 0 } else { cols.next_multiple_of(COLS) * DEPTH });
+        for p0 in (part * depth..end).step_by(DEPTH) {
+            let depth_here = DEPTH.min(end - p0);
+            let left = x.left(i0, rows, p0, depth_here, &mut scratch);
+            if parts > 1 {
+                x.panels(j0, p0, depth_here, &mut own[..cols.next_multiple_of(COLS) * depth_here]);
+            }
+            for j in (j0..j0 + cols).step_by(COLS) {
+                let panel = match parts {
+                    1 => &shared[(j / COLS * k + p0) * COLS..],
+                    _ => &own[(j - j0) * depth_here..],
+                };
+                let panel = &panel[..depth_here * COLS];
+                for i in (0..rows).step_by(ROWS) {
+                    let block = Block {
+                        a: left.data[i / ROWS * left.block..].as_ptr(),
+                        row: left.row,
+                        col: left.col,
+                        b: panel.as_ptr(),
+                        ldb: COLS,
+                        c: out.at((part * m + i0 + i) * n + j),
+                        ldc: n,
+                        add: add_first || p0 > part * depth,
+                    };
+                    // SAFETY: `left` and the panel hold `depth_here` words of every row and column; C, or the parts, hold
+                    // m rows each, no two tasks share a block of them, and they are borrowed mutably.
+                    unsafe { x.run(ROWS.min(rows - i), COLS.min(j0 + cols - j), depth_here, block) };
+                }
+            }
+        }
+    };
+    let tasks = down * across * parts;
+    if tasks == 1 {
+        task(0);
+    } else {
+        device.map(tasks, task);
+    }
+    if parts > 1 {
+        device.for_chunks(&mut c[..m * n], ELEMENTWISE, |i, c| {
+            for part in 0..parts {
+                let from = &partial[part * m * n + i * ELEMENTWISE..][..c.len()];
+                if part == 0 && !add {
+                    c.copy_from_slice(from);
+                } else {
+                    add_into(from, c);
+                }
+            }
+        });
+    }
 }
 
 simd! {
-    /// One panel of B: columns `first..first + 32` (zero past n) of every row, as [k, 32].
-    fn pack_panel<T>(b: Mat<T>, k: usize, first: usize, n: usize, out: &mut [T]) {
-        let cols = COLS.min(n - first);
+    fn add_into<T>(x: &[T], out: &mut [T]) {
+        for (o, &x) in out.iter_mut().zip(x) {
+            *o += x;
+        }
+    }
+}
+
+simd! {
+    /// Panels of B: every 32 of its first `n` columns as [depth, 32], zero past the last.
+    fn pack_panels<T>(b: Mat<T>, depth: usize, n: usize, out: &mut [T]) {
         if b.col == 1 {
-            for (p, out) in out.chunks_exact_mut(COLS).enumerate().take(k) {
-                let row = &b.data[p * b.row + first..][..cols];
-                out[..cols].copy_from_slice(row);
-                out[cols..].fill(T::ZERO);
+            // row by row, so that B is read in order; a copy of known length is two registers instead of a call
+            for p in 0..depth {
+                let row = &b.data[p * b.row..];
+                let row = &row[..n.min(row.len())];
+                for (j, panel) in out.chunks_exact_mut(depth * COLS).enumerate() {
+                    let (from, to) = (&row[j * COLS..], &mut panel[p * COLS..][..COLS]);
+                    match (from.first_chunk::<COLS>(), to.first_chunk_mut::<COLS>()) {
+                        (Some(from), Some(to)) => *to = *from,
+                        _ => {
+                            to[..from.len()].copy_from_slice(from);
+                            to[from.len()..].fill(T::ZERO);
+                        }
+                    }
+                }
             }
             return;
         }
-        // Transposed: 16 inner indices at a time, so that each source line is read once.
-        for p0 in (0..k).step_by(16) {
-            let depth = 16.min(k - p0);
-            for j in 0..COLS {
-                for p in p0..p0 + depth {
-                    out[p * COLS + j] = if j < cols { b.data[p * b.row + (first + j) * b.col] } else { T::ZERO };
+        for (j0, panel) in out.chunks_exact_mut(depth * COLS).enumerate() {
+            // 16 inner indices at a time, so that each source line is read once
+            for p0 in (0..depth).step_by(16) {
+                for j in 0..COLS {
+                    for p in p0..depth.min(p0 + 16) {
+                        let column = j0 * COLS + j;
+                        panel[p * COLS + j] = if column < n { b.data[p * b.row + column * b.col] } else { T::ZERO };
+                    }
                 }
+            }
+        }
+    }
+}
+
+simd! {
+    /// Rows of a transposed A, `depth` columns `stride` apart, as strips [depth, 8].
+    fn pack_strips<T>(a: &[T], stride: usize, rows: usize, depth: usize, out: &mut [T]) {
+        // four columns at a time: A is read nearly in order, and whole lines of each strip are written
+        for p0 in (0..depth).step_by(4) {
+            for (i, strip) in out.chunks_exact_mut(depth * ROWS).enumerate().take(rows.div_ceil(ROWS)) {
+                for p in p0..depth.min(p0 + 4) {
+                    let (from, to) = (&a[p * stride + i * ROWS..], &mut strip[p * ROWS..]);
+                    match (from.first_chunk::<ROWS>(), to.first_chunk_mut::<ROWS>()) {
+                        (Some(from), Some(to)) => *to = *from,
+                        _ => to.iter_mut().zip(from).for_each(|(to, &from)| *to = from),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Operands as they are.
+struct Full<'a, T> {
+    n: usize,
+    k: usize,
+    a: Mat<'a, T>,
+    b: Mat<'a, T>,
+}
+
+impl<T: Real> Operands<T> for Full<'_, T> {
+    fn words(&self) -> usize {
+        self.k
+    }
+
+    fn panels(&self, first: usize, p0: usize, depth: usize, out: &mut [T]) {
+        let Mat { data, row, col } = self.b;
+        let b = Mat { data: &data[p0 * row + first * col..], row, col };
+        pack_panels(b, depth, self.n - first, out);
+    }
+
+    fn left<'a>(&'a self, i0: usize, rows: usize, p0: usize, depth: usize, scratch: &'a mut [T]) -> Left<'a, T> {
+        let Mat { data, row, col } = self.a;
+        let data = &data[i0 * row + p0 * col..];
+        if col == 1 {
+            return Left { data, block: ROWS * row, row, col };
+        }
+        if row == 1 {
+            pack_strips(data, col, rows, depth, scratch);
+        } else {
+            for (i, p) in (0..rows).flat_map(|i| (0..depth).map(move |p| (i, p))) {
+                scratch[(i / ROWS * depth + p) * ROWS + i % ROWS] = data[i * row + p * col];
+            }
+        }
+        Left { data: scratch, block: depth * ROWS, row: 1, col: ROWS }
+    }
+
+    unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>) {
+        // SAFETY: the caller's contract.
+        if unsafe { T::kernel(simd::level(), rows, cols, depth, block) } {
+            return;
+        }
+        // SAFETY: the block's formula reads this far and no further, and writes `cols` elements of each row of C.
+        unsafe {
+            let left = std::slice::from_raw_parts(block.a, (rows - 1) * block.row + (depth - 1) * block.col + 1);
+            let panel = std::slice::from_raw_parts(block.b, depth * COLS);
+            for i in 0..rows {
+                let left = Mat { data: &left[i * block.row..], row: block.row, col: block.col };
+                let c = std::slice::from_raw_parts_mut(block.c.add(i * block.ldc), cols);
+                tile::gemm(1, cols, depth, left, panel, COLS, c, cols, block.add);
             }
         }
     }
@@ -92,73 +308,11 @@ pub(crate) fn gemm<T: Real>(
     }
     assert!(a.data.len() > (m - 1) * a.row + (k - 1) * a.col, "a holds [{m}, {k}]");
     assert!(b.data.len() > (k - 1) * b.row + (n - 1) * b.col, "b holds [{k}, {n}]");
-    assert!(c.len() >= m * n, "c holds [{m}, {n}]");
     let straight = |x: Mat<T>| x.row == 1 || x.col == 1;
     if compute == Compute::Bf16 && straight(a) && straight(b) && T::gemm_bf16(device, (m, n, k), a, b, c, add) {
         return;
     }
-    let panels = n.div_ceil(COLS);
-    let mut packed = device.alloc::<T>(panels * k * COLS);
-    device.for_chunks(&mut packed, k * COLS, |j, out| pack_panel(b, k, j * COLS, n, out));
-    let (rows, cols) = if m * n * k < 1 << 15 { (m, n.next_multiple_of(COLS)) } else { cut(m, n) };
-    let across = n.div_ceil(cols);
-    let tasks = m.div_ceil(rows) * across;
-    let out = Out::new(c);
-    let task = |task: usize| {
-        let (i0, j0) = (task / across * rows, task % across * cols);
-        let (rows, cols) = (rows.min(m - i0), cols.min(n - j0));
-        let mut copy = device.alloc::<T>(if a.col == 1 { 0 } else { DEPTH.min(k) * rows });
-        for p0 in (0..k).step_by(DEPTH) {
-            let depth = DEPTH.min(k - p0);
-            let left = if a.col == 1 {
-                Mat { data: &a.data[i0 * a.row + p0..], ..a }
-            } else {
-                for (p, out) in copy.chunks_exact_mut(rows).enumerate().take(depth) {
-                    let from = &a.data[(p0 + p) * a.col + i0 * a.row..];
-                    if a.row == 1 {
-                        out.copy_from_slice(&from[..rows]);
-                    } else {
-                        out.iter_mut().enumerate().for_each(|(i, x)| *x = from[i * a.row]);
-                    }
-                }
-                Mat { data: &copy[..], row: 1, col: rows }
-            };
-            for j in (j0..j0 + cols).step_by(COLS) {
-                let panel = &packed[(j / COLS * k + p0) * COLS..][..depth * COLS];
-                let width = COLS.min(j0 + cols - j);
-                for i in (0..rows).step_by(ROWS) {
-                    let block = Block {
-                        a: left.data[i * left.row..].as_ptr(),
-                        row: left.row,
-                        col: left.col,
-                        b: panel.as_ptr(),
-                        ldb: COLS,
-                        c: out.at((i0 + i) * n + j),
-                        ldc: n,
-                        add: add || p0 > 0,
-                    };
-                    let height = ROWS.min(rows - i);
-                    // SAFETY: the asserts above bound A and C; `copy` and the panel hold `depth` rows; blocks of C are
-                    // disjoint and C is borrowed mutably, so it aliases neither operand.
-                    let done = unsafe { T::kernel(simd::level(), height, width, depth, block) };
-                    if !done {
-                        let left = Mat { data: &left.data[i * left.row..], ..left };
-                        for r in 0..height {
-                            let left = Mat { data: &left.data[r * left.row..], ..left };
-                            // SAFETY: row i + r of the task's own block of C; see above.
-                            let c = unsafe { std::slice::from_raw_parts_mut(out.at((i0 + i + r) * n + j), width) };
-                            tile::gemm(1, width, depth, left, panel, COLS, c, width, block.add);
-                        }
-                    }
-                }
-            }
-        }
-    };
-    if tasks == 1 {
-        task(0);
-    } else {
-        device.map(tasks, task);
-    }
+    multiply(device, (m, n), &Full { n, k, a, b }, c, add);
 }
 
 /// The bf16 product where this processor has it; false elsewhere. Extents and operands have been checked.
@@ -177,4 +331,27 @@ pub(crate) fn gemm_bf16(
         unsafe { super::bf16::gemm(device, sizes, a, b, c, add) };
     }
     can
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_products_have_enough_tasks_and_parts_of_whole_passes() {
+        for m in [1, 8, 64, 256, 688, 1000, 4096] {
+            for n in [1, 32, 64, 256, 688, 4096] {
+                for k in [1, 64, 256, 1024, 4096] {
+                    let Cut { rows, cols, depth } = cut(m, n, k);
+                    assert!(rows > 0 && cols.is_multiple_of(COLS) && (1..=k).contains(&depth), "{m} {n} {k}");
+                    let parts = k.div_ceil(depth);
+                    assert!(parts == 1 || depth >= DEPTH, "{m} {n} {k}: parts of {depth}");
+                    let tasks = m.div_ceil(rows) * n.div_ceil(cols) * parts;
+                    let smallest = rows <= SMALLEST.0 && cols <= SMALLEST.1;
+                    // rounding up to the register block may leave fewer tasks than asked for, but not half
+                    assert!(tasks > TASKS / 2 || smallest || m * n * k < ALONE, "{m} {n} {k}: {tasks} tasks");
+                }
+            }
+        }
+    }
 }

@@ -14,7 +14,7 @@ fn grads() {
 fn f32_error_is_that_of_its_arithmetic() {
     // A chain of k fused multiply-adds is off by at most k half-ulps of its partial sums; random signs leave sqrt(k).
     let d = device();
-    for (m, n, k) in [(1, 1, 1), (65, 130, 33), (300, 257, 500)] {
+    for (m, n, k) in [(1, 1, 1), (65, 130, 33), (300, 257, 500), (43, 50, 1999)] {
         let (a, b) = (normal(&d, &[m, k], 1), normal(&d, &[n, k], 2));
         let t = Tape::inference();
         let round = |x: &Tensor| t.leaf(x.to_dtype(DType::F32));
@@ -27,9 +27,10 @@ fn f32_error_is_that_of_its_arithmetic() {
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    let run = |threads, compute| {
+    let run = |threads, compute, rows| {
         let d = Device::cpu(threads);
-        let (a, b) = (normal(&d, &[333, 200], 1).to_dtype(DType::F32), normal(&d, &[190, 200], 2).to_dtype(DType::F32));
+        let normal = |shape: &[usize], seed| normal(&d, shape, seed).to_dtype(DType::F32);
+        let (a, b) = (normal(&[rows, 200], 1), normal(&[190, 200], 2));
         let t = Tape::new().computing(compute);
         let (a, b) = (t.leaf(a), t.leaf(b));
         let y = linear(&t, &a, &b).unwrap();
@@ -38,7 +39,28 @@ fn bits_do_not_depend_on_threads() {
         [g.get(&a).unwrap().to_vec::<f32>().unwrap(), g.get(&b).unwrap().to_vec().unwrap()]
     };
     for compute in [Compute::Full, Compute::Bf16] {
-        assert_eq!(run(1, compute), run(4, compute));
+        for rows in [333, 2100] {
+            assert_eq!(run(1, compute, rows), run(4, compute, rows));
+        }
+    }
+}
+
+#[test]
+fn a_product_added_to_what_is_there_is_the_product_plus_it() {
+    // 2100 along the inner axis are cut into parts, 40 are not
+    let d = device();
+    for k in [40, 2100] {
+        let (a, b, start) = (normal(&d, &[30, k], 1), normal(&d, &[k, 50], 2), normal(&d, &[30, 50], 3));
+        let operands = || (Mat::rows(a.data::<f64>(), k), Mat::rows(b.data::<f64>(), 50));
+        let run = |mut c: Vec<f64>, add| {
+            let (a, b) = operands();
+            gemm(d.as_cpu(), Compute::Full, (30, 50, k), a, b, &mut c, add);
+            c
+        };
+        let (fresh, sum) = (run(vec![f64::NAN; 1500], false), run(start.to_vec().unwrap(), true));
+        for ((&y, &x), &got) in fresh.iter().zip(start.data::<f64>()).zip(&sum) {
+            assert!((got - (x + y)).abs() <= k as f64 * f64::EPSILON * (x.abs() + y.abs() + 1.0));
+        }
     }
 }
 
@@ -59,7 +81,7 @@ fn rounded(x: &Tensor) -> Tensor {
 #[test]
 fn bf16_errs_at_most_twice_as_much_as_the_formula_with_rounded_operands() {
     let d = device();
-    for (m, n, k) in [(1, 1, 1), (9, 33, 7), (65, 130, 33), (300, 257, 1031)] {
+    for (m, n, k) in [(1, 1, 1), (9, 33, 7), (65, 130, 33), (300, 257, 1031), (43, 50, 1999)] {
         let (a, b) = (normal(&d, &[m, k], 1).to_dtype(DType::F32), normal(&d, &[n, k], 2).to_dtype(DType::F32));
         let seed = normal(&d, &[m, n], 3).to_dtype(DType::F32);
         let run = |a: &Tensor, b: &Tensor, seed: &Tensor, dtype, compute| {
