@@ -29,6 +29,6 @@ pub mod testing;
 
 pub use device::{CpuDevice, Device};
 pub use error::{Error, Result};
-pub use storage::{Compute, DType, Real, Storage};
+pub use storage::{Compute, DType, Element, Real, Storage};
 pub use tape::{Grads, Id, Tape, Var, Watcher};
 pub use tensor::Tensor;

@@ -29,20 +29,51 @@ pub fn broadcast(op: &'static str, a: &[usize], b: &[usize]) -> Result<Vec<usize
     Ok(out)
 }
 
-/// For every element of `out` in order, the offset of the element of `shape` that it reads.
-pub fn broadcast_offsets(shape: &[usize], out: &[usize]) -> Vec<usize> {
+/// Strides with which elements of `shape` are read as `out`: 0 along the axes that are repeated.
+pub fn broadcast_strides(shape: &[usize], out: &[usize]) -> Vec<usize> {
     let own = strides(shape);
     let lead = out.len() - shape.len();
-    let stride: Vec<usize> =
-        (0..out.len()).map(|i| if i < lead || shape[i - lead] == 1 { 0 } else { own[i - lead] }).collect();
-    walk(out, &stride)
+    (0..out.len()).map(|i| if i < lead || shape[i - lead] == 1 { 0 } else { own[i - lead] }).collect()
 }
 
-/// For every index of `shape` in row-major order, the sum of index times `stride`.
-pub fn walk(shape: &[usize], stride: &[usize]) -> Vec<usize> {
-    let mut offsets = vec![0];
-    for (&n, &step) in shape.iter().zip(stride) {
-        offsets = offsets.iter().flat_map(|&o| (0..n).map(move |i| o + i * step)).collect();
+/// For every index of `shape` in row-major order, from element `first` on and round again after the last, the sum of index
+/// times `stride`. No axis may be empty.
+pub fn walk<'a>(shape: &'a [usize], stride: &'a [usize], first: usize) -> impl Iterator<Item = usize> + 'a {
+    let mut index = vec![0; shape.len()];
+    let mut rest = first;
+    for axis in (0..shape.len()).rev() {
+        index[axis] = rest % shape[axis];
+        rest /= shape[axis];
     }
-    offsets
+    let mut offset: usize = index.iter().zip(stride).map(|(i, s)| i * s).sum();
+    std::iter::repeat_with(move || {
+        let here = offset;
+        for axis in (0..shape.len()).rev() {
+            index[axis] += 1;
+            offset += stride[axis];
+            if index[axis] < shape[axis] {
+                break;
+            }
+            offset -= shape[axis] * stride[axis];
+            index[axis] = 0;
+        }
+        here
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_walk_may_start_anywhere() {
+        // a [2, 3] matrix read as its transpose
+        let all: Vec<usize> = walk(&[3, 2], &[1, 3], 0).take(6).collect();
+        assert_eq!(all, [0, 3, 1, 4, 2, 5]);
+        for first in 0..6 {
+            assert!(walk(&[3, 2], &[1, 3], first).take(6 - first).eq(all[first..].iter().copied()));
+        }
+        assert_eq!(broadcast_strides(&[3, 1], &[2, 3, 4]), [0, 1, 0]);
+        assert!(walk(&[], &[], 0).take(1).eq([0]));
+    }
 }

@@ -54,14 +54,37 @@ impl Storage {
     }
 }
 
+/// What a device keeps in its buffers.
+pub trait Element: Copy + Send + Sync + std::fmt::Debug + 'static {
+    /// All bits zero.
+    const ZEROED: Self;
+    /// What a poisoning device fills new buffers with: a value that no computation should meet.
+    const POISON: Self;
+    /// The free list for this type.
+    fn pool(pools: &crate::device::Pools) -> &crate::device::Pool<Self>;
+}
+
+macro_rules! element {
+    ($t:ident, $zero:expr, $poison:expr) => {
+        impl Element for $t {
+            const ZEROED: Self = $zero;
+            const POISON: Self = $poison;
+            fn pool(pools: &crate::device::Pools) -> &crate::device::Pool<Self> {
+                &pools.$t
+            }
+        }
+    };
+}
+
+element!(f32, 0.0, f32::NAN);
+element!(f64, 0.0, f64::NAN);
+element!(u32, 0, u32::MAX);
+
 /// The arithmetic that kernels use, for `f32` and `f64`, so that the f64 gradient check runs the code that trains in f32.
 pub trait Real:
-    Copy
+    Element
     + Default
-    + Send
-    + Sync
     + PartialOrd
-    + std::fmt::Debug
     + std::ops::Add<Output = Self>
     + std::ops::Sub<Output = Self>
     + std::ops::Mul<Output = Self>
@@ -70,14 +93,11 @@ pub trait Real:
     + std::ops::AddAssign
     + std::ops::SubAssign
     + std::ops::MulAssign
-    + 'static
 {
     /// Zero.
     const ZERO: Self;
     /// One.
     const ONE: Self;
-    /// Not a number.
-    const NAN: Self;
     /// Minus infinity.
     const NEG_INF: Self;
     /// Element type tag.
@@ -108,8 +128,6 @@ pub trait Real:
     fn buffer(storage: &Storage) -> Option<&Buffer<Self>>;
     /// The buffer, if it is of this type.
     fn buffer_mut(storage: &mut Storage) -> Option<&mut Buffer<Self>>;
-    /// The free list for this type.
-    fn pool(pools: &crate::device::Pools) -> &crate::device::Pool<Self>;
     /// Whether [`Real::kernel`] has anything for this instruction set.
     fn has_kernel(level: Level) -> bool;
     /// A hand-written register kernel for one block of a matrix product; false if there is none for it.
@@ -129,11 +147,10 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ty, $variant:ident, $dtype:ident, $pool:ident, $has_kernel:expr, $kernel:path, $bf16:path, $exp:path) => {
+    ($t:ty, $variant:ident, $dtype:ident, $has_kernel:expr, $kernel:path, $bf16:path, $exp:path) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
-            const NAN: Self = <$t>::NAN;
             const NEG_INF: Self = <$t>::NEG_INFINITY;
             const DTYPE: DType = DType::$dtype;
             #[inline(always)]
@@ -191,9 +208,6 @@ macro_rules! real {
                     _ => None,
                 }
             }
-            fn pool(pools: &crate::device::Pools) -> &crate::device::Pool<Self> {
-                &pools.$pool
-            }
             #[inline(always)]
             fn has_kernel(level: Level) -> bool {
                 level != Level::Baseline && $has_kernel
@@ -229,10 +243,10 @@ fn no_bf16<T>(_: &CpuDevice, _: (usize, usize, usize), _: Mat<T>, _: Mat<T>, _: 
 }
 
 #[cfg(target_arch = "x86_64")]
-real!(f32, CpuF32, F32, f32, true, crate::device::kernel::run_f32, crate::ops::gemm_bf16, exp_f32);
+real!(f32, CpuF32, F32, true, crate::device::kernel::run_f32, crate::ops::gemm_bf16, exp_f32);
 #[cfg(not(target_arch = "x86_64"))]
-real!(f32, CpuF32, F32, f32, false, no_kernel, no_bf16, exp_f32);
-real!(f64, CpuF64, F64, f64, false, no_kernel, no_bf16, f64::exp);
+real!(f32, CpuF32, F32, false, no_kernel, no_bf16, exp_f32);
+real!(f64, CpuF64, F64, false, no_kernel, no_bf16, f64::exp);
 
 /// exp(x) for f32 in straight-line arithmetic, so that a loop over it vectorises: x = n ln 2 + r with |r| <= ln 2 / 2, a
 /// polynomial for exp(r), the exponent field for 2^n. The coefficients minimise the largest relative error, 2e-9. Below

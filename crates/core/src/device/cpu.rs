@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use rayon::prelude::*;
 
-use crate::storage::Real;
+use crate::storage::Element;
 
 /// Handle to the threads and the memory of the host. Clones share both.
 #[derive(Clone)]
@@ -28,6 +28,7 @@ struct Inner {
 pub struct Pools {
     pub(crate) f32: Pool<f32>,
     pub(crate) f64: Pool<f64>,
+    pub(crate) u32: Pool<u32>,
     live: AtomicUsize,
     peak: AtomicUsize,
 }
@@ -42,7 +43,7 @@ impl<T> Default for Pool<T> {
 }
 
 /// A block of host memory that returns to its device when dropped.
-pub struct Buffer<T: Real> {
+pub struct Buffer<T: Element> {
     data: Vec<T>,
     device: CpuDevice,
 }
@@ -80,14 +81,14 @@ impl CpuDevice {
     }
 
     /// A buffer of `n` elements whose values are unspecified (NaN on a poisoning device).
-    pub fn alloc<T: Real>(&self, n: usize) -> Buffer<T> {
+    pub fn alloc<T: Element>(&self, n: usize) -> Buffer<T> {
         let class = class(n);
         let reused =
             T::pool(&self.0.pools).0.lock().expect("no panic holds the lock").get_mut(&class).and_then(Vec::pop);
-        let mut data = reused.unwrap_or_else(|| vec![T::ZERO; class]);
-        data.resize(n, T::ZERO);
+        let mut data = reused.unwrap_or_else(|| vec![T::ZEROED; class]);
+        data.resize(n, T::ZEROED);
         if self.0.poison {
-            data.fill(T::NAN);
+            data.fill(T::POISON);
         }
         let bytes = class * size_of::<T>();
         let live = self.0.pools.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
@@ -95,15 +96,22 @@ impl CpuDevice {
         Buffer { data, device: self.clone() }
     }
 
+    /// An empty buffer with room for `capacity` elements, to be filled with [`Buffer::push`].
+    pub fn list<T: Element>(&self, capacity: usize) -> Buffer<T> {
+        let mut buffer = self.alloc(capacity);
+        buffer.data.clear();
+        buffer
+    }
+
     /// A buffer of zeros.
-    pub fn zeros<T: Real>(&self, n: usize) -> Buffer<T> {
+    pub fn zeros<T: Element>(&self, n: usize) -> Buffer<T> {
         let mut buffer = self.alloc(n);
-        buffer.fill(T::ZERO);
+        buffer.fill(T::ZEROED);
         buffer
     }
 
     /// Takes over a vector.
-    pub fn adopt<T: Real>(&self, data: Vec<T>) -> Buffer<T> {
+    pub fn adopt<T: Element>(&self, data: Vec<T>) -> Buffer<T> {
         let bytes = data.capacity() * size_of::<T>();
         let live = self.0.pools.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.0.pools.peak.fetch_max(live, Ordering::Relaxed);
@@ -121,7 +129,7 @@ impl CpuDevice {
     }
 
     /// Runs `f(i, piece)` for consecutive pieces of `out` of `len` elements (the last may be shorter), on all threads.
-    pub fn for_chunks<T: Real>(&self, out: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
+    pub fn for_chunks<T: Element>(&self, out: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
         if out.len() <= len {
             if !out.is_empty() {
                 f(0, out);
@@ -132,7 +140,7 @@ impl CpuDevice {
     }
 
     /// [`CpuDevice::for_chunks`] over two outputs cut at the same places.
-    pub fn for_chunks2<T: Real, U: Real>(
+    pub fn for_chunks2<T: Element, U: Element>(
         &self,
         (a, a_len): (&mut [T], usize),
         (b, b_len): (&mut [U], usize),
@@ -144,7 +152,7 @@ impl CpuDevice {
     }
 
     /// [`CpuDevice::for_chunks`] over three outputs cut at the same places.
-    pub fn for_chunks3<T: Real>(
+    pub fn for_chunks3<T: Element>(
         &self,
         (a, a_len): (&mut [T], usize),
         (b, b_len): (&mut [T], usize),
@@ -182,33 +190,49 @@ impl std::fmt::Debug for CpuDevice {
     }
 }
 
-impl<T: Real> Deref for Buffer<T> {
+impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         &self.data
     }
 }
 
-impl<T: Real> DerefMut for Buffer<T> {
+impl<T: Element> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         &mut self.data
     }
 }
 
-impl<T: Real> std::fmt::Debug for Buffer<T> {
+impl<T: Element> std::fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         self.data.fmt(f)
     }
 }
 
-impl<T: Real> Buffer<T> {
+impl<T: Element> Buffer<T> {
+    /// Appends; where the memory is too small, into a larger one from the device.
+    pub fn extend(&mut self, values: &[T]) {
+        let len = self.data.len() + values.len();
+        if len > self.data.capacity() {
+            let mut larger = self.device.list(len.max(2 * self.data.capacity()));
+            larger.data.extend_from_slice(&self.data);
+            std::mem::swap(self, &mut larger);
+        }
+        self.data.extend_from_slice(values);
+    }
+
+    /// Appends one.
+    pub fn push(&mut self, value: T) {
+        self.extend(&[value]);
+    }
+
     /// The device that owns the memory.
     pub fn device(&self) -> &CpuDevice {
         &self.device
     }
 }
 
-impl<T: Real> Drop for Buffer<T> {
+impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
         let data = std::mem::take(&mut self.data);
         let pools = &self.device.0.pools;

@@ -2,7 +2,7 @@
 //! the same pairs transposed, chunk by chunk, for tiles of neighbouring queries.
 
 use super::stream::{TILE, Visits};
-use crate::device::{CpuDevice, Device};
+use crate::device::{Buffer, CpuDevice, Device};
 
 /// A list of chunks per query. An *entry* is one (query, chunk) pair; entries are numbered by (batch, kv head, query)
 /// and ascend in the chunk, and a bias tensor has one number per entry.
@@ -13,18 +13,19 @@ pub struct BlockList {
     queries: usize,
     chunk_size: usize,
     /// first entry of each query, [b * g * t + 1]
-    offsets: Vec<usize>,
-    chunks: Vec<u32>,
+    offsets: Buffer<u32>,
+    chunks: Buffer<u32>,
     tiles: Vec<Tile>,
 }
 
-/// The entries of [`TILE`] neighbouring queries, sorted by chunk: chunk `visits[i].0` is attended by the queries
-/// `rows[visits[i].1..visits[i + 1].1]` of the tile.
+/// The entries of [`TILE`] neighbouring queries, sorted by chunk: chunk `visited[i]` is attended by the queries
+/// `rows[starts[i]..starts[i + 1]]` of the tile.
 #[derive(Debug)]
 struct Tile {
-    visits: Vec<(u32, u32)>,
-    rows: Vec<u32>,
-    entries: Vec<u32>,
+    visited: Buffer<u32>,
+    starts: Buffer<u32>,
+    rows: Buffer<u32>,
+    entries: Buffer<u32>,
 }
 
 impl BlockList {
@@ -34,15 +35,16 @@ impl BlockList {
         device: &CpuDevice,
         (batch, kv_heads, queries): (usize, usize, usize),
         chunk_size: usize,
-        offsets: Vec<usize>,
-        chunks: Vec<u32>,
+        offsets: Buffer<u32>,
+        chunks: Buffer<u32>,
     ) -> Self {
         assert_eq!(offsets.len(), batch * kv_heads * queries + 1, "one list per query");
         let across = queries.div_ceil(TILE);
+        let most = queries.div_ceil(chunk_size);
         let tiles = device.map(batch * kv_heads * across, |i| {
             let first = i / across * queries + i % across * TILE;
             let count = TILE.min(queries - i % across * TILE);
-            Tile::new(&offsets[first..=first + count], &chunks)
+            Tile::new(device, &offsets[first..=first + count], &chunks, most)
         });
         BlockList { batch, kv_heads, queries, chunk_size, offsets, chunks, tiles }
     }
@@ -58,16 +60,17 @@ impl BlockList {
         chunk_size: usize,
         mut choose: impl FnMut(usize, usize, usize, &mut Vec<u32>),
     ) -> Self {
-        let (mut offsets, mut chunks) = (vec![0], Vec::new());
+        let (mut offsets, mut chunks) = (vec![0u32], Vec::new());
         for i in 0..batch * kv_heads * queries {
             let (row, query) = (i / queries, i % queries);
             let before = chunks.len();
             choose(row / kv_heads, row % kv_heads, query, &mut chunks);
             chunks.push((query / chunk_size) as u32);
             assert!(chunks[before..].is_sorted_by(|a, b| a < b), "chosen chunks ascend and are before the own one");
-            offsets.push(chunks.len());
+            offsets.push(u32::try_from(chunks.len()).expect("fewer than 2^32 (query, chunk) pairs"));
         }
-        Self::new(device.as_cpu(), (batch, kv_heads, queries), chunk_size, offsets, chunks)
+        let cpu = device.as_cpu();
+        Self::new(cpu, (batch, kv_heads, queries), chunk_size, cpu.adopt(offsets), cpu.adopt(chunks))
     }
 
     /// Tokens of a chunk.
@@ -106,7 +109,7 @@ impl BlockList {
     /// The numbers of a query's entries.
     pub fn entries_of(&self, batch: usize, kv_head: usize, query: usize) -> std::ops::Range<usize> {
         let i = (batch * self.kv_heads + kv_head) * self.queries + query;
-        self.offsets[i]..self.offsets[i + 1]
+        self.offsets[i] as usize..self.offsets[i + 1] as usize
     }
 
     /// Entries of each tile of queries, in order: how a bias gradient is cut among tasks.
@@ -116,19 +119,31 @@ impl BlockList {
 }
 
 impl Tile {
-    fn new(offsets: &[usize], chunks: &[u32]) -> Self {
-        let mut triples: Vec<(u32, u32, u32)> = Vec::with_capacity(offsets[offsets.len() - 1] - offsets[0]);
-        for (row, pair) in offsets.windows(2).enumerate() {
-            triples.extend((pair[0]..pair[1]).map(|e| (chunks[e], row as u32, e as u32)));
-        }
-        triples.sort_unstable();
-        let mut visits: Vec<(u32, u32)> = Vec::new();
-        for (i, t) in triples.iter().enumerate() {
-            if visits.last().is_none_or(|v| v.0 != t.0) {
-                visits.push((t.0, i as u32));
+    /// A counting sort by chunk, of which there are `most`; queries of a chunk stay in order.
+    fn new(device: &CpuDevice, offsets: &[u32], chunks: &[u32], most: usize) -> Self {
+        let entries = offsets[0] as usize..offsets[offsets.len() - 1] as usize;
+        let mut next = device.zeros::<u32>(most);
+        chunks[entries.clone()].iter().for_each(|&c| next[c as usize] += 1);
+        let (mut visited, mut starts) = (device.list(most), device.list(most + 1));
+        let mut total = 0;
+        for (chunk, next) in next.iter_mut().enumerate() {
+            let count = std::mem::replace(next, total);
+            if count > 0 {
+                visited.push(chunk as u32);
+                starts.push(total);
+                total += count;
             }
         }
-        Tile { visits, rows: triples.iter().map(|t| t.1).collect(), entries: triples.iter().map(|t| t.2).collect() }
+        starts.push(total);
+        let (mut rows, mut sorted) = (device.alloc(entries.len()), device.alloc(entries.len()));
+        for (row, pair) in offsets.windows(2).enumerate() {
+            for entry in pair[0]..pair[1] {
+                let place = &mut next[chunks[entry as usize] as usize];
+                (rows[*place as usize], sorted[*place as usize]) = (row as u32, entry);
+                *place += 1;
+            }
+        }
+        Tile { visited, starts, rows, entries: sorted }
     }
 }
 
@@ -140,9 +155,8 @@ impl Visits for BlockList {
     fn for_each(&self, batch: usize, kv_head: usize, tile: usize, mut visit: impl FnMut(usize, &[u32], &[u32])) {
         let across = self.queries.div_ceil(TILE);
         let t = &self.tiles[(batch * self.kv_heads + kv_head) * across + tile];
-        for (i, &(chunk, start)) in t.visits.iter().enumerate() {
-            let end = t.visits.get(i + 1).map_or(t.rows.len(), |v| v.1 as usize);
-            let range = start as usize..end;
+        for (&chunk, range) in t.visited.iter().zip(t.starts.windows(2)) {
+            let range = range[0] as usize..range[1] as usize;
             visit(chunk as usize, &t.rows[range.clone()], &t.entries[range]);
         }
     }

@@ -88,11 +88,12 @@ pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &[u32], divi
         let recording = tape.is_recording();
         for_logits::<T>(compute, &x.value, &w.value, (rows, width, vocab), |first, logits| {
             let m = logits.len() / vocab;
-            let mut nll = vec![T::ZERO; m];
+            let mut nll = device.alloc::<T>(m);
             device.for_chunks2((logits, vocab), (&mut nll, 1), |i, row, nll| {
                 let target = targets[first + i];
                 if target == IGNORE {
                     row.fill(T::ZERO);
+                    nll[0] = T::ZERO;
                     return;
                 }
                 let (loss, inverse) = nll_row(row, target as usize);
@@ -142,7 +143,7 @@ pub fn token_nll(x: &Tensor, w: &Tensor, targets: &[u32], compute: Compute) -> R
     with_real!(x.dtype(), T => {
         let mut out = Vec::with_capacity(sizes.0);
         for_logits::<T>(compute, x, w, sizes, |first, logits| {
-            let mut nll = vec![T::ZERO; logits.len() / sizes.2];
+            let mut nll = x.cpu().alloc::<T>(logits.len() / sizes.2);
             x.cpu().for_chunks2((logits, sizes.2), (&mut nll, 1), |i, row, nll| {
                 let target = targets[first + i];
                 nll[0] = if target == IGNORE { T::ZERO } else { nll_row(row, target as usize).0 };

@@ -5,7 +5,7 @@ mod tests;
 
 use crate::device::simd::simd;
 use crate::error::{Result, ensure};
-use crate::shape::{broadcast, broadcast_offsets, numel};
+use crate::shape::{broadcast, broadcast_strides, numel, walk};
 use crate::storage::{Real, with_real};
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor, same_dtype};
@@ -46,13 +46,13 @@ fn expand(x: &Tensor, shape: &[usize]) -> Tensor {
     if x.shape() == shape {
         return x.clone();
     }
-    let offsets = broadcast_offsets(x.shape(), shape);
+    let stride = broadcast_strides(x.shape(), shape);
     with_real!(x.dtype(), T => {
-        let mut out = x.cpu().alloc::<T>(offsets.len());
+        let mut out = x.cpu().alloc::<T>(numel(shape));
         let data = x.data::<T>();
-        for (o, i) in out.iter_mut().zip(offsets) {
-            *o = data[i];
-        }
+        x.cpu().for_chunks(&mut out, ELEMENTWISE, |i, out| {
+            out.iter_mut().zip(walk(shape, &stride, i * ELEMENTWISE)).for_each(|(o, from)| *o = data[from]);
+        });
         Tensor::from_buffer(shape, out)
     })
 }
@@ -62,11 +62,11 @@ fn reduce_to(d: Tensor, shape: &[usize]) -> Tensor {
     if d.shape() == shape {
         return d;
     }
-    let offsets = broadcast_offsets(shape, d.shape());
+    let stride = broadcast_strides(shape, d.shape());
     with_real!(d.dtype(), T => {
         let mut out = d.cpu().zeros::<T>(numel(shape));
-        for (&g, i) in d.data::<T>().iter().zip(offsets) {
-            out[i] += g;
+        for (&g, to) in d.data::<T>().iter().zip(walk(d.shape(), &stride, 0)) {
+            out[to] += g;
         }
         Tensor::from_buffer(shape, out)
     })

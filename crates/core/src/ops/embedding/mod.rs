@@ -5,6 +5,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use crate::device::{Buffer, CpuDevice};
 use crate::error::{Error, Result};
 use crate::storage::with_real;
 use crate::tape::{Tape, Var};
@@ -43,14 +44,14 @@ pub fn embedding(tape: &Tape, w: &Var, ids: &Arc<[u32]>, shape: &[usize]) -> Res
     });
     let (id, ids) = (w.id(), ids.clone());
     tape.record("embedding", y, move |dy, grads| {
-        let (starts, places) = places_by_id(&ids, vocab);
+        let (starts, places) = places_by_id(dy.cpu(), &ids, vocab);
         let dw = with_real!(dy.dtype(), T => {
             let g = dy.data::<T>();
             let mut dw = dy.cpu().zeros::<T>(vocab * width);
             dy.cpu().for_chunks(&mut dw, ROWS * width, |task, rows| {
                 for (r, row) in rows.chunks_mut(width).enumerate() {
                     let v = task * ROWS + r;
-                    for &p in &places[starts[v]..starts[v + 1]] {
+                    for &p in &places[starts[v] as usize..starts[v + 1] as usize] {
                         row.iter_mut().zip(&g[p as usize * width..]).for_each(|(d, &g)| *d += g);
                     }
                 }
@@ -62,16 +63,17 @@ pub fn embedding(tape: &Tape, w: &Var, ids: &Arc<[u32]>, shape: &[usize]) -> Res
 }
 
 /// Counting sort: places of id v are `places[starts[v]..starts[v + 1]]`, ascending.
-fn places_by_id(ids: &[u32], vocab: usize) -> (Vec<usize>, Vec<u32>) {
-    let mut starts = vec![0usize; vocab + 1];
+fn places_by_id(device: &CpuDevice, ids: &[u32], vocab: usize) -> (Buffer<u32>, Buffer<u32>) {
+    let mut starts = device.zeros::<u32>(vocab + 1);
     ids.iter().for_each(|&id| starts[id as usize + 1] += 1);
     for v in 0..vocab {
         starts[v + 1] += starts[v];
     }
-    let mut next = starts.clone();
-    let mut places = vec![0u32; ids.len()];
+    let mut next = device.alloc::<u32>(vocab);
+    next.copy_from_slice(&starts[..vocab]);
+    let mut places = device.alloc::<u32>(ids.len());
     for (p, &id) in ids.iter().enumerate() {
-        places[next[id as usize]] = p as u32;
+        places[next[id as usize] as usize] = p as u32;
         next[id as usize] += 1;
     }
     (starts, places)

@@ -7,7 +7,7 @@ use crate::error::{Result, ensure};
 use crate::shape::{numel, strides, walk};
 use crate::storage::with_real;
 use crate::tape::{Tape, Var};
-use crate::tensor::Tensor;
+use crate::tensor::{ELEMENTWISE, Tensor};
 
 /// The same numbers under another shape.
 ///
@@ -21,13 +21,13 @@ pub fn reshape(tape: &Tape, x: &Var, shape: &[usize]) -> Result<Var> {
 fn permute(x: &Tensor, axes: &[usize]) -> Tensor {
     let own = strides(x.shape());
     let shape: Vec<usize> = axes.iter().map(|&a| x.shape()[a]).collect();
-    let offsets = walk(&shape, &axes.iter().map(|&a| own[a]).collect::<Vec<_>>());
+    let stride: Vec<usize> = axes.iter().map(|&a| own[a]).collect();
     with_real!(x.dtype(), T => {
         let data = x.data::<T>();
         let mut out = x.cpu().alloc::<T>(data.len());
-        for (o, i) in out.iter_mut().zip(offsets) {
-            *o = data[i];
-        }
+        x.cpu().for_chunks(&mut out, ELEMENTWISE, |i, out| {
+            out.iter_mut().zip(walk(&shape, &stride, i * ELEMENTWISE)).for_each(|(o, from)| *o = data[from]);
+        });
         Tensor::from_buffer(&shape, out)
     })
 }
@@ -63,17 +63,18 @@ pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &[usize]) -> Resul
         return Err(crate::Error::invalid("index_select", format!("index {bad} on axis {axis} of shape {shape:?}")));
     }
     let inner = numel(&shape[axis + 1..]);
-    let outer = numel(&shape[..axis]);
     let mut out_shape = shape.clone();
     out_shape[axis] = index.len();
     let value = with_real!(x.value.dtype(), T => {
         let data = x.value.data::<T>();
         let mut out = x.value.cpu().alloc::<T>(numel(&out_shape));
-        for o in 0..outer {
-            for (j, &i) in index.iter().enumerate() {
-                out[(o * index.len() + j) * inner..][..inner].copy_from_slice(&data[(o * n + i) * inner..][..inner]);
+        let rows = (ELEMENTWISE / inner.max(1)).max(1);
+        x.value.cpu().for_chunks(&mut out, rows * inner, |task, out| {
+            for (r, row) in out.chunks_exact_mut(inner).enumerate() {
+                let (o, j) = ((task * rows + r) / index.len(), (task * rows + r) % index.len());
+                row.copy_from_slice(&data[(o * n + index[j]) * inner..][..inner]);
             }
-        }
+        });
         Tensor::from_buffer(&out_shape, out)
     });
     let (id, index) = (x.id(), index.to_vec());
@@ -81,12 +82,15 @@ pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &[usize]) -> Resul
         let dx = with_real!(dy.dtype(), T => {
             let mut dx = dy.cpu().zeros::<T>(numel(&shape));
             let g = dy.data::<T>();
-            for o in 0..outer {
-                for (j, &i) in index.iter().enumerate() {
-                    let from = &g[(o * index.len() + j) * inner..][..inner];
-                    dx[(o * n + i) * inner..][..inner].iter_mut().zip(from).for_each(|(d, &g)| *d += g);
+            let blocks = (ELEMENTWISE / (n * inner).max(1)).max(1);
+            dy.cpu().for_chunks(&mut dx, blocks * n * inner, |task, dx| {
+                for (r, dx) in dx.chunks_exact_mut(n * inner).enumerate() {
+                    for (j, &i) in index.iter().enumerate() {
+                        let from = &g[((task * blocks + r) * index.len() + j) * inner..][..inner];
+                        dx[i * inner..][..inner].iter_mut().zip(from).for_each(|(d, &g)| *d += g);
+                    }
                 }
-            }
+            });
             Tensor::from_buffer(&shape, dx)
         });
         grads.add(id, dx)

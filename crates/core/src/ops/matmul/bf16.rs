@@ -70,8 +70,7 @@ impl Operands<f32> for Pairs<'_> {
         let Mat { data, row, col } = self.b;
         if col == 1 {
             for p in 0..depth {
-                let at =
-                    |p: usize| if p < self.k { &data[p * row + first..][..self.n - first] } else { &self.zeros[..] };
+                let at = |p: usize| if p < self.k { &data[p * row + first..][..self.n - first] } else { self.zeros };
                 let (even, odd) = (at(2 * (p0 + p)), at(2 * (p0 + p) + 1));
                 for (j, panel) in out.chunks_exact_mut(depth * COLS).enumerate() {
                     let (columns, to) =

@@ -49,15 +49,15 @@ impl RopeTable {
 }
 
 simd! {
-    /// One token: `heads` rows of two halves.
-    fn rotate_token<T>(x: &[T], angles: &[(T, T)], out: &mut [T]) {
-        let half = angles.len();
+    /// One token: `heads` rows of two halves; `angles` are the cosines, then the sines.
+    fn rotate_token<T>(x: &[T], angles: &[T], out: &mut [T]) {
+        let half = angles.len() / 2;
+        let (cos, sin) = angles.split_at(half);
         for (x, y) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(2 * half)) {
             let ((x1, x2), (y1, y2)) = (x.split_at(half), y.split_at_mut(half));
             for j in 0..half {
-                let (cos, sin) = angles[j];
-                y1[j] = x1[j] * cos - x2[j] * sin;
-                y2[j] = x2[j] * cos + x1[j] * sin;
+                y1[j] = x1[j] * cos[j] - x2[j] * sin[j];
+                y2[j] = x2[j] * cos[j] + x1[j] * sin[j];
             }
         }
     }
@@ -67,15 +67,20 @@ fn rotate(x: &Tensor, table: &RopeTable, first: usize, tokens: usize, width: usi
     let half = table.half;
     let sign = if backwards { -1.0 } else { 1.0 };
     with_real!(x.dtype(), T => {
-        let range = first * half..(first + tokens) * half;
-        let angles: Vec<(T, T)> = table.angles[range].iter().map(|&(c, s)| (T::of(c), T::of(sign * s))).collect();
+        let mut angles = x.cpu().alloc::<T>(tokens * 2 * half);
+        for (token, out) in angles.chunks_exact_mut(2 * half).enumerate() {
+            for (j, &(cos, sin)) in table.angles[(first + token) * half..][..half].iter().enumerate() {
+                out[j] = T::of(cos);
+                out[half + j] = T::of(sign * sin);
+            }
+        }
         let data = x.data::<T>();
         let mut out = x.cpu().alloc::<T>(data.len());
         const TOKENS: usize = 32;
         x.cpu().for_chunks(&mut out, TOKENS * width, |task, out| {
             for (r, y) in out.chunks_exact_mut(width).enumerate() {
                 let row = task * TOKENS + r;
-                rotate_token(&data[row * width..][..width], &angles[row % tokens * half..][..half], y);
+                rotate_token(&data[row * width..][..width], &angles[row % tokens * 2 * half..][..2 * half], y);
             }
         });
         Tensor::from_buffer(x.shape(), out)

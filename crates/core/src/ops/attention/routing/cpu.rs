@@ -8,25 +8,26 @@ use crate::device::{Buffer, CpuDevice};
 use crate::ops::attention::Span;
 use crate::ops::entmax::{entmax_row, jacobian_factor};
 use crate::ops::softmax::softmax_row;
-use crate::storage::Real;
+use crate::storage::{Element, Real};
 
 /// Lists and numbers of one tile of one kv head, in order of query.
-struct Part<T> {
-    counts: Vec<usize>,
-    chunks: Vec<u32>,
-    weights: Vec<T>,
+struct Part<T: Real> {
+    counts: Buffer<u32>,
+    chunks: Buffer<u32>,
+    weights: Buffer<T>,
+    bias: Buffer<T>,
     /// per entry, p of every head of the group
-    heads: Vec<T>,
+    heads: Buffer<T>,
 }
 
-pub struct Forward<T> {
+pub struct Forward<T: Real> {
     pub list: BlockList,
-    pub weights: Vec<T>,
-    pub bias: Vec<T>,
-    pub head_weights: Vec<T>,
+    pub weights: Buffer<T>,
+    pub bias: Buffer<T>,
+    pub head_weights: Buffer<T>,
 }
 
-/// Runs `choose(first query of the tile, scores, part)` for every tile of every kv head and returns the parts in order.
+/// Runs `choose(kv head, first query of the tile, scores, part)` for every tile of every kv head and returns the parts in order.
 /// Row `r * group + i` of the scores, `n` wide, is head `i` of query `r`; only its first `visible(query)` are valid, a
 /// number that grows with the query.
 fn for_tiles<T: Real>(
@@ -36,7 +37,7 @@ fn for_tiles<T: Real>(
     visible: impl Fn(usize) -> usize + Sync + Send,
     (q, kbar): (&[T], &[T]),
     gamma: f64,
-    choose: impl Fn(usize, &mut [T], &mut Part<T>) + Sync + Send,
+    choose: impl Fn(usize, usize, &mut [T], &mut Part<T>) + Sync + Send,
 ) -> Vec<Part<T>> {
     let Dims { b, t, h, g, d } = dims;
     let group = dims.group();
@@ -62,26 +63,45 @@ fn for_tiles<T: Real>(
         for (r, row) in scores.chunks_exact_mut(n.max(1)).enumerate() {
             scale_row(&mut row[..visible(first + r / group)], factor);
         }
-        let mut part =
-            Part { counts: Vec::with_capacity(rows), chunks: Vec::new(), weights: Vec::new(), heads: Vec::new() };
-        choose(first, &mut scores, &mut part);
+        let mut part = Part {
+            counts: device.list(rows),
+            chunks: device.list(rows),
+            weights: device.list(rows),
+            bias: device.list(rows),
+            heads: device.list(rows),
+        };
+        choose(kv, first, &mut scores, &mut part);
         part
     })
 }
 
-fn offsets<T>(parts: &[Part<T>]) -> Vec<usize> {
-    let mut total = 0;
-    std::iter::once(0)
-        .chain(parts.iter().flat_map(|p| &p.counts).map(|&c| {
-            total += c;
-            total
-        }))
-        .collect()
+simd! {
+    /// The mean of rows `n` wide, as far as `out` reaches.
+    fn mean_of_rows<T>(rows: &[T], n: usize, out: &mut [T]) {
+        let share = T::of(n as f64 / rows.len() as f64);
+        out.fill(T::ZERO);
+        for row in rows.chunks_exact(n.max(1)) {
+            out.iter_mut().zip(row).for_each(|(o, &x)| *o += x);
+        }
+        out.iter_mut().for_each(|o| *o *= share);
+    }
 }
 
-fn concat<T: Copy, P>(parts: &[P], field: impl Fn(&P) -> &[T]) -> Vec<T> {
-    let mut out = Vec::with_capacity(parts.iter().map(|p| field(p).len()).sum());
-    parts.iter().for_each(|p| out.extend_from_slice(field(p)));
+/// Where each query's entries begin, and the end.
+fn offsets<T: Real>(device: &CpuDevice, parts: &[Part<T>]) -> Buffer<u32> {
+    let mut out = device.list(1 + parts.iter().map(|p| p.counts.len()).sum::<usize>());
+    let mut total = 0u32;
+    out.push(0);
+    for &count in parts.iter().flat_map(|p| &*p.counts) {
+        total = total.checked_add(count).expect("fewer than 2^32 (query, chunk) pairs");
+        out.push(total);
+    }
+    out
+}
+
+fn concat<E: Element, P>(device: &CpuDevice, parts: &[P], field: impl Fn(&P) -> &[E]) -> Buffer<E> {
+    let mut out = device.list(parts.iter().map(|p| field(p).len()).sum());
+    parts.iter().for_each(|p| out.extend(field(p)));
     out
 }
 
@@ -95,7 +115,6 @@ pub fn forward<T: Real>(
     settings: Entmax,
 ) -> Forward<T> {
     let (group, s) = (dims.group(), settings.chunk_size);
-    let share = T::of(1.0 / group as f64);
     let parts = for_tiles(
         device,
         dims,
@@ -103,7 +122,8 @@ pub fn forward<T: Real>(
         |query| query / s,
         (q, kbar),
         settings.gamma,
-        |first, scores, part| {
+        |kv, first, scores, part| {
+            let mut mean = device.alloc::<T>(n);
             for r in 0..TILE.min(dims.t - first) {
                 let own = (first + r) / s;
                 let before = part.chunks.len();
@@ -111,49 +131,37 @@ pub fn forward<T: Real>(
                 for head in 0..group {
                     entmax_row(&mut rows[head * n..][..own], settings.alpha);
                 }
-                for c in 0..own {
-                    let mut w = T::ZERO;
-                    for head in 0..group {
-                        w += rows[head * n + c];
-                    }
-                    let w = w * share;
+                mean_of_rows(rows, n, &mut mean[..own]);
+                for (c, &w) in mean[..own].iter().enumerate() {
                     if w > T::ZERO {
                         part.chunks.push(c as u32);
                         part.weights.push(w);
-                        part.heads.extend((0..group).map(|head| rows[head * n + c]));
+                        (0..group).for_each(|head| part.heads.push(rows[head * n + c]));
                     }
                 }
+                part.weights[before..].iter().for_each(|w| part.bias.push(w.ln()));
+                let logs = &mut part.bias[before..];
+                let mean = match settings.center {
+                    Center::Mean if !logs.is_empty() => simd::sum(logs) / T::of(logs.len() as f64),
+                    _ => T::ZERO,
+                };
+                logs.iter_mut().for_each(|b| *b = (*b - mean) / T::of(settings.sigma));
+                part.bias.push(diagonal.map_or(T::ZERO, |d| d[kv]));
                 part.chunks.push(own as u32);
                 part.weights.push(T::ZERO);
-                part.heads.extend(std::iter::repeat_n(T::ZERO, group));
-                part.counts.push(part.chunks.len() - before);
+                (0..group).for_each(|_| part.heads.push(T::ZERO));
+                part.counts.push((part.chunks.len() - before) as u32);
             }
         },
     );
-    let offsets = offsets(&parts);
-    let weights = concat(&parts, |p| &p.weights);
-    let mut bias = vec![T::ZERO; weights.len()];
-    for (query, pair) in offsets.windows(2).enumerate() {
-        let own = pair[1] - 1;
-        let mut mu = T::ZERO;
-        for e in pair[0]..own {
-            bias[e] = weights[e].ln();
-            mu += bias[e];
-        }
-        mu = if settings.center == Center::None || own == pair[0] {
-            T::ZERO
-        } else {
-            mu / T::of((own - pair[0]) as f64)
-        };
-        for b in &mut bias[pair[0]..own] {
-            *b = (*b - mu) / T::of(settings.sigma);
-        }
-        bias[own] = diagonal.map_or(T::ZERO, |d| d[query / dims.t % dims.g]);
-    }
-    let head_weights = concat(&parts, |p| &p.heads);
-    let chunks = concat(&parts, |p| &p.chunks);
+    let (offsets, chunks) = (offsets(device, &parts), concat(device, &parts, |p| &p.chunks));
     let list = BlockList::new(device, (dims.b, dims.g, dims.t), s, offsets, chunks);
-    Forward { list, weights, bias, head_weights }
+    Forward {
+        list,
+        weights: concat(device, &parts, |p| &p.weights),
+        bias: concat(device, &parts, |p| &p.bias),
+        head_weights: concat(device, &parts, |p| &p.heads),
+    }
 }
 
 /// Keeps the `count` chunks with the largest scores, ties to the lower chunk, in ascending order.
@@ -197,7 +205,7 @@ pub fn windows<T: Real>(
         |query| span.of(query).end,
         (q, keys),
         1.0,
-        |first, scores, part| {
+        |_, first, scores, part| {
             let (mut sum, mut block, mut free) = (vec![T::ZERO; m], vec![T::ZERO; n], Vec::with_capacity(n));
             for r in 0..TILE.min(dims.t - first) {
                 let (own, visible) = ((first + r) / s, span.of(first + r).end);
@@ -224,12 +232,12 @@ pub fn windows<T: Real>(
                 keep_best(&mut free, &block, left);
                 free.extend((0..=own as u32).filter(|&chunk| forced(chunk as usize)));
                 free.sort_unstable();
-                part.counts.push(free.len());
-                part.chunks.extend_from_slice(&free);
+                part.counts.push(free.len() as u32);
+                part.chunks.extend(&free);
             }
         },
     );
-    let (offsets, chunks) = (offsets(&parts), concat(&parts, |p| &p.chunks));
+    let (offsets, chunks) = (offsets(device, &parts), concat(device, &parts, |p| &p.chunks));
     BlockList::new(device, (dims.b, dims.g, dims.t), s, offsets, chunks)
 }
 
@@ -251,30 +259,25 @@ pub fn topk<T: Real>(
         |query| query / s,
         (q, kbar),
         gamma,
-        |first, scores, part| {
-            let (mut mean, mut order) = (vec![T::ZERO; n], Vec::with_capacity(n));
+        |_, first, scores, part| {
+            let (mut mean, mut order) = (device.alloc::<T>(n), Vec::with_capacity(n));
             for r in 0..TILE.min(dims.t - first) {
                 let own = (first + r) / s;
                 let rows = &mut scores[r * group * n..][..group * n];
                 for head in 0..group {
                     softmax_row(&mut rows[head * n..][..own]);
                 }
-                for c in 0..own {
-                    mean[c] = T::ZERO;
-                    for head in 0..group {
-                        mean[c] += rows[head * n + c];
-                    }
-                }
+                mean_of_rows(rows, n, &mut mean[..own]);
                 order.clear();
                 order.extend(0..own as u32);
                 keep_best(&mut order, &mean, top - 1);
-                part.counts.push(order.len() + 1);
-                part.chunks.extend_from_slice(&order);
+                part.counts.push(order.len() as u32 + 1);
+                part.chunks.extend(&order);
                 part.chunks.push(own as u32);
             }
         },
     );
-    let (offsets, chunks) = (offsets(&parts), concat(&parts, |p| &p.chunks));
+    let (offsets, chunks) = (offsets(device, &parts), concat(device, &parts, |p| &p.chunks));
     BlockList::new(device, (dims.b, dims.g, dims.t), s, offsets, chunks)
 }
 
@@ -285,7 +288,7 @@ pub struct Gradients<T: Real> {
     /// sum of squares of the score gradients
     pub squares: f64,
     /// per entry, the score gradient of every head of the group; empty unless asked for
-    pub scores: Vec<T>,
+    pub scores: Buffer<T>,
     /// (query, chunk) pairs with a score gradient other than zero; 0 unless asked for
     pub pairs: u64,
 }
@@ -417,7 +420,7 @@ pub fn backward<T: Real>(
         dkbar: device.alloc(b * n * g * d),
         diagonal: device.zeros(g),
         squares: sums.iter().map(|s| s.squares).sum(),
-        scores: concat(&sums, |s| &s.scores),
+        scores: concat(device, &sums, |s| &s.scores[..]),
         pairs: sums.iter().map(|s| s.pairs).sum(),
     };
     interleave(device, &dq, (b, g, t, group * d), 1, &mut out.dq);

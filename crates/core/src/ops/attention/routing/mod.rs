@@ -115,9 +115,9 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
         let own = diagonal.map(|d| d.value.data::<T>());
         let out = cpu::forward::<T>(device, dims, n, q.value.data(), kbar.value.data(), own, settings);
         let entries = out.list.len();
-        let bias = Tensor::from_buffer(&[entries], device.adopt(out.bias));
-        let weights = Tensor::from_buffer(&[entries], device.adopt(out.weights));
-        let heads = Tensor::from_buffer(&[entries, dims.group()], device.adopt(out.head_weights));
+        let bias = Tensor::from_buffer(&[entries], out.bias);
+        let weights = Tensor::from_buffer(&[entries], out.weights);
+        let heads = Tensor::from_buffer(&[entries, dims.group()], out.head_weights);
         let list = Arc::new(out.list);
         let (q, kbar, diagonal) = (q.clone(), kbar.clone(), diagonal.map(Var::id));
         let kept = (list.clone(), weights.clone(), heads.clone());
@@ -132,7 +132,7 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
             norm.set(d.squares.sqrt());
             if let Some((watcher, scope)) = watch {
                 let shape = [list.len(), dims.group()];
-                watcher.gradient(&scope, SCORES, &Tensor::from_buffer(&shape, dy.cpu().adopt(d.scores)));
+                watcher.gradient(&scope, SCORES, &Tensor::from_buffer(&shape, d.scores));
                 let pairs = Tensor::full(dy.device(), &[], DType::F64, d.pairs as f64);
                 watcher.gradient(&scope, PAIRS, &pairs);
             }
