@@ -9,14 +9,15 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::failure::Result;
+use crate::preflight::memory_bytes;
 use crate::run;
 use crate::trainer::Trainer;
 
-/// Peak resident memory of this process so far, in MB; 0 where the system does not tell.
+/// Peak resident memory of this process so far, in MB of 1e6 bytes; 0 where the system does not tell.
 pub fn peak_rss_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-    line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()).unwrap_or(0.0) / 1024.0
+    line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()).unwrap_or(0.0) * 1024.0 / 1e6
 }
 
 /// (smallest, median, largest) of some times.
@@ -69,16 +70,18 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
     let threads = match &device {
         dash_core::Device::Cpu(cpu) => cpu.threads(),
     };
+    let predicted = memory_bytes(config, trainer.model.params().numel()) / 1e6;
     if as_json {
         let line = json!({
             "tokens_per_s": tokens / median, "step_ms": median * 1e3, "gflops": work / median / 1e9,
-            "peak_rss_mb": peak_rss_mb(), "threads": threads, "steps": steps, "density": density,
+            "peak_rss_mb": peak_rss_mb(), "predicted_mb": predicted, "threads": threads, "steps": steps, "density": density,
             "fastest_ms": fastest * 1e3, "slowest_ms": slowest * 1e3,
         });
         println!("{line}");
     } else {
         println!(
-            "{:.0} tokens/s, {:.1} ms a step (median of {steps}, {:.1} to {:.1}), {:.1} GFLOP/s, {threads} threads, peak {:.0} MB",
+            "{:.0} tokens/s, {:.1} ms a step (median of {steps}, {:.1} to {:.1}), {:.1} GFLOP/s, {threads} threads, peak {:.0} MB \
+             (predicted {predicted:.0})",
             tokens / median,
             median * 1e3,
             fastest * 1e3,

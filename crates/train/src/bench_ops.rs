@@ -10,7 +10,9 @@ use std::time::Instant;
 
 use dash_core::device::kernel::multiply_add_probe;
 use dash_core::device::simd;
-use dash_core::ops::attention::{Entmax, block_attention, chunk_summary, dense_attention, entmax_routing};
+use dash_core::ops::attention::{
+    Entmax, Span, block_attention, chunk_summary, dense_attention, entmax_routing, span_attention,
+};
 use dash_core::rng::Rng;
 use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor, Var, ops};
 use dash_model::{Attention, Dash};
@@ -18,7 +20,8 @@ use serde_json::{Value, json};
 
 use crate::bench::spread;
 use crate::config::Config;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
+use crate::router::GAMMA;
 use crate::run;
 
 /// What the machine does at best.
@@ -88,11 +91,32 @@ fn time(inputs: &[Tensor], steps: usize, f: impl Fn(&Tape, &[Var]) -> CoreResult
     Ok(spread(times).1)
 }
 
-/// Times every room, forward + backward, at the sizes of a configuration.
+/// Gamma, by bisection on its logarithm, at which `share` of it is `target`; `share` falls with gamma.
+fn gamma_for(target: f64, share: impl Fn(f64) -> CoreResult<f64>) -> Result<f64> {
+    let (mut low, mut high) = (GAMMA.0.ln(), GAMMA.1.ln());
+    let (most, least) = (share(GAMMA.0)?, share(GAMMA.1)?);
+    if !(least..=most).contains(&target) {
+        return Err(Failure::Request(anyhow::anyhow!(
+            "--density {target}: with these sizes between {least:.3} and {most:.3} of the visible chunks can be attended"
+        )));
+    }
+    for _ in 0..24 {
+        let middle = 0.5 * (low + high);
+        if share(middle.exp())? > target {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Ok((0.5 * (low + high)).exp())
+}
+
+/// Times every room, forward + backward, at the sizes of a configuration. With `density`, gamma is chosen so that the
+/// random queries attend this share of the visible chunks.
 ///
 /// # Errors
-/// When an op refuses the sizes.
-pub fn rooms(config: &Config, steps: usize, as_json: bool) -> Result<()> {
+/// When an op refuses the sizes, or the density is out of reach.
+pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool) -> Result<()> {
     let device = run::device(config);
     let top = ceilings(&device);
     let m = &config.model;
@@ -134,6 +158,11 @@ pub fn rooms(config: &Config, steps: usize, as_json: bool) -> Result<()> {
     let keys = (t as f64 + 1.0) / 2.0;
     add("dense attention", s, 12.0 * nf * (h * d) as f64 * keys, qkv_bytes);
 
+    let window = Span::Sliding(512.min(t));
+    let s = time(&qkv, steps, |t, v| span_attention(t, &v[0], &v[1], &v[2], window, 1.0))?;
+    let seen: usize = (0..t).map(|i| window.of(i).len()).sum();
+    add("span attention (512)", s, 12.0 * (b * seen * h * d) as f64, qkv_bytes);
+
     let chunk = m.attention.chunk_size().unwrap_or(64).min(t / 2).max(1);
     // the configuration's own router where it has one; else one that routes random keys
     let dash = match m.attention {
@@ -143,7 +172,7 @@ pub fn rooms(config: &Config, steps: usize, as_json: bool) -> Result<()> {
             _ => unreachable!("dash is a preset"),
         },
     };
-    let settings = Entmax {
+    let mut settings = Entmax {
         chunk_size: chunk,
         alpha: dash.alpha,
         gamma: dash.gamma,
@@ -159,9 +188,15 @@ pub fn rooms(config: &Config, steps: usize, as_json: bool) -> Result<()> {
     let probe = Tape::inference();
     let leaves: Vec<Var> = summarised.iter().map(|x| probe.leaf(x.clone())).collect();
     let kbar = chunk_summary(&probe, &leaves[1], &leaves[3], chunk)?;
-    let routing = entmax_routing(&probe, &leaves[0], &kbar, None, settings)?;
+    let visible = (b * g) as f64 * (0..t).map(|i| (i / chunk + 1) as f64).sum::<f64>();
+    let route = |settings| entmax_routing(&probe, &leaves[0], &kbar, None, settings);
+    if let Some(target) = density {
+        settings.gamma =
+            gamma_for(target, |gamma| Ok(route(Entmax { gamma, ..settings })?.list.len() as f64 / visible))?;
+    }
+    let routing = route(settings)?;
     let entries = routing.list.len() as f64;
-    let density = entries / (b * g) as f64 / (0..t).map(|i| (i / chunk + 1) as f64).sum::<f64>();
+    let density = entries / visible;
     let routed = [qkv[0].clone(), kbar.value.clone()];
     let s = time(&routed, steps, |t, v| Ok(entmax_routing(t, &v[0], &v[1], None, settings)?.bias))?;
     let group = (h / g) as f64;
@@ -193,9 +228,10 @@ pub fn rooms(config: &Config, steps: usize, as_json: bool) -> Result<()> {
         return Ok(());
     }
     println!(
-        "multiply-add {:.0} GFLOP/s, copy {:.1} GB/s; block attention at density {density:.2}",
+        "multiply-add {:.0} GFLOP/s, copy {:.1} GB/s; block attention at density {density:.3}, {:.1} chunks a query",
         top.flops / 1e9,
-        top.bytes / 1e9
+        top.bytes / 1e9,
+        entries / (b * g * t) as f64
     );
     println!("{:<24}{:>10}{:>10}{:>10}{:>12}{:>8}", "room, forward+backward", "ms", "GFLOP", "MB", "GFLOP/s", "share");
     for r in &rooms {

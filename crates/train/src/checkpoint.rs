@@ -3,18 +3,19 @@
 //! Files are written into a hidden folder beside, synced, and the folder is renamed; `state.json` holds the hash of each
 //! file, so a damaged checkpoint is found when it is read and the one before is used.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use dash_core::{Device, Tensor};
 use dash_data::LoaderState;
 use dash_model::{Model, Params};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
-use xxhash_rust::xxh3::xxh3_128;
+use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use crate::config::Config;
 use crate::optim::Optimizer;
@@ -50,23 +51,35 @@ pub struct Checkpoints {
     folder: PathBuf,
 }
 
-fn bytes_of(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|x| x.to_le_bytes()).collect()
+/// A tensor whose bytes exist only while they are written: a checkpoint of a model that fills the memory must not need as
+/// much again.
+struct Written<'a>(&'a Tensor, &'a [f32]);
+
+impl View for Written<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    fn shape(&self) -> &[usize] {
+        self.0.shape()
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.1.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into()
+    }
+    fn data_len(&self) -> usize {
+        size_of_val(self.1)
+    }
 }
 
-/// Serialises f32 tensors with the metadata that `transformers` insists on.
+/// Writes f32 tensors, with the metadata that `transformers` insists on.
 ///
 /// # Errors
-/// When a tensor is not f32.
-pub fn to_safetensors<'a>(tensors: impl Iterator<Item = (String, &'a Tensor)>) -> anyhow::Result<Vec<u8>> {
-    let mut owned = Vec::new();
-    for (name, tensor) in tensors {
-        owned.push((name, tensor.shape().to_vec(), bytes_of(tensor.as_slice::<f32>()?)));
-    }
-    let views: Result<Vec<_>, _> =
-        owned.iter().map(|(n, s, b)| TensorView::new(Dtype::F32, s.clone(), b).map(|v| (n.clone(), v))).collect();
+/// When a tensor is not f32 or the file cannot be written.
+pub fn write_safetensors<'a>(path: &Path, tensors: impl Iterator<Item = (String, &'a Tensor)>) -> anyhow::Result<()> {
+    let views: dash_core::Result<Vec<_>> =
+        tensors.map(|(name, tensor)| Ok((name, Written(tensor, tensor.as_slice()?)))).collect();
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    Ok(safetensors::serialize(views?, Some(metadata))?)
+    safetensors::serialize_to_file(views?, Some(metadata), path)
+        .with_context(|| format!("{} cannot be written", path.display()))
 }
 
 /// Reads f32 tensors.
@@ -115,6 +128,22 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let aside = PathBuf::from(aside);
     write_synced(&aside, bytes)?;
     std::fs::rename(&aside, path).with_context(|| format!("{} cannot be renamed into place", aside.display()))
+}
+
+/// Makes the file survive a power failure and hashes what can be read of it.
+fn sync_and_hash(path: &Path) -> anyhow::Result<String> {
+    let run = || -> std::io::Result<String> {
+        let mut file = File::options().read(true).write(true).open(path)?;
+        file.sync_all()?;
+        let (mut hash, mut piece) = (Xxh3::new(), vec![0; 1 << 20]);
+        loop {
+            match file.read(&mut piece)? {
+                0 => return Ok(format!("{:032x}", hash.digest128())),
+                n => hash.update(&piece[..n]),
+            }
+        }
+    };
+    run().with_context(|| format!("{} cannot be written", path.display()))
 }
 
 fn hash(bytes: &[u8]) -> String {
@@ -182,14 +211,15 @@ impl Checkpoints {
     fn write(&self, aside: &Path, trainer: &Trainer, state: &mut State) -> anyhow::Result<()> {
         std::fs::create_dir(aside).with_context(|| format!("{} cannot be created", aside.display()))?;
         let params = trainer.model.params();
-        let model = to_safetensors(params.iter().map(|p| (p.name.clone(), &p.value)))?;
+        let model = params.iter().map(|p| (p.name.clone(), &p.value));
         let o = &trainer.optimizer;
         let moments = params.iter().zip(o.m.iter().zip(&o.v));
         let moments = moments.flat_map(|(p, (m, v))| [(format!("m.{}", p.name), m), (format!("v.{}", p.name), v)]);
-        let optimizer = to_safetensors(moments)?;
-        for (name, bytes) in [("model.safetensors", model), ("optimizer.safetensors", optimizer)] {
-            write_synced(&aside.join(name), &bytes)?;
-            state.files.insert(name.into(), hash(&bytes));
+        let [model_file, optimizer_file] = ["model.safetensors", "optimizer.safetensors"];
+        write_safetensors(&aside.join(model_file), model)?;
+        write_safetensors(&aside.join(optimizer_file), moments)?;
+        for name in [model_file, optimizer_file] {
+            state.files.insert(name.into(), sync_and_hash(&aside.join(name))?);
         }
         write_synced(&aside.join("state.json"), &serde_json::to_vec_pretty(&state)?)?;
         sync_folder(aside)

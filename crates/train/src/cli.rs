@@ -155,6 +155,9 @@ enum Command {
         /// Time one decoder block against dfdx in this process instead of whole steps
         #[arg(long, conflicts_with = "ops")]
         peers: bool,
+        /// With --ops: choose gamma so that this share of the visible chunks is attended
+        #[arg(long, requires = "ops")]
+        density: Option<f64>,
         /// Print one JSON object
         #[arg(long)]
         json: bool,
@@ -238,10 +241,10 @@ fn dispatch(cli: Cli) -> Result<()> {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             compare::compare(&plan, if jobs == 0 { cores } else { jobs }, Interrupt::install)
         }
-        Some(Command::Bench { config, steps, ops, peers, json }) => {
+        Some(Command::Bench { config, steps, ops, peers, density, json }) => {
             let (config, steps) = (load(&config)?, steps.max(1));
             match (ops, peers) {
-                (true, _) => bench_ops::rooms(&config, steps, json),
+                (true, _) => bench_ops::rooms(&config, steps, density, json),
                 (_, true) => bench::peers(&config, steps, json),
                 _ => bench::step_speed(&config, steps, json),
             }

@@ -9,7 +9,7 @@ use dash_model::{Attention, Dash, Model};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
-use crate::checkpoint::to_safetensors;
+use crate::checkpoint::write_safetensors;
 use crate::config::Config;
 
 /// Why the public `dash_attn` package cannot run a model, if it cannot.
@@ -114,7 +114,7 @@ pub fn export(
     let pretty = |v: Value| serde_json::to_vec_pretty(&v);
     let end = dash_data::END_OF_TEXT;
     let end_id = tokenizer.map_or(0, Tokenizer::end_of_text);
-    write("model.safetensors", &to_safetensors(model.params().iter().map(|p| (p.name.clone(), &p.value)))?)?;
+    write_safetensors(&out.join("model.safetensors"), model.params().iter().map(|p| (p.name.clone(), &p.value)))?;
     write("config.json", &pretty(config_json(config, end_id))?)?;
     if config.model.attention != Attention::Dense {
         write("modeling_dashlab.py", include_bytes!("modeling_dashlab.py"))?;

@@ -10,7 +10,10 @@ use crate::config::Config;
 /// Share of the measured matrix-product rate that a whole step reaches: what this trainer measures on bench-cpu.toml.
 const STEP_EFFICIENCY: f64 = 0.75;
 
-/// Bytes that a training step needs at its peak: weights, gradients and two moments, and what the tape keeps for backward.
+/// Bytes of the program itself, its threads and the scratch memory of their tasks: measured, 16 to 20 MB.
+const PROCESS: f64 = 18e6;
+
+/// Bytes that a training process needs at its peak: weights, gradients and two moments, and what the tape keeps for backward.
 pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     let m = &config.model;
     let tokens = (config.data.seq_len * config.data.batch_size) as f64;
@@ -38,7 +41,7 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     // with recomputation: every block's input, and one block in full
     let layers = m.layers as f64;
     let kept = if m.recompute { layers * c + layer + routed } else { layers * (layer + routed) };
-    4.0 * (4.0 * params as f64 + tokens * kept + logits + head + backward)
+    PROCESS + 4.0 * (4.0 * params as f64 + tokens * kept + logits + head + backward)
 }
 
 /// Rate of a 512-cubed product on this device, in FLOP/s: best of twenty, 30 ms in all.
@@ -83,13 +86,18 @@ pub fn report(config: &Config, model: &Model, device: &Device, train_tokens: usi
         format!("{:.1} M tokens of text ({epochs:.2} epochs)", train_tokens as f64 / 1e6)
     });
     let data = text.into_iter().chain(task).collect::<Vec<_>>().join(" and ");
+    // the shards were just checked byte by byte, so that they count as resident
+    let mapped = match train_tokens * if config.data.vocab_size > 1 << 16 { 4 } else { 2 } {
+        0 => String::new(),
+        bytes => format!(" and {:.0} MB of mapped text", bytes as f64 / 1e6),
+    };
     let assumed = if soft { " (assuming half of the tokens are attended)" } else { "" };
     format!(
         "run       {}\n\
          model     {:.2} M parameters, {} layers, width {}, {} heads, {} kv heads, attention {attention}\n\
          data      {}; this run sees {:.1} M tokens, {per_step} a step\n\
          compute   {:.1} GFLOP a step{assumed}; {} threads, {:.0} GFLOP/s in a matrix product\n\
-         memory    about {:.0} MB\n\
+         memory    about {:.0} MB{mapped}\n\
          time      about {}\n",
         config.folder().display(),
         params as f64 / 1e6,

@@ -42,7 +42,7 @@ impl Ramp {
 /// changes gamma by 3.5 % an update; the density answers to gamma at once, so the loop has one slow pole and cannot ring.
 const GAIN: f64 = 0.05;
 /// Where gamma stays, so that a router that cannot reach its target does not drift without end.
-const GAMMA: (f64, f64) = (1e-3, 1e5);
+pub const GAMMA: (f64, f64) = (1e-3, 1e5);
 
 /// alpha and gamma that are in force; part of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -584,6 +584,29 @@ fn verify_resume_proves_equal_bits() {
 }
 
 #[test]
+fn the_memory_that_is_announced_is_what_a_step_takes() {
+    if !Path::new("/proc/self/status").exists() {
+        eprintln!("skipped: this system does not tell the memory of a process");
+        return;
+    }
+    for (kind, recompute) in
+        [("dense", false), ("dense", true), ("dash", false), ("token-entmax", false), ("nsa", false)]
+    {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_train"));
+        c.args(["bench", "--steps", "1", "--json", "--config"]).arg(repository().join("configs/bench-cpu.toml"));
+        for set in ["data.batch_size=2", "model.layers=3", "run.threads=2"] {
+            c.args(["--set", set]);
+        }
+        c.args(["--set", &format!("model.attention.kind={kind}"), "--set", &format!("model.recompute={recompute}")]);
+        let o = c.output().unwrap();
+        succeeded(&o);
+        let line: Value = serde_json::from_slice(&o.stdout).unwrap();
+        let ratio = line["peak_rss_mb"].as_f64().unwrap() / line["predicted_mb"].as_f64().unwrap();
+        assert!((ratio - 1.0).abs() <= 0.15, "{kind}, recompute {recompute}: {line}");
+    }
+}
+
+#[test]
 fn bench_prints_one_json_object() {
     let s = Sandbox::new();
     let o = s.run(&["bench", "--steps", "2", "--json"], &[]);

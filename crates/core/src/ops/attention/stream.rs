@@ -15,8 +15,10 @@ use crate::device::tile::{Mat, gemm, transpose_into};
 use crate::device::{Buffer, CpuDevice};
 use crate::storage::Real;
 
-/// Queries of a tile.
+/// Queries of a tile whose scores are computed in full: routing and spans.
 pub(crate) const TILE: usize = 64;
+/// Queries of a tile of this engine: the more, the fewer times every block of keys is read, and the more rows share it.
+pub(crate) const QUERIES: usize = 128;
 /// Gathered rows that work on a block at once: 64 x 64 f32 scores are 16 KiB, half of the L1 cache.
 const ROWS: usize = 64;
 /// Tasks of a backward pass at least; the price of one more is one more copy of dk and dv.
@@ -226,15 +228,15 @@ pub(crate) fn forward<T: Real>(
     let scale = T::of(1.0 / (d as f64).sqrt());
     let kt = Transposed::new(device, k, dims, width);
     let (mut out, mut lse) = (device.alloc::<T>(b * t * h * d), device.alloc::<T>(b * t * h));
-    let tiles = t.div_ceil(TILE);
+    let tiles = t.div_ceil(QUERIES);
     let mut pieces = Vec::with_capacity(b * tiles);
     for (batch, (o, l)) in out.chunks_mut((t * h * d).max(1)).zip(lse.chunks_mut((t * h).max(1))).enumerate() {
-        for (tile, (o, l)) in o.chunks_mut(TILE * h * d).zip(l.chunks_mut(TILE * h)).enumerate() {
+        for (tile, (o, l)) in o.chunks_mut(QUERIES * h * d).zip(l.chunks_mut(QUERIES * h)).enumerate() {
             pieces.push((batch, tile, o, l));
         }
     }
     device.for_each(pieces, |(batch, tile, out, lse)| {
-        let first = tile * TILE;
+        let first = tile * QUERIES;
         let rows = lse.len() / h;
         let at_once = (ROWS / group).max(1);
         let batch_rows = at_once * group;
@@ -319,7 +321,7 @@ pub(crate) fn backward<T: Real>(
     let Dims { b, t, h, g, d } = dims;
     let (group, width) = (dims.group(), visits.block_size());
     let scale = T::of(1.0 / (d as f64).sqrt());
-    let tiles = t.div_ceil(TILE);
+    let tiles = t.div_ceil(QUERIES);
     let splits = BACKWARD_TASKS.div_ceil(b * g).min(tiles).max(1);
     let (kt, vt) = (Transposed::new(device, k, dims, width), Transposed::new(device, v, dims, width));
     let span = t * group * d;
@@ -334,7 +336,7 @@ pub(crate) fn backward<T: Real>(
     }
     let (mut rest, mut entry) = (&mut dbias[..], 0);
     for (bg, dq) in dq_bg.chunks_mut(span).enumerate() {
-        for (tile, dq) in dq.chunks_mut(TILE * group * d).enumerate() {
+        for (tile, dq) in dq.chunks_mut(QUERIES * group * d).enumerate() {
             let n = entries_per_tile.get(bg * tiles + tile).copied().unwrap_or(0);
             let (mine, others) = std::mem::take(&mut rest).split_at_mut(n);
             rest = others;
@@ -352,13 +354,13 @@ pub(crate) fn backward<T: Real>(
         let (mut qs, mut gs) = (device.alloc::<T>(m_max * d), device.alloc::<T>(m_max * d));
         let (mut p, mut ds) = (device.alloc::<T>(m_max * width), device.alloc::<T>(m_max * width));
         let mut dqs = device.alloc::<T>(m_max * d);
-        let (mut q_tile, mut g_tile) = (device.alloc::<T>(TILE * group * d), device.alloc::<T>(TILE * group * d));
-        let mut delta = device.alloc::<T>(TILE * group);
+        let (mut q_tile, mut g_tile) = (device.alloc::<T>(QUERIES * group * d), device.alloc::<T>(QUERIES * group * d));
+        let mut delta = device.alloc::<T>(QUERIES * group);
         let mut totals = device.alloc::<T>(m_max);
         let mut state = Vec::with_capacity(m_max);
         for (tile, first_entry, dq, dbias) in task.tiles {
-            let first = tile * TILE;
-            let rows = TILE.min(t - first);
+            let first = tile * QUERIES;
+            let rows = QUERIES.min(t - first);
             dq.fill(T::ZERO);
             let base = (batch * t + first) * h + kv * group;
             for r in 0..rows {

@@ -4,13 +4,16 @@
 mod tests;
 
 use super::Dims;
-use super::stream::{self, TILE, Visits};
+use super::stream::{self, QUERIES, Visits};
 use crate::error::Result;
 use crate::storage::with_real;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
-/// Every block up to the tile's own, attended by all its queries.
+/// Keys of a block.
+const BLOCK: usize = 64;
+
+/// Every block up to the tile's own, attended by all queries that have reached it.
 struct All {
     rows: Vec<u32>,
     queries: usize,
@@ -18,11 +21,14 @@ struct All {
 
 impl Visits for All {
     fn block_size(&self) -> usize {
-        TILE
+        BLOCK
     }
     fn for_each(&self, _: usize, _: usize, tile: usize, mut visit: impl FnMut(usize, &[u32], &[u32])) {
-        let rows = TILE.min(self.queries - tile * TILE);
-        (0..=tile).for_each(|block| visit(block, &self.rows[..rows], &[]));
+        let first = tile * QUERIES;
+        let rows = QUERIES.min(self.queries - first);
+        for block in 0..(first + rows).div_ceil(BLOCK) {
+            visit(block, &self.rows[(block * BLOCK).saturating_sub(first)..rows], &[]);
+        }
     }
 }
 
@@ -32,7 +38,7 @@ impl Visits for All {
 /// When the shapes do not fit or h is no multiple of g.
 pub fn dense_attention(tape: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
     let (dims, dtype) = Dims::check("dense_attention", &q.value, &k.value, Some(&v.value))?;
-    let all = All { rows: (0..TILE as u32).collect(), queries: dims.t };
+    let all = All { rows: (0..QUERIES as u32).collect(), queries: dims.t };
     let (out, lse) = with_real!(dtype, T => {
         let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
         let (out, lse) = stream::forward(q.value.cpu(), dims, inputs, &all, &[]);

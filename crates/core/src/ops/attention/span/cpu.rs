@@ -92,14 +92,16 @@ pub fn forward<T: Real>(
         }
         let lines = rows * group;
         let (mut qs, mut os) = (device.alloc::<T>(lines * d), device.alloc::<T>(lines * d));
-        let mut p = device.alloc::<T>(lines * keys.len());
+        // the longest tile's size for all: free lists then hold one buffer a thread and not one a length
+        let mut p = device.alloc::<T>(lines * m);
+        let p = &mut p[..lines * keys.len()];
         for kv in 0..g {
             take_tile(&q[((batch * t + first) * h + kv * group) * d..], h * d, group * d, &mut qs);
             let kt = &kt[(batch * g + kv) * d * m + keys.start..];
-            gemm(lines, keys.len(), d, Mat::rows(&qs, d), kt, m, &mut p, keys.len(), false);
-            normalize(&mut p, group, first, &keys, span, scale, alpha);
+            gemm(lines, keys.len(), d, Mat::rows(&qs, d), kt, m, p, keys.len(), false);
+            normalize(p, group, first, &keys, span, scale, alpha);
             let v = &v[((batch * m + keys.start) * g + kv) * d..];
-            gemm(lines, d, keys.len(), Mat::rows(&p, keys.len()), v, g * d, &mut os, d, false);
+            gemm(lines, d, keys.len(), Mat::rows(p, keys.len()), v, g * d, &mut os, d, false);
             for (r, os) in os.chunks_exact(group * d).enumerate() {
                 out[(r * h + kv * group) * d..][..group * d].copy_from_slice(os);
             }
@@ -161,22 +163,23 @@ pub fn backward<T: Real>(
                 continue;
             }
             let (mut qs, mut gs) = (device.alloc::<T>(lines * d), device.alloc::<T>(lines * d));
-            let (mut p, mut ds) = (device.alloc::<T>(lines * keys.len()), device.alloc::<T>(lines * keys.len()));
+            let (mut p, mut ds) = (device.alloc::<T>(lines * m), device.alloc::<T>(lines * m));
+            let (p, ds) = (&mut p[..lines * keys.len()], &mut ds[..lines * keys.len()]);
             let from = ((batch * t + first) * h + kv * group) * d;
             take_tile(&q[from..], h * d, group * d, &mut qs);
             take_tile(&dout[from..], h * d, group * d, &mut gs);
             let at = task.bg * d * m + keys.start;
-            gemm(lines, keys.len(), d, Mat::rows(&qs, d), &kt[at..], m, &mut p, keys.len(), false);
-            normalize(&mut p, group, first, &keys, span, scale, alpha);
-            gemm(lines, keys.len(), d, Mat::rows(&gs, d), &vt[at..], m, &mut ds, keys.len(), false);
+            gemm(lines, keys.len(), d, Mat::rows(&qs, d), &kt[at..], m, p, keys.len(), false);
+            normalize(p, group, first, &keys, span, scale, alpha);
+            gemm(lines, keys.len(), d, Mat::rows(&gs, d), &vt[at..], m, ds, keys.len(), false);
             for (p, ds) in p.chunks_exact(keys.len()).zip(ds.chunks_exact_mut(keys.len())) {
                 differentiate_row(p, ds, alpha, scale);
             }
             let k = &k[((batch * m + keys.start) * g + kv) * d..];
-            gemm(lines, d, keys.len(), Mat::rows(&ds, keys.len()), k, g * d, dq, d, false);
+            gemm(lines, d, keys.len(), Mat::rows(ds, keys.len()), k, g * d, dq, d, false);
             let (dk, dv) = (&mut task.dk[keys.start * d..], &mut task.dv[keys.start * d..]);
-            gemm(keys.len(), d, lines, Mat::rows(&ds, keys.len()).t(), &qs, d, dk, d, true);
-            gemm(keys.len(), d, lines, Mat::rows(&p, keys.len()).t(), &gs, d, dv, d, true);
+            gemm(keys.len(), d, lines, Mat::rows(ds, keys.len()).t(), &qs, d, dk, d, true);
+            gemm(keys.len(), d, lines, Mat::rows(p, keys.len()).t(), &gs, d, dv, d, true);
         }
     });
     let mut dq = device.alloc::<T>(b * t * h * d);
