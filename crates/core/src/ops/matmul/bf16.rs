@@ -62,6 +62,8 @@ struct Pairs<'a> {
 }
 
 impl Operands<f32> for Pairs<'_> {
+    const COPIES: bool = true;
+
     fn words(&self) -> usize {
         self.k.div_ceil(2)
     }

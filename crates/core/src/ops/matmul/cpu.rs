@@ -1,8 +1,8 @@
 //! Large products: B is packed once into panels as wide as the register kernel, then tasks own blocks of C.
 //!
-//! A panel is [k, 32] contiguous, so the kernel reads B in order and never past a page it knows. Rows of A are read in
-//! place: the kernel broadcasts its elements, so eight sequential streams are all it needs. A transposed A (the weight
-//! gradient) is copied per task into strips [k, 8].
+//! A panel is [k, 32] contiguous, so the kernel reads B in order and never past a page it knows. A is read in place: the
+//! kernel broadcasts its elements, so eight sequential streams are all it needs, or, where A is transposed (the weight
+//! gradient), half a cache line a step.
 //!
 //! Where C has too few blocks for the threads, which is the weight gradient again (few outputs, thousands of tokens), the
 //! inner axis is cut too, each part is a C of its own, and the parts are added in order. Every cut follows from the shape
@@ -86,8 +86,9 @@ pub(super) trait Operands<T: Real>: Sync {
     /// Writes words `p0..p0 + depth` of B's columns from `first` as panels [depth, 32], as many as `out` holds, zero past
     /// the last column.
     fn panels(&self, first: usize, p0: usize, depth: usize, out: &mut [T]);
-    /// Rows `i0..i0 + rows` of A, words `p0..p0 + depth`, in place or copied to `scratch` (`depth` words for each of the
-    /// rows, rounded up to whole register blocks).
+    /// Whether [`Operands::left`] copies.
+    const COPIES: bool;
+    /// Rows `i0..i0 + rows` of A, words `p0..p0 + depth`, in place or copied to `scratch`, which has room for them.
     fn left<'a>(&'a self, i0: usize, rows: usize, p0: usize, depth: usize, scratch: &'a mut [T]) -> Left<'a, T>;
     /// A register block of C.
     ///
@@ -97,10 +98,10 @@ pub(super) trait Operands<T: Real>: Sync {
 }
 
 /// `c = a b` or `c += a b`.
-pub(super) fn multiply<T: Real>(
+pub(super) fn multiply<T: Real, O: Operands<T>>(
     device: &CpuDevice,
     (m, n): (usize, usize),
-    x: &impl Operands<T>,
+    x: &O,
     c: &mut [T],
     add: bool,
 ) {
@@ -120,7 +121,7 @@ pub(super) fn multiply<T: Real>(
     let task = |task: usize| {
         let (part, i0, j0) = (task / (down * across), task / across % down * rows, task % across * cols);
         let (rows, cols, end) = (rows.min(m - i0), cols.min(n - j0), k.min((part + 1) * depth));
-        let mut scratch = device.alloc::<T>(rows.next_multiple_of(ROWS) * DEPTH.min(depth));
+        let mut scratch = device.alloc::<T>(if O::COPIES { rows * DEPTH.min(depth) } else { 0 });
         let mut own = device.alloc::<T>(if parts == 1 { 0 } else { cols.next_multiple_of(COLS) * DEPTH });
         for p0 in (part * depth..end).step_by(DEPTH) {
             let depth_here = DEPTH.min(end - p0);
@@ -215,24 +216,6 @@ simd! {
     }
 }
 
-simd! {
-    /// Rows of a transposed A, `depth` columns `stride` apart, as strips [depth, 8].
-    fn pack_strips<T>(a: &[T], stride: usize, rows: usize, depth: usize, out: &mut [T]) {
-        // four columns at a time: A is read nearly in order, and whole lines of each strip are written
-        for p0 in (0..depth).step_by(4) {
-            for (i, strip) in out.chunks_exact_mut(depth * ROWS).enumerate().take(rows.div_ceil(ROWS)) {
-                for p in p0..depth.min(p0 + 4) {
-                    let (from, to) = (&a[p * stride + i * ROWS..], &mut strip[p * ROWS..]);
-                    match (from.first_chunk::<ROWS>(), to.first_chunk_mut::<ROWS>()) {
-                        (Some(from), Some(to)) => *to = *from,
-                        _ => to.iter_mut().zip(from).for_each(|(to, &from)| *to = from),
-                    }
-                }
-            }
-        }
-    }
-}
-
 /// Operands as they are.
 struct Full<'a, T> {
     n: usize,
@@ -242,6 +225,8 @@ struct Full<'a, T> {
 }
 
 impl<T: Real> Operands<T> for Full<'_, T> {
+    const COPIES: bool = false;
+
     fn words(&self) -> usize {
         self.k
     }
@@ -252,20 +237,9 @@ impl<T: Real> Operands<T> for Full<'_, T> {
         pack_panels(b, depth, self.n - first, out);
     }
 
-    fn left<'a>(&'a self, i0: usize, rows: usize, p0: usize, depth: usize, scratch: &'a mut [T]) -> Left<'a, T> {
+    fn left<'a>(&'a self, i0: usize, _: usize, p0: usize, _: usize, _: &'a mut [T]) -> Left<'a, T> {
         let Mat { data, row, col } = self.a;
-        let data = &data[i0 * row + p0 * col..];
-        if col == 1 {
-            return Left { data, block: ROWS * row, row, col };
-        }
-        if row == 1 {
-            pack_strips(data, col, rows, depth, scratch);
-        } else {
-            for (i, p) in (0..rows).flat_map(|i| (0..depth).map(move |p| (i, p))) {
-                scratch[(i / ROWS * depth + p) * ROWS + i % ROWS] = data[i * row + p * col];
-            }
-        }
-        Left { data: scratch, block: depth * ROWS, row: 1, col: ROWS }
+        Left { data: &data[i0 * row + p0 * col..], block: ROWS * row, row, col }
     }
 
     unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>) {
