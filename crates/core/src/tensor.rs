@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::device::simd::add_into;
 use crate::device::{Buffer, Device};
 use crate::error::{Error, Result, ensure};
 use crate::rng::Rng;
@@ -191,9 +192,7 @@ impl Tensor {
         with_real!(self.dtype(), T => {
             let x = other.as_slice::<T>()?;
             device.for_chunks(self.data_mut::<T>(), ELEMENTWISE, |i, out| {
-                for (y, &x) in out.iter_mut().zip(&x[i * ELEMENTWISE..]) {
-                    *y += x;
-                }
+                add_into(&x[i * ELEMENTWISE..], out);
             });
         });
         Ok(())

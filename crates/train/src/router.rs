@@ -139,8 +139,13 @@ impl RouterPlan {
     }
 }
 
-/// Gamma at which a fresh model attends the target share of `ids`, by bisection on its logarithm: where the controller
-/// starts, so that the first updates are not spent on finding it.
+/// Tokens that the starting gamma is found on, at least, where there are as many: a fresh model routes all text alike.
+const START_TOKENS: usize = 1024;
+/// Halvings of the range of gamma (18 in its logarithm): to 0.1 %.
+const HALVINGS: usize = 14;
+
+/// Gamma at which a fresh model attends the target share of the first sequences of `ids`, by bisection on its logarithm:
+/// where the controller starts, so that the first updates are not spent on finding it.
 ///
 /// # Errors
 /// When the model refuses the ids.
@@ -154,8 +159,11 @@ pub fn initial_gamma(
         return Ok(());
     };
     let alpha = plan.alpha.map_or(knobs.alpha, |r| r.from);
+    let length = ids.len() / batch;
+    let batch = START_TOKENS.div_ceil(length).min(batch);
+    let ids = &ids[..batch * length].into();
     let (mut low, mut high) = (GAMMA.0.ln(), GAMMA.1.ln());
-    for _ in 0..24 {
+    for _ in 0..HALVINGS {
         let middle = 0.5 * (low + high);
         model.set_knobs(alpha, middle.exp());
         let tape = dash_core::Tape::inference();

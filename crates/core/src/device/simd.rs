@@ -162,3 +162,12 @@ pub fn axpy<T: Real>(a: T, x: &[T], y: &mut [T]) {
         *y = a.mul_add(x, *y);
     }
 }
+
+simd! {
+    /// Adds element by element, as far as the shorter one reaches.
+    pub(crate) fn add_into<T>(x: &[T], out: &mut [T]) {
+        for (o, &x) in out.iter_mut().zip(x) {
+            *o += x;
+        }
+    }
+}

@@ -10,7 +10,7 @@
 //! private dk and dv that are added in order of task. The number of tasks follows from the shape alone.
 
 use super::Dims;
-use crate::device::simd::{self, simd};
+use crate::device::simd::{self, add_into, simd};
 use crate::device::tile::{Mat, gemm, transpose_into};
 use crate::device::{Buffer, CpuDevice};
 use crate::storage::Real;
@@ -131,14 +131,6 @@ simd! {
     fn scale_into<T>(x: &[T], factor: T, out: &mut [T]) {
         for (o, &x) in out.iter_mut().zip(x) {
             *o = x * factor;
-        }
-    }
-}
-
-simd! {
-    fn add_into<T>(x: &[T], out: &mut [T]) {
-        for (o, &x) in out.iter_mut().zip(x) {
-            *o += x;
         }
     }
 }

@@ -10,7 +10,7 @@
 
 use crate::device::CpuDevice;
 use crate::device::kernel::{Block, COLS, ROWS};
-use crate::device::simd::{self, simd};
+use crate::device::simd::{self, add_into, simd};
 use crate::device::tile::{self, Mat};
 use crate::storage::{Compute, Real};
 use crate::tensor::ELEMENTWISE;
@@ -170,14 +170,6 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
                 }
             }
         });
-    }
-}
-
-simd! {
-    fn add_into<T>(x: &[T], out: &mut [T]) {
-        for (o, &x) in out.iter_mut().zip(x) {
-            *o += x;
-        }
     }
 }
 
