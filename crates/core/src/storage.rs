@@ -1,9 +1,9 @@
 //! Where a tensor's numbers live, and the two element types that live there.
 
+use crate::device::Buffer;
 use crate::device::kernel::Block;
 use crate::device::simd::Level;
-use crate::device::tile::Mat;
-use crate::device::{Buffer, CpuDevice};
+use crate::device::words::Words;
 
 /// Element type of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -135,19 +135,12 @@ pub trait Real:
     /// # Safety
     /// As [`crate::device::kernel::run_f32`].
     unsafe fn kernel(level: Level, rows: usize, cols: usize, k: usize, block: Block<Self>) -> bool;
-    /// A product with operands rounded to bf16; false if this type or processor has none.
-    fn gemm_bf16(
-        device: &CpuDevice,
-        sizes: (usize, usize, usize),
-        a: Mat<Self>,
-        b: Mat<Self>,
-        c: &mut [Self],
-        add: bool,
-    ) -> bool;
+    /// What multiplies bf16 operands; `None` if this type or processor has nothing.
+    fn words() -> Option<Words<Self>>;
 }
 
 macro_rules! real {
-    ($t:ty, $variant:ident, $dtype:ident, $has_kernel:expr, $kernel:path, $bf16:path, $exp:path) => {
+    ($t:ty, $variant:ident, $dtype:ident, $has_kernel:expr, $kernel:path, $words:path, $exp:path) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -217,15 +210,8 @@ macro_rules! real {
                 // SAFETY: the caller's contract is the callee's.
                 unsafe { $kernel(level, rows, cols, k, block) }
             }
-            fn gemm_bf16(
-                device: &CpuDevice,
-                sizes: (usize, usize, usize),
-                a: Mat<Self>,
-                b: Mat<Self>,
-                c: &mut [Self],
-                add: bool,
-            ) -> bool {
-                $bf16(device, sizes, a, b, c, add)
+            fn words() -> Option<Words<Self>> {
+                $words()
             }
         }
     };
@@ -237,16 +223,11 @@ unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) -> b
     false
 }
 
-/// There is none.
-fn no_bf16<T>(_: &CpuDevice, _: (usize, usize, usize), _: Mat<T>, _: Mat<T>, _: &mut [T], _: bool) -> bool {
-    false
-}
-
 #[cfg(target_arch = "x86_64")]
-real!(f32, CpuF32, F32, true, crate::device::kernel::run_f32, crate::ops::gemm_bf16, exp_f32);
+real!(f32, CpuF32, F32, true, crate::device::kernel::run_f32, crate::device::words::bf16, exp_f32);
 #[cfg(not(target_arch = "x86_64"))]
-real!(f32, CpuF32, F32, false, no_kernel, no_bf16, exp_f32);
-real!(f64, CpuF64, F64, false, no_kernel, no_bf16, f64::exp);
+real!(f32, CpuF32, F32, false, no_kernel, crate::device::words::none, exp_f32);
+real!(f64, CpuF64, F64, false, no_kernel, crate::device::words::none, f64::exp);
 
 /// exp(x) for f32 in straight-line arithmetic, so that a loop over it vectorises: x = n ln 2 + r with |r| <= ln 2 / 2, a
 /// polynomial for exp(r), the exponent field for 2^n. The coefficients minimise the largest relative error, 2e-9. Below

@@ -92,3 +92,49 @@ pub fn check_grad(inputs: &[Tensor], f: impl Fn(&Tape, &[Var]) -> Result<Var>) {
         assert!(error <= GRADIENT_ERROR, "input {k}: the tape is off central differences by {error:e} of their scale");
     }
 }
+
+/// Rounded to f32 and then to bf16.
+#[cfg(test)]
+pub(crate) fn bf16(x: f64) -> f64 {
+    f32::from_bits((crate::device::kernel::pair(x as f32, 0.0) & 0xffff) << 16) as f64
+}
+
+/// Attention, output and gradients of q, k and v, with loops in f64: `round` is applied to every operand of every product, and
+/// query i of a kv head sees those of the keys j <= i for which `sees([batch, kv head, i, j])`.
+#[cfg(test)]
+pub(crate) fn attention_of_operands(
+    inputs: &[Vec<f64>],
+    [b, t, h, d]: [usize; 4],
+    g: usize,
+    sees: impl Fn([usize; 4]) -> bool,
+    round: fn(f64) -> f64,
+) -> Vec<Vec<f64>> {
+    let [q, k, v, dout] = inputs else { panic!("q, k, v and the seed") };
+    let scale = 1.0 / (d as f64).sqrt();
+    let mut out = vec![vec![0.0; q.len()], vec![0.0; q.len()], vec![0.0; k.len()], vec![0.0; k.len()]];
+    for (batch, head, i) in (0..b * h * t).map(|n| (n / (h * t), n / t % h, n % t)) {
+        let query = ((batch * t + i) * h + head) * d;
+        let key = |j: usize| ((batch * t + j) * g + head / (h / g)) * d;
+        let dot = |x: &[f64], at: usize, y: &[f64], to: usize| -> f64 {
+            (0..d).map(|c| round(x[at + c]) * round(y[to + c])).sum()
+        };
+        let keys: Vec<usize> = (0..=i).filter(|&j| sees([batch, head / (h / g), i, j])).collect();
+        let z: Vec<f64> = keys.iter().map(|&j| scale * dot(q, query, k, key(j))).collect();
+        let top = z.iter().copied().fold(f64::MIN, f64::max);
+        let total: f64 = z.iter().map(|z| (z - top).exp()).sum();
+        let p: Vec<f64> = z.iter().map(|z| (z - top).exp() / total).collect();
+        for c in 0..d {
+            out[0][query + c] = keys.iter().zip(&p).map(|(&j, &p)| round(p) * round(v[key(j) + c])).sum();
+        }
+        let delta: f64 = (0..d).map(|c| out[0][query + c] * dout[query + c]).sum();
+        for (&j, &p) in keys.iter().zip(&p) {
+            let ds = round(scale * p * (dot(dout, query, v, key(j)) - delta));
+            for c in 0..d {
+                out[1][query + c] += ds * round(k[key(j) + c]);
+                out[2][key(j) + c] += ds * round(q[query + c]);
+                out[3][key(j) + c] += round(p) * round(dout[query + c]);
+            }
+        }
+    }
+    out
+}

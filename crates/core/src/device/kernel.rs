@@ -214,6 +214,7 @@ pub unsafe fn run_bf16(
 }
 
 #[cfg(target_arch = "x86_64")]
+#[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn avx512_bf16<const M: usize>(
     cols: usize,

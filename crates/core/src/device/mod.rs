@@ -4,6 +4,7 @@ mod cpu;
 pub mod kernel;
 pub mod simd;
 pub mod tile;
+pub mod words;
 
 pub use cpu::{Buffer, CpuDevice, Pool, Pools};
 

@@ -29,8 +29,6 @@ pub use embedding::embedding;
 pub use entmax::{entmax, entmax_row};
 pub use grad_norm::grad_norm;
 pub use layout::{index_select, reshape, transpose};
-#[cfg(target_arch = "x86_64")]
-pub(crate) use matmul::gemm_bf16;
 pub use matmul::{linear, matmul};
 pub use reduce::{sum_all, sum_axis};
 pub use rmsnorm::rmsnorm;

@@ -10,10 +10,12 @@
 //! private dk and dv that are added in order of task. The number of tasks follows from the shape alone.
 
 use super::Dims;
+use crate::device::kernel::COLS;
 use crate::device::simd::{self, add_into, simd};
 use crate::device::tile::{Mat, gemm, transpose_into};
+use crate::device::words::{self, Words, pack_rows, pack_transposed};
 use crate::device::{Buffer, CpuDevice};
-use crate::storage::Real;
+use crate::storage::{Compute, Real};
 
 /// Queries of a tile whose scores are computed in full: routing and spans.
 pub(crate) const TILE: usize = 64;
@@ -33,31 +35,144 @@ pub(crate) trait Visits: Sync {
     fn for_each(&self, batch: usize, kv_head: usize, tile: usize, visit: impl FnMut(usize, &[u32], &[u32]));
 }
 
-/// Blocks of rows `[b, t, g, d]` transposed to `[b, g, blocks, d, width]`, zero past the last row.
-struct Transposed<T: Real> {
+/// Blocks of `width` rows of x `[b, t, g, d]` as the right sides of products, `[b, g, blocks, size]`: f32 and f64 rows of the
+/// inner axis, or panels of words, `ld` apart.
+struct Right<T: Real> {
     data: Buffer<T>,
     blocks: usize,
-    width: usize,
-    d: usize,
+    size: usize,
+    ld: usize,
 }
 
-impl<T: Real> Transposed<T> {
-    fn new(device: &CpuDevice, x: &[T], dims: Dims, width: usize) -> Self {
+impl<T: Real> Right<T> {
+    fn new(
+        device: &CpuDevice,
+        (x, dims): (&[T], Dims),
+        width: usize,
+        (size, ld): (usize, usize),
+        pack: impl Fn(&[T], usize, usize, &mut [T]) + Sync + Send,
+    ) -> Self {
         let Dims { b, t, g, d, .. } = dims;
         let blocks = t.div_ceil(width);
-        let mut data = device.alloc(b * g * blocks * d * width);
-        device.for_chunks(&mut data, d * width, |i, out| {
-            let (bg, block) = (i / blocks, i % blocks);
-            let first = block * width;
-            let src = &x[(bg / g * t + first) * g * d + bg % g * d..];
-            transpose_into(src, width.min(t - first), d, g * d, out, width);
+        let mut data = device.alloc(b * g * blocks * size);
+        device.for_chunks(&mut data, size, |i, out| {
+            let (bg, first) = (i / blocks, i % blocks * width);
+            pack(&x[(bg / g * t + first) * g * d + bg % g * d..], g * d, width.min(t - first), out);
         });
-        Transposed { data, blocks, width, d }
+        Right { data, blocks, size, ld }
     }
 
-    fn block(&self, bg: usize, block: usize) -> &[T] {
-        let size = self.d * self.width;
-        &self.data[(bg * self.blocks + block) * size..][..size]
+    /// For products with the transpose of a block: over d.
+    fn transposed(device: &CpuDevice, words: Option<Words<T>>, x: &[T], dims: Dims, width: usize) -> Self {
+        let d = dims.d;
+        match words {
+            None => Self::new(device, (x, dims), width, (d * width, width), |src, stride, rows, out| {
+                transpose_into(src, rows, d, stride, out, width);
+            }),
+            Some(words) => {
+                let ld = d.div_ceil(2) * COLS;
+                Self::new(device, (x, dims), width, (width.div_ceil(COLS) * ld, ld), |src, stride, rows, out| {
+                    pack_transposed(words, (src, stride), (rows, d), out, ld);
+                })
+            }
+        }
+    }
+
+    /// For products with a block itself, over its rows. Without words it is read in place.
+    fn rows(device: &CpuDevice, words: Words<T>, x: &[T], dims: Dims, width: usize) -> Self {
+        let (d, ld) = (dims.d, width.div_ceil(2) * COLS);
+        let zeros = device.zeros::<T>(d);
+        Self::new(device, (x, dims), width, (d.div_ceil(COLS) * ld, ld), |src, stride, rows, out| {
+            pack_rows(words, (src, stride), (rows, d), &zeros, out, ld);
+        })
+    }
+
+    fn block(&self, bg: usize, block: usize) -> (&[T], usize) {
+        (&self.data[(bg * self.blocks + block) * self.size..][..self.size], self.ld)
+    }
+}
+
+/// The products of a task, in the element type or in bf16 words.
+struct Products<T: Real> {
+    words: Option<Words<T>>,
+    zeros: Buffer<T>,
+    /// words of the left sides and of a gathered right side
+    left: Buffer<T>,
+    right: Buffer<T>,
+}
+
+impl<T: Real> Products<T> {
+    /// For up to `rows` gathered rows of `d` elements on blocks of `width`.
+    fn new(device: &CpuDevice, words: Option<Words<T>>, (rows, width, d): (usize, usize, usize)) -> Self {
+        let n = |n: usize| if words.is_some() { n } else { 0 };
+        let pairs = rows.div_ceil(2);
+        Products {
+            words,
+            zeros: device.zeros(n(width.max(d))),
+            left: device.alloc(n((rows * width.div_ceil(2)).max(pairs * width))),
+            right: device.alloc(n(pairs * d.next_multiple_of(COLS))),
+        }
+    }
+
+    /// Length of a row of `n` elements as a left side.
+    fn len(&self, n: usize) -> usize {
+        if self.words.is_some() { n.div_ceil(2) } else { n }
+    }
+
+    /// Rows of `n` elements as left sides of products over n, for many of them: `rows` itself where they are.
+    fn lefts<'a>(&self, rows: &'a [T], n: usize, out: &'a mut [T]) -> &'a [T] {
+        let Some(words) = self.words else { return rows };
+        for (row, out) in rows.chunks_exact(n).zip(out.chunks_exact_mut(n.div_ceil(2))) {
+            (words.along)(row, out);
+        }
+        out
+    }
+
+    /// `c (+)= a b` over k elements; a and b are left and right sides made for it.
+    fn multiply(
+        &self,
+        (m, n, k): (usize, usize, usize),
+        a: Mat<T>,
+        b: (&[T], usize),
+        c: &mut [T],
+        ldc: usize,
+        add: bool,
+    ) {
+        match self.words {
+            None => gemm(m, n, k, a, b.0, b.1, c, ldc, add),
+            Some(w) => words::gemm(w, (m, n, k.div_ceil(2)), a, b, c, ldc, add),
+        }
+    }
+
+    /// `c (+)= x b` over the first `keys` of the rows of x, which are `width` apart.
+    fn over_keys(
+        &mut self,
+        (m, n, keys): (usize, usize, usize),
+        (x, width): (&[T], usize),
+        b: (&[T], usize),
+        c: &mut [T],
+        add: bool,
+    ) {
+        let Some(words) = self.words else { return gemm(m, n, keys, Mat::rows(x, width), b.0, b.1, c, n, add) };
+        let half = width.div_ceil(2);
+        for (x, out) in x.chunks_exact(width).zip(self.left.chunks_exact_mut(half)).take(m) {
+            (words.along)(&x[..keys], &mut out[..keys.div_ceil(2)]);
+        }
+        words::gemm(words, (m, n, keys.div_ceil(2)), Mat::rows(&self.left, half), b, c, n, add);
+    }
+
+    /// `c += x^T y` over m rows: x `width` apart, of which `keys` columns count, and y `[m, d]`.
+    fn over_rows(&mut self, (keys, d, m): (usize, usize, usize), (x, width): (&[T], usize), y: &[T], c: &mut [T]) {
+        let Some(words) = self.words else { return gemm(keys, d, m, Mat::rows(x, width).t(), y, d, c, d, true) };
+        let pairs = m.div_ceil(2);
+        for (p, out) in self.left.chunks_exact_mut(width).enumerate().take(pairs) {
+            let row = |r: usize| if r < m { &x[r * width..][..keys] } else { &self.zeros[..keys] };
+            (words.across)(row(2 * p), row(2 * p + 1), &mut out[..keys]);
+        }
+        let ld = pairs * COLS;
+        pack_rows(words, (y, d), (m, d), &self.zeros, &mut self.right, ld);
+        let left = Mat { data: &self.left, row: 1, col: width };
+        words::gemm(words, (keys, d, pairs), left, (&self.right, ld), c, d, true);
     }
 }
 
@@ -207,9 +322,11 @@ fn rows_of<'a, T: Real>(tile: &'a [T], queries: &[u32], len: usize, scratch: &'a
     &scratch[..queries.len() * len]
 }
 
-/// Forward over `q [b, t, h, d]`, `k`, `v [b, t, g, d]`. Returns out `[b, t, h, d]` and lse `[b, t, h]`.
+/// Forward over `q [b, t, h, d]`, `k`, `v [b, t, g, d]`. Returns out `[b, t, h, d]` and lse `[b, t, h]`. In bf16, the
+/// operands of every product are rounded, the probabilities too; softmax and sums are not.
 pub(crate) fn forward<T: Real>(
     device: &CpuDevice,
+    compute: Compute,
     dims: Dims,
     (q, k, v): (&[T], &[T], &[T]),
     visits: &impl Visits,
@@ -218,7 +335,9 @@ pub(crate) fn forward<T: Real>(
     let Dims { b, t, h, g, d } = dims;
     let (group, width) = (dims.group(), visits.block_size());
     let scale = T::of(1.0 / (d as f64).sqrt());
-    let kt = Transposed::new(device, k, dims, width);
+    let words = if compute == Compute::Bf16 { T::words() } else { None };
+    let kt = Right::transposed(device, words, k, dims, width);
+    let values = words.map(|words| Right::rows(device, words, v, dims, width));
     let (mut out, mut lse) = (device.alloc::<T>(b * t * h * d), device.alloc::<T>(b * t * h));
     let tiles = t.div_ceil(QUERIES);
     let mut pieces = Vec::with_capacity(b * tiles);
@@ -232,8 +351,10 @@ pub(crate) fn forward<T: Real>(
         let rows = lse.len() / h;
         let at_once = (ROWS / group).max(1);
         let batch_rows = at_once * group;
+        let mut products = Products::new(device, words, (batch_rows, width, d));
+        let len = group * products.len(d);
         let (mut qs, mut os) = (device.alloc::<T>(batch_rows * d), device.alloc::<T>(batch_rows * d));
-        let mut q_tile = device.alloc::<T>(rows * group * d);
+        let (mut q_tile, mut q_words) = (device.alloc::<T>(rows * group * d), device.alloc::<T>(rows * len));
         let mut scores = device.alloc::<T>(batch_rows * width);
         let mut factors = device.alloc::<T>(batch_rows);
         let mut state = Vec::with_capacity(batch_rows);
@@ -244,17 +365,21 @@ pub(crate) fn forward<T: Real>(
             max.fill(T::NEG_INF);
             sum.fill(T::ZERO);
             take_tile(&q[((batch * t + first) * h + kv * group) * d..], h * d, group * d, &mut q_tile);
+            let lefts = products.lefts(&q_tile, d, &mut q_words);
             visits.for_each(batch, kv, tile, |block, queries, entries| {
                 let key0 = block * width;
                 let keys = width.min(t - key0);
-                let kt = kt.block(batch * g + kv, block);
-                let v_block = &v[((batch * t + key0) * g + kv) * d..];
+                let bg = batch * g + kv;
+                let value = match &values {
+                    Some(values) => values.block(bg, block),
+                    None => (&v[((batch * t + key0) * g + kv) * d..], g * d),
+                };
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
                     // keys that the last of these queries sees: near the diagonal fewer than the block has
                     let keys = keys.min(first + queries[queries.len() - 1] as usize + 1 - key0);
-                    let left = rows_of(&q_tile, queries, group * d, &mut qs);
-                    gemm(m, keys, d, Mat::rows(left, d), kt, width, &mut scores, width, false);
+                    let left = Mat::rows(rows_of(lefts, queries, len, &mut qs), len / group);
+                    products.multiply((m, keys, d), left, kt.block(bg, block), &mut scores, width, false);
                     state.clear();
                     for (j, &query) in queries.iter().enumerate() {
                         let query = query as usize;
@@ -263,7 +388,7 @@ pub(crate) fn forward<T: Real>(
                         state.extend((0..group).map(|head| Row { slot: query * group + head, live, bias }));
                     }
                     absorb(&state, &mut scores, (width, keys), scale, &mut max, &mut sum, &mut factors);
-                    gemm(m, d, keys, Mat::rows(&scores, width), v_block, g * d, &mut os, d, false);
+                    products.over_keys((m, d, keys), (&scores, width), value, &mut os, false);
                     accumulate(&state, &factors, &os, d, &mut acc);
                 }
             });
@@ -303,6 +428,7 @@ struct Task<'a, T> {
 /// is empty where there is no bias.
 pub(crate) fn backward<T: Real>(
     device: &CpuDevice,
+    compute: Compute,
     dims: Dims,
     (q, k, v): (&[T], &[T], &[T]),
     (out, lse, dout): (&[T], &[T], &[T]),
@@ -315,7 +441,9 @@ pub(crate) fn backward<T: Real>(
     let scale = T::of(1.0 / (d as f64).sqrt());
     let tiles = t.div_ceil(QUERIES);
     let splits = BACKWARD_TASKS.div_ceil(b * g).min(tiles).max(1);
-    let (kt, vt) = (Transposed::new(device, k, dims, width), Transposed::new(device, v, dims, width));
+    let words = if compute == Compute::Bf16 { T::words() } else { None };
+    let right = |x| Right::transposed(device, words, x, dims, width);
+    let (kt, vt, keys_packed) = (right(k), right(v), words.map(|words| Right::rows(device, words, k, dims, width)));
     let span = t * group * d;
     let mut dq_bg = device.alloc::<T>(b * g * span);
     let mut dbias = device.alloc::<T>(bias.len());
@@ -343,6 +471,10 @@ pub(crate) fn backward<T: Real>(
         task.dv.fill(T::ZERO);
         let at_once = (ROWS / group).max(1);
         let m_max = at_once * group;
+        let mut products = Products::new(device, words, (m_max, width, d));
+        let (len, len_left) = (group * d, group * products.len(d));
+        let (mut q_words, mut g_words) = (device.alloc::<T>(QUERIES * len_left), device.alloc::<T>(QUERIES * len_left));
+        let (mut qls, mut gls) = (device.alloc::<T>(m_max * d), device.alloc::<T>(m_max * d));
         let (mut qs, mut gs) = (device.alloc::<T>(m_max * d), device.alloc::<T>(m_max * d));
         let (mut p, mut ds) = (device.alloc::<T>(m_max * width), device.alloc::<T>(m_max * width));
         let mut dqs = device.alloc::<T>(m_max * d);
@@ -363,18 +495,23 @@ pub(crate) fn backward<T: Real>(
             }
             take_tile(&q[base * d..], h * d, group * d, &mut q_tile[..rows * group * d]);
             take_tile(&dout[base * d..], h * d, group * d, &mut g_tile[..rows * group * d]);
+            let q_lefts = products.lefts(&q_tile[..rows * len], d, &mut q_words);
+            let g_lefts = products.lefts(&g_tile[..rows * len], d, &mut g_words);
             visits.for_each(batch, kv, tile, |block, queries, entries| {
                 let key0 = block * width;
                 let keys = width.min(t - key0);
                 let (kt, vt) = (kt.block(task.bg, block), vt.block(task.bg, block));
-                let k_block = &k[((batch * t + key0) * g + kv) * d..];
+                let key = match &keys_packed {
+                    Some(packed) => packed.block(task.bg, block),
+                    None => (&k[((batch * t + key0) * g + kv) * d..], g * d),
+                };
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
-                    let len = group * d;
                     let keys = keys.min(first + queries[queries.len() - 1] as usize + 1 - key0);
-                    let (qs, gs) = (rows_of(&q_tile, queries, len, &mut qs), rows_of(&g_tile, queries, len, &mut gs));
-                    gemm(m, keys, d, Mat::rows(qs, d), kt, width, &mut p, width, false);
-                    gemm(m, keys, d, Mat::rows(gs, d), vt, width, &mut ds, width, false);
+                    let (ql, gl) =
+                        (rows_of(q_lefts, queries, len_left, &mut qls), rows_of(g_lefts, queries, len_left, &mut gls));
+                    products.multiply((m, keys, d), Mat::rows(ql, len_left / group), kt, &mut p, width, false);
+                    products.multiply((m, keys, d), Mat::rows(gl, len_left / group), vt, &mut ds, width, false);
                     state.clear();
                     for (j, &query) in queries.iter().enumerate() {
                         let query = query as usize;
@@ -393,17 +530,21 @@ pub(crate) fn backward<T: Real>(
                     }
                     if neighbours(queries) {
                         let dq = &mut dq[queries[0] as usize * len..];
-                        gemm(m, d, keys, Mat::rows(&ds, width), k_block, g * d, dq, d, true);
+                        products.over_keys((m, d, keys), (&ds, width), key, dq, true);
                     } else {
                         // through a copy, so that the sums run in the same order as in place
                         rows_of(dq, queries, len, &mut dqs);
-                        gemm(m, d, keys, Mat::rows(&ds, width), k_block, g * d, &mut dqs, d, true);
+                        products.over_keys((m, d, keys), (&ds, width), key, &mut dqs, true);
                         for (row, &query) in dqs.chunks_exact(len).zip(queries) {
                             dq[query as usize * len..][..len].copy_from_slice(row);
                         }
                     }
-                    gemm(keys, d, m, Mat::rows(&ds, width).t(), qs, d, &mut task.dk[key0 * d..], d, true);
-                    gemm(keys, d, m, Mat::rows(&p, width).t(), gs, d, &mut task.dv[key0 * d..], d, true);
+                    let (qs, gs) = match words {
+                        None => (ql, gl),
+                        Some(_) => (rows_of(&q_tile, queries, len, &mut qs), rows_of(&g_tile, queries, len, &mut gs)),
+                    };
+                    products.over_rows((keys, d, m), (&ds, width), qs, &mut task.dk[key0 * d..]);
+                    products.over_rows((keys, d, m), (&p, width), gs, &mut task.dv[key0 * d..]);
                 }
             });
         }

@@ -8,6 +8,7 @@
 //! inner axis is cut too, each part is a C of its own, and the parts are added in order. Every cut follows from the shape
 //! alone, so the bits do not depend on the number of threads.
 
+use super::bf16::Pairs;
 use crate::device::CpuDevice;
 use crate::device::kernel::{Block, COLS, ROWS};
 use crate::device::simd::{self, add_into, simd};
@@ -275,28 +276,14 @@ pub(crate) fn gemm<T: Real>(
     assert!(a.data.len() > (m - 1) * a.row + (k - 1) * a.col, "a holds [{m}, {k}]");
     assert!(b.data.len() > (k - 1) * b.row + (n - 1) * b.col, "b holds [{k}, {n}]");
     let straight = |x: Mat<T>| x.row == 1 || x.col == 1;
-    if compute == Compute::Bf16 && straight(a) && straight(b) && T::gemm_bf16(device, (m, n, k), a, b, c, add) {
-        return;
+    if let (Compute::Bf16, Some(words)) = (compute, T::words())
+        && straight(a)
+        && straight(b)
+    {
+        let zeros = device.zeros::<T>(m.max(n));
+        return multiply(device, (m, n), &Pairs { words, n, k, a, b, zeros: &zeros }, c, add);
     }
     multiply(device, (m, n), &Full { n, k, a, b }, c, add);
-}
-
-/// The bf16 product where this processor has it; false elsewhere. Extents and operands have been checked.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn gemm_bf16(
-    device: &CpuDevice,
-    sizes: (usize, usize, usize),
-    a: Mat<f32>,
-    b: Mat<f32>,
-    c: &mut [f32],
-    add: bool,
-) -> bool {
-    let can = crate::device::kernel::has_bf16(simd::level());
-    if can {
-        // SAFETY: just asked; `gemm` has checked the extents.
-        unsafe { super::bf16::gemm(device, sizes, a, b, c, add) };
-    }
-    can
 }
 
 #[cfg(test)]

@@ -1,15 +1,12 @@
 //! Matrix products. `linear`: y = x w^T with w [out, in], the layout of checkpoints; dx = dy w, dw = dy^T x. `matmul`: a
 //! batch of products. Kept for backward: the operands.
 
-#[cfg(target_arch = "x86_64")]
 mod bf16;
 mod cpu;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use cpu::gemm;
-#[cfg(target_arch = "x86_64")]
-pub(crate) use cpu::gemm_bf16;
 
 use crate::device::tile::Mat;
 use crate::error::{Result, ensure};

@@ -1,7 +1,7 @@
 use super::*;
 use crate::device::Device;
 use crate::storage::{Compute, DType};
-use crate::testing::{check_grad, device, normal, relative_error};
+use crate::testing::{bf16, check_grad, device, normal, relative_error};
 
 #[test]
 fn grads() {
@@ -73,9 +73,7 @@ fn wrong_width_is_told() {
 
 /// The same formula evaluated naively with bf16 operands: round both, multiply in f64.
 fn rounded(x: &Tensor) -> Tensor {
-    let round = |v: f32| f32::from_bits((crate::device::kernel::pair(v, 0.0) & 0xffff) << 16);
-    let data = x.to_vec::<f32>().unwrap().into_iter().map(round).collect();
-    Tensor::from_vec(x.device(), x.shape(), data).unwrap()
+    Tensor::from_vec(x.device(), x.shape(), x.to_f64().into_iter().map(bf16).collect()).unwrap()
 }
 
 #[test]

@@ -41,9 +41,10 @@ pub fn block_attention(
     }
     let zeros = || Tensor::zeros(q.value.device(), &[list.len()], dtype);
     let bias_value = bias.map_or_else(zeros, |b| b.value.clone());
+    let compute = tape.compute();
     let (out, lse) = with_real!(dtype, T => {
         let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-        let (out, lse) = stream::forward(q.value.cpu(), dims, inputs, &**list, bias_value.data());
+        let (out, lse) = stream::forward(q.value.cpu(), compute, dims, inputs, &**list, bias_value.data());
         (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse))
     });
     let (q, k, v, bias_id) = (q.clone(), k.clone(), v.clone(), bias.map(Var::id));
@@ -53,7 +54,7 @@ pub fn block_attention(
             let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
             let outputs = (kept.data::<T>(), lse.data::<T>(), dy.data::<T>());
             let lengths = list.tile_lengths();
-            let d = stream::backward(dy.cpu(), dims, inputs, outputs, &*list, bias_value.data(), &lengths);
+            let d = stream::backward(dy.cpu(), compute, dims, inputs, outputs, &*list, bias_value.data(), &lengths);
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), d.dq))?;
             grads.add(k.id(), Tensor::from_buffer(k.value.shape(), d.dk))?;
             grads.add(v.id(), Tensor::from_buffer(v.value.shape(), d.dv))?;

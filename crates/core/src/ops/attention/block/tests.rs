@@ -1,6 +1,7 @@
 use super::*;
 use crate::ops::attention::{dense_attention, topk_routing};
-use crate::testing::{ODD_LENGTHS, check_grad, device, normal, relative_error};
+use crate::storage::{Compute, DType};
+use crate::testing::{ODD_LENGTHS, attention_of_operands, bf16, check_grad, device, normal, relative_error};
 
 fn some_list(dev: &crate::Device, b: usize, g: usize, t: usize, s: usize, top: usize) -> Arc<BlockList> {
     let q = normal(dev, &[b, t, g, 4], 20);
@@ -47,6 +48,31 @@ fn every_block_is_dense_attention() {
                 let a = Tensor::from_vec(&dev, &[a.len()], a).unwrap();
                 assert!(relative_error(&a, &b) < 1e-12, "t {t} s {s}: output {i}");
             }
+        }
+    }
+}
+
+#[test]
+fn bf16_errs_at_most_twice_as_much_as_the_formula_with_rounded_operands() {
+    let dev = device();
+    for (t, s, d) in [(70, 7, 16), (200, 16, 33), (300, 64, 64)] {
+        let list = some_list(&dev, 2, 2, t, s, 3);
+        let shape = |heads| [2, t, heads, d];
+        let inputs = [normal(&dev, &shape(6), 1), normal(&dev, &shape(2), 2), normal(&dev, &shape(2), 3)];
+        let inputs = inputs.map(|x| x.to_dtype(DType::F32));
+        let seed = normal(&dev, &shape(6), 9).to_dtype(DType::F32);
+        let numbers: Vec<Vec<f64>> = inputs.iter().chain([&seed]).map(Tensor::to_f64).collect();
+        let sees = |[b, kv, i, j]: [usize; 4]| list.chunks_of(b, kv, i).contains(&((j / s) as u32));
+        let exact = attention_of_operands(&numbers, shape(6), 2, sees, |x| x);
+        let naive = attention_of_operands(&numbers, shape(6), 2, sees, bf16);
+        let tape = Tape::new().computing(Compute::Bf16);
+        let v: Vec<Var> = inputs.iter().map(|x| tape.leaf(x.clone())).collect();
+        let y = block_attention(&tape, &v[0], &v[1], &v[2], &list, None).unwrap();
+        let grads = tape.backward_from(&y, seed).unwrap();
+        for (i, ours) in std::iter::once(&y.value).chain(v.iter().map(|v| grads.get(v).unwrap())).enumerate() {
+            let naive = Tensor::from_vec(&dev, ours.shape(), naive[i].clone()).unwrap();
+            let (n, o) = (relative_error(&naive, &exact[i]), relative_error(ours, &exact[i]));
+            assert!(n > 1e-4 && o <= 2.0 * n, "t {t} s {s} d {d}, output {i}: ours {o:e}, rounded operands {n:e}");
         }
     }
 }

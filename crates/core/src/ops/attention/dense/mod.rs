@@ -39,9 +39,10 @@ impl Visits for All {
 pub fn dense_attention(tape: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
     let (dims, dtype) = Dims::check("dense_attention", &q.value, &k.value, Some(&v.value))?;
     let all = All { rows: (0..QUERIES as u32).collect(), queries: dims.t };
+    let compute = tape.compute();
     let (out, lse) = with_real!(dtype, T => {
         let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-        let (out, lse) = stream::forward(q.value.cpu(), dims, inputs, &all, &[]);
+        let (out, lse) = stream::forward(q.value.cpu(), compute, dims, inputs, &all, &[]);
         (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse))
     });
     let (q, k, v, kept) = (q.clone(), k.clone(), v.clone(), out.clone());
@@ -49,7 +50,7 @@ pub fn dense_attention(tape: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
         with_real!(dtype, T => {
             let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
             let outputs = (kept.data::<T>(), lse.data::<T>(), dy.data::<T>());
-            let d = stream::backward(dy.cpu(), dims, inputs, outputs, &all, &[], &[]);
+            let d = stream::backward(dy.cpu(), compute, dims, inputs, outputs, &all, &[], &[]);
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), d.dq))?;
             grads.add(k.id(), Tensor::from_buffer(k.value.shape(), d.dk))?;
             grads.add(v.id(), Tensor::from_buffer(v.value.shape(), d.dv))

@@ -1,8 +1,8 @@
 use super::*;
 use crate::device::Device;
 use crate::ops;
-use crate::storage::DType;
-use crate::testing::{ODD_LENGTHS, check_grad, device, normal, relative_error};
+use crate::storage::{Compute, DType};
+use crate::testing::{ODD_LENGTHS, attention_of_operands, bf16, check_grad, device, normal, relative_error};
 
 /// The equation with primitives, in f64: a t x t matrix and nothing clever.
 fn plain(t: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
@@ -21,7 +21,10 @@ fn plain(t: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
 type Run = (Tensor, Vec<Tensor>);
 
 fn run(inputs: &[Tensor], f: impl Fn(&Tape, &Var, &Var, &Var) -> Result<Var>) -> Run {
-    let t = Tape::new();
+    run_on(Tape::new(), inputs, f)
+}
+
+fn run_on(t: Tape, inputs: &[Tensor], f: impl Fn(&Tape, &Var, &Var, &Var) -> Result<Var>) -> Run {
     let v: Vec<Var> = inputs.iter().map(|x| t.leaf(x.clone())).collect();
     let y = f(&t, &v[0], &v[1], &v[2]).unwrap();
     let seed = normal(y.value.device(), y.value.shape(), 9).to_dtype(y.value.dtype());
@@ -69,6 +72,26 @@ fn f32_error_is_at_most_twice_that_of_the_plain_formula() {
         for (i, ((e, n), o)) in all(&exact).iter().zip(all(&naive)).zip(all(&ours)).enumerate() {
             let (n, o) = (relative_error(&n, &e.to_f64()), relative_error(&o, &e.to_f64()));
             assert!(o <= 2.0 * n, "t {t} sharp {sharp}, output {i}: ours {o:e}, plain {n:e}");
+        }
+    }
+}
+
+#[test]
+fn bf16_errs_at_most_twice_as_much_as_the_formula_with_rounded_operands() {
+    let dev = device();
+    for (t, d) in [(5, 8), (37, 17), (130, 33), (200, 64)] {
+        let shape = |heads| [2, t, heads, d];
+        let inputs = [normal(&dev, &shape(4), 1), normal(&dev, &shape(2), 2), normal(&dev, &shape(2), 3)];
+        let inputs = inputs.map(|x| x.to_dtype(DType::F32));
+        let seed = normal(&dev, &shape(4), 9).to_dtype(DType::F32);
+        let numbers: Vec<Vec<f64>> = inputs.iter().chain([&seed]).map(Tensor::to_f64).collect();
+        let exact = attention_of_operands(&numbers, shape(4), 2, |_| true, |x| x);
+        let naive = attention_of_operands(&numbers, shape(4), 2, |_| true, bf16);
+        let ours = run_on(Tape::new().computing(Compute::Bf16), &inputs, dense_attention);
+        for (i, ours) in std::iter::once(&ours.0).chain(&ours.1).enumerate() {
+            let naive = Tensor::from_vec(&dev, ours.shape(), naive[i].clone()).unwrap();
+            let (n, o) = (relative_error(&naive, &exact[i]), relative_error(ours, &exact[i]));
+            assert!(n > 1e-4 && o <= 2.0 * n, "t {t} d {d}, output {i}: ours {o:e}, with rounded operands {n:e}");
         }
     }
 }
