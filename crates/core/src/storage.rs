@@ -24,7 +24,8 @@ impl DType {
     }
 }
 
-/// How the operands of products with parameters are rounded. Sums, activations and weights keep their type.
+/// How the operands of products with parameters, and of dense and block attention, are rounded. Sums, activations and
+/// weights keep their type.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compute {
     /// Not at all.

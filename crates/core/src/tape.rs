@@ -128,7 +128,7 @@ impl Tape {
         self.scope.borrow().clone()
     }
 
-    /// How operands of products with parameters are rounded.
+    /// How operands of products are rounded: see [`Compute`].
     pub fn compute(&self) -> Compute {
         self.compute
     }

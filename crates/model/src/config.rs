@@ -48,7 +48,7 @@ pub struct ModelConfig {
     /// Standard deviation of the initial matrices; projections into the residual stream get `init_std / sqrt(2 layers)`.
     #[serde(default = "init_std")]
     pub init_std: f64,
-    /// How operands of products with parameters are rounded. Weights, sums and everything else stay f32.
+    /// How operands of products with parameters, and of attention to chunks, are rounded. Weights and sums stay f32.
     #[serde(default)]
     pub compute: Compute,
     /// Keep only the input of each block for backward and run the block again there: the same bits, a third more work,

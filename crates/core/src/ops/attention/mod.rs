@@ -8,6 +8,7 @@
 mod block;
 mod dense;
 mod list;
+mod products;
 mod routing;
 mod span;
 mod stream;

@@ -2,18 +2,16 @@
 //! softmax, so no t x t matrix exists.
 //!
 //! The rows that work on a block at once are (query, head of the group) pairs of the queries that attend it, gathered:
-//! neighbours share most of their chunks, so even a sparse list gives the small products enough rows. Keys and values
-//! are transposed block by block first, which makes every product's right side contiguous. A row meets its blocks in
-//! ascending order, whatever its neighbours do, so its bits depend on its own list alone.
+//! neighbours share most of their chunks, so even a sparse list gives the small products enough rows. A row meets its blocks
+//! in ascending order, whatever its neighbours do, so its bits depend on its own list alone.
 //!
 //! Backward recomputes the probabilities from lse and needs five products a block. Tasks own disjoint query tiles and a
 //! private dk and dv that are added in order of task. The number of tasks follows from the shape alone.
 
 use super::Dims;
-use crate::device::kernel::COLS;
+use super::products::{Products, Right};
 use crate::device::simd::{self, add_into, simd};
-use crate::device::tile::{Mat, gemm, transpose_into};
-use crate::device::words::{self, Words, pack_rows, pack_transposed};
+use crate::device::tile::Mat;
 use crate::device::{Buffer, CpuDevice};
 use crate::storage::{Compute, Real};
 
@@ -33,147 +31,6 @@ pub(crate) trait Visits: Sync {
     fn block_size(&self) -> usize;
     /// Calls `visit(block, rows, entries)`.
     fn for_each(&self, batch: usize, kv_head: usize, tile: usize, visit: impl FnMut(usize, &[u32], &[u32]));
-}
-
-/// Blocks of `width` rows of x `[b, t, g, d]` as the right sides of products, `[b, g, blocks, size]`: f32 and f64 rows of the
-/// inner axis, or panels of words, `ld` apart.
-struct Right<T: Real> {
-    data: Buffer<T>,
-    blocks: usize,
-    size: usize,
-    ld: usize,
-}
-
-impl<T: Real> Right<T> {
-    fn new(
-        device: &CpuDevice,
-        (x, dims): (&[T], Dims),
-        width: usize,
-        (size, ld): (usize, usize),
-        pack: impl Fn(&[T], usize, usize, &mut [T]) + Sync + Send,
-    ) -> Self {
-        let Dims { b, t, g, d, .. } = dims;
-        let blocks = t.div_ceil(width);
-        let mut data = device.alloc(b * g * blocks * size);
-        device.for_chunks(&mut data, size, |i, out| {
-            let (bg, first) = (i / blocks, i % blocks * width);
-            pack(&x[(bg / g * t + first) * g * d + bg % g * d..], g * d, width.min(t - first), out);
-        });
-        Right { data, blocks, size, ld }
-    }
-
-    /// For products with the transpose of a block: over d.
-    fn transposed(device: &CpuDevice, words: Option<Words<T>>, x: &[T], dims: Dims, width: usize) -> Self {
-        let d = dims.d;
-        match words {
-            None => Self::new(device, (x, dims), width, (d * width, width), |src, stride, rows, out| {
-                transpose_into(src, rows, d, stride, out, width);
-            }),
-            Some(words) => {
-                let ld = d.div_ceil(2) * COLS;
-                Self::new(device, (x, dims), width, (width.div_ceil(COLS) * ld, ld), |src, stride, rows, out| {
-                    pack_transposed(words, (src, stride), (rows, d), out, ld);
-                })
-            }
-        }
-    }
-
-    /// For products with a block itself, over its rows. Without words it is read in place.
-    fn rows(device: &CpuDevice, words: Words<T>, x: &[T], dims: Dims, width: usize) -> Self {
-        let (d, ld) = (dims.d, width.div_ceil(2) * COLS);
-        let zeros = device.zeros::<T>(d);
-        Self::new(device, (x, dims), width, (d.div_ceil(COLS) * ld, ld), |src, stride, rows, out| {
-            pack_rows(words, (src, stride), (rows, d), &zeros, out, ld);
-        })
-    }
-
-    fn block(&self, bg: usize, block: usize) -> (&[T], usize) {
-        (&self.data[(bg * self.blocks + block) * self.size..][..self.size], self.ld)
-    }
-}
-
-/// The products of a task, in the element type or in bf16 words.
-struct Products<T: Real> {
-    words: Option<Words<T>>,
-    zeros: Buffer<T>,
-    /// words of the left sides and of a gathered right side
-    left: Buffer<T>,
-    right: Buffer<T>,
-}
-
-impl<T: Real> Products<T> {
-    /// For up to `rows` gathered rows of `d` elements on blocks of `width`.
-    fn new(device: &CpuDevice, words: Option<Words<T>>, (rows, width, d): (usize, usize, usize)) -> Self {
-        let n = |n: usize| if words.is_some() { n } else { 0 };
-        let pairs = rows.div_ceil(2);
-        Products {
-            words,
-            zeros: device.zeros(n(width.max(d))),
-            left: device.alloc(n((rows * width.div_ceil(2)).max(pairs * width))),
-            right: device.alloc(n(pairs * d.next_multiple_of(COLS))),
-        }
-    }
-
-    /// Length of a row of `n` elements as a left side.
-    fn len(&self, n: usize) -> usize {
-        if self.words.is_some() { n.div_ceil(2) } else { n }
-    }
-
-    /// Rows of `n` elements as left sides of products over n, for many of them: `rows` itself where they are.
-    fn lefts<'a>(&self, rows: &'a [T], n: usize, out: &'a mut [T]) -> &'a [T] {
-        let Some(words) = self.words else { return rows };
-        for (row, out) in rows.chunks_exact(n).zip(out.chunks_exact_mut(n.div_ceil(2))) {
-            (words.along)(row, out);
-        }
-        out
-    }
-
-    /// `c (+)= a b` over k elements; a and b are left and right sides made for it.
-    fn multiply(
-        &self,
-        (m, n, k): (usize, usize, usize),
-        a: Mat<T>,
-        b: (&[T], usize),
-        c: &mut [T],
-        ldc: usize,
-        add: bool,
-    ) {
-        match self.words {
-            None => gemm(m, n, k, a, b.0, b.1, c, ldc, add),
-            Some(w) => words::gemm(w, (m, n, k.div_ceil(2)), a, b, c, ldc, add),
-        }
-    }
-
-    /// `c (+)= x b` over the first `keys` of the rows of x, which are `width` apart.
-    fn over_keys(
-        &mut self,
-        (m, n, keys): (usize, usize, usize),
-        (x, width): (&[T], usize),
-        b: (&[T], usize),
-        c: &mut [T],
-        add: bool,
-    ) {
-        let Some(words) = self.words else { return gemm(m, n, keys, Mat::rows(x, width), b.0, b.1, c, n, add) };
-        let half = width.div_ceil(2);
-        for (x, out) in x.chunks_exact(width).zip(self.left.chunks_exact_mut(half)).take(m) {
-            (words.along)(&x[..keys], &mut out[..keys.div_ceil(2)]);
-        }
-        words::gemm(words, (m, n, keys.div_ceil(2)), Mat::rows(&self.left, half), b, c, n, add);
-    }
-
-    /// `c += x^T y` over m rows: x `width` apart, of which `keys` columns count, and y `[m, d]`.
-    fn over_rows(&mut self, (keys, d, m): (usize, usize, usize), (x, width): (&[T], usize), y: &[T], c: &mut [T]) {
-        let Some(words) = self.words else { return gemm(keys, d, m, Mat::rows(x, width).t(), y, d, c, d, true) };
-        let pairs = m.div_ceil(2);
-        for (p, out) in self.left.chunks_exact_mut(width).enumerate().take(pairs) {
-            let row = |r: usize| if r < m { &x[r * width..][..keys] } else { &self.zeros[..keys] };
-            (words.across)(row(2 * p), row(2 * p + 1), &mut out[..keys]);
-        }
-        let ld = pairs * COLS;
-        pack_rows(words, (y, d), (m, d), &self.zeros, &mut self.right, ld);
-        let left = Mat { data: &self.left, row: 1, col: width };
-        words::gemm(words, (keys, d, pairs), left, (&self.right, ld), c, d, true);
-    }
 }
 
 /// A gathered row: where its running state stands, how many keys of the block it sees, and its bias.
