@@ -131,11 +131,11 @@ pub trait Real:
     fn buffer_mut(storage: &mut Storage) -> Option<&mut Buffer<Self>>;
     /// Whether [`Real::kernel`] has anything for this instruction set.
     fn has_kernel(level: Level) -> bool;
-    /// A hand-written register kernel for one block of a matrix product; false if there is none for it.
+    /// The hand-written register kernels on m rows by n columns of a matrix product. Returns how many columns are done.
     ///
     /// # Safety
     /// As [`crate::device::kernel::run_f32`].
-    unsafe fn kernel(level: Level, rows: usize, cols: usize, k: usize, block: Block<Self>) -> bool;
+    unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, block: Block<Self>) -> usize;
     /// What multiplies bf16 operands; `None` if this type or processor has nothing.
     fn words() -> Option<Words<Self>>;
 }
@@ -207,9 +207,9 @@ macro_rules! real {
                 level != Level::Baseline && $has_kernel
             }
             #[inline(always)]
-            unsafe fn kernel(level: Level, rows: usize, cols: usize, k: usize, block: Block<Self>) -> bool {
+            unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, block: Block<Self>) -> usize {
                 // SAFETY: the caller's contract is the callee's.
-                unsafe { $kernel(level, rows, cols, k, block) }
+                unsafe { $kernel(level, m, n, k, block) }
             }
             fn words() -> Option<Words<Self>> {
                 $words()
@@ -220,8 +220,8 @@ macro_rules! real {
 
 /// There is none.
 #[inline(always)]
-unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) -> bool {
-    false
+unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) -> usize {
+    0
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -3,7 +3,7 @@
 //! One C element is one chain of fused multiply-adds over the inner index in ascending order, whatever the blocking, so
 //! a row's result does not depend on which rows it is computed with.
 
-use super::kernel::{Block, COLS, ROWS};
+use super::kernel::{Block, ROWS};
 use super::simd::{self, simd};
 use crate::storage::Real;
 
@@ -146,28 +146,12 @@ pub fn gemm<T: Real>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usiz
     assert!(a.data.len() > (m - 1) * a.row + (k - 1) * a.col, "a holds [{m}, {k}]");
     assert!(b.len() >= (k - 1) * ldb + n, "b holds [{k}, {n}]");
     assert!(c.len() >= (m - 1) * ldc + n, "c holds [{m}, {n}]");
-    for j in (0..n).step_by(COLS) {
-        let cols = COLS.min(n - j);
-        for i in (0..m).step_by(ROWS) {
-            let rows = ROWS.min(m - i);
-            let block = Block {
-                a: a.data[i * a.row..].as_ptr(),
-                row: a.row,
-                col: a.col,
-                b: b[j..].as_ptr(),
-                ldb,
-                c: c[i * ldc + j..].as_mut_ptr(),
-                ldc,
-                add,
-            };
-            // SAFETY: the asserts bound every element of [m, k], [k, n] and [m, n]; the block is a part of them, and C is
-            // borrowed mutably.
-            let done = unsafe { T::kernel(level, rows, cols, k, block) };
-            if !done {
-                let a = Mat { data: &a.data[i * a.row..], ..a };
-                portable(rows, cols, k, a, &b[j..], ldb, &mut c[i * ldc + j..], ldc, add);
-            }
-        }
+    let (a_at, b_at, c_at) = (a.data.as_ptr(), b.as_ptr(), c.as_mut_ptr());
+    let block = Block { a: a_at, row: a.row, col: a.col, b: b_at, ldb, c: c_at, ldc, add };
+    // SAFETY: the asserts bound every element of [m, k], [k, n] and [m, n], and C is borrowed mutably.
+    let done = unsafe { T::kernel(level, m, n, k, block) };
+    if done < n {
+        portable(m, n - done, k, a, &b[done..], ldb, &mut c[done..], ldc, add);
     }
 }
 

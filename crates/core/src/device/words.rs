@@ -3,7 +3,7 @@
 //! The processor multiplies *words* of two bf16 that are neighbours along the inner axis. Words are made while an operand
 //! is packed, are as wide as an f32, and live in f32 buffers. Sums, results and everything outside stay f32.
 
-use super::kernel::{Block, COLS, ROWS};
+use super::kernel::{Block, COLS};
 use super::tile::Mat;
 use crate::storage::Real;
 
@@ -14,10 +14,9 @@ pub struct Words<T> {
     pub along: fn(&[T], &mut [T]),
     /// Words of two rows: (first[j], second[j]).
     pub across: fn(&[T], &[T], &mut [T]),
-    /// A register block of at most 8 rows, 32 columns: `c[i, j] (+)=` the sum over words p of both products of
-    /// `a[i * row + p * col]` and `b[p * 32 + j]`. The contract is that of [`super::kernel::run_f32`], with 32 columns of
-    /// B whatever their number asked for.
-    pub block: unsafe fn(usize, usize, usize, Block<T>),
+    /// m rows by n <= 32 columns over k words: `c[i, j] (+)=` the sum of both products of `a[i * row + p * col]` and
+    /// `b[p * 32 + j]`. The contract is that of [`super::kernel::run_f32`], with 32 columns of B whatever n is.
+    pub multiply: unsafe fn(usize, usize, usize, Block<T>),
 }
 
 /// None: for other element types and processors.
@@ -33,7 +32,7 @@ pub fn bf16() -> Option<Words<f32>> {
         along: |x, out| unsafe { x86::along(x, out) },
         // SAFETY: as above.
         across: |first, second, out| unsafe { x86::across(first, second, out) },
-        block: x86::block,
+        multiply: super::kernel::run_bf16,
     })
 }
 
@@ -103,20 +102,10 @@ pub fn gemm<T: Real>(
     assert!(b.len() >= (n.div_ceil(COLS) - 1) * ld + k * COLS, "b holds panels of [{k}, 32]");
     assert!(c.len() >= (m - 1) * ldc + n, "c holds [{m}, {n}]");
     for j in (0..n).step_by(COLS) {
-        for i in (0..m).step_by(ROWS) {
-            let block = Block {
-                a: a.data[i * a.row..].as_ptr(),
-                row: a.row,
-                col: a.col,
-                b: b[j / COLS * ld..].as_ptr(),
-                ldb: COLS,
-                c: c[i * ldc + j..].as_mut_ptr(),
-                ldc,
-                add,
-            };
-            // SAFETY: the asserts bound every element; C is borrowed mutably, so it aliases neither operand.
-            unsafe { (words.block)(ROWS.min(m - i), COLS.min(n - j), k, block) };
-        }
+        let (a_at, b_at, c_at) = (a.data.as_ptr(), b[j / COLS * ld..].as_ptr(), c[j..].as_mut_ptr());
+        let block = Block { a: a_at, row: a.row, col: a.col, b: b_at, ldb: COLS, c: c_at, ldc, add };
+        // SAFETY: the asserts bound every element; C is borrowed mutably, so it aliases neither operand.
+        unsafe { (words.multiply)(m, COLS.min(n - j), k, block) };
     }
 }
 
@@ -124,7 +113,7 @@ pub fn gemm<T: Real>(
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::kernel::{Block, pair, run_bf16};
+    use super::super::kernel::pair;
 
     /// Words of `x`'s neighbours; an odd last element pairs with zero.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
@@ -166,12 +155,5 @@ mod x86 {
         for j in 16 * whole..first.len() {
             out[j] = f32::from_bits(pair(first[j], second[j]));
         }
-    }
-
-    /// Compiled for the kernel's instruction set, so that the kernel is a part of it and no call.
-    #[target_feature(enable = "avx512f,avx512bf16")]
-    pub unsafe fn block(rows: usize, cols: usize, words: usize, x: Block<f32>) {
-        // SAFETY: the caller's contract; words are bits that are read as u32.
-        unsafe { run_bf16(rows, cols, words, (x.a.cast(), x.row, x.col), x.b.cast(), (x.c, x.ldc), x.add) };
     }
 }

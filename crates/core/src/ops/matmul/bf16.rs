@@ -1,8 +1,8 @@
 //! Large products of bf16 operands: the layout is that of the f32 product with words of two neighbours along k in place of
 //! single elements, B in panels [k / 2, 32], A as [rows, k / 2] or, transposed, [k / 2, rows], packed by each task.
 
-use super::cpu::{Left, Operands};
-use crate::device::kernel::{Block, COLS, ROWS};
+use super::cpu::Operands;
+use crate::device::kernel::{Block, COLS};
 use crate::device::tile::Mat;
 use crate::device::words::{Words, pack_rows, pack_transposed};
 use crate::storage::Real;
@@ -36,24 +36,24 @@ impl<T: Real> Operands<T> for Pairs<'_, T> {
         }
     }
 
-    fn left<'a>(&'a self, i0: usize, rows: usize, p0: usize, depth: usize, scratch: &'a mut [T]) -> Left<'a, T> {
+    fn left<'a>(&'a self, i0: usize, rows: usize, p0: usize, depth: usize, scratch: &'a mut [T]) -> Mat<'a, T> {
         let Mat { data, row, col } = self.a;
         let (p0, inner) = (2 * p0, (2 * depth).min(self.k - 2 * p0));
         if col == 1 {
             for (i, out) in scratch.chunks_exact_mut(depth).enumerate().take(rows) {
                 (self.words.along)(&data[(i0 + i) * row + p0..][..inner], out);
             }
-            return Left { data: scratch, block: ROWS * depth, row: depth, col: 1 };
+            return Mat { data: scratch, row: depth, col: 1 };
         }
         for (p, out) in scratch.chunks_exact_mut(rows).enumerate().take(depth) {
             let at = |p: usize| if p < inner { &data[(p0 + p) * col + i0..][..rows] } else { &self.zeros[..rows] };
             (self.words.across)(at(2 * p), at(2 * p + 1), out);
         }
-        Left { data: scratch, block: ROWS, row: 1, col: rows }
+        Mat { data: scratch, row: 1, col: rows }
     }
 
     unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>) {
         // SAFETY: the caller's contract.
-        unsafe { (self.words.block)(rows, cols, depth, block) };
+        unsafe { (self.words.multiply)(rows, cols, depth, block) };
     }
 }

@@ -71,15 +71,6 @@ fn cut(m: usize, n: usize, k: usize) -> Cut {
     Cut { rows, cols, depth: k.div_ceil(parts) }
 }
 
-/// Rows of A as the register kernel reads them: element (i, p) of register block b is
-/// `data[b * block + i * row + p * col]`.
-pub(super) struct Left<'a, T> {
-    pub data: &'a [T],
-    pub block: usize,
-    pub row: usize,
-    pub col: usize,
-}
-
 /// Operands in the words that a register kernel multiplies: elements, or bf16 pairs of neighbours along k.
 pub(super) trait Operands<T: Real>: Sync {
     /// Length of the inner axis in words.
@@ -90,8 +81,8 @@ pub(super) trait Operands<T: Real>: Sync {
     /// Whether [`Operands::left`] copies.
     const COPIES: bool;
     /// Rows `i0..i0 + rows` of A, words `p0..p0 + depth`, in place or copied to `scratch`, which has room for them.
-    fn left<'a>(&'a self, i0: usize, rows: usize, p0: usize, depth: usize, scratch: &'a mut [T]) -> Left<'a, T>;
-    /// A register block of C.
+    fn left<'a>(&'a self, i0: usize, rows: usize, p0: usize, depth: usize, scratch: &'a mut [T]) -> Mat<'a, T>;
+    /// Rows of C in at most 32 columns.
     ///
     /// # Safety
     /// As [`crate::device::kernel::run_f32`]; `block.b` is a piece of a panel.
@@ -136,21 +127,19 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
                     _ => &own[(j - j0) * depth_here..],
                 };
                 let panel = &panel[..depth_here * COLS];
-                for i in (0..rows).step_by(ROWS) {
-                    let block = Block {
-                        a: left.data[i / ROWS * left.block..].as_ptr(),
-                        row: left.row,
-                        col: left.col,
-                        b: panel.as_ptr(),
-                        ldb: COLS,
-                        c: out.at((part * m + i0 + i) * n + j),
-                        ldc: n,
-                        add: add_first || p0 > part * depth,
-                    };
-                    // SAFETY: `left` and the panel hold `depth_here` words of every row and column; C, or the parts, hold
-                    // m rows each, no two tasks share a block of them, and they are borrowed mutably.
-                    unsafe { x.run(ROWS.min(rows - i), COLS.min(j0 + cols - j), depth_here, block) };
-                }
+                let block = Block {
+                    a: left.data.as_ptr(),
+                    row: left.row,
+                    col: left.col,
+                    b: panel.as_ptr(),
+                    ldb: COLS,
+                    c: out.at((part * m + i0) * n + j),
+                    ldc: n,
+                    add: add_first || p0 > part * depth,
+                };
+                // SAFETY: `left` and the panel hold `depth_here` words of every row and column; C, or the parts, hold m
+                // rows each, no two tasks share a block of them, and they are borrowed mutably.
+                unsafe { x.run(rows, COLS.min(j0 + cols - j), depth_here, block) };
             }
         }
     };
@@ -230,24 +219,23 @@ impl<T: Real> Operands<T> for Full<'_, T> {
         pack_panels(b, depth, self.n - first, out);
     }
 
-    fn left<'a>(&'a self, i0: usize, _: usize, p0: usize, _: usize, _: &'a mut [T]) -> Left<'a, T> {
+    fn left<'a>(&'a self, i0: usize, _: usize, p0: usize, _: usize, _: &'a mut [T]) -> Mat<'a, T> {
         let Mat { data, row, col } = self.a;
-        Left { data: &data[i0 * row + p0 * col..], block: ROWS * row, row, col }
+        Mat { data: &data[i0 * row + p0 * col..], row, col }
     }
 
     unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>) {
         // SAFETY: the caller's contract.
-        if unsafe { T::kernel(simd::level(), rows, cols, depth, block) } {
-            return;
-        }
-        // SAFETY: the block's formula reads this far and no further, and writes `cols` elements of each row of C.
-        unsafe {
-            let left = std::slice::from_raw_parts(block.a, (rows - 1) * block.row + (depth - 1) * block.col + 1);
-            let panel = std::slice::from_raw_parts(block.b, depth * COLS);
-            for i in 0..rows {
-                let left = Mat { data: &left[i * block.row..], row: block.row, col: block.col };
-                let c = std::slice::from_raw_parts_mut(block.c.add(i * block.ldc), cols);
-                tile::gemm(1, cols, depth, left, panel, COLS, c, cols, block.add);
+        let done = unsafe { T::kernel(simd::level(), rows, cols, depth, block) };
+        for i in 0..if done < cols { rows } else { 0 } {
+            // SAFETY: the block's formula reads this far and no further, and writes `cols` elements of each row of C.
+            unsafe {
+                let block = block.at(i, done);
+                let left = std::slice::from_raw_parts(block.a, (depth - 1) * block.col + 1);
+                let panel = std::slice::from_raw_parts(block.b, depth * COLS - done);
+                let c = std::slice::from_raw_parts_mut(block.c, cols - done);
+                let left = Mat { data: left, row: 0, col: block.col };
+                tile::gemm(1, cols - done, depth, left, panel, COLS, c, cols - done, block.add);
             }
         }
     }
