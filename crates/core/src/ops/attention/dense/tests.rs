@@ -98,7 +98,7 @@ fn bf16_errs_at_most_twice_as_much_as_the_formula_with_rounded_operands() {
 
 #[test]
 fn bits_do_not_depend_on_threads() {
-    let go = |threads| {
+    let go = |threads, compute| {
         let dev = Device::cpu(threads);
         let cast = |x: Tensor| x.to_dtype(DType::F32);
         let inputs = [
@@ -106,10 +106,12 @@ fn bits_do_not_depend_on_threads() {
             cast(normal(&dev, &[2, 200, 2, 8], 2)),
             cast(normal(&dev, &[2, 200, 2, 8], 3)),
         ];
-        let (y, g) = run(&inputs, dense_attention);
+        let (y, g) = run_on(Tape::new().computing(compute), &inputs, dense_attention);
         [y.to_f64(), g[0].to_f64(), g[1].to_f64(), g[2].to_f64()]
     };
-    assert_eq!(go(1), go(4));
+    for compute in [Compute::Full, Compute::Bf16] {
+        assert_eq!(go(1, compute), go(4, compute));
+    }
 }
 
 #[test]
@@ -124,9 +126,15 @@ fn a_later_token_changes_no_earlier_output() {
             normal(&dev, &[1, 150, 1, 4], 3),
         ]
     };
-    let (a, b) = (run(&inputs(0.0), dense_attention).0.to_f64(), run(&inputs(1.0), dense_attention).0.to_f64());
-    assert_eq!(a[..100 * 8], b[..100 * 8]);
-    assert_ne!(a[100 * 8..], b[100 * 8..]);
+    for (compute, dtype) in [(Compute::Full, DType::F64), (Compute::Bf16, DType::F32)] {
+        let go = |change: f64| {
+            let inputs = inputs(change).map(|x| x.to_dtype(dtype));
+            run_on(Tape::new().computing(compute), &inputs, dense_attention).0.to_f64()
+        };
+        let (a, b) = (go(0.0), go(1.0));
+        assert_eq!(a[..100 * 8], b[..100 * 8]);
+        assert_ne!(a[100 * 8..], b[100 * 8..]);
+    }
 }
 
 #[test]
