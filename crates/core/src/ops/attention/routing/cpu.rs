@@ -142,7 +142,9 @@ pub fn forward<T: Real>(
                 part.weights[before..].iter().for_each(|w| part.bias.push(w.ln()));
                 let logs = &mut part.bias[before..];
                 let mean = match settings.center {
-                    Center::Mean if !logs.is_empty() => simd::sum(logs) / T::of(logs.len() as f64),
+                    Center::Mean | Center::MeanDetached if !logs.is_empty() => {
+                        simd::sum(logs) / T::of(logs.len() as f64)
+                    }
                     _ => T::ZERO,
                 };
                 logs.iter_mut().for_each(|b| *b = (*b - mean) / T::of(settings.sigma));

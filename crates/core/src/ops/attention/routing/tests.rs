@@ -55,6 +55,30 @@ fn the_list_is_the_union_of_the_heads_supports_and_ends_with_the_own_chunk() {
 }
 
 #[test]
+fn the_bias_is_the_centred_log_of_the_weights_over_sigma() {
+    let (dev, t) = (device(), Tape::new());
+    let (q, kbar) = (t.leaf(normal(&dev, &[2, 40, 4, 6], 1)), t.leaf(normal(&dev, &[2, 10, 2, 6], 2)));
+    for center in [Center::None, Center::Mean, Center::MeanDetached] {
+        let routing =
+            entmax_routing(&t, &q, &kbar, None, Entmax { gamma: 3.0, sigma: 2.0, center, ..settings() }).unwrap();
+        let (weights, bias) = (routing.weights.to_f64(), routing.bias.value.to_f64());
+        for (batch, kv, query) in (0..2 * 2 * 40).map(|i| (i / 80, i / 40 % 2, i % 40)) {
+            let entries = routing.list.entries_of(batch, kv, query);
+            let (own, routed) = (entries.end - 1, entries.start..entries.end - 1);
+            let logs: Vec<f64> = weights[routed.clone()].iter().map(|w| w.ln()).collect();
+            let mean = match center {
+                Center::None => 0.0,
+                _ => logs.iter().sum::<f64>() / logs.len().max(1) as f64,
+            };
+            for (b, log) in bias[routed].iter().zip(&logs) {
+                assert!((b - (log - mean) / 2.0).abs() < 1e-12, "{center:?}, query {query}");
+            }
+            assert_eq!(bias[own], 0.0);
+        }
+    }
+}
+
+#[test]
 fn stopped_has_the_forward_bits_of_full_and_no_gradient() {
     let dev = device();
     let run = |gradient| {
