@@ -107,6 +107,6 @@ if __name__ == "__main__":
         optimizer.zero_grad(set_to_none=True)
 
     seconds = median(step, 2, a.steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps({"tokens_per_s": a.tokens * a.batch / seconds, "step_ms": seconds * 1e3, "peak_rss_mb": peak,
                       "compile": a.compile, "bf16": a.bf16, "threads": a.threads}))

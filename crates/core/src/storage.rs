@@ -35,6 +35,16 @@ pub enum Compute {
     Bf16,
 }
 
+impl Compute {
+    /// What multiplies rounded operands; `None` where nothing is rounded.
+    pub(crate) fn words<T: Real>(self) -> Option<Words<T>> {
+        match self {
+            Compute::Full => None,
+            Compute::Bf16 => T::words(),
+        }
+    }
+}
+
 /// A flat buffer on one device. The enum is closed: another device is another variant, and the compiler lists the rooms
 /// that have to answer for it.
 #[derive(Debug)]

@@ -102,6 +102,11 @@ impl Shard {
         self.tokens == 0
     }
 
+    /// Bytes of the file, all of them mapped.
+    pub fn bytes(&self) -> usize {
+        self.map.len()
+    }
+
     /// Vocabulary size that the tokens are below.
     pub fn vocab(&self) -> usize {
         self.vocab as usize

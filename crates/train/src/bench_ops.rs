@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use crate::bench::spread;
 use crate::config::Config;
 use crate::failure::{Failure, Result};
-use crate::router::GAMMA;
+use crate::router::{GAMMA, gamma_for};
 use crate::run;
 
 /// What the machine does at best.
@@ -89,26 +89,6 @@ fn time(inputs: &[Tensor], steps: usize, f: impl Fn(&Tape, &[Var]) -> CoreResult
     }
     times.remove(0);
     Ok(spread(times).1)
-}
-
-/// Gamma, by bisection on its logarithm, at which `share` of it is `target`; `share` falls with gamma.
-fn gamma_for(target: f64, share: impl Fn(f64) -> CoreResult<f64>) -> Result<f64> {
-    let (mut low, mut high) = (GAMMA.0.ln(), GAMMA.1.ln());
-    let (most, least) = (share(GAMMA.0)?, share(GAMMA.1)?);
-    if !(least..=most).contains(&target) {
-        return Err(Failure::Request(anyhow::anyhow!(
-            "--density {target}: with these sizes between {least:.3} and {most:.3} of the visible chunks can be attended"
-        )));
-    }
-    for _ in 0..24 {
-        let middle = 0.5 * (low + high);
-        if share(middle.exp())? > target {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    Ok((0.5 * (low + high)).exp())
 }
 
 /// Times every room, forward + backward, at the sizes of a configuration. With `density`, gamma is chosen so that the
@@ -191,8 +171,14 @@ pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool)
     let visible = (b * g) as f64 * (0..t).map(|i| (i / chunk + 1) as f64).sum::<f64>();
     let route = |settings| entmax_routing(&probe, &leaves[0], &kbar, None, settings);
     if let Some(target) = density {
-        settings.gamma =
-            gamma_for(target, |gamma| Ok(route(Entmax { gamma, ..settings })?.list.len() as f64 / visible))?;
+        let share = |gamma| CoreResult::Ok(route(Entmax { gamma, ..settings })?.list.len() as f64 / visible);
+        let (most, least) = (share(GAMMA.0)?, share(GAMMA.1)?);
+        if !(least..=most).contains(&target) {
+            return Err(Failure::request(format!(
+                "--density {target}: with these sizes between {least:.3} and {most:.3} of the visible chunks can be attended"
+            )));
+        }
+        settings.gamma = gamma_for(target, 24, share)?;
     }
     let routing = route(settings)?;
     let entries = routing.list.len() as f64;

@@ -143,7 +143,7 @@ fn sync_and_hash(path: &Path) -> anyhow::Result<String> {
             }
         }
     };
-    run().with_context(|| format!("{} cannot be written", path.display()))
+    run().with_context(|| format!("{} cannot be synced and read back", path.display()))
 }
 
 fn hash(bytes: &[u8]) -> String {

@@ -1,8 +1,10 @@
 //! What a run will cost, printed before it starts.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use dash_core::{DType, Device, Tape, Tensor, ops};
+use dash_data::Shard;
 use dash_model::{Attention, Model, flops};
 
 use crate::config::Config;
@@ -57,7 +59,8 @@ pub fn matmul_rate(device: &Device) -> f64 {
 }
 
 /// The report.
-pub fn report(config: &Config, model: &Model, device: &Device, train_tokens: usize) -> String {
+pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shard>]) -> String {
+    let train_tokens: usize = train.iter().map(|s| s.len()).sum();
     let params = model.params().numel();
     let per_step = config.tokens_per_step();
     let total = per_step as f64 * config.run.steps as f64;
@@ -87,8 +90,8 @@ pub fn report(config: &Config, model: &Model, device: &Device, train_tokens: usi
     });
     let data = text.into_iter().chain(task).collect::<Vec<_>>().join(" and ");
     // the shards were just checked byte by byte, so that they count as resident
-    let mapped = match train_tokens * if config.data.vocab_size > 1 << 16 { 4 } else { 2 } {
-        0 => String::new(),
+    let mapped = match train.iter().map(|s| s.bytes()).sum() {
+        0usize => String::new(),
         bytes => format!(" and {:.0} MB of mapped text", bytes as f64 / 1e6),
     };
     let assumed = if soft { " (assuming half of the tokens are attended)" } else { "" };

@@ -144,8 +144,25 @@ const START_TOKENS: usize = 1024;
 /// Halvings of the range of gamma (18 in its logarithm): to 0.1 %.
 const HALVINGS: usize = 14;
 
-/// Gamma at which a fresh model attends the target share of the first sequences of `ids`, by bisection on its logarithm:
-/// where the controller starts, so that the first updates are not spent on finding it.
+/// Gamma, by bisection on its logarithm, at which `share` of it is `target`. `share` falls with gamma.
+///
+/// # Errors
+/// Those of `share`.
+pub fn gamma_for<E>(target: f64, halvings: usize, mut share: impl FnMut(f64) -> Result<f64, E>) -> Result<f64, E> {
+    let (mut low, mut high) = (GAMMA.0.ln(), GAMMA.1.ln());
+    for _ in 0..halvings {
+        let middle = 0.5 * (low + high);
+        if share(middle.exp())? > target {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Ok((0.5 * (low + high)).exp())
+}
+
+/// Gamma at which a fresh model attends the target share of the first sequences of `ids`: where the controller
+/// starts, so that the first updates are not spent on finding it.
 ///
 /// # Errors
 /// When the model refuses the ids.
@@ -162,20 +179,13 @@ pub fn initial_gamma(
     let length = ids.len() / batch;
     let batch = START_TOKENS.div_ceil(length).min(batch);
     let ids = &ids[..batch * length].into();
-    let (mut low, mut high) = (GAMMA.0.ln(), GAMMA.1.ln());
-    for _ in 0..HALVINGS {
-        let middle = 0.5 * (low + high);
-        model.set_knobs(alpha, middle.exp());
+    let gamma = gamma_for(target, HALVINGS, |gamma| {
+        model.set_knobs(alpha, gamma);
         let tape = dash_core::Tape::inference();
         let leaves = model.leaves(&tape);
-        let share = attended_share(&model.forward(&tape, &leaves, ids, batch)?.routers).unwrap_or(1.0);
-        if share > target {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    model.set_knobs(alpha, (0.5 * (low + high)).exp());
+        Ok::<_, dash_core::Error>(attended_share(&model.forward(&tape, &leaves, ids, batch)?.routers).unwrap_or(1.0))
+    })?;
+    model.set_knobs(alpha, gamma);
     Ok(())
 }
 

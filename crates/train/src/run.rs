@@ -209,8 +209,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         let (ids, batch) = set.first();
         initial_gamma(&mut trainer.model, &config.router, ids, batch)?;
     }
-    let train_tokens: usize = material.train.iter().map(|s| s.len()).sum();
-    eprint!("{}", preflight::report(config, &trainer.model, &device, train_tokens));
+    eprint!("{}", preflight::report(config, &trainer.model, &device, &material.train));
     let unigram = (!material.train.is_empty()).then(|| unigram_loss(&material.train, &set, d.vocab_size));
     if let Some(unigram) = unigram {
         eprintln!("unigram   {unigram:.3} nats a token is what the validation text costs without context");

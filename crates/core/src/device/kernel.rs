@@ -87,8 +87,8 @@ pub unsafe fn run_f32(level: Level, m: usize, n: usize, k: usize, x: Block<f32>)
     }
 }
 
-/// The loop is compiled for the kernel's instruction set, so that the kernel is a part of it: a call for every register
-/// block costs 5 % where the inner axis is a head of width 32.
+/// The loop is compiled for the kernel's instruction set, so that the kernel is a part of it: calls for every register block
+/// cost 3.5 % of a training step in f32 and 6 % in bf16.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 unsafe fn all_avx512(m: usize, n: usize, k: usize, x: Block<f32>) {
@@ -98,9 +98,10 @@ unsafe fn all_avx512(m: usize, n: usize, k: usize, x: Block<f32>) {
             // SAFETY: the caller's contract; the block is a part of what it vouches for.
             unsafe {
                 let x = x.at(i, j);
-                match cols > 16 {
-                    true => by_rows!(ROWS.min(m - i), avx512(cols, k, x), 2),
-                    false => by_rows!(ROWS.min(m - i), avx512(cols, k, x), 1),
+                if cols > 16 {
+                    by_rows!(ROWS.min(m - i), avx512(cols, k, x), 2);
+                } else {
+                    by_rows!(ROWS.min(m - i), avx512(cols, k, x), 1);
                 }
             }
         }
@@ -237,7 +238,7 @@ pub fn pair(first: f32, second: f32) -> u32 {
 }
 
 /// The same for at most [`COLS`] columns of words of two bf16, read as bits of f32, with f32 sums: both products of a word
-/// are added. B has 32 columns a row, `ldb` or not and whatever `n` is.
+/// are added. B has 32 columns a row, whatever `n` and `ldb` are.
 ///
 /// # Safety
 /// As [`run_f32`], and [`has_bf16`] must hold.

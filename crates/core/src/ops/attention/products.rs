@@ -89,6 +89,11 @@ impl<T: Real> Products<T> {
         }
     }
 
+    /// Memory for `n` words or elements that only products of words need; empty for others.
+    pub(super) fn room(&self, device: &CpuDevice, n: usize) -> Buffer<T> {
+        device.alloc(if self.words.is_some() { n } else { 0 })
+    }
+
     /// Length of a row of `n` elements as a left side.
     pub(super) fn len(&self, n: usize) -> usize {
         if self.words.is_some() { n.div_ceil(2) } else { n }

@@ -192,7 +192,7 @@ pub(crate) fn forward<T: Real>(
     let Dims { b, t, h, g, d } = dims;
     let (group, width) = (dims.group(), visits.block_size());
     let scale = T::of(1.0 / (d as f64).sqrt());
-    let words = if compute == Compute::Bf16 { T::words() } else { None };
+    let words = compute.words::<T>();
     let kt = Right::transposed(device, words, k, dims, width);
     let values = words.map(|words| Right::rows(device, words, v, dims, width));
     let (mut out, mut lse) = (device.alloc::<T>(b * t * h * d), device.alloc::<T>(b * t * h));
@@ -211,7 +211,7 @@ pub(crate) fn forward<T: Real>(
         let mut products = Products::new(device, words, (batch_rows, width, d));
         let len = group * products.len(d);
         let (mut qs, mut os) = (device.alloc::<T>(batch_rows * d), device.alloc::<T>(batch_rows * d));
-        let (mut q_tile, mut q_words) = (device.alloc::<T>(rows * group * d), device.alloc::<T>(rows * len));
+        let (mut q_tile, mut q_words) = (device.alloc::<T>(rows * group * d), products.room(device, rows * len));
         let mut scores = device.alloc::<T>(batch_rows * width);
         let mut factors = device.alloc::<T>(batch_rows);
         let mut state = Vec::with_capacity(batch_rows);
@@ -298,7 +298,7 @@ pub(crate) fn backward<T: Real>(
     let scale = T::of(1.0 / (d as f64).sqrt());
     let tiles = t.div_ceil(QUERIES);
     let splits = BACKWARD_TASKS.div_ceil(b * g).min(tiles).max(1);
-    let words = if compute == Compute::Bf16 { T::words() } else { None };
+    let words = compute.words::<T>();
     let right = |x| Right::transposed(device, words, x, dims, width);
     let (kt, vt, keys_packed) = (right(k), right(v), words.map(|words| Right::rows(device, words, k, dims, width)));
     let span = t * group * d;
@@ -330,9 +330,9 @@ pub(crate) fn backward<T: Real>(
         let m_max = at_once * group;
         let mut products = Products::new(device, words, (m_max, width, d));
         let (len, len_left) = (group * d, group * products.len(d));
-        let (mut q_words, mut g_words) = (device.alloc::<T>(QUERIES * len_left), device.alloc::<T>(QUERIES * len_left));
+        let room = |n: usize| (products.room(device, n), products.room(device, n));
+        let ((mut q_words, mut g_words), (mut qs, mut gs)) = (room(QUERIES * len_left), room(m_max * d));
         let (mut qls, mut gls) = (device.alloc::<T>(m_max * d), device.alloc::<T>(m_max * d));
-        let (mut qs, mut gs) = (device.alloc::<T>(m_max * d), device.alloc::<T>(m_max * d));
         let (mut p, mut ds) = (device.alloc::<T>(m_max * width), device.alloc::<T>(m_max * width));
         let mut dqs = device.alloc::<T>(m_max * d);
         let (mut q_tile, mut g_tile) = (device.alloc::<T>(QUERIES * group * d), device.alloc::<T>(QUERIES * group * d));

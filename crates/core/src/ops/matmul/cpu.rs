@@ -264,7 +264,7 @@ pub(crate) fn gemm<T: Real>(
     assert!(a.data.len() > (m - 1) * a.row + (k - 1) * a.col, "a holds [{m}, {k}]");
     assert!(b.data.len() > (k - 1) * b.row + (n - 1) * b.col, "b holds [{k}, {n}]");
     let straight = |x: Mat<T>| x.row == 1 || x.col == 1;
-    if let (Compute::Bf16, Some(words)) = (compute, T::words())
+    if let Some(words) = compute.words::<T>()
         && straight(a)
         && straight(b)
     {

@@ -123,7 +123,7 @@ pub fn forward<T: Real>(
         (q, kbar),
         settings.gamma,
         |kv, first, scores, part| {
-            let mut mean = device.alloc::<T>(n);
+            let mut group_mean = device.alloc::<T>(n);
             for r in 0..TILE.min(dims.t - first) {
                 let own = (first + r) / s;
                 let before = part.chunks.len();
@@ -131,8 +131,8 @@ pub fn forward<T: Real>(
                 for head in 0..group {
                     entmax_row(&mut rows[head * n..][..own], settings.alpha);
                 }
-                mean_of_rows(rows, n, &mut mean[..own]);
-                for (c, &w) in mean[..own].iter().enumerate() {
+                mean_of_rows(rows, n, &mut group_mean[..own]);
+                for (c, &w) in group_mean[..own].iter().enumerate() {
                     if w > T::ZERO {
                         part.chunks.push(c as u32);
                         part.weights.push(w);

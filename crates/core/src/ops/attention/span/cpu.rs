@@ -28,6 +28,12 @@ fn union(span: Span, first: usize, rows: usize) -> Range<usize> {
     span.of(first).start..span.of(first + rows - 1).end
 }
 
+/// Keys that a tile of `t` queries sees at most. Its scores are given this room whatever they need, so that free lists hold
+/// one buffer a thread and not one a length.
+fn longest(span: Span, t: usize) -> usize {
+    (0..t).step_by(TILE).map(|first| union(span, first, TILE.min(t - first)).len()).max().unwrap_or(0)
+}
+
 /// Scores to probabilities, zero outside each query's span; row `r * group + i` is head `i` of query `first + r`, and
 /// column 0 is key `keys.start`.
 fn normalize<T: Real>(p: &mut [T], group: usize, first: usize, keys: &Range<usize>, span: Span, scale: T, alpha: f64) {
@@ -78,7 +84,7 @@ pub fn forward<T: Real>(
     let scale = T::of(1.0 / (d as f64).sqrt());
     let kt = transposed(device, k, dims, m);
     let mut out = device.alloc::<T>(b * t * h * d);
-    let tiles = t.div_ceil(TILE);
+    let (tiles, most) = (t.div_ceil(TILE), longest(span, t));
     let mut pieces = Vec::with_capacity(b * tiles);
     for (batch, out) in out.chunks_mut((t * h * d).max(1)).enumerate() {
         pieces.extend(out.chunks_mut(TILE * h * d).enumerate().map(|(tile, out)| (batch, tile, out)));
@@ -92,8 +98,7 @@ pub fn forward<T: Real>(
         }
         let lines = rows * group;
         let (mut qs, mut os) = (device.alloc::<T>(lines * d), device.alloc::<T>(lines * d));
-        // the longest tile's size for all: free lists then hold one buffer a thread and not one a length
-        let mut p = device.alloc::<T>(lines * m);
+        let mut p = device.alloc::<T>(lines * most);
         let p = &mut p[..lines * keys.len()];
         for kv in 0..g {
             take_tile(&q[((batch * t + first) * h + kv * group) * d..], h * d, group * d, &mut qs);
@@ -135,7 +140,7 @@ pub fn backward<T: Real>(
         return [device.zeros(b * t * h * d), device.zeros(0), device.zeros(0)];
     }
     let (kt, vt) = (transposed(device, k, dims, m), transposed(device, v, dims, m));
-    let tiles = t.div_ceil(TILE);
+    let (tiles, most) = (t.div_ceil(TILE), longest(span, t));
     let splits = BACKWARD_TASKS.div_ceil(b * g).min(tiles).max(1);
     let len = t * group * d;
     let mut dq_bg = device.alloc::<T>(b * g * len);
@@ -163,7 +168,7 @@ pub fn backward<T: Real>(
                 continue;
             }
             let (mut qs, mut gs) = (device.alloc::<T>(lines * d), device.alloc::<T>(lines * d));
-            let (mut p, mut ds) = (device.alloc::<T>(lines * m), device.alloc::<T>(lines * m));
+            let (mut p, mut ds) = (device.alloc::<T>(lines * most), device.alloc::<T>(lines * most));
             let (p, ds) = (&mut p[..lines * keys.len()], &mut ds[..lines * keys.len()]);
             let from = ((batch * t + first) * h + kv * group) * d;
             take_tile(&q[from..], h * d, group * d, &mut qs);
