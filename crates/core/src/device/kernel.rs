@@ -30,6 +30,8 @@ pub struct Block<T> {
     pub ldc: usize,
     /// Add to C instead of overwriting it.
     pub add: bool,
+    /// A and C come from beyond the second cache: the kernel asks for the next rows while it works on these.
+    pub cold: bool,
 }
 
 impl<T> Block<T> {
@@ -140,7 +142,15 @@ unsafe fn avx512<const M: usize, const V: usize>(cols: usize, k: usize, x: Block
         for i in 0..M {
             rows[i] = x.a.add(i * x.row);
         }
-        let mut step = |a: usize, b: *const f32| {
+        if x.cold {
+            for i in 0..M {
+                for j in 0..V {
+                    _mm_prefetch::<_MM_HINT_ET0>(x.c.wrapping_add((M + i) * x.ldc + 16 * j).cast());
+                }
+            }
+        }
+        let mut step = |a: usize, p: usize| {
+            let b = x.b.add(p * x.ldb);
             let mut right = [_mm512_setzero_ps(); V];
             for j in 0..V {
                 right[j] = if j + 1 < V || cols == 16 * V {
@@ -156,13 +166,27 @@ unsafe fn avx512<const M: usize, const V: usize>(cols: usize, k: usize, x: Block
                 }
             }
         };
-        if x.col == 1 {
+        if x.col == 1 && x.cold {
+            for p0 in (0..k).step_by(16) {
+                for i in 0..M {
+                    _mm_prefetch::<_MM_HINT_T0>(rows[i].wrapping_add(M * x.row + p0).cast());
+                }
+                for p in p0..k.min(p0 + 16) {
+                    step(p, p);
+                }
+            }
+        } else if x.col == 1 {
             for p in 0..k {
-                step(p, x.b.add(p * x.ldb));
+                step(p, p);
+            }
+        } else if x.cold {
+            for p in 0..k {
+                _mm_prefetch::<_MM_HINT_T0>(rows[0].wrapping_add(p * x.col + 16).cast());
+                step(p * x.col, p);
             }
         } else {
             for p in 0..k {
-                step(p * x.col, x.b.add(p * x.ldb));
+                step(p * x.col, p);
             }
         }
         for i in 0..M {
@@ -366,6 +390,7 @@ mod tests {
                             c: c.as_mut_ptr(),
                             ldc: COLS,
                             add,
+                            cold: transposed,
                         };
                         // SAFETY: a holds rows x k, b k x 32, c rows x 32; the processor has this level.
                         let done = unsafe { run_f32(which, rows, cols, k, block) };

@@ -147,7 +147,7 @@ pub fn gemm<T: Real>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usiz
     assert!(b.len() >= (k - 1) * ldb + n, "b holds [{k}, {n}]");
     assert!(c.len() >= (m - 1) * ldc + n, "c holds [{m}, {n}]");
     let (a_at, b_at, c_at) = (a.data.as_ptr(), b.as_ptr(), c.as_mut_ptr());
-    let block = Block { a: a_at, row: a.row, col: a.col, b: b_at, ldb, c: c_at, ldc, add };
+    let block = Block { a: a_at, row: a.row, col: a.col, b: b_at, ldb, c: c_at, ldc, add, cold: false };
     // SAFETY: the asserts bound every element of [m, k], [k, n] and [m, n], and C is borrowed mutably.
     let done = unsafe { T::kernel(level, m, n, k, block) };
     if done < n {
@@ -155,12 +155,35 @@ pub fn gemm<T: Real>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usiz
     }
 }
 
-/// Writes the transpose of `rows` rows of width `cols`, `stride` apart, as [cols, width], zero past the last row.
-pub fn transpose_into<T: Real>(src: &[T], rows: usize, cols: usize, stride: usize, out: &mut [T], width: usize) {
-    for p in 0..cols {
-        let line = &mut out[p * width..][..width];
-        for (i, x) in line.iter_mut().enumerate() {
-            *x = if i < rows { src[i * stride + p] } else { T::ZERO };
+simd! {
+    /// Writes the transpose of `rows` rows of width `cols`, `stride` apart, as [cols, width], zero past the last row.
+    pub fn transpose_into<T>(src: &[T], rows: usize, cols: usize, stride: usize, out: &mut [T], width: usize) {
+        // 16 x 16 elements at a time, through registers: every line is read and written once
+        const SIDE: usize = 16;
+        for i0 in (0..width).step_by(SIDE) {
+            let columns = SIDE.min(width - i0);
+            for p0 in (0..cols).step_by(SIDE) {
+                let lines = SIDE.min(cols - p0);
+                let mut square = [[T::ZERO; SIDE]; SIDE];
+                if i0 + SIDE <= rows.min(width) && lines == SIDE {
+                    for (i, row) in square.iter_mut().enumerate() {
+                        *row = src[(i0 + i) * stride + p0..][..SIDE].try_into().expect("SIDE elements");
+                    }
+                    for p in 0..SIDE {
+                        let line: [T; SIDE] = std::array::from_fn(|i| square[i][p]);
+                        out[(p0 + p) * width + i0..][..SIDE].copy_from_slice(&line);
+                    }
+                    continue;
+                }
+                for (i, row) in square.iter_mut().enumerate().take(columns.min(rows.saturating_sub(i0))) {
+                    row[..lines].copy_from_slice(&src[(i0 + i) * stride + p0..][..lines]);
+                }
+                for p in 0..lines {
+                    for i in 0..columns {
+                        out[(p0 + p) * width + i0 + i] = square[i][p];
+                    }
+                }
+            }
         }
     }
 }
@@ -174,6 +197,22 @@ mod tests {
     fn gemm_agrees_with_the_triple_loop_at_every_edge() {
         agrees::<f32>();
         agrees::<f64>();
+    }
+
+    #[test]
+    fn transposes_every_shape_and_fills_with_zeros() {
+        for (rows, cols, width) in [(16, 16, 16), (32, 40, 32), (17, 33, 48), (3, 5, 7), (0, 4, 32), (31, 16, 32)] {
+            let stride = cols + 3;
+            let src: Vec<f32> = (0..rows * stride).map(|i| 1.0 + i as f32).collect();
+            let mut out = vec![f32::NAN; cols * width];
+            transpose_into(&src, rows, cols, stride, &mut out, width);
+            for p in 0..cols {
+                for i in 0..width {
+                    let want = if i < rows { src[i * stride + p] } else { 0.0 };
+                    assert_eq!(out[p * width + i], want, "{rows} x {cols} at {p}, {i}");
+                }
+            }
+        }
     }
 
     fn agrees<T: Real>() {

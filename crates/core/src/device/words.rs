@@ -103,7 +103,7 @@ pub fn gemm<T: Real>(
     assert!(c.len() >= (m - 1) * ldc + n, "c holds [{m}, {n}]");
     for j in (0..n).step_by(COLS) {
         let (a_at, b_at, c_at) = (a.data.as_ptr(), b[j / COLS * ld..].as_ptr(), c[j..].as_mut_ptr());
-        let block = Block { a: a_at, row: a.row, col: a.col, b: b_at, ldb: COLS, c: c_at, ldc, add };
+        let block = Block { a: a_at, row: a.row, col: a.col, b: b_at, ldb: COLS, c: c_at, ldc, add, cold: false };
         // SAFETY: the asserts bound every element; C is borrowed mutably, so it aliases neither operand.
         unsafe { (words.multiply)(m, COLS.min(n - j), k, block) };
     }

@@ -18,6 +18,8 @@ use crate::tensor::{ELEMENTWISE, Tensor, same_dtype};
 /// A target that takes no part in the loss.
 pub const IGNORE: u32 = u32::MAX;
 
+/// Elements of f32 in a cache line.
+const LINE: usize = 16;
 /// Tokens whose logits exist at a time: 16 MiB of f32 at a vocabulary of 4096, inside the last-level cache, and enough
 /// rows that packing w again for each block of them costs little.
 const ROWS: usize = 1024;
@@ -55,7 +57,13 @@ fn check(op: &'static str, x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<(u
     Ok((rows, width, vocab))
 }
 
-/// Runs `visit(first row, logits [rows, v])` over blocks of rows.
+/// Distance of the rows of logits: an odd number of cache lines. At a vocabulary of a power of two, rows that follow each
+/// other directly meet in the same few sets of a cache, and eight of them fill every way of one.
+fn stride(vocab: usize) -> usize {
+    (vocab.div_ceil(LINE) | 1) * LINE
+}
+
+/// Runs `visit(first row, logits)` over blocks of rows of logits `[rows, v]`, [`stride`] apart.
 fn for_logits<T: Real>(
     compute: Compute,
     x: &Tensor,
@@ -63,12 +71,13 @@ fn for_logits<T: Real>(
     (rows, width, vocab): (usize, usize, usize),
     mut visit: impl FnMut(usize, &mut [T]),
 ) {
-    let mut logits = x.cpu().alloc::<T>(ROWS.min(rows) * vocab);
+    let ld = stride(vocab);
+    let mut logits = x.cpu().alloc::<T>(ROWS.min(rows) * ld);
     for first in (0..rows).step_by(ROWS) {
         let m = ROWS.min(rows - first);
-        let logits = &mut logits[..m * vocab];
+        let logits = &mut logits[..m * ld];
         let a = Mat::rows(&x.data::<T>()[first * width..], width);
-        gemm(x.cpu(), compute, (m, vocab, width), a, Mat::rows(w.data(), width).t(), logits, false);
+        gemm(x.cpu(), compute, (m, vocab, width), a, Mat::rows(w.data(), width).t(), (&mut *logits, ld), false);
         visit(first, logits);
     }
 }
@@ -85,12 +94,12 @@ pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &[u32], divi
         let mut total = 0.0;
         let mut gradients = tape.is_recording().then(|| (device.alloc::<T>(rows * width), device.zeros::<T>(vocab * width)));
         let factor = T::of(1.0 / divisor);
-        let recording = tape.is_recording();
+        let (recording, ld) = (tape.is_recording(), stride(vocab));
         for_logits::<T>(compute, &x.value, &w.value, (rows, width, vocab), |first, logits| {
-            let m = logits.len() / vocab;
+            let m = logits.len() / ld;
             let mut nll = device.alloc::<T>(m);
-            device.for_chunks2((logits, vocab), (&mut nll, 1), |i, row, nll| {
-                let target = targets[first + i];
+            device.for_chunks2((&mut *logits, ld), (&mut nll, 1), |i, row, nll| {
+                let (row, target) = (&mut row[..vocab], targets[first + i]);
                 if target == IGNORE {
                     row.fill(T::ZERO);
                     nll[0] = T::ZERO;
@@ -107,8 +116,8 @@ pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &[u32], divi
             if let Some((dx, dw)) = &mut gradients {
                 let (xs, ws) = (&x.value.data::<T>()[first * width..], w.value.data::<T>());
                 let dx = &mut dx[first * width..][..m * width];
-                gemm(device, compute, (m, width, vocab), Mat::rows(logits, vocab), Mat::rows(ws, width), dx, false);
-                gemm(device, compute, (vocab, width, m), Mat::rows(logits, vocab).t(), Mat::rows(xs, width), dw, true);
+                gemm(device, compute, (m, width, vocab), Mat::rows(logits, ld), Mat::rows(ws, width), (dx, width), false);
+                gemm(device, compute, (vocab, width, m), Mat::rows(logits, ld).t(), Mat::rows(xs, width), (dw, width), true);
             }
         });
         let loss = Tensor::full(x.value.device(), &[], x.value.dtype(), total / divisor);
@@ -141,11 +150,11 @@ fn scaled(mut x: Tensor, factor: f64) -> Tensor {
 pub fn token_nll(x: &Tensor, w: &Tensor, targets: &[u32], compute: Compute) -> Result<Vec<f64>> {
     let sizes = check("token_nll", x, w, targets)?;
     with_real!(x.dtype(), T => {
-        let mut out = Vec::with_capacity(sizes.0);
+        let (mut out, ld) = (Vec::with_capacity(sizes.0), stride(sizes.2));
         for_logits::<T>(compute, x, w, sizes, |first, logits| {
-            let mut nll = x.cpu().alloc::<T>(logits.len() / sizes.2);
-            x.cpu().for_chunks2((logits, sizes.2), (&mut nll, 1), |i, row, nll| {
-                let target = targets[first + i];
+            let mut nll = x.cpu().alloc::<T>(logits.len() / ld);
+            x.cpu().for_chunks2((logits, ld), (&mut nll, 1), |i, row, nll| {
+                let (row, target) = (&mut row[..sizes.2], targets[first + i]);
                 nll[0] = if target == IGNORE { T::ZERO } else { nll_row(row, target as usize).0 };
             });
             out.extend(nll.iter().map(|x| x.f64()));

@@ -85,20 +85,20 @@ pub(super) trait Operands<T: Real>: Sync {
     /// Rows of C in at most 32 columns.
     ///
     /// # Safety
-    /// As [`crate::device::kernel::run_f32`]; `block.b` is a piece of a panel.
+    /// As [`crate::device::kernel::run_f32`].
     unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>);
 }
 
-/// `c = a b` or `c += a b`.
+/// `c = a b` or `c += a b`, the rows of c `ldc` apart.
 pub(super) fn multiply<T: Real, O: Operands<T>>(
     device: &CpuDevice,
     (m, n): (usize, usize),
     x: &O,
-    c: &mut [T],
+    (c, ldc): (&mut [T], usize),
     add: bool,
 ) {
     let k = x.words();
-    assert!(c.len() >= m * n, "c holds [{m}, {n}]");
+    assert!(ldc >= n && c.len() >= (m - 1) * ldc + n, "c holds [{m}, {n}]");
     let Cut { rows, cols, depth } = cut(m, n, k);
     let (down, across, parts) = (m.div_ceil(rows), n.div_ceil(cols), k.div_ceil(depth));
     // Panels for all tasks, unless a task is alone with its part of B or nearly so: then it packs what it needs into its
@@ -108,7 +108,7 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
         device.for_chunks(&mut shared, k * COLS, |panel, out| x.panels(panel * COLS, 0, k, out));
     }
     let mut partial = device.alloc::<T>(if parts == 1 { 0 } else { parts * m * n });
-    let out = Out(if parts == 1 { c.as_mut_ptr() } else { partial.as_mut_ptr() });
+    let (out, ld) = if parts == 1 { (Out(c.as_mut_ptr()), ldc) } else { (Out(partial.as_mut_ptr()), n) };
     let add_first = add && parts == 1;
     let task = |task: usize| {
         let (part, i0, j0) = (task / (down * across), task / across % down * rows, task % across * cols);
@@ -133,9 +133,10 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
                     col: left.col,
                     b: panel.as_ptr(),
                     ldb: COLS,
-                    c: out.at((part * m + i0) * n + j),
-                    ldc: n,
+                    c: out.at((part * m + i0) * ld + j),
+                    ldc: ld,
                     add: add_first || p0 > part * depth,
+                    cold: true,
                 };
                 // SAFETY: `left` and the panel hold `depth_here` words of every row and column; C, or the parts, hold m
                 // rows each, no two tasks share a block of them, and they are borrowed mutably.
@@ -150,13 +151,16 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
         device.map(tasks, task);
     }
     if parts > 1 {
-        device.for_chunks(&mut c[..m * n], ELEMENTWISE, |i, c| {
-            for part in 0..parts {
-                let from = &partial[part * m * n + i * ELEMENTWISE..][..c.len()];
-                if part == 0 && !add {
-                    c.copy_from_slice(from);
-                } else {
-                    add_into(from, c);
+        let rows = (ELEMENTWISE / n).max(1);
+        device.for_chunks(&mut c[..(m - 1) * ldc + n], rows * ldc, |i, c| {
+            for (row, c) in c.chunks_mut(ldc).enumerate() {
+                for part in 0..parts {
+                    let from = &partial[(part * m + i * rows + row) * n..][..n];
+                    if part == 0 && !add {
+                        c[..n].copy_from_slice(from);
+                    } else {
+                        add_into(from, c);
+                    }
                 }
             }
         });
@@ -184,16 +188,9 @@ simd! {
             }
             return;
         }
-        for (j0, panel) in out.chunks_exact_mut(depth * COLS).enumerate() {
-            // 16 inner indices at a time, so that each source line is read once
-            for p0 in (0..depth).step_by(16) {
-                for j in 0..COLS {
-                    for p in p0..depth.min(p0 + 16) {
-                        let column = j0 * COLS + j;
-                        panel[p * COLS + j] = if column < n { b.data[p * b.row + column * b.col] } else { T::ZERO };
-                    }
-                }
-            }
+        for (j, panel) in out.chunks_exact_mut(depth * COLS).enumerate() {
+            let first = (j * COLS).min(n);
+            tile::transpose_into(&b.data[first * b.col..], COLS.min(n - first), depth, b.col, panel, COLS);
         }
     }
 }
@@ -232,16 +229,17 @@ impl<T: Real> Operands<T> for Full<'_, T> {
             unsafe {
                 let block = block.at(i, done);
                 let left = std::slice::from_raw_parts(block.a, (depth - 1) * block.col + 1);
-                let panel = std::slice::from_raw_parts(block.b, depth * COLS - done);
+                let right = std::slice::from_raw_parts(block.b, (depth - 1) * block.ldb + cols - done);
                 let c = std::slice::from_raw_parts_mut(block.c, cols - done);
                 let left = Mat { data: left, row: 0, col: block.col };
-                tile::gemm(1, cols - done, depth, left, panel, COLS, c, cols - done, block.add);
+                tile::gemm(1, cols - done, depth, left, right, block.ldb, c, cols - done, block.add);
             }
         }
     }
 }
 
-/// `c = a b` or `c += a b`: a [m, k], b [k, n] with any strides, c [m, n] row-major. `compute` says how operands are
+/// `c = a b` or `c += a b`: a [m, k] with any strides, b [k, n] or its transpose with contiguous rows, c [m, n] with
+/// contiguous rows `ldc` apart. `compute` says how operands are
 /// rounded; without a kernel for it (another processor, f64) the product runs in full precision.
 pub(crate) fn gemm<T: Real>(
     device: &CpuDevice,
@@ -249,7 +247,7 @@ pub(crate) fn gemm<T: Real>(
     (m, n, k): (usize, usize, usize),
     a: Mat<T>,
     b: Mat<T>,
-    c: &mut [T],
+    (c, ldc): (&mut [T], usize),
     add: bool,
 ) {
     if m == 0 || n == 0 {
@@ -257,21 +255,21 @@ pub(crate) fn gemm<T: Real>(
     }
     if k == 0 {
         if !add {
-            c[..m * n].fill(T::ZERO);
+            c.chunks_mut(ldc).take(m).for_each(|row| row[..n].fill(T::ZERO));
         }
         return;
     }
     assert!(a.data.len() > (m - 1) * a.row + (k - 1) * a.col, "a holds [{m}, {k}]");
     assert!(b.data.len() > (k - 1) * b.row + (n - 1) * b.col, "b holds [{k}, {n}]");
     let straight = |x: Mat<T>| x.row == 1 || x.col == 1;
+    assert!(straight(b), "the elements of b are neighbours along rows or columns");
     if let Some(words) = compute.words::<T>()
         && straight(a)
-        && straight(b)
     {
         let zeros = device.zeros::<T>(m.max(n));
-        return multiply(device, (m, n), &Pairs { words, n, k, a, b, zeros: &zeros }, c, add);
+        return multiply(device, (m, n), &Pairs { words, n, k, a, b, zeros: &zeros }, (c, ldc), add);
     }
-    multiply(device, (m, n), &Full { n, k, a, b }, c, add);
+    multiply(device, (m, n), &Full { n, k, a, b }, (c, ldc), add);
 }
 
 #[cfg(test)]

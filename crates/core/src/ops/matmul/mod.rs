@@ -52,7 +52,7 @@ fn product<T: Real>(
     like: &Tensor,
 ) -> Tensor {
     let mut out = like.cpu().alloc::<T>(m * n);
-    gemm(like.cpu(), compute, (m, n, k), a, b, &mut out, false);
+    gemm(like.cpu(), compute, (m, n, k), a, b, (&mut out, n), false);
     Tensor::from_buffer(shape, out)
 }
 
@@ -98,7 +98,7 @@ fn batched<'a, T: Real>(
     let mut out = like.cpu().alloc::<T>(batch * m * n);
     for (i, piece) in out.chunks_mut((m * n).max(1)).enumerate() {
         let (a, b) = operands(i);
-        gemm(like.cpu(), Compute::Full, (m, n, k), a, b, piece, false);
+        gemm(like.cpu(), Compute::Full, (m, n, k), a, b, (piece, n), false);
     }
     Tensor::from_buffer(shape, out)
 }

@@ -54,7 +54,7 @@ fn a_product_added_to_what_is_there_is_the_product_plus_it() {
         let operands = || (Mat::rows(a.data::<f64>(), k), Mat::rows(b.data::<f64>(), 50));
         let run = |mut c: Vec<f64>, add| {
             let (a, b) = operands();
-            gemm(d.as_cpu(), Compute::Full, (30, 50, k), a, b, &mut c, add);
+            gemm(d.as_cpu(), Compute::Full, (30, 50, k), a, b, (&mut c, 50), add);
             c
         };
         let (fresh, sum) = (run(vec![f64::NAN; 1500], false), run(start.to_vec().unwrap(), true));
