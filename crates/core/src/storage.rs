@@ -121,6 +121,8 @@ pub trait Real:
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// e to the power of `self`. f32: a polynomial that vectorises, within 1.5 ulp; f64: the standard library.
     fn exp(self) -> Self;
+    /// 2 to the power of `self`, in two thirds of the operations of [`Real::exp`]. f32: within 1.5 ulp, 0 below -126.5.
+    fn exp2(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
     /// Square root.
@@ -151,7 +153,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ty, $variant:ident, $dtype:ident, $has_kernel:expr, $kernel:path, $words:path, $exp:path) => {
+    ($t:ty, $variant:ident, $dtype:ident, $has_kernel:expr, $kernel:path, $words:path, $exp:path, $exp2:path) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -172,6 +174,10 @@ macro_rules! real {
             #[inline(always)]
             fn exp(self) -> Self {
                 $exp(self)
+            }
+            #[inline(always)]
+            fn exp2(self) -> Self {
+                $exp2(self)
             }
             #[inline(always)]
             fn ln(self) -> Self {
@@ -235,10 +241,10 @@ unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) -> u
 }
 
 #[cfg(target_arch = "x86_64")]
-real!(f32, CpuF32, F32, true, crate::device::kernel::run_f32, crate::device::words::bf16, exp_f32);
+real!(f32, CpuF32, F32, true, crate::device::kernel::run_f32, crate::device::words::bf16, exp_f32, exp2_f32);
 #[cfg(not(target_arch = "x86_64"))]
-real!(f32, CpuF32, F32, false, no_kernel, crate::device::words::none, exp_f32);
-real!(f64, CpuF64, F64, false, no_kernel, crate::device::words::none, f64::exp);
+real!(f32, CpuF32, F32, false, no_kernel, crate::device::words::none, exp_f32, exp2_f32);
+real!(f64, CpuF64, F64, false, no_kernel, crate::device::words::none, f64::exp, f64::exp2);
 
 /// exp(x) for f32 in straight-line arithmetic, so that a loop over it vectorises: x = n ln 2 + r with |r| <= ln 2 / 2, a
 /// polynomial for exp(r), the exponent field for 2^n. The coefficients minimise the largest relative error, 2e-9. Below
@@ -266,6 +272,25 @@ fn exp_f32(x: f32) -> f32 {
     if small { 0.0 } else { p * f32::from_bits(exponent << 23) }
 }
 
+/// The same for 2^x: x = n + r exactly. The coefficients minimise the largest relative error, 2e-9. n runs from -127, whose
+/// exponent field stands for 0, to 128, whose field stands for infinity; NaN passes through the polynomial.
+#[inline(always)]
+fn exp2_f32(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // as in exp_f32
+    let x = if x < -127.0 { -127.0 } else { x };
+    let x = if x > 128.0 { 128.0 } else { x };
+    let shifted = x + ROUND;
+    let r = x - (shifted - ROUND);
+    let mut p = 1.534_581_2e-4_f32;
+    p = p.mul_add(r, 1.339_993_1e-3);
+    p = p.mul_add(r, 9.618_489e-3);
+    p = p.mul_add(r, 5.550_328_7e-2);
+    p = p.mul_add(r, 2.402_264_7e-1);
+    p = p.mul_add(r, 6.931_472e-1);
+    p = p.mul_add(r, 1.0);
+    p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
+}
+
 /// Runs the body with `$t` bound to the element type.
 macro_rules! with_real {
     ($dtype:expr, $t:ident => $body:expr) => {
@@ -287,22 +312,42 @@ pub(crate) use with_real;
 mod tests {
     use super::*;
 
-    #[test]
-    fn exp_is_within_two_ulp_and_exact_at_the_ends() {
+    /// Largest error of `f` on `from..to` in units of the last place.
+    fn worst(f: fn(f32) -> f32, exact: fn(f64) -> f64, from: f32, to: f32) -> f64 {
         let mut worst = 0.0f64;
-        let mut x = -86.89f32;
-        while x < 88.7 {
-            let want = (x as f64).exp();
+        let mut x = from;
+        while x < to {
+            let want = exact(x as f64);
             let ulp = (want as f32).to_bits();
             let ulp = (f32::from_bits(ulp + 1) - f32::from_bits(ulp)) as f64;
-            worst = worst.max((exp_f32(x) as f64 - want).abs() / ulp);
+            worst = worst.max((f(x) as f64 - want).abs() / ulp);
             x += 0.000_37;
         }
-        assert!(worst < 2.0, "{worst} ulp");
+        worst
+    }
+
+    #[test]
+    fn exp_is_within_one_and_a_half_ulp_and_exact_at_the_ends() {
+        let worst = worst(exp_f32, f64::exp, -86.89, 88.7);
+        assert!(worst < 1.5, "{worst} ulp");
         assert_eq!(exp_f32(0.0), 1.0);
         assert_eq!(exp_f32(-100.0), 0.0);
         assert_eq!(exp_f32(f32::NEG_INFINITY), 0.0);
         assert_eq!(exp_f32(89.0), f32::INFINITY);
         assert!(exp_f32(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn exp2_is_within_one_and_a_half_ulp_and_exact_at_the_ends() {
+        let worst = worst(exp2_f32, f64::exp2, -126.0, 127.49);
+        assert!(worst < 1.5, "{worst} ulp");
+        for n in -126..=127 {
+            assert_eq!(exp2_f32(n as f32), (n as f64).exp2() as f32);
+        }
+        assert_eq!(exp2_f32(-127.0), 0.0);
+        assert_eq!(exp2_f32(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp2_f32(128.0), f32::INFINITY);
+        assert_eq!(exp2_f32(f32::INFINITY), f32::INFINITY);
+        assert!(exp2_f32(f32::NAN).is_nan());
     }
 }

@@ -1,7 +1,6 @@
-//! The small products of block-wise attention, in the element type or in bf16 words, and the right sides packed for them.
+//! The small products of block-wise attention, in the element type or in bf16 words, and the operands prepared for them.
 //!
-//! A right side is packed block by block, once a pass, so that every product reads it in order. In the element type,
-//! blocks that enter as they are stay where they are.
+//! Scores are `[keys, rows]`: rows are lanes. Operands that enter as they are stay where they are.
 
 use super::Dims;
 use crate::device::kernel::COLS;
@@ -10,154 +9,155 @@ use crate::device::words::{self, Words, pack_rows, pack_transposed};
 use crate::device::{Buffer, CpuDevice};
 use crate::storage::Real;
 
-/// Blocks of `width` rows of x `[b, t, g, d]` as the right sides of products, `[b, g, blocks, size]`: f32 and f64 rows of the
-/// inner axis, or panels of words, `ld` apart.
-pub(super) struct Right<T: Real> {
-    data: Buffer<T>,
-    blocks: usize,
-    size: usize,
-    ld: usize,
+/// Keys or values `[b, t, g, d]` as the left sides of products over d.
+pub(super) struct Lefts<'a, T: Real> {
+    words: Option<Buffer<T>>,
+    elements: &'a [T],
+    dims: Dims,
 }
 
-impl<T: Real> Right<T> {
-    fn new(
-        device: &CpuDevice,
-        (x, dims): (&[T], Dims),
-        width: usize,
-        (size, ld): (usize, usize),
-        pack: impl Fn(&[T], usize, usize, &mut [T]) + Sync + Send,
-    ) -> Self {
-        let Dims { b, t, g, d, .. } = dims;
-        let blocks = t.div_ceil(width);
-        let mut data = device.alloc(b * g * blocks * size);
-        device.for_chunks(&mut data, size, |i, out| {
-            let (bg, first) = (i / blocks, i % blocks * width);
-            pack(&x[(bg / g * t + first) * g * d + bg % g * d..], g * d, width.min(t - first), out);
+impl<'a, T: Real> Lefts<'a, T> {
+    pub(super) fn new(device: &CpuDevice, words: Option<Words<T>>, x: &'a [T], dims: Dims) -> Self {
+        let words = words.map(|words| {
+            const ROWS: usize = 256;
+            let (d, len) = (dims.d, dims.d.div_ceil(2));
+            let mut data = device.alloc(dims.b * dims.t * dims.g * len);
+            device.for_chunks(&mut data, ROWS * len, |i, out| {
+                for (row, out) in x[i * ROWS * d..].chunks_exact(d).zip(out.chunks_exact_mut(len)) {
+                    (words.along)(row, out);
+                }
+            });
+            data
         });
-        Right { data, blocks, size, ld }
+        Lefts { words, elements: x, dims }
     }
 
-    /// For products with the transpose of a block: over d.
-    pub(super) fn transposed(device: &CpuDevice, words: Option<Words<T>>, x: &[T], dims: Dims, width: usize) -> Self {
-        let d = dims.d;
-        match words {
-            None => Self::new(device, (x, dims), width, (d * width, width), |src, stride, rows, out| {
-                transpose_into(src, rows, d, stride, out, width);
-            }),
-            Some(words) => {
-                let ld = d.div_ceil(2) * COLS;
-                Self::new(device, (x, dims), width, (width.div_ceil(COLS) * ld, ld), |src, stride, rows, out| {
-                    pack_transposed(words, (src, stride), (rows, d), out, ld);
-                })
+    /// The rows from `token` on of one head.
+    pub(super) fn from(&self, batch: usize, kv: usize, token: usize) -> Mat<'_, T> {
+        let Dims { t, g, d, .. } = self.dims;
+        let (data, len) = self.words.as_ref().map_or((self.elements, d), |words| (words, d.div_ceil(2)));
+        Mat::rows(&data[((batch * t + token) * g + kv) * len..], g * len)
+    }
+}
+
+/// Blocks of `width` rows of x `[b, t, g, d]` as the right sides of products over their rows: x itself, or panels of words
+/// packed block by block, once a pass, so that every product reads them in order.
+pub(super) struct Rights<'a, T: Real> {
+    /// panels, their size a block, and the distance of two
+    words: Option<(Buffer<T>, usize, usize)>,
+    elements: &'a [T],
+    dims: Dims,
+    width: usize,
+}
+
+impl<'a, T: Real> Rights<'a, T> {
+    pub(super) fn new(device: &CpuDevice, words: Option<Words<T>>, x: &'a [T], dims: Dims, width: usize) -> Self {
+        let Dims { b, t, g, d, .. } = dims;
+        let words = words.map(|words| {
+            let (blocks, ld) = (t.div_ceil(width), width.div_ceil(2) * COLS);
+            let size = d.div_ceil(COLS) * ld;
+            let zeros = device.zeros::<T>(d);
+            let mut data = device.alloc(b * g * blocks * size);
+            device.for_chunks(&mut data, size, |i, out| {
+                let (bg, first) = (i / blocks, i % blocks * width);
+                let from = &x[(bg / g * t + first) * g * d + bg % g * d..];
+                pack_rows(words, (from, g * d), (width.min(t - first), d), &zeros, out, ld);
+            });
+            (data, size, ld)
+        });
+        Rights { words, elements: x, dims, width }
+    }
+
+    /// A block of one head, and the distance of its rows or panels.
+    pub(super) fn block(&self, batch: usize, kv: usize, block: usize) -> (&[T], usize) {
+        let Dims { t, g, d, .. } = self.dims;
+        match &self.words {
+            Some((data, size, ld)) => {
+                (&data[((batch * g + kv) * t.div_ceil(self.width) + block) * size..][..*size], *ld)
             }
+            None => (&self.elements[((batch * t + block * self.width) * g + kv) * d..], g * d),
         }
     }
-
-    /// For products with a block itself, over its rows. Without words it is read in place.
-    pub(super) fn rows(device: &CpuDevice, words: Words<T>, x: &[T], dims: Dims, width: usize) -> Self {
-        let (d, ld) = (dims.d, width.div_ceil(2) * COLS);
-        let zeros = device.zeros::<T>(d);
-        Self::new(device, (x, dims), width, (d.div_ceil(COLS) * ld, ld), |src, stride, rows, out| {
-            pack_rows(words, (src, stride), (rows, d), &zeros, out, ld);
-        })
-    }
-
-    pub(super) fn block(&self, bg: usize, block: usize) -> (&[T], usize) {
-        (&self.data[(bg * self.blocks + block) * self.size..][..self.size], self.ld)
-    }
 }
 
-/// The products of a task, in the element type or in bf16 words.
+/// The products of a task, in the element type or in bf16 words: scores of up to `lanes` rows with up to `width` keys.
 pub(super) struct Products<T: Real> {
     words: Option<Words<T>>,
+    lanes: usize,
+    d: usize,
     zeros: Buffer<T>,
-    /// words of the left sides and of a gathered right side
+    /// words of the scores and of a right side
     left: Buffer<T>,
     right: Buffer<T>,
 }
 
 impl<T: Real> Products<T> {
-    /// For up to `rows` gathered rows of `d` elements on blocks of `width`.
-    pub(super) fn new(device: &CpuDevice, words: Option<Words<T>>, (rows, width, d): (usize, usize, usize)) -> Self {
+    pub(super) fn new(device: &CpuDevice, words: Option<Words<T>>, lanes: usize, width: usize, d: usize) -> Self {
         let n = |n: usize| if words.is_some() { n } else { 0 };
-        let pairs = rows.div_ceil(2);
         Products {
             words,
-            zeros: device.zeros(n(width.max(d))),
-            left: device.alloc(n((rows * width.div_ceil(2)).max(pairs * width))),
-            right: device.alloc(n(pairs * d.next_multiple_of(COLS))),
+            lanes,
+            d,
+            zeros: device.zeros(n(lanes.max(d))),
+            left: device.alloc(n((width.div_ceil(2) * lanes).max(width * lanes.div_ceil(2)))),
+            right: device.alloc(n(lanes.div_ceil(2) * d.next_multiple_of(COLS))),
         }
     }
 
-    /// Memory for `n` words or elements that only products of words need; empty for others.
-    pub(super) fn room(&self, device: &CpuDevice, n: usize) -> Buffer<T> {
-        device.alloc(if self.words.is_some() { n } else { 0 })
-    }
-
-    /// Length of a row of `n` elements as a left side.
-    pub(super) fn len(&self, n: usize) -> usize {
-        if self.words.is_some() { n.div_ceil(2) } else { n }
-    }
-
-    /// Rows of `n` elements as left sides of products over n, for many of them: `rows` itself where they are.
-    pub(super) fn lefts<'a>(&self, rows: &'a [T], n: usize, out: &'a mut [T]) -> &'a [T] {
-        let Some(words) = self.words else { return rows };
-        for (row, out) in rows.chunks_exact(n).zip(out.chunks_exact_mut(n.div_ceil(2))) {
-            (words.along)(row, out);
-        }
-        out
-    }
-
-    /// `c (+)= a b` over k elements; a and b are left and right sides made for it.
-    pub(super) fn multiply(
-        &self,
-        (m, n, k): (usize, usize, usize),
-        a: Mat<T>,
-        b: (&[T], usize),
-        c: &mut [T],
-        ldc: usize,
-        add: bool,
-    ) {
+    /// Size of what [`Products::columns`] writes.
+    pub(super) fn columns_len(&self) -> usize {
         match self.words {
-            None => gemm(m, n, k, a, b.0, b.1, c, ldc, add),
-            Some(w) => words::gemm(w, (m, n, k.div_ceil(2)), a, b, c, ldc, add),
+            None => self.d * self.lanes,
+            Some(_) => self.lanes.div_ceil(COLS) * self.d.div_ceil(2) * COLS,
         }
     }
 
-    /// `c (+)= x b` over the first `keys` of the rows of x, which are `width` apart.
-    pub(super) fn over_keys(
-        &mut self,
-        (m, n, keys): (usize, usize, usize),
-        (x, width): (&[T], usize),
-        b: (&[T], usize),
-        c: &mut [T],
-        add: bool,
-    ) {
-        let Some(words) = self.words else { return gemm(m, n, keys, Mat::rows(x, width), b.0, b.1, c, n, add) };
-        let half = width.div_ceil(2);
-        for (x, out) in x.chunks_exact(width).zip(self.left.chunks_exact_mut(half)).take(m) {
-            (words.along)(&x[..keys], &mut out[..keys.div_ceil(2)]);
+    /// Queries `[m, d]` as the columns of the right side of a product over d, zero up to the number of lanes.
+    pub(super) fn columns(&self, rows: &[T], out: &mut [T]) {
+        let (d, m) = (self.d, rows.len() / self.d);
+        match self.words {
+            None => transpose_into(rows, m, d, d, out, self.lanes),
+            Some(words) => pack_transposed(words, (rows, d), (m, d), out, d.div_ceil(2) * COLS),
         }
-        words::gemm(words, (m, n, keys.div_ceil(2)), Mat::rows(&self.left, half), b, c, n, add);
     }
 
-    /// `c += x^T y` over m rows: x `width` apart, of which `keys` columns count, and y `[m, d]`.
-    pub(super) fn over_rows(
-        &mut self,
-        (keys, d, m): (usize, usize, usize),
-        (x, width): (&[T], usize),
-        y: &[T],
-        c: &mut [T],
-    ) {
-        let Some(words) = self.words else { return gemm(keys, d, m, Mat::rows(x, width).t(), y, d, c, d, true) };
-        let pairs = m.div_ceil(2);
-        for (p, out) in self.left.chunks_exact_mut(width).enumerate().take(pairs) {
-            let row = |r: usize| if r < m { &x[r * width..][..keys] } else { &self.zeros[..keys] };
-            (words.across)(row(2 * p), row(2 * p + 1), &mut out[..keys]);
+    /// `c = a b` over d: `keys` rows by `lanes` columns. a as [`Lefts`] gives it, b as [`Products::columns`].
+    pub(super) fn over_d(&self, keys: usize, a: Mat<T>, b: &[T], c: &mut [T]) {
+        let n = self.lanes;
+        match self.words {
+            None => gemm(keys, n, self.d, a, b, n, c, n, false),
+            Some(w) => {
+                let k = self.d.div_ceil(2);
+                words::gemm(w, (keys, n, k), a, (b, k * COLS), c, n, false);
+            }
+        }
+    }
+
+    /// `c (+)= x^T b` over the keys of x `[keys, lanes]`: m rows of d. b as [`Rights`] gives it.
+    pub(super) fn over_keys(&mut self, (m, keys): (usize, usize), x: &[T], b: (&[T], usize), c: &mut [T], add: bool) {
+        let (n, d) = (self.lanes, self.d);
+        let Some(words) = self.words else {
+            return gemm(m, d, keys, Mat::rows(x, n).t(), b.0, b.1, c, d, add);
+        };
+        let pairs = keys.div_ceil(2);
+        for (p, out) in self.left.chunks_exact_mut(n).enumerate().take(pairs) {
+            let second = if 2 * p + 1 < keys { &x[(2 * p + 1) * n..][..m] } else { &self.zeros[..m] };
+            (words.across)(&x[2 * p * n..][..m], second, &mut out[..m]);
+        }
+        words::gemm(words, (m, d, pairs), Mat::rows(&self.left, n).t(), b, c, d, add);
+    }
+
+    /// `c += x y` over the rows: x `[keys, lanes]`, y `[m, d]`.
+    pub(super) fn over_rows(&mut self, keys: usize, x: &[T], y: &[T], c: &mut [T]) {
+        let (n, d) = (self.lanes, self.d);
+        let m = y.len() / d;
+        let Some(words) = self.words else { return gemm(keys, d, m, Mat::rows(x, n), y, d, c, d, true) };
+        let (pairs, half) = (m.div_ceil(2), n.div_ceil(2));
+        for (x, out) in x.chunks_exact(n).zip(self.left.chunks_exact_mut(half)).take(keys) {
+            (words.along)(&x[..m], &mut out[..pairs]);
         }
         let ld = pairs * COLS;
         pack_rows(words, (y, d), (m, d), &self.zeros, &mut self.right, ld);
-        let left = Mat { data: &self.left, row: 1, col: width };
-        words::gemm(words, (keys, d, pairs), left, (&self.right, ld), c, d, true);
+        words::gemm(words, (keys, d, pairs), Mat::rows(&self.left, half), (&self.right, ld), c, d, true);
     }
 }

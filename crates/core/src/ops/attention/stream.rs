@@ -5,13 +5,16 @@
 //! neighbours share most of their chunks, so even a sparse list gives the small products enough rows. A row meets its blocks
 //! in ascending order, whatever its neighbours do, so its bits depend on its own list alone.
 //!
+//! Scores stand as [keys, rows], so that a vector holds one key of 16 rows: the running maximum and the sum of a row are
+//! lanes, and nothing is summed across one. With rows along the vector, a block of 64 keys took 37 cycles for 16 scores,
+//! of which the exponentials are 10; it takes 11. Logarithms are to base 2, lse too.
+//!
 //! Backward recomputes the probabilities from lse and needs five products a block. Tasks own disjoint query tiles and a
 //! private dk and dv that are added in order of task. The number of tasks follows from the shape alone.
 
 use super::Dims;
-use super::products::{Products, Right};
-use crate::device::simd::{self, add_into, simd};
-use crate::device::tile::Mat;
+use super::products::{Lefts, Products, Rights};
+use crate::device::simd::{self, LANES, add_into, simd};
 use crate::device::{Buffer, CpuDevice};
 use crate::storage::{Compute, Real};
 
@@ -33,57 +36,95 @@ pub(crate) trait Visits: Sync {
     fn for_each(&self, batch: usize, kv_head: usize, tile: usize, visit: impl FnMut(usize, &[u32], &[u32]));
 }
 
-/// A gathered row: where its running state stands, how many keys of the block it sees, and its bias.
-#[derive(Clone, Copy)]
-struct Row<T> {
-    slot: usize,
-    live: usize,
-    bias: T,
+/// What the engine knows of the rows that work on a block, in whole vectors.
+struct Lanes<T: Real> {
+    /// keys of the block that a row sees
+    live: Buffer<u32>,
+    /// bias times log2 e, in backward minus lse
+    bias: Buffer<T>,
 }
 
-simd! {
-    /// Absorbs rows of scores, `keys` of a `width`, into their running softmax: on return they hold exp(z - new max), zero
-    /// past the live keys. `factors` are for what was accumulated before.
-    fn absorb<T>(
-        rows: &[Row<T>],
-        s: &mut [T],
-        shape: (usize, usize),
-        scale: T,
-        max: &mut [T],
-        sum: &mut [T],
-        factors: &mut [T],
-    ) {
-        let (width, keys) = shape;
-        for ((row, s), factor) in rows.iter().zip(s.chunks_exact_mut(width)).zip(factors) {
-            let (live, dead) = s[..keys].split_at_mut(row.live);
-            let before = max[row.slot];
-            let top = simd::max(live).mul_add(scale, row.bias).max(before);
-            let shift = row.bias - top;
-            let mut lanes = [T::ZERO; simd::LANES];
-            let mut chunks = live.chunks_exact_mut(simd::LANES);
-            for z in &mut chunks {
-                for l in 0..simd::LANES {
-                    z[l] = z[l].mul_add(scale, shift).exp();
-                    lanes[l] += z[l];
-                }
-            }
-            for (z, lane) in chunks.into_remainder().iter_mut().zip(&mut lanes) {
-                *z = z.mul_add(scale, shift).exp();
-                *lane += *z;
-            }
-            dead.fill(T::ZERO);
-            *factor = (before - top).exp();
-            max[row.slot] = top;
-            sum[row.slot] = sum[row.slot].mul_add(*factor, simd::sum_lanes(lanes));
-        }
+impl<T: Real> Lanes<T> {
+    fn new(device: &CpuDevice, lanes: usize) -> Self {
+        Lanes { live: device.zeros(lanes), bias: device.zeros(lanes) }
     }
 }
 
 simd! {
+    /// Absorbs scores `[keys, lanes]` into the running softmax of their rows: on return they hold 2^(z - new max), zero past
+    /// the live keys. `factors` are for what was accumulated before. Lanes without a row must hold finite numbers.
+    fn absorb<T>(s: &mut [T], keys: usize, x: &Lanes<T>, scale: T, max: &mut [T], sum: &mut [T], factors: &mut [T]) {
+        let lanes = x.live.len();
+        for first in (0..lanes).step_by(LANES) {
+            let live = vector(&x.live, first);
+            let all_live = least(&live).min(keys);
+            let mut top = [T::NEG_INF; LANES];
+            for key in 0..all_live {
+                let z = vector(s, key * lanes + first);
+                for l in 0..LANES {
+                    top[l] = z[l].max(top[l]);
+                }
+            }
+            for key in all_live..keys {
+                let z = vector(s, key * lanes + first);
+                for l in 0..LANES {
+                    top[l] = if live[l] > key as u32 { z[l].max(top[l]) } else { top[l] };
+                }
+            }
+            let (bias, before) = (vector(&x.bias, first), vector(max, first));
+            let (mut shift, mut factor) = ([T::ZERO; LANES], [T::ZERO; LANES]);
+            for l in 0..LANES {
+                top[l] = top[l].mul_add(scale, bias[l]).max(before[l]);
+                shift[l] = bias[l] - top[l];
+                factor[l] = (before[l] - top[l]).exp2();
+            }
+            let mut total = [T::ZERO; LANES];
+            for key in 0..all_live {
+                let z = vector_mut(s, key * lanes + first);
+                for l in 0..LANES {
+                    z[l] = z[l].mul_add(scale, shift[l]).exp2();
+                    total[l] += z[l];
+                }
+            }
+            for key in all_live..keys {
+                let z = vector_mut(s, key * lanes + first);
+                for l in 0..LANES {
+                    let p = z[l].mul_add(scale, shift[l]).exp2();
+                    z[l] = if live[l] > key as u32 { p } else { T::ZERO };
+                    total[l] += z[l];
+                }
+            }
+            let sum = vector_mut(sum, first);
+            for l in 0..LANES {
+                sum[l] = sum[l].mul_add(factor[l], total[l]);
+            }
+            *vector_mut(max, first) = top;
+            *vector_mut(factors, first) = factor;
+        }
+    }
+}
+
+/// The vector that begins at `first`.
+#[inline(always)]
+fn vector<T: Copy>(x: &[T], first: usize) -> [T; LANES] {
+    x[first..][..LANES].try_into().expect("a whole vector")
+}
+
+#[inline(always)]
+fn vector_mut<T>(x: &mut [T], first: usize) -> &mut [T; LANES] {
+    (&mut x[first..][..LANES]).try_into().expect("a whole vector")
+}
+
+#[inline(always)]
+fn least(live: &[u32; LANES]) -> usize {
+    live.iter().fold(u32::MAX, |least, &n| least.min(n)) as usize
+}
+
+simd! {
     /// Adds the rows' new outputs, `d` wide, to what they accumulated.
-    fn accumulate<T>(rows: &[Row<T>], factors: &[T], new: &[T], d: usize, acc: &mut [T]) {
-        for ((row, &factor), new) in rows.iter().zip(factors).zip(new.chunks_exact(d)) {
-            for (a, &x) in acc[row.slot * d..][..d].iter_mut().zip(new) {
+    fn accumulate<T>(acc: &mut [T], factors: &[T], new: &[T], d: usize) {
+        for ((acc, &factor), new) in acc.chunks_exact_mut(d).zip(factors).zip(new.chunks_exact(d)) {
+            for (a, &x) in acc.iter_mut().zip(new) {
                 *a = a.mul_add(factor, x);
             }
         }
@@ -108,44 +149,45 @@ simd! {
 }
 
 simd! {
-    /// From scores and dp: p into `s`, scale * ds into `dp`, and sum ds (without scale) of each row into `totals`. The
-    /// rows' bias is bias - lse here.
+    /// From scores and dp `[keys, lanes]`: p into `s`, factor * ds into `dp`, and sum ds (without the factor) of each row into
+    /// `totals`. The scales are factor * log2 e and factor.
     fn differentiate<T>(
-        rows: &[Row<T>],
         s: &mut [T],
         dp: &mut [T],
-        shape: (usize, usize),
-        scale: T,
+        keys: usize,
+        x: &Lanes<T>,
+        scales: (T, T),
         delta: &[T],
         totals: &mut [T],
     ) {
-        let (width, keys) = shape;
-        let values = s.chunks_exact_mut(width).zip(dp.chunks_exact_mut(width));
-        for ((row, (s, dp)), total) in rows.iter().zip(values).zip(totals) {
-            let (live, dead) = s[..keys].split_at_mut(row.live);
-            let (dlive, ddead) = dp[..keys].split_at_mut(row.live);
-            let delta = delta[row.slot];
-            let mut lanes = [T::ZERO; simd::LANES];
-            let (mut zs, mut gs) = (live.chunks_exact_mut(simd::LANES), dlive.chunks_exact_mut(simd::LANES));
-            for (z, g) in (&mut zs).zip(&mut gs) {
-                for l in 0..simd::LANES {
-                    let p = z[l].mul_add(scale, row.bias).exp();
-                    let d = p * (g[l] - delta);
+        let (lanes, (scale, factor)) = (x.live.len(), scales);
+        for first in (0..lanes).step_by(LANES) {
+            let (live, bias, delta) = (vector(&x.live, first), vector(&x.bias, first), vector(delta, first));
+            let all_live = least(&live).min(keys);
+            let mut total = [T::ZERO; LANES];
+            for key in 0..all_live {
+                let (z, g) = (vector_mut(s, key * lanes + first), vector_mut(dp, key * lanes + first));
+                for l in 0..LANES {
+                    let p = z[l].mul_add(scale, bias[l]).exp2();
+                    let ds = p * (g[l] - delta[l]);
                     z[l] = p;
-                    lanes[l] += d;
-                    g[l] = d * scale;
+                    total[l] += ds;
+                    g[l] = ds * factor;
                 }
             }
-            for ((z, g), lane) in zs.into_remainder().iter_mut().zip(gs.into_remainder()).zip(&mut lanes) {
-                let p = z.mul_add(scale, row.bias).exp();
-                let d = p * (*g - delta);
-                *z = p;
-                *lane += d;
-                *g = d * scale;
+            for key in all_live..keys {
+                let (z, g) = (vector_mut(s, key * lanes + first), vector_mut(dp, key * lanes + first));
+                for l in 0..LANES {
+                    let p = z[l].mul_add(scale, bias[l]).exp2();
+                    let ds = p * (g[l] - delta[l]);
+                    let sees = live[l] > key as u32;
+                    z[l] = if sees { p } else { T::ZERO };
+                    let ds = if sees { ds } else { T::ZERO };
+                    total[l] += ds;
+                    g[l] = ds * factor;
+                }
             }
-            *total = simd::sum_lanes(lanes);
-            dead.fill(T::ZERO);
-            ddead.fill(T::ZERO);
+            *vector_mut(totals, first) = total;
         }
     }
 }
@@ -168,18 +210,88 @@ fn neighbours(queries: &[u32]) -> bool {
     (queries[queries.len() - 1] - queries[0]) as usize + 1 == queries.len()
 }
 
-/// The rows of `queries` in a tile `[queries, len]`: in place where they are neighbours, else gathered into `scratch`.
-fn rows_of<'a, T: Real>(tile: &'a [T], queries: &[u32], len: usize, scratch: &'a mut [T]) -> &'a [T] {
+/// Copies the rows of `queries`, `len` long, out of a tile.
+fn gather<T: Copy>(tile: &[T], queries: &[u32], len: usize, out: &mut [T]) {
     if neighbours(queries) {
-        return &tile[queries[0] as usize * len..][..queries.len() * len];
+        let n = queries.len() * len;
+        return out[..n].copy_from_slice(&tile[queries[0] as usize * len..][..n]);
     }
-    for (o, &r) in scratch.chunks_exact_mut(len).zip(queries) {
+    for (o, &r) in out.chunks_exact_mut(len).zip(queries) {
         o.copy_from_slice(&tile[r as usize * len..][..len]);
     }
-    &scratch[..queries.len() * len]
 }
 
-/// Forward over `q [b, t, h, d]`, `k`, `v [b, t, g, d]`. Returns out `[b, t, h, d]` and lse `[b, t, h]`. In bf16, the
+/// Copies them back.
+fn scatter<T: Copy>(rows: &[T], queries: &[u32], len: usize, tile: &mut [T]) {
+    if neighbours(queries) {
+        let n = queries.len() * len;
+        return tile[queries[0] as usize * len..][..n].copy_from_slice(&rows[..n]);
+    }
+    for (row, &r) in rows.chunks_exact(len).zip(queries) {
+        tile[r as usize * len..][..len].copy_from_slice(row);
+    }
+}
+
+/// The rows of `queries` in a tile `[queries, len]`: in place where they are neighbours, else gathered into `scratch`.
+fn rows_of<'a, T: Copy>(tile: &'a [T], queries: &[u32], len: usize, scratch: &'a mut [T]) -> &'a [T] {
+    let n = queries.len() * len;
+    if neighbours(queries) {
+        return &tile[queries[0] as usize * len..][..n];
+    }
+    gather(tile, queries, len, scratch);
+    &scratch[..n]
+}
+
+/// A tile of queries, or of gradients of their outputs: as rows, and as the columns of products over d.
+struct Tile<T: Real> {
+    rows: Buffer<T>,
+    /// of [`Tile::at_once`] neighbouring queries after the other
+    columns: Buffer<T>,
+    /// queries that work on a block at once, and heads of each times d
+    at_once: usize,
+    len: usize,
+    gathered_rows: Buffer<T>,
+    gathered_columns: Buffer<T>,
+}
+
+impl<T: Real> Tile<T> {
+    fn new(device: &CpuDevice, products: &Products<T>, at_once: usize, len: usize) -> Self {
+        let columns = products.columns_len();
+        Tile {
+            rows: device.alloc(QUERIES * len),
+            columns: device.alloc(QUERIES.div_ceil(at_once) * columns),
+            at_once,
+            len,
+            gathered_rows: device.alloc(at_once * len),
+            gathered_columns: device.alloc(columns),
+        }
+    }
+
+    /// Takes `queries` rows that are `stride` apart.
+    fn fill(&mut self, products: &Products<T>, x: &[T], stride: usize, queries: usize) {
+        let rows = &mut self.rows[..queries * self.len];
+        take_tile(x, stride, self.len, rows);
+        let columns = self.columns.chunks_exact_mut(products.columns_len());
+        for (rows, columns) in rows.chunks(self.at_once * self.len).zip(columns) {
+            products.columns(rows, columns);
+        }
+    }
+
+    /// Rows and columns of `queries`. The columns past theirs are those of others, or zero.
+    fn of(&mut self, products: &Products<T>, queries: &[u32]) -> (&[T], &[T]) {
+        let first = queries[0] as usize;
+        let rows = rows_of(&self.rows, queries, self.len, &mut self.gathered_rows);
+        if neighbours(queries) && first.is_multiple_of(self.at_once) {
+            let size = products.columns_len();
+            return (rows, &self.columns[first / self.at_once * size..][..size]);
+        }
+        products.columns(rows, &mut self.gathered_columns);
+        (rows, &self.gathered_columns)
+    }
+}
+
+/// Forward over `q [b, t, h, d]`, `k`, `v [b, t, g, d]`. Returns out `[b, t, h, d]` and lse `[b, t, h]`, the latter
+/// to base 2. In bf16, the
 /// operands of every product are rounded, the probabilities too; softmax and sums are not.
 pub(crate) fn forward<T: Real>(
     device: &CpuDevice,
@@ -191,10 +303,10 @@ pub(crate) fn forward<T: Real>(
 ) -> (Buffer<T>, Buffer<T>) {
     let Dims { b, t, h, g, d } = dims;
     let (group, width) = (dims.group(), visits.block_size());
-    let scale = T::of(1.0 / (d as f64).sqrt());
+    let log2_e = T::of(std::f64::consts::LOG2_E);
+    let scale = T::of(std::f64::consts::LOG2_E / (d as f64).sqrt());
     let words = compute.words::<T>();
-    let kt = Right::transposed(device, words, k, dims, width);
-    let values = words.map(|words| Right::rows(device, words, v, dims, width));
+    let (keys_left, values) = (Lefts::new(device, words, k, dims), Rights::new(device, words, v, dims, width));
     let (mut out, mut lse) = (device.alloc::<T>(b * t * h * d), device.alloc::<T>(b * t * h));
     let tiles = t.div_ceil(QUERIES);
     let mut pieces = Vec::with_capacity(b * tiles);
@@ -207,46 +319,50 @@ pub(crate) fn forward<T: Real>(
         let first = tile * QUERIES;
         let rows = lse.len() / h;
         let at_once = (ROWS / group).max(1);
-        let batch_rows = at_once * group;
-        let mut products = Products::new(device, words, (batch_rows, width, d));
-        let len = group * products.len(d);
-        let (mut qs, mut os) = (device.alloc::<T>(batch_rows * d), device.alloc::<T>(batch_rows * d));
-        let (mut q_tile, mut q_words) = (device.alloc::<T>(rows * group * d), products.room(device, rows * len));
-        let mut scores = device.alloc::<T>(batch_rows * width);
-        let mut factors = device.alloc::<T>(batch_rows);
-        let mut state = Vec::with_capacity(batch_rows);
+        let lanes = (at_once * group).next_multiple_of(LANES);
+        let mut products = Products::new(device, words, lanes, width, d);
+        let mut queries_tile = Tile::new(device, &products, at_once, group * d);
+        let mut scores = device.alloc::<T>(width * lanes);
+        let (mut new, mut row_acc) = (device.alloc::<T>(lanes * d), device.alloc::<T>(lanes * d));
+        let mut x = Lanes::new(device, lanes);
+        let (mut row_max, mut row_sum) = (device.zeros::<T>(lanes), device.zeros::<T>(lanes));
+        let mut factors = device.alloc::<T>(lanes);
         let mut acc = device.alloc::<T>(rows * group * d);
         let (mut max, mut sum) = (device.alloc::<T>(rows * group), device.alloc::<T>(rows * group));
         for kv in 0..g {
             acc.fill(T::ZERO);
             max.fill(T::NEG_INF);
             sum.fill(T::ZERO);
-            take_tile(&q[((batch * t + first) * h + kv * group) * d..], h * d, group * d, &mut q_tile);
-            let lefts = products.lefts(&q_tile, d, &mut q_words);
+            queries_tile.fill(&products, &q[((batch * t + first) * h + kv * group) * d..], h * d, rows);
             visits.for_each(batch, kv, tile, |block, queries, entries| {
                 let key0 = block * width;
                 let keys = width.min(t - key0);
-                let bg = batch * g + kv;
-                let value = match &values {
-                    Some(values) => values.block(bg, block),
-                    None => (&v[((batch * t + key0) * g + kv) * d..], g * d),
-                };
+                let (left, value) = (keys_left.from(batch, kv, key0), values.block(batch, kv, block));
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
                     // keys that the last of these queries sees: near the diagonal fewer than the block has
                     let keys = keys.min(first + queries[queries.len() - 1] as usize + 1 - key0);
-                    let left = Mat::rows(rows_of(lefts, queries, len, &mut qs), len / group);
-                    products.multiply((m, keys, d), left, kt.block(bg, block), &mut scores, width, false);
-                    state.clear();
+                    let (_, columns) = queries_tile.of(&products, queries);
+                    products.over_d(keys, left, columns, &mut scores);
                     for (j, &query) in queries.iter().enumerate() {
-                        let query = query as usize;
-                        let live = keys.min(first + query + 1 - key0);
-                        let bias = entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize]);
-                        state.extend((0..group).map(|head| Row { slot: query * group + head, live, bias }));
+                        let live = keys.min(first + query as usize + 1 - key0);
+                        let bias = entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize] * log2_e);
+                        x.live[j * group..][..group].fill(live as u32);
+                        x.bias[j * group..][..group].fill(bias);
                     }
-                    absorb(&state, &mut scores, (width, keys), scale, &mut max, &mut sum, &mut factors);
-                    products.over_keys((m, d, keys), (&scores, width), value, &mut os, false);
-                    accumulate(&state, &factors, &os, d, &mut acc);
+                    gather(&max, queries, group, &mut row_max);
+                    gather(&sum, queries, group, &mut row_sum);
+                    absorb(&mut scores, keys, &x, scale, &mut row_max, &mut row_sum, &mut factors);
+                    scatter(&row_max, queries, group, &mut max);
+                    scatter(&row_sum, queries, group, &mut sum);
+                    products.over_keys((m, keys), &scores, value, &mut new, false);
+                    if neighbours(queries) {
+                        accumulate(&mut acc[queries[0] as usize * group * d..][..m * d], &factors, &new, d);
+                    } else {
+                        gather(&acc, queries, group * d, &mut row_acc);
+                        accumulate(&mut row_acc[..m * d], &factors, &new, d);
+                        scatter(&row_acc, queries, group * d, &mut acc);
+                    }
                 }
             });
             for r in 0..rows {
@@ -255,7 +371,7 @@ pub(crate) fn forward<T: Real>(
                     let inverse = if sum[slot] == T::ZERO { T::ZERO } else { T::ONE / sum[slot] };
                     let place = r * h + kv * group + i;
                     scale_into(&acc[slot * d..][..d], inverse, &mut out[place * d..][..d]);
-                    lse[place] = max[slot] + sum[slot].ln();
+                    lse[place] = sum[slot].ln().mul_add(log2_e, max[slot]);
                 }
             }
         }
@@ -295,12 +411,13 @@ pub(crate) fn backward<T: Real>(
 ) -> Gradients<T> {
     let Dims { b, t, h, g, d } = dims;
     let (group, width) = (dims.group(), visits.block_size());
-    let scale = T::of(1.0 / (d as f64).sqrt());
+    let (log2_e, factor) = (T::of(std::f64::consts::LOG2_E), T::of(1.0 / (d as f64).sqrt()));
+    let scale = T::of(std::f64::consts::LOG2_E / (d as f64).sqrt());
     let tiles = t.div_ceil(QUERIES);
     let splits = BACKWARD_TASKS.div_ceil(b * g).min(tiles).max(1);
     let words = compute.words::<T>();
-    let right = |x| Right::transposed(device, words, x, dims, width);
-    let (kt, vt, keys_packed) = (right(k), right(v), words.map(|words| Right::rows(device, words, k, dims, width)));
+    let (keys_left, values_left) = (Lefts::new(device, words, k, dims), Lefts::new(device, words, v, dims));
+    let keys_right = Rights::new(device, words, k, dims, width);
     let span = t * group * d;
     let mut dq_bg = device.alloc::<T>(b * g * span);
     let mut dbias = device.alloc::<T>(bias.len());
@@ -326,19 +443,16 @@ pub(crate) fn backward<T: Real>(
         let (batch, kv) = (task.bg / g, task.bg % g);
         task.dk.fill(T::ZERO);
         task.dv.fill(T::ZERO);
-        let at_once = (ROWS / group).max(1);
-        let m_max = at_once * group;
-        let mut products = Products::new(device, words, (m_max, width, d));
-        let (len, len_left) = (group * d, group * products.len(d));
-        let room = |n: usize| (products.room(device, n), products.room(device, n));
-        let ((mut q_words, mut g_words), (mut qs, mut gs)) = (room(QUERIES * len_left), room(m_max * d));
-        let (mut qls, mut gls) = (device.alloc::<T>(m_max * d), device.alloc::<T>(m_max * d));
-        let (mut p, mut ds) = (device.alloc::<T>(m_max * width), device.alloc::<T>(m_max * width));
-        let mut dqs = device.alloc::<T>(m_max * d);
-        let (mut q_tile, mut g_tile) = (device.alloc::<T>(QUERIES * group * d), device.alloc::<T>(QUERIES * group * d));
+        let (at_once, len) = ((ROWS / group).max(1), group * d);
+        let lanes = (at_once * group).next_multiple_of(LANES);
+        let mut products = Products::new(device, words, lanes, width, d);
+        let mut q_tile = Tile::new(device, &products, at_once, len);
+        let mut g_tile = Tile::new(device, &products, at_once, len);
+        let (mut p, mut ds) = (device.alloc::<T>(width * lanes), device.alloc::<T>(width * lanes));
+        let mut x = Lanes::new(device, lanes);
+        let (mut row_delta, mut totals) = (device.zeros::<T>(lanes), device.alloc::<T>(lanes));
+        let mut dqs = device.alloc::<T>(lanes * d);
         let mut delta = device.alloc::<T>(QUERIES * group);
-        let mut totals = device.alloc::<T>(m_max);
-        let mut state = Vec::with_capacity(m_max);
         for (tile, first_entry, dq, dbias) in task.tiles {
             let first = tile * QUERIES;
             let rows = QUERIES.min(t - first);
@@ -350,36 +464,31 @@ pub(crate) fn backward<T: Real>(
                     delta[r * group + i] = row_dot(&out[at..][..d], &dout[at..][..d]);
                 }
             }
-            take_tile(&q[base * d..], h * d, group * d, &mut q_tile[..rows * group * d]);
-            take_tile(&dout[base * d..], h * d, group * d, &mut g_tile[..rows * group * d]);
-            let q_lefts = products.lefts(&q_tile[..rows * len], d, &mut q_words);
-            let g_lefts = products.lefts(&g_tile[..rows * len], d, &mut g_words);
+            q_tile.fill(&products, &q[base * d..], h * d, rows);
+            g_tile.fill(&products, &dout[base * d..], h * d, rows);
             visits.for_each(batch, kv, tile, |block, queries, entries| {
                 let key0 = block * width;
                 let keys = width.min(t - key0);
-                let (kt, vt) = (kt.block(task.bg, block), vt.block(task.bg, block));
-                let key = match &keys_packed {
-                    Some(packed) => packed.block(task.bg, block),
-                    None => (&k[((batch * t + key0) * g + kv) * d..], g * d),
-                };
+                let (key, value) = (keys_left.from(batch, kv, key0), values_left.from(batch, kv, key0));
+                let key_right = keys_right.block(batch, kv, block);
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
                     let keys = keys.min(first + queries[queries.len() - 1] as usize + 1 - key0);
-                    let (ql, gl) =
-                        (rows_of(q_lefts, queries, len_left, &mut qls), rows_of(g_lefts, queries, len_left, &mut gls));
-                    products.multiply((m, keys, d), Mat::rows(ql, len_left / group), kt, &mut p, width, false);
-                    products.multiply((m, keys, d), Mat::rows(gl, len_left / group), vt, &mut ds, width, false);
-                    state.clear();
+                    let (q_rows, q_columns) = q_tile.of(&products, queries);
+                    let (g_rows, g_columns) = g_tile.of(&products, queries);
+                    products.over_d(keys, key, q_columns, &mut p);
+                    products.over_d(keys, value, g_columns, &mut ds);
                     for (j, &query) in queries.iter().enumerate() {
-                        let query = query as usize;
-                        let live = keys.min(first + query + 1 - key0);
-                        let bias = entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize]);
-                        state.extend((0..group).map(|head| {
-                            let bias = bias - lse[base + query * h + head];
-                            Row { slot: query * group + head, live, bias }
-                        }));
+                        let live = keys.min(first + query as usize + 1 - key0);
+                        let bias = entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize] * log2_e);
+                        let lse = &lse[base + query as usize * h..][..group];
+                        x.live[j * group..][..group].fill(live as u32);
+                        for (x, &lse) in x.bias[j * group..].iter_mut().zip(lse) {
+                            *x = bias - lse;
+                        }
                     }
-                    differentiate(&state, &mut p, &mut ds, (width, keys), scale, &delta, &mut totals);
+                    gather(&delta, queries, group, &mut row_delta);
+                    differentiate(&mut p, &mut ds, keys, &x, (scale, factor), &row_delta, &mut totals);
                     for (j, &e) in entries.iter().skip(i * at_once).take(queries.len()).enumerate() {
                         let mut sum = T::ZERO;
                         totals[j * group..][..group].iter().for_each(|&x| sum += x);
@@ -387,21 +496,15 @@ pub(crate) fn backward<T: Real>(
                     }
                     if neighbours(queries) {
                         let dq = &mut dq[queries[0] as usize * len..];
-                        products.over_keys((m, d, keys), (&ds, width), key, dq, true);
+                        products.over_keys((m, keys), &ds, key_right, dq, true);
                     } else {
                         // through a copy, so that the sums run in the same order as in place
-                        rows_of(dq, queries, len, &mut dqs);
-                        products.over_keys((m, d, keys), (&ds, width), key, &mut dqs, true);
-                        for (row, &query) in dqs.chunks_exact(len).zip(queries) {
-                            dq[query as usize * len..][..len].copy_from_slice(row);
-                        }
+                        gather(dq, queries, len, &mut dqs);
+                        products.over_keys((m, keys), &ds, key_right, &mut dqs, true);
+                        scatter(&dqs[..m * d], queries, len, dq);
                     }
-                    let (qs, gs) = match words {
-                        None => (ql, gl),
-                        Some(_) => (rows_of(&q_tile, queries, len, &mut qs), rows_of(&g_tile, queries, len, &mut gs)),
-                    };
-                    products.over_rows((keys, d, m), (&ds, width), qs, &mut task.dk[key0 * d..]);
-                    products.over_rows((keys, d, m), (&p, width), gs, &mut task.dv[key0 * d..]);
+                    products.over_rows(keys, &ds, q_rows, &mut task.dk[key0 * d..]);
+                    products.over_rows(keys, &p, g_rows, &mut task.dv[key0 * d..]);
                 }
             });
         }
