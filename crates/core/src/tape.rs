@@ -229,6 +229,12 @@ impl Grads {
         self.0[var.id.0].take()
     }
 
+    /// Takes the gradient that a variable has received so far out, for an op that adds to it in place and gives it back with
+    /// [`Grads::add`]. `None` where nothing has been received, or its memory is shared.
+    pub(crate) fn begun(&mut self, id: Id) -> Option<Tensor> {
+        self.0[id.0].take_if(|sum| sum.is_unique())
+    }
+
     /// Adds to the gradient of a variable.
     ///
     /// # Errors

@@ -114,6 +114,11 @@ impl Tensor {
         T::buffer(&self.storage).expect("dispatched on this element type")
     }
 
+    /// Whether no other tensor shares the memory.
+    pub(crate) fn is_unique(&mut self) -> bool {
+        Arc::get_mut(&mut self.storage).is_some()
+    }
+
     /// The numbers, to be overwritten; copies them first if they are shared.
     pub(crate) fn data_mut<T: Real>(&mut self) -> &mut [T] {
         if Arc::get_mut(&mut self.storage).is_none() {

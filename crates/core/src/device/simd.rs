@@ -86,6 +86,18 @@ macro_rules! simd {
 }
 pub(crate) use simd;
 
+/// Asks for the cache line at an address, inside an allocation or not.
+#[inline(always)]
+pub fn prefetch<T>(at: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch never faults; every x86-64 processor has it.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Adds the lanes pairwise: a fixed tree.
 #[inline(always)]
 pub fn sum_lanes<T: Real>(mut lanes: [T; LANES]) -> T {

@@ -133,18 +133,18 @@ impl<T: Real> Products<T> {
         }
     }
 
-    /// `c (+)= x^T b` over the keys of x `[keys, lanes]`: m rows of d. b as [`Rights`] gives it.
-    pub(super) fn over_keys(&mut self, (m, keys): (usize, usize), x: &[T], b: (&[T], usize), c: &mut [T], add: bool) {
+    /// `c += x^T b` over the keys of x `[keys, lanes]`: m rows of d. b as [`Rights`] gives it.
+    pub(super) fn over_keys(&mut self, (m, keys): (usize, usize), x: &[T], b: (&[T], usize), c: &mut [T]) {
         let (n, d) = (self.lanes, self.d);
         let Some(words) = self.words else {
-            return gemm(m, d, keys, Mat::rows(x, n).t(), b.0, b.1, c, d, add);
+            return gemm(m, d, keys, Mat::rows(x, n).t(), b.0, b.1, c, d, true);
         };
         let pairs = keys.div_ceil(2);
         for (p, out) in self.left.chunks_exact_mut(n).enumerate().take(pairs) {
             let second = if 2 * p + 1 < keys { &x[(2 * p + 1) * n..][..m] } else { &self.zeros[..m] };
             (words.across)(&x[2 * p * n..][..m], second, &mut out[..m]);
         }
-        words::gemm(words, (m, d, pairs), Mat::rows(&self.left, n).t(), b, c, d, add);
+        words::gemm(words, (m, d, pairs), Mat::rows(&self.left, n).t(), b, c, d, true);
     }
 
     /// `c += x y` over the rows: x `[keys, lanes]`, y `[m, d]`.

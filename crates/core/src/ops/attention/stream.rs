@@ -25,7 +25,7 @@ pub(crate) const QUERIES: usize = 128;
 /// Gathered rows that work on a block at once: 64 x 64 f32 scores are 16 KiB, half of the L1 cache.
 const ROWS: usize = 64;
 /// Tasks of a backward pass at least; the price of one more is one more copy of dk and dv.
-const BACKWARD_TASKS: usize = 8;
+const BACKWARD_TASKS: usize = 16;
 
 /// Enumerates, for a tile of queries of a kv head, the key blocks in ascending order with the tile's rows that attend
 /// each and the numbers of those entries (empty where there is no bias).
@@ -121,11 +121,12 @@ fn least(live: &[u32; LANES]) -> usize {
 }
 
 simd! {
-    /// Adds the rows' new outputs, `d` wide, to what they accumulated.
-    fn accumulate<T>(acc: &mut [T], factors: &[T], new: &[T], d: usize) {
-        for ((acc, &factor), new) in acc.chunks_exact_mut(d).zip(factors).zip(new.chunks_exact(d)) {
-            for (a, &x) in acc.iter_mut().zip(new) {
-                *a = a.mul_add(factor, x);
+    /// Scales what rows of `d` numbers accumulated.
+    fn rescale<T>(acc: &mut [T], factors: &[T], d: usize) {
+        for (acc, &factor) in acc.chunks_exact_mut(d).zip(factors) {
+            // once a row has met its largest score, the factor is exactly 1
+            if factor != T::ONE {
+                acc.iter_mut().for_each(|a| *a *= factor);
             }
         }
     }
@@ -315,6 +316,8 @@ pub(crate) fn forward<T: Real>(
             pieces.push((batch, tile, o, l));
         }
     }
+    // the tiles that see most first, so that the last ones, which a thread may have to wait for, are short
+    pieces.sort_by_key(|piece| std::cmp::Reverse(piece.1));
     device.for_each(pieces, |(batch, tile, out, lse)| {
         let first = tile * QUERIES;
         let rows = lse.len() / h;
@@ -323,7 +326,7 @@ pub(crate) fn forward<T: Real>(
         let mut products = Products::new(device, words, lanes, width, d);
         let mut queries_tile = Tile::new(device, &products, at_once, group * d);
         let mut scores = device.alloc::<T>(width * lanes);
-        let (mut new, mut row_acc) = (device.alloc::<T>(lanes * d), device.alloc::<T>(lanes * d));
+        let mut row_acc = device.alloc::<T>(lanes * d);
         let mut x = Lanes::new(device, lanes);
         let (mut row_max, mut row_sum) = (device.zeros::<T>(lanes), device.zeros::<T>(lanes));
         let mut factors = device.alloc::<T>(lanes);
@@ -355,12 +358,14 @@ pub(crate) fn forward<T: Real>(
                     absorb(&mut scores, keys, &x, scale, &mut row_max, &mut row_sum, &mut factors);
                     scatter(&row_max, queries, group, &mut max);
                     scatter(&row_sum, queries, group, &mut sum);
-                    products.over_keys((m, keys), &scores, value, &mut new, false);
                     if neighbours(queries) {
-                        accumulate(&mut acc[queries[0] as usize * group * d..][..m * d], &factors, &new, d);
+                        let acc = &mut acc[queries[0] as usize * group * d..][..m * d];
+                        rescale(acc, &factors, d);
+                        products.over_keys((m, keys), &scores, value, acc);
                     } else {
                         gather(&acc, queries, group * d, &mut row_acc);
-                        accumulate(&mut row_acc[..m * d], &factors, &new, d);
+                        rescale(&mut row_acc[..m * d], &factors, d);
+                        products.over_keys((m, keys), &scores, value, &mut row_acc);
                         scatter(&row_acc, queries, group * d, &mut acc);
                     }
                 }
@@ -496,11 +501,11 @@ pub(crate) fn backward<T: Real>(
                     }
                     if neighbours(queries) {
                         let dq = &mut dq[queries[0] as usize * len..];
-                        products.over_keys((m, keys), &ds, key_right, dq, true);
+                        products.over_keys((m, keys), &ds, key_right, dq);
                     } else {
                         // through a copy, so that the sums run in the same order as in place
                         gather(dq, queries, len, &mut dqs);
-                        products.over_keys((m, keys), &ds, key_right, &mut dqs, true);
+                        products.over_keys((m, keys), &ds, key_right, &mut dqs);
                         scatter(&dqs[..m * d], queries, len, dq);
                     }
                     products.over_rows(keys, &ds, q_rows, &mut task.dk[key0 * d..]);

@@ -12,7 +12,7 @@ use crate::device::tile::Mat;
 use crate::error::{Result, ensure};
 use crate::shape::numel;
 use crate::storage::{Compute, Real, with_real};
-use crate::tape::{Tape, Var};
+use crate::tape::{Grads, Tape, Var};
 use crate::tensor::{Tensor, same_dtype};
 
 /// `x [.., in]` times the transpose of `w [out, in]`: `[.., out]`, in the tape's [`Compute`], backward included.
@@ -34,12 +34,31 @@ pub fn linear(tape: &Tape, x: &Var, w: &Var) -> Result<Var> {
     tape.record("linear", y, move |dy, grads| {
         with_real!(dy.dtype(), T => {
             let (g, xs, ws) = (dy.data::<T>(), x.value.data::<T>(), w.value.data::<T>());
-            let dw = product::<T>(compute, w.value.shape(), (out, inner, rows), Mat::rows(g, out).t(), Mat::rows(xs, inner), &dy);
-            let dx = product::<T>(compute, x.value.shape(), (rows, inner, out), Mat::rows(g, out), Mat::rows(ws, inner), &dy);
-            grads.add(w.id(), dw)?;
-            grads.add(x.id(), dx)
+            add_product::<T>(grads, &w, compute, (out, inner, rows), Mat::rows(g, out).t(), Mat::rows(xs, inner))?;
+            add_product::<T>(grads, &x, compute, (rows, inner, out), Mat::rows(g, out), Mat::rows(ws, inner))
         })
     })
+}
+
+/// Adds a [m, k] times b [k, n] to the gradient of a variable of as many numbers: in place where it has been begun, which
+/// for three projections of one input saves writing and reading two of their three gradients.
+fn add_product<T: Real>(
+    grads: &mut Grads,
+    var: &Var,
+    compute: Compute,
+    (m, n, k): (usize, usize, usize),
+    a: Mat<T>,
+    b: Mat<T>,
+) -> Result<()> {
+    let d = match grads.begun(var.id()) {
+        Some(mut sum) => {
+            let device = sum.cpu().clone();
+            gemm(&device, compute, (m, n, k), a, b, (sum.data_mut(), n), true);
+            sum
+        }
+        None => product(compute, var.value.shape(), (m, n, k), a, b, &var.value),
+    };
+    grads.add(var.id(), d)
 }
 
 /// A fresh tensor of `shape` holding a [m, k] times b [k, n].
