@@ -148,12 +148,17 @@ pub trait Real:
     /// # Safety
     /// As [`crate::device::kernel::run_f32`].
     unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, block: Block<Self>) -> usize;
+    /// Transposes 16 x 16 numbers in registers. Returns whether this instruction set has it.
+    ///
+    /// # Safety
+    /// As [`crate::device::kernel::transpose_f32`].
+    unsafe fn transpose(level: Level, src: *const Self, stride: usize, out: *mut Self, width: usize) -> bool;
     /// What multiplies bf16 operands; `None` if this type or processor has nothing.
     fn words() -> Option<Words<Self>>;
 }
 
 macro_rules! real {
-    ($t:ty, $variant:ident, $dtype:ident, $has_kernel:expr, $kernel:path, $words:path, $exp:path, $exp2:path) => {
+    ($t:ty, $variant:ident, $dtype:ident, $has_kernel:expr, $kernel:path, $transpose:path, $words:path, $exp:path, $exp2:path) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -227,6 +232,11 @@ macro_rules! real {
                 // SAFETY: the caller's contract is the callee's.
                 unsafe { $kernel(level, m, n, k, block) }
             }
+            #[inline(always)]
+            unsafe fn transpose(level: Level, src: *const Self, stride: usize, out: *mut Self, width: usize) -> bool {
+                // SAFETY: the caller's contract is the callee's.
+                unsafe { $transpose(level, src, stride, out, width) }
+            }
             fn words() -> Option<Words<Self>> {
                 $words()
             }
@@ -240,11 +250,22 @@ unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) -> u
     0
 }
 
-#[cfg(target_arch = "x86_64")]
-real!(f32, CpuF32, F32, true, crate::device::kernel::run_f32, crate::device::words::bf16, exp_f32, exp2_f32);
+/// There is none.
+#[inline(always)]
+unsafe fn no_transpose<T>(_: Level, _: *const T, _: usize, _: *mut T, _: usize) -> bool {
+    false
+}
+
 #[cfg(not(target_arch = "x86_64"))]
-real!(f32, CpuF32, F32, false, no_kernel, crate::device::words::none, exp_f32, exp2_f32);
-real!(f64, CpuF64, F64, false, no_kernel, crate::device::words::none, f64::exp, f64::exp2);
+use crate::device::words::none as no_words;
+#[cfg(target_arch = "x86_64")]
+use crate::device::{kernel::run_f32, kernel::transpose_f32, words::bf16, words::none as no_words};
+
+#[cfg(target_arch = "x86_64")]
+real!(f32, CpuF32, F32, true, run_f32, transpose_f32, bf16, exp_f32, exp2_f32);
+#[cfg(not(target_arch = "x86_64"))]
+real!(f32, CpuF32, F32, false, no_kernel, no_transpose, no_words, exp_f32, exp2_f32);
+real!(f64, CpuF64, F64, false, no_kernel, no_transpose, no_words, f64::exp, f64::exp2);
 
 /// exp(x) for f32 in straight-line arithmetic, so that a loop over it vectorises: x = n ln 2 + r with |r| <= ln 2 / 2, a
 /// polynomial for exp(r), the exponent field for 2^n. The coefficients minimise the largest relative error, 2e-9. Below

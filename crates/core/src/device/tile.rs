@@ -161,27 +161,28 @@ simd! {
         // 16 x 16 elements at a time, through registers: every line is read and written once
         const SIDE: usize = 16;
         for i0 in (0..width).step_by(SIDE) {
-            let columns = SIDE.min(width - i0);
+            let (columns, here) = (SIDE.min(width - i0), SIDE.min(rows.saturating_sub(i0)));
             for p0 in (0..cols).step_by(SIDE) {
                 let lines = SIDE.min(cols - p0);
                 let mut square = [[T::ZERO; SIDE]; SIDE];
-                if i0 + SIDE <= rows.min(width) && lines == SIDE {
-                    for (i, row) in square.iter_mut().enumerate() {
-                        *row = src[(i0 + i) * stride + p0..][..SIDE].try_into().expect("SIDE elements");
+                for (i, row) in square.iter_mut().enumerate().take(here) {
+                    let from = &src[(i0 + i) * stride + p0..][..lines];
+                    match from.first_chunk() {
+                        Some(from) => *row = *from,
+                        None => row[..lines].copy_from_slice(from),
                     }
-                    for p in 0..SIDE {
-                        let line: [T; SIDE] = std::array::from_fn(|i| square[i][p]);
-                        out[(p0 + p) * width + i0..][..SIDE].copy_from_slice(&line);
-                    }
-                    continue;
                 }
-                for (i, row) in square.iter_mut().enumerate().take(columns.min(rows.saturating_sub(i0))) {
-                    row[..lines].copy_from_slice(&src[(i0 + i) * stride + p0..][..lines]);
+                let to = &mut out[p0 * width + i0..];
+                if columns == SIDE && lines == SIDE {
+                    assert!(to.len() >= (SIDE - 1) * width + SIDE);
+                    // SAFETY: both squares are inside the slices; the level is this processor's.
+                    if unsafe { T::transpose(simd::level(), square.as_ptr().cast(), SIDE, to.as_mut_ptr(), width) } {
+                        continue;
+                    }
                 }
                 for p in 0..lines {
-                    for i in 0..columns {
-                        out[(p0 + p) * width + i0 + i] = square[i][p];
-                    }
+                    let line: [T; SIDE] = std::array::from_fn(|i| square[i][p]);
+                    to[p * width..][..columns].copy_from_slice(&line[..columns]);
                 }
             }
         }

@@ -121,30 +121,30 @@ impl<T: Real> Products<T> {
         }
     }
 
-    /// `c = a b` over d: `keys` rows by `lanes` columns. a as [`Lefts`] gives it, b as [`Products::columns`].
-    pub(super) fn over_d(&self, keys: usize, a: Mat<T>, b: &[T], c: &mut [T]) {
-        let n = self.lanes;
+    /// `c = a b` over d: `keys` rows by n of the lanes. a as [`Lefts`] gives it, b as [`Products::columns`].
+    pub(super) fn over_d(&self, (keys, n): (usize, usize), a: Mat<T>, b: &[T], c: &mut [T]) {
+        let ld = self.lanes;
         match self.words {
-            None => gemm(keys, n, self.d, a, b, n, c, n, false),
+            None => gemm(keys, n, self.d, a, b, ld, c, ld, false),
             Some(w) => {
                 let k = self.d.div_ceil(2);
-                words::gemm(w, (keys, n, k), a, (b, k * COLS), c, n, false);
+                words::gemm(w, (keys, n, k), a, (b, k * COLS), c, ld, false);
             }
         }
     }
 
-    /// `c += x^T b` over the keys of x `[keys, lanes]`: m rows of d. b as [`Rights`] gives it.
-    pub(super) fn over_keys(&mut self, (m, keys): (usize, usize), x: &[T], b: (&[T], usize), c: &mut [T]) {
+    /// `c (+)= x^T b` over the keys of x `[keys, lanes]`: m rows of d. b as [`Rights`] gives it.
+    pub(super) fn over_keys(&mut self, (m, keys): (usize, usize), x: &[T], b: (&[T], usize), c: &mut [T], add: bool) {
         let (n, d) = (self.lanes, self.d);
         let Some(words) = self.words else {
-            return gemm(m, d, keys, Mat::rows(x, n).t(), b.0, b.1, c, d, true);
+            return gemm(m, d, keys, Mat::rows(x, n).t(), b.0, b.1, c, d, add);
         };
         let pairs = keys.div_ceil(2);
         for (p, out) in self.left.chunks_exact_mut(n).enumerate().take(pairs) {
             let second = if 2 * p + 1 < keys { &x[(2 * p + 1) * n..][..m] } else { &self.zeros[..m] };
             (words.across)(&x[2 * p * n..][..m], second, &mut out[..m]);
         }
-        words::gemm(words, (m, d, pairs), Mat::rows(&self.left, n).t(), b, c, d, true);
+        words::gemm(words, (m, d, pairs), Mat::rows(&self.left, n).t(), b, c, d, add);
     }
 
     /// `c += x y` over the rows: x `[keys, lanes]`, y `[m, d]`.

@@ -25,7 +25,7 @@ pub(crate) const QUERIES: usize = 128;
 /// Gathered rows that work on a block at once: 64 x 64 f32 scores are 16 KiB, half of the L1 cache.
 const ROWS: usize = 64;
 /// Tasks of a backward pass at least; the price of one more is one more copy of dk and dv.
-const BACKWARD_TASKS: usize = 16;
+const BACKWARD_TASKS: usize = 8;
 
 /// Enumerates, for a tile of queries of a kv head, the key blocks in ascending order with the tile's rows that attend
 /// each and the numbers of those entries (empty where there is no bias).
@@ -38,6 +38,8 @@ pub(crate) trait Visits: Sync {
 
 /// What the engine knows of the rows that work on a block, in whole vectors.
 struct Lanes<T: Real> {
+    /// lanes that count now, whole vectors
+    used: usize,
     /// keys of the block that a row sees
     live: Buffer<u32>,
     /// bias times log2 e, in backward minus lse
@@ -46,7 +48,7 @@ struct Lanes<T: Real> {
 
 impl<T: Real> Lanes<T> {
     fn new(device: &CpuDevice, lanes: usize) -> Self {
-        Lanes { live: device.zeros(lanes), bias: device.zeros(lanes) }
+        Lanes { used: 0, live: device.zeros(lanes), bias: device.zeros(lanes) }
     }
 }
 
@@ -55,7 +57,7 @@ simd! {
     /// the live keys. `factors` are for what was accumulated before. Lanes without a row must hold finite numbers.
     fn absorb<T>(s: &mut [T], keys: usize, x: &Lanes<T>, scale: T, max: &mut [T], sum: &mut [T], factors: &mut [T]) {
         let lanes = x.live.len();
-        for first in (0..lanes).step_by(LANES) {
+        for first in (0..x.used).step_by(LANES) {
             let live = vector(&x.live, first);
             let all_live = least(&live).min(keys);
             let mut top = [T::NEG_INF; LANES];
@@ -121,12 +123,11 @@ fn least(live: &[u32; LANES]) -> usize {
 }
 
 simd! {
-    /// Scales what rows of `d` numbers accumulated.
-    fn rescale<T>(acc: &mut [T], factors: &[T], d: usize) {
-        for (acc, &factor) in acc.chunks_exact_mut(d).zip(factors) {
-            // once a row has met its largest score, the factor is exactly 1
-            if factor != T::ONE {
-                acc.iter_mut().for_each(|a| *a *= factor);
+    /// Adds the new outputs of one query's heads, `d` wide, to what they accumulated.
+    fn accumulate<T>(acc: &mut [T], factors: &[T], new: &[T], d: usize) {
+        for ((acc, &factor), new) in acc.chunks_exact_mut(d).zip(factors).zip(new.chunks_exact(d)) {
+            for (a, &x) in acc.iter_mut().zip(new) {
+                *a = a.mul_add(factor, x);
             }
         }
     }
@@ -162,7 +163,7 @@ simd! {
         totals: &mut [T],
     ) {
         let (lanes, (scale, factor)) = (x.live.len(), scales);
-        for first in (0..lanes).step_by(LANES) {
+        for first in (0..x.used).step_by(LANES) {
             let (live, bias, delta) = (vector(&x.live, first), vector(&x.bias, first), vector(delta, first));
             let all_live = least(&live).min(keys);
             let mut total = [T::ZERO; LANES];
@@ -326,7 +327,7 @@ pub(crate) fn forward<T: Real>(
         let mut products = Products::new(device, words, lanes, width, d);
         let mut queries_tile = Tile::new(device, &products, at_once, group * d);
         let mut scores = device.alloc::<T>(width * lanes);
-        let mut row_acc = device.alloc::<T>(lanes * d);
+        let mut new = device.alloc::<T>(lanes * d);
         let mut x = Lanes::new(device, lanes);
         let (mut row_max, mut row_sum) = (device.zeros::<T>(lanes), device.zeros::<T>(lanes));
         let mut factors = device.alloc::<T>(lanes);
@@ -343,10 +344,11 @@ pub(crate) fn forward<T: Real>(
                 let (left, value) = (keys_left.from(batch, kv, key0), values.block(batch, kv, block));
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
+                    x.used = m.next_multiple_of(LANES);
                     // keys that the last of these queries sees: near the diagonal fewer than the block has
                     let keys = keys.min(first + queries[queries.len() - 1] as usize + 1 - key0);
                     let (_, columns) = queries_tile.of(&products, queries);
-                    products.over_d(keys, left, columns, &mut scores);
+                    products.over_d((keys, x.used), left, columns, &mut scores);
                     for (j, &query) in queries.iter().enumerate() {
                         let live = keys.min(first + query as usize + 1 - key0);
                         let bias = entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize] * log2_e);
@@ -358,15 +360,16 @@ pub(crate) fn forward<T: Real>(
                     absorb(&mut scores, keys, &x, scale, &mut row_max, &mut row_sum, &mut factors);
                     scatter(&row_max, queries, group, &mut max);
                     scatter(&row_sum, queries, group, &mut sum);
+                    products.over_keys((m, keys), &scores, value, &mut new, false);
+                    let len = group * d;
                     if neighbours(queries) {
-                        let acc = &mut acc[queries[0] as usize * group * d..][..m * d];
-                        rescale(acc, &factors, d);
-                        products.over_keys((m, keys), &scores, value, acc);
+                        accumulate(&mut acc[queries[0] as usize * len..][..m * d], &factors, &new, d);
                     } else {
-                        gather(&acc, queries, group * d, &mut row_acc);
-                        rescale(&mut row_acc[..m * d], &factors, d);
-                        products.over_keys((m, keys), &scores, value, &mut row_acc);
-                        scatter(&row_acc, queries, group * d, &mut acc);
+                        for ((&query, new), factors) in
+                            queries.iter().zip(new.chunks_exact(len)).zip(factors.chunks_exact(group))
+                        {
+                            accumulate(&mut acc[query as usize * len..][..len], factors, new, d);
+                        }
                     }
                 }
             });
@@ -419,7 +422,8 @@ pub(crate) fn backward<T: Real>(
     let (log2_e, factor) = (T::of(std::f64::consts::LOG2_E), T::of(1.0 / (d as f64).sqrt()));
     let scale = T::of(std::f64::consts::LOG2_E / (d as f64).sqrt());
     let tiles = t.div_ceil(QUERIES);
-    let splits = BACKWARD_TASKS.div_ceil(b * g).min(tiles).max(1);
+    // two at least: a thread that waits for the last task of another waits half as long
+    let splits = BACKWARD_TASKS.div_ceil(b * g).max(2).min(tiles).max(1);
     let words = compute.words::<T>();
     let (keys_left, values_left) = (Lefts::new(device, words, k, dims), Lefts::new(device, words, v, dims));
     let keys_right = Rights::new(device, words, k, dims, width);
@@ -478,11 +482,12 @@ pub(crate) fn backward<T: Real>(
                 let key_right = keys_right.block(batch, kv, block);
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
+                    x.used = m.next_multiple_of(LANES);
                     let keys = keys.min(first + queries[queries.len() - 1] as usize + 1 - key0);
                     let (q_rows, q_columns) = q_tile.of(&products, queries);
                     let (g_rows, g_columns) = g_tile.of(&products, queries);
-                    products.over_d(keys, key, q_columns, &mut p);
-                    products.over_d(keys, value, g_columns, &mut ds);
+                    products.over_d((keys, x.used), key, q_columns, &mut p);
+                    products.over_d((keys, x.used), value, g_columns, &mut ds);
                     for (j, &query) in queries.iter().enumerate() {
                         let live = keys.min(first + query as usize + 1 - key0);
                         let bias = entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize] * log2_e);
@@ -501,11 +506,11 @@ pub(crate) fn backward<T: Real>(
                     }
                     if neighbours(queries) {
                         let dq = &mut dq[queries[0] as usize * len..];
-                        products.over_keys((m, keys), &ds, key_right, dq);
+                        products.over_keys((m, keys), &ds, key_right, dq, true);
                     } else {
                         // through a copy, so that the sums run in the same order as in place
                         gather(dq, queries, len, &mut dqs);
-                        products.over_keys((m, keys), &ds, key_right, &mut dqs);
+                        products.over_keys((m, keys), &ds, key_right, &mut dqs, true);
                         scatter(&dqs[..m * d], queries, len, dq);
                     }
                     products.over_rows(keys, &ds, q_rows, &mut task.dk[key0 * d..]);
