@@ -1,7 +1,7 @@
 //! Where a tensor's numbers live, and the two element types that live there.
 
 use crate::device::Buffer;
-use crate::device::kernel::Block;
+use crate::device::kernel::{Block, SIDE};
 use crate::device::simd::Level;
 use crate::device::words::Words;
 
@@ -121,7 +121,7 @@ pub trait Real:
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// e to the power of `self`. f32: a polynomial that vectorises, within 1.5 ulp; f64: the standard library.
     fn exp(self) -> Self;
-    /// 2 to the power of `self`, in two thirds of the operations of [`Real::exp`]. f32: within 1.5 ulp, 0 below -126.5.
+    /// 2 to the power of `self`, in three quarters of the time of [`Real::exp`]. f32: within 1.5 ulp, 0 below -126.5.
     fn exp2(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
@@ -148,11 +148,11 @@ pub trait Real:
     /// # Safety
     /// As [`crate::device::kernel::run_f32`].
     unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, block: Block<Self>) -> usize;
-    /// Transposes 16 x 16 numbers in registers. Returns whether this instruction set has it.
+    /// Transposes a square in registers. Returns whether this instruction set has it.
     ///
     /// # Safety
     /// As [`crate::device::kernel::transpose_f32`].
-    unsafe fn transpose(level: Level, src: *const Self, stride: usize, out: *mut Self, width: usize) -> bool;
+    unsafe fn transpose(level: Level, square: &[[Self; SIDE]; SIDE], out: *mut Self, width: usize) -> bool;
     /// What multiplies bf16 operands; `None` if this type or processor has nothing.
     fn words() -> Option<Words<Self>>;
 }
@@ -233,9 +233,9 @@ macro_rules! real {
                 unsafe { $kernel(level, m, n, k, block) }
             }
             #[inline(always)]
-            unsafe fn transpose(level: Level, src: *const Self, stride: usize, out: *mut Self, width: usize) -> bool {
+            unsafe fn transpose(level: Level, square: &[[Self; SIDE]; SIDE], out: *mut Self, width: usize) -> bool {
                 // SAFETY: the caller's contract is the callee's.
-                unsafe { $transpose(level, src, stride, out, width) }
+                unsafe { $transpose(level, square, out, width) }
             }
             fn words() -> Option<Words<Self>> {
                 $words()
@@ -252,7 +252,7 @@ unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) -> u
 
 /// There is none.
 #[inline(always)]
-unsafe fn no_transpose<T>(_: Level, _: *const T, _: usize, _: *mut T, _: usize) -> bool {
+unsafe fn no_transpose<T>(_: Level, _: &[[T; SIDE]; SIDE], _: *mut T, _: usize) -> bool {
     false
 }
 

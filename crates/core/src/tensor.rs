@@ -121,7 +121,7 @@ impl Tensor {
 
     /// The numbers, to be overwritten; copies them first if they are shared.
     pub(crate) fn data_mut<T: Real>(&mut self) -> &mut [T] {
-        if Arc::get_mut(&mut self.storage).is_none() {
+        if !self.is_unique() {
             let mut buffer = self.cpu().alloc::<T>(self.numel());
             buffer.copy_from_slice(self.data::<T>());
             self.storage = Arc::new(T::wrap(buffer));

@@ -3,7 +3,7 @@
 //! One C element is one chain of fused multiply-adds over the inner index in ascending order, whatever the blocking, so
 //! a row's result does not depend on which rows it is computed with.
 
-use super::kernel::{Block, ROWS};
+use super::kernel::{Block, ROWS, SIDE};
 use super::simd::{self, simd};
 use crate::storage::Real;
 
@@ -159,7 +159,6 @@ simd! {
     /// Writes the transpose of `rows` rows of width `cols`, `stride` apart, as [cols, width], zero past the last row.
     pub fn transpose_into<T>(src: &[T], rows: usize, cols: usize, stride: usize, out: &mut [T], width: usize) {
         // 16 x 16 elements at a time, through registers: every line is read and written once
-        const SIDE: usize = 16;
         for i0 in (0..width).step_by(SIDE) {
             let (columns, here) = (SIDE.min(width - i0), SIDE.min(rows.saturating_sub(i0)));
             for p0 in (0..cols).step_by(SIDE) {
@@ -175,8 +174,8 @@ simd! {
                 let to = &mut out[p0 * width + i0..];
                 if columns == SIDE && lines == SIDE {
                     assert!(to.len() >= (SIDE - 1) * width + SIDE);
-                    // SAFETY: both squares are inside the slices; the level is this processor's.
-                    if unsafe { T::transpose(simd::level(), square.as_ptr().cast(), SIDE, to.as_mut_ptr(), width) } {
+                    // SAFETY: the assert bounds every row; the level is this processor's.
+                    if unsafe { T::transpose(simd::level(), &square, to.as_mut_ptr(), width) } {
                         continue;
                     }
                 }

@@ -6,8 +6,8 @@
 //! in ascending order, whatever its neighbours do, so its bits depend on its own list alone.
 //!
 //! Scores stand as [keys, rows], so that a vector holds one key of 16 rows: the running maximum and the sum of a row are
-//! lanes, and nothing is summed across one. With rows along the vector, a block of 64 keys took 37 cycles for 16 scores,
-//! of which the exponentials are 10; it takes 11. Logarithms are to base 2, lse too.
+//! lanes, and nothing is summed across one. With keys along the vector and e^x, 16 scores took 37 cycles, 13 of them for
+//! the exponentials; they take 12, and 9.5. Logarithms are to base 2, lse too.
 //!
 //! Backward recomputes the probabilities from lse and needs five products a block. Tasks own disjoint query tiles and a
 //! private dk and dv that are added in order of task. The number of tasks follows from the shape alone.
@@ -49,6 +49,17 @@ struct Lanes<T: Real> {
 impl<T: Real> Lanes<T> {
     fn new(device: &CpuDevice, lanes: usize) -> Self {
         Lanes { used: 0, live: device.zeros(lanes), bias: device.zeros(lanes) }
+    }
+
+    /// Takes the heads of `queries`, each of which sees `sees(query)` keys of a block of `keys`. Lanes without a row see all, so
+    /// that they do not slow their vector down.
+    fn take(&mut self, queries: &[u32], group: usize, keys: usize, sees: impl Fn(u32) -> usize) {
+        let m = queries.len() * group;
+        self.used = m.next_multiple_of(LANES);
+        for (live, &query) in self.live.chunks_exact_mut(group).zip(queries) {
+            live.fill(keys.min(sees(query)) as u32);
+        }
+        self.live[m..self.used].fill(keys as u32);
     }
 }
 
@@ -123,7 +134,7 @@ fn least(live: &[u32; LANES]) -> usize {
 }
 
 simd! {
-    /// Adds the new outputs of one query's heads, `d` wide, to what they accumulated.
+    /// Adds new outputs of rows, `d` wide, to what they accumulated.
     fn accumulate<T>(acc: &mut [T], factors: &[T], new: &[T], d: usize) {
         for ((acc, &factor), new) in acc.chunks_exact_mut(d).zip(factors).zip(new.chunks_exact(d)) {
             for (a, &x) in acc.iter_mut().zip(new) {
@@ -292,9 +303,8 @@ impl<T: Real> Tile<T> {
     }
 }
 
-/// Forward over `q [b, t, h, d]`, `k`, `v [b, t, g, d]`. Returns out `[b, t, h, d]` and lse `[b, t, h]`, the latter
-/// to base 2. In bf16, the
-/// operands of every product are rounded, the probabilities too; softmax and sums are not.
+/// Forward over `q [b, t, h, d]`, `k`, `v [b, t, g, d]`. Returns out `[b, t, h, d]` and lse `[b, t, h]`, the latter to
+/// base 2. In bf16, the operands of every product are rounded, the probabilities too; softmax and sums are not.
 pub(crate) fn forward<T: Real>(
     device: &CpuDevice,
     compute: Compute,
@@ -341,19 +351,17 @@ pub(crate) fn forward<T: Real>(
             visits.for_each(batch, kv, tile, |block, queries, entries| {
                 let key0 = block * width;
                 let keys = width.min(t - key0);
+                let sees = |query: u32| first + query as usize + 1 - key0;
                 let (left, value) = (keys_left.from(batch, kv, key0), values.block(batch, kv, block));
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
-                    x.used = m.next_multiple_of(LANES);
                     // keys that the last of these queries sees: near the diagonal fewer than the block has
-                    let keys = keys.min(first + queries[queries.len() - 1] as usize + 1 - key0);
+                    let keys = keys.min(sees(queries[queries.len() - 1]));
+                    x.take(queries, group, keys, sees);
                     let (_, columns) = queries_tile.of(&products, queries);
                     products.over_d((keys, x.used), left, columns, &mut scores);
-                    for (j, &query) in queries.iter().enumerate() {
-                        let live = keys.min(first + query as usize + 1 - key0);
-                        let bias = entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize] * log2_e);
-                        x.live[j * group..][..group].fill(live as u32);
-                        x.bias[j * group..][..group].fill(bias);
+                    for (j, x) in x.bias.chunks_exact_mut(group).enumerate().take(queries.len()) {
+                        x.fill(entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize] * log2_e));
                     }
                     gather(&max, queries, group, &mut row_max);
                     gather(&sum, queries, group, &mut row_sum);
@@ -478,21 +486,20 @@ pub(crate) fn backward<T: Real>(
             visits.for_each(batch, kv, tile, |block, queries, entries| {
                 let key0 = block * width;
                 let keys = width.min(t - key0);
+                let sees = |query: u32| first + query as usize + 1 - key0;
                 let (key, value) = (keys_left.from(batch, kv, key0), values_left.from(batch, kv, key0));
                 let key_right = keys_right.block(batch, kv, block);
                 for (i, queries) in queries.chunks(at_once).enumerate() {
                     let m = queries.len() * group;
-                    x.used = m.next_multiple_of(LANES);
-                    let keys = keys.min(first + queries[queries.len() - 1] as usize + 1 - key0);
+                    let keys = keys.min(sees(queries[queries.len() - 1]));
+                    x.take(queries, group, keys, sees);
                     let (q_rows, q_columns) = q_tile.of(&products, queries);
                     let (g_rows, g_columns) = g_tile.of(&products, queries);
                     products.over_d((keys, x.used), key, q_columns, &mut p);
                     products.over_d((keys, x.used), value, g_columns, &mut ds);
                     for (j, &query) in queries.iter().enumerate() {
-                        let live = keys.min(first + query as usize + 1 - key0);
                         let bias = entries.get(i * at_once + j).map_or(T::ZERO, |&e| bias[e as usize] * log2_e);
                         let lse = &lse[base + query as usize * h..][..group];
-                        x.live[j * group..][..group].fill(live as u32);
                         for (x, &lse) in x.bias[j * group..].iter_mut().zip(lse) {
                             *x = bias - lse;
                         }

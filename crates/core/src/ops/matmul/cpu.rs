@@ -68,6 +68,7 @@ fn cut(m: usize, n: usize, k: usize) -> Cut {
             cols = even(cols, 2, COLS);
         }
     }
+    // where tasks share the panels of B, smaller blocks pack nothing twice, and a thread waits for half as long a task
     if parts == 1 && rows > BLOCK / 2 {
         rows = even(rows, 2, ROWS);
     }
@@ -88,7 +89,7 @@ pub(super) trait Operands<T: Real>: Sync {
     /// Rows of C in at most 32 columns.
     ///
     /// # Safety
-    /// As [`crate::device::kernel::run_f32`].
+    /// As [`crate::device::kernel::run_f32`]; `block.b` is a piece of a panel.
     unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>);
 }
 
@@ -170,6 +171,18 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
     }
 }
 
+/// A line of a panel, zero past the end of `from`.
+#[inline(always)]
+fn copy_line<T: Real>(from: &[T], to: &mut [T]) {
+    match (from.first_chunk::<COLS>(), to.first_chunk_mut::<COLS>()) {
+        (Some(from), Some(to)) => *to = *from,
+        _ => {
+            to[..from.len()].copy_from_slice(from);
+            to[from.len()..].fill(T::ZERO);
+        }
+    }
+}
+
 simd! {
     /// Panels of B: every 32 of its first `n` columns as [depth, 32], zero past the last.
     fn pack_panels<T>(b: Mat<T>, depth: usize, n: usize, out: &mut [T]) {
@@ -180,17 +193,11 @@ simd! {
                 for (j, panel) in out.chunks_exact_mut(depth * COLS).enumerate() {
                     for p in p0..depth.min(p0 + 8) {
                         let row = &b.data[p * b.row..];
-                        let (from, to) = (&row[j * COLS..n.min(row.len())], &mut panel[p * COLS..][..COLS]);
+                        let from = &row[j * COLS..n.min(row.len())];
                         for line in [0, 16] {
                             simd::prefetch(from.as_ptr().wrapping_add(8 * b.row + line));
                         }
-                        match (from.first_chunk::<COLS>(), to.first_chunk_mut::<COLS>()) {
-                            (Some(from), Some(to)) => *to = *from,
-                            _ => {
-                                to[..from.len()].copy_from_slice(from);
-                                to[from.len()..].fill(T::ZERO);
-                            }
-                        }
+                        copy_line(from, &mut panel[p * COLS..][..COLS]);
                     }
                 }
             }
@@ -237,18 +244,18 @@ impl<T: Real> Operands<T> for Full<'_, T> {
             unsafe {
                 let block = block.at(i, done);
                 let left = std::slice::from_raw_parts(block.a, (depth - 1) * block.col + 1);
-                let right = std::slice::from_raw_parts(block.b, (depth - 1) * block.ldb + cols - done);
+                let panel = std::slice::from_raw_parts(block.b, depth * COLS - done);
                 let c = std::slice::from_raw_parts_mut(block.c, cols - done);
                 let left = Mat { data: left, row: 0, col: block.col };
-                tile::gemm(1, cols - done, depth, left, right, block.ldb, c, cols - done, block.add);
+                tile::gemm(1, cols - done, depth, left, panel, COLS, c, cols - done, block.add);
             }
         }
     }
 }
 
 /// `c = a b` or `c += a b`: a [m, k] with any strides, b [k, n] or its transpose with contiguous rows, c [m, n] with
-/// contiguous rows `ldc` apart. `compute` says how operands are
-/// rounded; without a kernel for it (another processor, f64) the product runs in full precision.
+/// contiguous rows `ldc` apart. `compute` says how operands are rounded; without a kernel for it (another processor, f64) the
+/// product runs in full precision.
 pub(crate) fn gemm<T: Real>(
     device: &CpuDevice,
     compute: Compute,

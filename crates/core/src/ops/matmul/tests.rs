@@ -65,6 +65,37 @@ fn a_product_added_to_what_is_there_is_the_product_plus_it() {
 }
 
 #[test]
+fn rows_apart_hold_the_same_product_and_the_gap_is_not_touched() {
+    let d = device();
+    for (m, n, k) in [(30, 50, 0), (30, 50, 40), (30, 50, 2100), (700, 70, 33)] {
+        let (a, b) = (normal(&d, &[m, k.max(1)], 1), normal(&d, &[k.max(1), n], 2));
+        let run = |ldc: usize, add| {
+            let mut c: Vec<f64> = (0..m * ldc).map(|i| if i % ldc < n { (i % ldc) as f64 } else { -1.0 }).collect();
+            let (a, b) = (Mat::rows(a.data::<f64>(), k.max(1)), Mat::rows(b.data::<f64>(), n));
+            gemm(d.as_cpu(), Compute::Full, (m, n, k), a, b, (&mut c, ldc), add);
+            c
+        };
+        for add in [false, true] {
+            let (close, apart) = (run(n, add), run(n + 7, add));
+            for (close, apart) in close.chunks(n).zip(apart.chunks(n + 7)) {
+                assert_eq!(close, &apart[..n], "{m} {n} {k}");
+                assert_eq!(apart[n..], [-1.0; 7], "{m} {n} {k}");
+            }
+        }
+    }
+}
+
+#[test]
+fn several_products_of_one_input_and_the_input_itself_add_up() {
+    // the gradient of x begins as memory that is shared with another gradient, then is its own
+    let d = device();
+    check_grad(&[normal(&d, &[5, 4], 1), normal(&d, &[4, 4], 2), normal(&d, &[4, 4], 3)], |t, v| {
+        let both = crate::ops::add(t, &linear(t, &v[0], &v[1])?, &linear(t, &v[0], &v[2])?)?;
+        crate::ops::add(t, &linear(t, &both, &v[1])?, &crate::ops::add(t, &v[0], &both)?)
+    });
+}
+
+#[test]
 fn wrong_width_is_told() {
     let (d, t) = (device(), Tape::new());
     let (x, w) = (t.leaf(normal(&d, &[2, 4], 1)), t.leaf(normal(&d, &[3, 5], 2)));
