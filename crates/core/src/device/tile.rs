@@ -156,8 +156,10 @@ pub fn gemm<T: Real>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usiz
 }
 
 simd! {
-    /// Writes the transpose of `rows` rows of width `cols`, `stride` apart, as [cols, width], zero past the last row.
-    pub fn transpose_into<T>(src: &[T], rows: usize, cols: usize, stride: usize, out: &mut [T], width: usize) {
+    /// Writes the transpose of `rows` rows of width `cols`, `stride` apart, as [cols, width], zero past the last row; lines
+    /// are `ld` apart.
+    pub fn transpose_into<T>(src: &[T], rows: usize, cols: usize, stride: usize, out: &mut [T], to: (usize, usize)) {
+        let (width, ld) = to;
         // 16 x 16 elements at a time, through registers: every line is read and written once
         for i0 in (0..width).step_by(SIDE) {
             let (columns, here) = (SIDE.min(width - i0), SIDE.min(rows.saturating_sub(i0)));
@@ -171,17 +173,17 @@ simd! {
                         None => row[..lines].copy_from_slice(from),
                     }
                 }
-                let to = &mut out[p0 * width + i0..];
+                let to = &mut out[p0 * ld + i0..];
                 if columns == SIDE && lines == SIDE {
-                    assert!(to.len() >= (SIDE - 1) * width + SIDE);
+                    assert!(to.len() >= (SIDE - 1) * ld + SIDE);
                     // SAFETY: the assert bounds every row; the level is this processor's.
-                    if unsafe { T::transpose(simd::level(), &square, to.as_mut_ptr(), width) } {
+                    if unsafe { T::transpose(simd::level(), &square, to.as_mut_ptr(), ld) } {
                         continue;
                     }
                 }
                 for p in 0..lines {
                     let line: [T; SIDE] = std::array::from_fn(|i| square[i][p]);
-                    to[p * width..][..columns].copy_from_slice(&line[..columns]);
+                    to[p * ld..][..columns].copy_from_slice(&line[..columns]);
                 }
             }
         }
@@ -201,15 +203,18 @@ mod tests {
 
     #[test]
     fn transposes_every_shape_and_fills_with_zeros() {
-        for (rows, cols, width) in [(16, 16, 16), (32, 40, 32), (17, 33, 48), (3, 5, 7), (0, 4, 32), (31, 16, 32)] {
+        for (rows, cols, width, ld) in
+            [(16, 16, 16, 16), (32, 40, 32, 33), (17, 33, 48, 48), (3, 5, 7, 9), (0, 4, 32, 32), (31, 16, 32, 64)]
+        {
             let stride = cols + 3;
             let src: Vec<f32> = (0..rows * stride).map(|i| 1.0 + i as f32).collect();
-            let mut out = vec![f32::NAN; cols * width];
-            transpose_into(&src, rows, cols, stride, &mut out, width);
+            let mut out = vec![f32::INFINITY; cols * ld];
+            transpose_into(&src, rows, cols, stride, &mut out, (width, ld));
             for p in 0..cols {
-                for i in 0..width {
-                    let want = if i < rows { src[i * stride + p] } else { 0.0 };
-                    assert_eq!(out[p * width + i], want, "{rows} x {cols} at {p}, {i}");
+                for i in 0..ld {
+                    let past = if i < width { 0.0 } else { f32::INFINITY };
+                    let want = if i < rows { src[i * stride + p] } else { past };
+                    assert_eq!(out[p * ld + i], want, "{rows} x {cols} at {p}, {i}");
                 }
             }
         }

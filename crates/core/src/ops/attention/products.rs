@@ -4,6 +4,7 @@
 
 use super::Dims;
 use crate::device::kernel::COLS;
+use crate::device::simd::LANES;
 use crate::device::tile::{Mat, gemm, transpose_into};
 use crate::device::words::{self, Words, pack_rows, pack_transposed};
 use crate::device::{Buffer, CpuDevice};
@@ -112,12 +113,15 @@ impl<T: Real> Products<T> {
         }
     }
 
-    /// Queries `[m, d]` as the columns of the right side of a product over d, zero up to the number of lanes.
+    /// Queries `[m, d]` as the columns of the right side of a product over d, zero up to a whole vector or panel of lanes.
     pub(super) fn columns(&self, rows: &[T], out: &mut [T]) {
         let (d, m) = (self.d, rows.len() / self.d);
         match self.words {
-            None => transpose_into(rows, m, d, d, out, self.lanes),
-            Some(words) => pack_transposed(words, (rows, d), (m, d), out, d.div_ceil(2) * COLS),
+            None => transpose_into(rows, m, d, d, out, (m.next_multiple_of(LANES), self.lanes)),
+            Some(words) => {
+                let ld = d.div_ceil(2) * COLS;
+                pack_transposed(words, (rows, d), (m, d), &mut out[..m.div_ceil(COLS) * ld], ld);
+            }
         }
     }
 

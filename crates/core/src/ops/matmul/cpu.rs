@@ -205,7 +205,7 @@ simd! {
         }
         for (j, panel) in out.chunks_exact_mut(depth * COLS).enumerate() {
             let first = (j * COLS).min(n);
-            tile::transpose_into(&b.data[first * b.col..], COLS.min(n - first), depth, b.col, panel, COLS);
+            tile::transpose_into(&b.data[first * b.col..], COLS.min(n - first), depth, b.col, panel, (COLS, COLS));
         }
     }
 }

@@ -43,7 +43,7 @@ fn for_tiles<T: Real>(
     let group = dims.group();
     let mut kt = device.alloc::<T>(b * g * d * n);
     device.for_chunks(&mut kt, (d * n).max(1), |i, out| {
-        transpose_into(&kbar[(i / g * n * g + i % g) * d..], n, d, g * d, out, n);
+        transpose_into(&kbar[(i / g * n * g + i % g) * d..], n, d, g * d, out, (n, n));
     });
     let tiles = t.div_ceil(TILE);
     let factor = T::of(gamma / (d as f64).sqrt());

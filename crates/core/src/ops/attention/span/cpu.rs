@@ -18,7 +18,7 @@ fn transposed<T: Real>(device: &CpuDevice, x: &[T], dims: Dims, m: usize) -> Buf
     let Dims { b, g, d, .. } = dims;
     let mut out = device.alloc::<T>(b * g * d * m);
     device.for_chunks(&mut out, (d * m).max(1), |i, out| {
-        transpose_into(&x[(i / g * m * g + i % g) * d..], m, d, g * d, out, m);
+        transpose_into(&x[(i / g * m * g + i % g) * d..], m, d, g * d, out, (m, m));
     });
     out
 }
