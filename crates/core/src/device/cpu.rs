@@ -223,7 +223,11 @@ impl<T: Element> Buffer<T> {
 
     /// Appends one.
     pub fn push(&mut self, value: T) {
-        self.extend(&[value]);
+        if self.data.len() < self.data.capacity() {
+            self.data.push(value);
+        } else {
+            self.extend(&[value]);
+        }
     }
 
     /// The device that owns the memory.

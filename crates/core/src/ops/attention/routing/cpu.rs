@@ -87,6 +87,19 @@ simd! {
     }
 }
 
+simd! {
+    /// Writes the chunks with a weight above zero to the front of `chunks`, ascending, and returns their number. Without a
+    /// branch, which weights that follow no pattern would have guessed wrong.
+    fn support<T>(weights: &[T], chunks: &mut [u32]) -> usize {
+        let mut count = 0;
+        for (c, &w) in weights.iter().enumerate() {
+            chunks[count] = c as u32;
+            count += (w > T::ZERO) as usize;
+        }
+        count
+    }
+}
+
 /// Where each query's entries begin, and the end.
 fn offsets<T: Real>(device: &CpuDevice, parts: &[Part<T>]) -> Buffer<u32> {
     let mut out = device.list(1 + parts.iter().map(|p| p.counts.len()).sum::<usize>());
@@ -123,7 +136,8 @@ pub fn forward<T: Real>(
         (q, kbar),
         settings.gamma,
         |kv, first, scores, part| {
-            let mut group_mean = device.alloc::<T>(n);
+            let (mut group_mean, mut listed) = (device.alloc::<T>(n), device.alloc::<u32>(n + 1));
+            let (mut kept, mut heads) = (device.alloc::<T>(n + 1), device.alloc::<T>((n + 1) * group));
             for r in 0..TILE.min(dims.t - first) {
                 let own = (first + r) / s;
                 let before = part.chunks.len();
@@ -132,15 +146,22 @@ pub fn forward<T: Real>(
                     entmax_row(&mut rows[head * n..][..own], settings.alpha);
                 }
                 mean_of_rows(rows, n, &mut group_mean[..own]);
-                for (c, &w) in group_mean[..own].iter().enumerate() {
-                    if w > T::ZERO {
-                        part.chunks.push(c as u32);
-                        part.weights.push(w);
-                        (0..group).for_each(|head| part.heads.push(rows[head * n + c]));
-                    }
+                let count = support(&group_mean[..own], &mut listed);
+                listed[count] = own as u32;
+                for (e, heads) in heads.chunks_exact_mut(group).enumerate().take(count) {
+                    let c = listed[e] as usize;
+                    kept[e] = group_mean[c];
+                    heads.iter_mut().enumerate().for_each(|(head, p)| *p = rows[head * n + c]);
                 }
-                part.weights[before..].iter().for_each(|w| part.bias.push(w.ln()));
-                let logs = &mut part.bias[before..];
+                kept[count] = T::ZERO;
+                heads[count * group..][..group].fill(T::ZERO);
+                part.counts.push(count as u32 + 1);
+                part.chunks.extend(&listed[..=count]);
+                part.weights.extend(&kept[..=count]);
+                part.heads.extend(&heads[..(count + 1) * group]);
+                kept[count] = diagonal.map_or(T::ZERO, |d| d[kv]);
+                let logs = &mut kept[..count];
+                logs.iter_mut().for_each(|w| *w = w.ln());
                 let mean = match settings.center {
                     Center::Mean | Center::MeanDetached if !logs.is_empty() => {
                         simd::sum(logs) / T::of(logs.len() as f64)
@@ -148,11 +169,7 @@ pub fn forward<T: Real>(
                     _ => T::ZERO,
                 };
                 logs.iter_mut().for_each(|b| *b = (*b - mean) / T::of(settings.sigma));
-                part.bias.push(diagonal.map_or(T::ZERO, |d| d[kv]));
-                part.chunks.push(own as u32);
-                part.weights.push(T::ZERO);
-                (0..group).for_each(|_| part.heads.push(T::ZERO));
-                part.counts.push((part.chunks.len() - before) as u32);
+                part.bias.extend(&kept[..=count]);
             }
         },
     );
