@@ -140,7 +140,6 @@ pub fn forward<T: Real>(
             let (mut kept, mut heads) = (device.alloc::<T>(n + 1), device.alloc::<T>((n + 1) * group));
             for r in 0..TILE.min(dims.t - first) {
                 let own = (first + r) / s;
-                let before = part.chunks.len();
                 let rows = &mut scores[r * group * n..][..group * n];
                 for head in 0..group {
                     entmax_row(&mut rows[head * n..][..own], settings.alpha);
