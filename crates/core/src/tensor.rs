@@ -18,13 +18,13 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Takes over a vector of `shape`'s number of elements.
+    /// A tensor of these elements, copied to the device.
     ///
     /// # Errors
     /// When the length does not fit the shape.
     pub fn from_vec<T: Real>(device: &Device, shape: &[usize], data: Vec<T>) -> Result<Self> {
         ensure!(data.len() == numel(shape), "from_vec", "{} elements do not fill shape {shape:?}", data.len());
-        Ok(Self::from_buffer(shape, device.as_cpu().adopt(data)))
+        Ok(Self::from_buffer(shape, device.as_cpu().copy(&data)))
     }
 
     /// Takes over a buffer whose length fits the shape.

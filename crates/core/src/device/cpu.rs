@@ -34,7 +34,7 @@ pub struct Pools {
 }
 
 /// Buffers waiting to be used again, by capacity class.
-pub struct Pool<T>(Mutex<BTreeMap<usize, Vec<Vec<T>>>>);
+pub struct Pool<T>(Mutex<BTreeMap<usize, Vec<Vec<Line<T>>>>>);
 
 impl<T> Default for Pool<T> {
     fn default() -> Self {
@@ -42,9 +42,18 @@ impl<T> Default for Pool<T> {
     }
 }
 
-/// A block of host memory that returns to its device when dropped.
+/// Elements of a [`Line`].
+const LINE: usize = 16;
+
+/// What memory is asked for in: a buffer begins at a cache line, so that a vector of 16 f32 is in one line, never in two.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line<T>([T; LINE]);
+
+/// A block of host memory that returns to its device when dropped. It begins at a cache line.
 pub struct Buffer<T: Element> {
-    data: Vec<T>,
+    lines: Vec<Line<T>>,
+    len: usize,
     device: CpuDevice,
 }
 
@@ -85,21 +94,21 @@ impl CpuDevice {
         let class = class(n);
         let reused =
             T::pool(&self.0.pools).0.lock().expect("no panic holds the lock").get_mut(&class).and_then(Vec::pop);
-        let mut data = reused.unwrap_or_else(|| vec![T::ZEROED; class]);
-        data.resize(n, T::ZEROED);
-        if self.0.poison {
-            data.fill(T::POISON);
-        }
+        let lines = reused.unwrap_or_else(|| vec![Line([T::ZEROED; LINE]); class / LINE]);
         let bytes = class * size_of::<T>();
         let live = self.0.pools.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.0.pools.peak.fetch_max(live, Ordering::Relaxed);
-        Buffer { data, device: self.clone() }
+        let mut buffer = Buffer { lines, len: n, device: self.clone() };
+        if self.0.poison {
+            buffer.fill(T::POISON);
+        }
+        buffer
     }
 
     /// An empty buffer with room for `capacity` elements, to be filled with [`Buffer::push`].
     pub fn list<T: Element>(&self, capacity: usize) -> Buffer<T> {
         let mut buffer = self.alloc(capacity);
-        buffer.data.clear();
+        buffer.len = 0;
         buffer
     }
 
@@ -110,12 +119,11 @@ impl CpuDevice {
         buffer
     }
 
-    /// Takes over a vector.
-    pub fn adopt<T: Element>(&self, data: Vec<T>) -> Buffer<T> {
-        let bytes = data.capacity() * size_of::<T>();
-        let live = self.0.pools.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
-        self.0.pools.peak.fetch_max(live, Ordering::Relaxed);
-        Buffer { data, device: self.clone() }
+    /// A buffer of these values.
+    pub fn copy<T: Element>(&self, values: &[T]) -> Buffer<T> {
+        let mut buffer = self.alloc(values.len());
+        buffer.copy_from_slice(values);
+        buffer
     }
 
     /// Largest number of bytes in live buffers since the device was made or [`CpuDevice::reset_peak`].
@@ -193,41 +201,50 @@ impl std::fmt::Debug for CpuDevice {
 impl<T: Element> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
-        &self.data
+        // SAFETY: a line is 16 elements and nothing else (`repr(C)`, and 16 elements fill whole lines), all lines are
+        // initialised, and `len` never exceeds them.
+        unsafe { std::slice::from_raw_parts(self.lines.as_ptr().cast(), self.len) }
     }
 }
 
 impl<T: Element> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        &mut self.data
+        // SAFETY: as above; the lines are borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }
 
 impl<T: Element> std::fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        self.data.fmt(f)
+        self[..].fmt(f)
     }
 }
 
 impl<T: Element> Buffer<T> {
+    fn capacity(&self) -> usize {
+        self.lines.len() * LINE
+    }
+
     /// Appends; where the memory is too small, into a larger one from the device.
     pub fn extend(&mut self, values: &[T]) {
-        let len = self.data.len() + values.len();
-        if len > self.data.capacity() {
-            let mut larger = self.device.list(len.max(2 * self.data.capacity()));
-            larger.data.extend_from_slice(&self.data);
+        let (old, len) = (self.len, self.len + values.len());
+        if len > self.capacity() {
+            let mut larger = self.device.list(len.max(2 * self.capacity()));
+            larger.extend(self);
             std::mem::swap(self, &mut larger);
         }
-        self.data.extend_from_slice(values);
+        self.len = len;
+        self[old..].copy_from_slice(values);
     }
 
     /// Appends one.
     pub fn push(&mut self, value: T) {
-        if self.data.len() < self.data.capacity() {
-            self.data.push(value);
-        } else {
-            self.extend(&[value]);
+        if self.len == self.capacity() {
+            return self.extend(&[value]);
         }
+        self.len += 1;
+        let last = self.len - 1;
+        self[last] = value;
     }
 
     /// The device that owns the memory.
@@ -238,14 +255,12 @@ impl<T: Element> Buffer<T> {
 
 impl<T: Element> Drop for Buffer<T> {
     fn drop(&mut self) {
-        let data = std::mem::take(&mut self.data);
+        let class = self.capacity();
+        let lines = std::mem::take(&mut self.lines);
         let pools = &self.device.0.pools;
-        pools.live.fetch_sub(data.capacity() * size_of::<T>(), Ordering::Relaxed);
-        // An adopted vector of another capacity would never be found again.
-        if data.capacity() == class(data.capacity())
-            && let Ok(mut pool) = T::pool(pools).0.lock()
-        {
-            pool.entry(data.capacity()).or_default().push(data);
+        pools.live.fetch_sub(class * size_of::<T>(), Ordering::Relaxed);
+        if let Ok(mut pool) = T::pool(pools).0.lock() {
+            pool.entry(class).or_default().push(lines);
         }
     }
 }
@@ -266,11 +281,24 @@ mod tests {
     }
 
     #[test]
+    fn buffers_begin_at_a_cache_line_and_grow() {
+        let device = CpuDevice::new(1, false);
+        let mut list = device.list::<u32>(3);
+        for i in 0..1000 {
+            list.push(i);
+            assert_eq!(list.as_ptr() as usize % 64, 0);
+        }
+        list.extend(&[7; 500]);
+        assert!(list.iter().take(1000).copied().eq(0..1000) && list[1000..] == [7; 500]);
+        assert_eq!(device.copy(&[1.0f64; 70]).as_ptr() as usize % 64, 0);
+    }
+
+    #[test]
     fn classes_waste_a_quarter_at_most() {
         for n in 65..100_000 {
             let c = class(n);
             assert!(c >= n && c as f64 <= 1.25 * n as f64 + 1.0, "{n} {c}");
-            assert_eq!(class(c), c);
+            assert_eq!((class(c), c % LINE), (c, 0));
         }
     }
 

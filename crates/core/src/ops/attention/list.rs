@@ -70,7 +70,7 @@ impl BlockList {
             offsets.push(u32::try_from(chunks.len()).expect("fewer than 2^32 (query, chunk) pairs"));
         }
         let cpu = device.as_cpu();
-        Self::new(cpu, (batch, kv_heads, queries), chunk_size, cpu.adopt(offsets), cpu.adopt(chunks))
+        Self::new(cpu, (batch, kv_heads, queries), chunk_size, cpu.copy(&offsets), cpu.copy(&chunks))
     }
 
     /// Tokens of a chunk.
