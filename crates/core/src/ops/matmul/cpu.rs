@@ -111,12 +111,16 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
     if parts == 1 {
         device.for_chunks(&mut shared, k * COLS, |panel, out| x.panels(panel * COLS, 0, k, out));
     }
-    let mut partial = device.alloc::<T>(if parts == 1 { 0 } else { parts * m * n });
-    let (out, ld) = if parts == 1 { (Out(c.as_mut_ptr()), ldc) } else { (Out(partial.as_mut_ptr()), n) };
-    let add_first = add && parts == 1;
+    // the first part is C itself
+    let mut partial = device.alloc::<T>((parts - 1) * m * n);
+    let (first, others) = (Out(c.as_mut_ptr()), Out(partial.as_mut_ptr()));
     let task = |task: usize| {
         let (part, i0, j0) = (task / (down * across), task / across % down * rows, task % across * cols);
         let (rows, cols, end) = (rows.min(m - i0), cols.min(n - j0), k.min((part + 1) * depth));
+        let (out, ld) = match part {
+            0 => (first.at(i0 * ldc), ldc),
+            _ => (others.at(((part - 1) * m + i0) * n), n),
+        };
         let mut scratch = device.alloc::<T>(if O::COPIES { rows * DEPTH.min(depth) } else { 0 });
         let mut own = device.alloc::<T>(if parts == 1 { 0 } else { cols.next_multiple_of(COLS) * DEPTH });
         for p0 in (part * depth..end).step_by(DEPTH) {
@@ -137,9 +141,10 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
                     col: left.col,
                     b: panel.as_ptr(),
                     ldb: COLS,
-                    c: out.at((part * m + i0) * ld + j),
+                    // SAFETY: column j of a row of C, or of a part, that this task owns.
+                    c: unsafe { out.add(j) },
                     ldc: ld,
-                    add: add_first || p0 > part * depth,
+                    add: (add && part == 0) || p0 > part * depth,
                     cold: true,
                 };
                 // SAFETY: `left` and the panel hold `depth_here` words of every row and column; C, or the parts, hold m
@@ -158,13 +163,8 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
         let rows = (ELEMENTWISE / n).max(1);
         device.for_chunks(&mut c[..(m - 1) * ldc + n], rows * ldc, |i, c| {
             for (row, c) in c.chunks_mut(ldc).enumerate() {
-                for part in 0..parts {
-                    let from = &partial[(part * m + i * rows + row) * n..][..n];
-                    if part == 0 && !add {
-                        c[..n].copy_from_slice(from);
-                    } else {
-                        add_into(from, c);
-                    }
+                for part in 0..parts - 1 {
+                    add_into(&partial[(part * m + i * rows + row) * n..][..n], c);
                 }
             }
         });
