@@ -5,6 +5,7 @@
 //! result are the same for any number of threads.
 
 use std::collections::BTreeMap;
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -65,6 +66,35 @@ fn class(n: usize) -> usize {
     }
     let step = (n.next_power_of_two() / 8).max(1);
     n.div_ceil(step) * step
+}
+
+/// An output that tasks share, each of which writes places of its own.
+pub struct Shared<'a, T>(*mut T, PhantomData<&'a mut [T]>);
+// SAFETY: whoever writes through the pointer vouches that no two tasks write the same place.
+unsafe impl<T: Send> Send for Shared<'_, T> {}
+// SAFETY: as above; the pointer itself is only read.
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
+
+impl<'a, T> Shared<'a, T> {
+    /// Shares a slice.
+    pub fn new(x: &'a mut [T]) -> Self {
+        Shared(x.as_mut_ptr(), PhantomData)
+    }
+
+    /// The place of an element; one that is used must be inside the slice.
+    pub fn at(&self, offset: usize) -> *mut T {
+        self.0.wrapping_add(offset)
+    }
+
+    /// A piece that nobody else uses meanwhile.
+    ///
+    /// # Safety
+    /// The piece must be inside the slice, and no other access to it may happen while it lives.
+    #[expect(clippy::mut_from_ref, reason = "the caller vouches that pieces are disjoint")]
+    pub unsafe fn piece(&self, offset: usize, len: usize) -> &mut [T] {
+        // SAFETY: the caller's contract.
+        unsafe { std::slice::from_raw_parts_mut(self.at(offset), len) }
+    }
 }
 
 impl CpuDevice {

@@ -6,7 +6,7 @@ pub mod simd;
 pub mod tile;
 pub mod words;
 
-pub use cpu::{Buffer, CpuDevice, Pool, Pools};
+pub use cpu::{Buffer, CpuDevice, Pool, Pools, Shared};
 
 /// Where a tensor lives and its ops run.
 #[derive(Debug, Clone)]

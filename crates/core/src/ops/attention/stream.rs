@@ -15,7 +15,7 @@
 use super::Dims;
 use super::products::{Lefts, Products, Rights};
 use crate::device::simd::{self, LANES, add_into, simd};
-use crate::device::{Buffer, CpuDevice};
+use crate::device::{Buffer, CpuDevice, Shared};
 use crate::storage::{Compute, Real};
 
 /// Queries of a tile whose scores are computed in full: routing and spans.
@@ -417,8 +417,8 @@ struct Task<'a, T> {
     bg: usize,
     dk: &'a mut [T],
     dv: &'a mut [T],
-    /// (tile, first entry, dq of the tile [rows, group * d], dbias of the tile)
-    tiles: Vec<(usize, usize, &'a mut [T], &'a mut [T])>,
+    /// (tile, first entry, dbias of the tile)
+    tiles: Vec<(usize, usize, &'a mut [T])>,
 }
 
 /// Backward of [`forward`]. `entries_per_tile` lists the number of entries of every (batch, kv head, tile), in order, or
@@ -443,8 +443,7 @@ pub(crate) fn backward<T: Real>(
     let words = compute.words::<T>();
     let (keys_left, values_left) = (Lefts::new(device, words, k, dims), Lefts::new(device, words, v, dims));
     let keys_right = Rights::new(device, words, k, dims, width);
-    let span = t * group * d;
-    let mut dq_bg = device.alloc::<T>(b * g * span);
+    let mut dq = device.alloc::<T>(b * t * h * d);
     let mut dbias = device.alloc::<T>(bias.len());
     let (mut dk_parts, mut dv_parts) =
         (device.alloc::<T>(b * g * splits * t * d), device.alloc::<T>(b * g * splits * t * d));
@@ -454,16 +453,17 @@ pub(crate) fn backward<T: Real>(
         tasks.push(Task { bg: i / splits, dk, dv, tiles: Vec::new() });
     }
     let (mut rest, mut entry) = (&mut dbias[..], 0);
-    for (bg, dq) in dq_bg.chunks_mut(span).enumerate() {
-        for (tile, dq) in dq.chunks_mut(QUERIES * group * d).enumerate() {
+    for bg in 0..b * g {
+        for tile in 0..tiles {
             let n = entries_per_tile.get(bg * tiles + tile).copied().unwrap_or(0);
             let (mine, others) = std::mem::take(&mut rest).split_at_mut(n);
             rest = others;
-            tasks[bg * splits + tile % splits].tiles.push((tile, entry, dq, mine));
+            tasks[bg * splits + tile % splits].tiles.push((tile, entry, mine));
             entry += n;
         }
     }
 
+    let shared_dq = Shared::new(&mut dq);
     device.for_each(tasks, |task| {
         let (batch, kv) = (task.bg / g, task.bg % g);
         task.dk.fill(T::ZERO);
@@ -478,7 +478,8 @@ pub(crate) fn backward<T: Real>(
         let (mut row_delta, mut totals) = (device.zeros::<T>(lanes), device.alloc::<T>(lanes));
         let mut dqs = device.alloc::<T>(lanes * d);
         let mut delta = device.alloc::<T>(QUERIES * group);
-        for (tile, first_entry, dq, dbias) in task.tiles {
+        let mut dq = device.alloc::<T>(QUERIES * len);
+        for (tile, first_entry, dbias) in task.tiles {
             let first = tile * QUERIES;
             let rows = QUERIES.min(t - first);
             dq.fill(T::ZERO);
@@ -526,19 +527,21 @@ pub(crate) fn backward<T: Real>(
                         products.over_keys((m, keys), &ds, key_right, dq, true);
                     } else {
                         // through a copy, so that the sums run in the same order as in place
-                        gather(dq, queries, len, &mut dqs);
+                        gather(&dq, queries, len, &mut dqs);
                         products.over_keys((m, keys), &ds, key_right, &mut dqs, true);
-                        scatter(&dqs[..m * d], queries, len, dq);
+                        scatter(&dqs[..m * d], queries, len, &mut dq);
                     }
                     products.over_rows(keys, &ds, q_rows, &mut task.dk[key0 * d..]);
                     products.over_rows(keys, &p, g_rows, &mut task.dv[key0 * d..]);
                 }
             });
+            for (r, dq) in dq.chunks_exact(len).enumerate().take(rows) {
+                // SAFETY: the heads of this kv head of a query of this tile, which no other task has.
+                unsafe { shared_dq.piece((base + r * h) * d, len) }.copy_from_slice(dq);
+            }
         }
     });
 
-    let mut dq = device.alloc::<T>(b * t * h * d);
-    interleave(device, &dq_bg, (b, g, t, group * d), 1, &mut dq);
     let (mut dk, mut dv) = (device.alloc::<T>(b * t * g * d), device.alloc::<T>(b * t * g * d));
     interleave(device, &dk_parts, (b, g, t, d), splits, &mut dk);
     interleave(device, &dv_parts, (b, g, t, d), splits, &mut dv);

@@ -9,10 +9,10 @@
 //! alone, so the bits do not depend on the number of threads.
 
 use super::bf16::Pairs;
-use crate::device::CpuDevice;
 use crate::device::kernel::{Block, COLS, ROWS};
 use crate::device::simd::{self, add_into, simd};
 use crate::device::tile::{self, Mat};
+use crate::device::{CpuDevice, Shared};
 use crate::storage::{Compute, Real};
 use crate::tensor::ELEMENTWISE;
 
@@ -28,20 +28,6 @@ const BLOCK: usize = 256;
 const SMALLEST: (usize, usize) = (32, 64);
 /// Multiply-adds below which one task does it all.
 const ALONE: usize = 1 << 15;
-
-/// C, shared by tasks that write disjoint blocks of it.
-struct Out<T>(*mut T);
-// SAFETY: each task writes its own block of C, and no block overlaps another.
-unsafe impl<T: Send> Send for Out<T> {}
-// SAFETY: as above; the pointer itself is only read.
-unsafe impl<T: Send> Sync for Out<T> {}
-
-impl<T> Out<T> {
-    fn at(&self, offset: usize) -> *mut T {
-        // SAFETY: callers pass offsets inside the slice that the pointer was taken from.
-        unsafe { self.0.add(offset) }
-    }
-}
 
 /// A task's block of C and its part of the inner axis.
 #[derive(Debug, PartialEq)]
@@ -113,7 +99,7 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
     }
     // the first part is C itself
     let mut partial = device.alloc::<T>((parts - 1) * m * n);
-    let (first, others) = (Out(c.as_mut_ptr()), Out(partial.as_mut_ptr()));
+    let (first, others) = (Shared::new(c), Shared::new(&mut partial));
     let task = |task: usize| {
         let (part, i0, j0) = (task / (down * across), task / across % down * rows, task % across * cols);
         let (rows, cols, end) = (rows.min(m - i0), cols.min(n - j0), k.min((part + 1) * depth));
@@ -141,8 +127,7 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
                     col: left.col,
                     b: panel.as_ptr(),
                     ldb: COLS,
-                    // SAFETY: column j of a row of C, or of a part, that this task owns.
-                    c: unsafe { out.add(j) },
+                    c: out.wrapping_add(j),
                     ldc: ld,
                     add: (add && part == 0) || p0 > part * depth,
                     cold: true,

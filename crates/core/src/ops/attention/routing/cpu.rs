@@ -4,7 +4,7 @@ use super::super::stream::{TILE, interleave, scale_row};
 use super::{Center, Entmax, Pooling, RouterGradient, WindowChoice};
 use crate::device::simd::{self, simd};
 use crate::device::tile::{Mat, gemm, transpose_into};
-use crate::device::{Buffer, CpuDevice};
+use crate::device::{Buffer, CpuDevice, Shared};
 use crate::ops::attention::Span;
 use crate::ops::entmax::{entmax_row, jacobian_factor};
 use crate::ops::softmax::softmax_row;
@@ -363,23 +363,26 @@ pub fn backward<T: Real>(
     let Dims { b, t, h, g, d } = dims;
     let group = dims.group();
     let factor = settings.gamma / (d as f64).sqrt();
-    let (mut dq, mut dkbar) = (device.alloc::<T>(b * g * t * group * d), device.alloc::<T>(b * g * n * d));
+    let (mut dq, mut dkbar) = (device.alloc::<T>(b * t * h * d), device.alloc::<T>(b * g * n * d));
     let mut sums: Vec<Sums<T>> =
         (0..b * g).map(|_| Sums { own: T::ZERO, squares: 0.0, scores: Vec::new(), pairs: 0 }).collect();
-    let tasks: Vec<_> = dq
-        .chunks_mut((t * group * d).max(1))
-        .zip(split(&mut dkbar, n * d, b * g))
+    let shared_dq = Shared::new(&mut dq);
+    let tasks: Vec<_> = split(&mut dkbar, n * d, b * g)
+        .into_iter()
         .zip(&mut sums)
         .enumerate()
-        .map(|(bg, ((dq, dkbar), sums))| (bg, dq, dkbar, sums))
+        .map(|(bg, (dkbar, sums))| (bg, dkbar, sums))
         .collect();
-    device.for_each(tasks, |(bg, dq, dkbar, sums)| {
+    device.for_each(tasks, |(bg, dkbar, sums)| {
         let (batch, kv) = (bg / g, bg % g);
-        dq.fill(T::ZERO);
         dkbar.fill(T::ZERO);
         let kbar = &kbar[(batch * n * g + kv) * d..];
         let (mut ds, mut dlogw): (Vec<T>, Vec<T>) = Default::default();
         for query in 0..t {
+            let place = ((batch * t + query) * h + kv * group) * d;
+            // SAFETY: the heads of one kv head of one query, which no other task has.
+            let dq_rows = unsafe { shared_dq.piece(place, group * d) };
+            dq_rows.fill(T::ZERO);
             let entries = list.entries_of(batch, kv, query);
             let routed = entries.start..entries.end - 1;
             sums.own += dbias[entries.end - 1];
@@ -397,8 +400,7 @@ pub fn backward<T: Real>(
                 dlogw.iter_mut().for_each(|g| *g -= mean);
             }
             let chunks = &list.chunks_of(batch, kv, query)[..routed.len()];
-            let q_rows = &q[((batch * t + query) * h + kv * group) * d..][..group * d];
-            let dq_rows = &mut dq[query * group * d..][..group * d];
+            let q_rows = &q[place..][..group * d];
             if settings.gradient == RouterGradient::StraightThrough {
                 let visible = query / settings.chunk_size;
                 let all =
@@ -434,14 +436,13 @@ pub fn backward<T: Real>(
         }
     });
     let mut out = Gradients {
-        dq: device.alloc(b * t * h * d),
+        dq,
         dkbar: device.alloc(b * n * g * d),
         diagonal: device.zeros(g),
         squares: sums.iter().map(|s| s.squares).sum(),
         scores: concat(device, &sums, |s| &s.scores[..]),
         pairs: sums.iter().map(|s| s.pairs).sum(),
     };
-    interleave(device, &dq, (b, g, t, group * d), 1, &mut out.dq);
     interleave(device, &dkbar, (b, g, n, d), 1, &mut out.dkbar);
     for (bg, sums) in sums.iter().enumerate() {
         out.diagonal[bg % g] += sums.own;
