@@ -124,11 +124,13 @@ impl CpuDevice {
         let class = class(n);
         let reused =
             T::pool(&self.0.pools).0.lock().expect("no panic holds the lock").get_mut(&class).and_then(Vec::pop);
-        let lines = reused.unwrap_or_else(|| vec![Line([T::ZEROED; LINE]); class / LINE]);
+        // what a class has beyond n stays untouched, so that the system need not back it with memory
+        let lines = reused.unwrap_or_else(|| Vec::with_capacity(class / LINE));
         let bytes = class * size_of::<T>();
         let live = self.0.pools.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.0.pools.peak.fetch_max(live, Ordering::Relaxed);
-        let mut buffer = Buffer { lines, len: n, device: self.clone() };
+        let mut buffer = Buffer { lines, len: 0, device: self.clone() };
+        buffer.resize(n);
         if self.0.poison {
             buffer.fill(T::POISON);
         }
@@ -138,7 +140,7 @@ impl CpuDevice {
     /// An empty buffer with room for `capacity` elements, to be filled with [`Buffer::push`].
     pub fn list<T: Element>(&self, capacity: usize) -> Buffer<T> {
         let mut buffer = self.alloc(capacity);
-        buffer.len = 0;
+        buffer.resize(0);
         buffer
     }
 
@@ -252,7 +254,12 @@ impl<T: Element> std::fmt::Debug for Buffer<T> {
 
 impl<T: Element> Buffer<T> {
     fn capacity(&self) -> usize {
-        self.lines.len() * LINE
+        self.lines.capacity() * LINE
+    }
+
+    fn resize(&mut self, n: usize) {
+        self.lines.resize(n.div_ceil(LINE), Line([T::ZEROED; LINE]));
+        self.len = n;
     }
 
     /// Appends; where the memory is too small, into a larger one from the device.
@@ -263,17 +270,17 @@ impl<T: Element> Buffer<T> {
             larger.extend(self);
             std::mem::swap(self, &mut larger);
         }
-        self.len = len;
+        self.resize(len);
         self[old..].copy_from_slice(values);
     }
 
     /// Appends one.
     pub fn push(&mut self, value: T) {
-        if self.len == self.capacity() {
+        if self.len.is_multiple_of(LINE) {
             return self.extend(&[value]);
         }
+        let last = self.len;
         self.len += 1;
-        let last = self.len - 1;
         self[last] = value;
     }
 
