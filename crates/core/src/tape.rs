@@ -7,7 +7,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use crate::error::{Error, Result, ensure};
-use crate::storage::Compute;
+use crate::storage::{Compute, Real};
 use crate::tensor::Tensor;
 
 /// A value on a tape.
@@ -230,9 +230,16 @@ impl Grads {
     }
 
     /// Takes the gradient that a variable has received so far out, for an op that adds to it in place and gives it back with
-    /// [`Grads::add`]. `None` where nothing has been received, or its memory is shared.
-    pub(crate) fn begun(&mut self, id: Id) -> Option<Tensor> {
-        self.0[id.0].take_if(|sum| sum.is_unique())
+    /// [`Grads::add`], and true; where nothing has been received, or its memory is shared, fresh memory to be written, and
+    /// false.
+    pub(crate) fn begin<T: Real>(&mut self, var: &Var) -> (Tensor, bool) {
+        match self.0[var.id.0].take_if(|sum| sum.is_unique()) {
+            Some(sum) => (sum, true),
+            None => {
+                let fresh = var.value.cpu().alloc::<T>(var.value.numel());
+                (Tensor::from_buffer(var.value.shape(), fresh), false)
+            }
+        }
     }
 
     /// Adds to the gradient of a variable.

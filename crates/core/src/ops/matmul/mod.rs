@@ -50,14 +50,9 @@ fn add_product<T: Real>(
     a: Mat<T>,
     b: Mat<T>,
 ) -> Result<()> {
-    let d = match grads.begun(var.id()) {
-        Some(mut sum) => {
-            let device = sum.cpu().clone();
-            gemm(&device, compute, (m, n, k), a, b, (sum.data_mut(), n), true);
-            sum
-        }
-        None => product(compute, var.value.shape(), (m, n, k), a, b, &var.value),
-    };
+    let (mut d, add) = grads.begin::<T>(var);
+    let device = var.value.cpu();
+    gemm(device, compute, (m, n, k), a, b, (d.data_mut(), n), add);
     grads.add(var.id(), d)
 }
 

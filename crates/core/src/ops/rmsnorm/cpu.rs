@@ -19,18 +19,32 @@ simd! {
 }
 
 simd! {
-    fn backward_rows<T>(dy: &[T], x: &[T], w: &[T], rstd: &[T], dx: &mut [T], dw: &mut [T]) {
+    /// Writes dx, or adds to what is there. `row` is as wide as a row.
+    fn backward_rows<T>(
+        dy: &[T],
+        x: &[T],
+        w: &[T],
+        rstd: &[T],
+        row: &mut [T],
+        dx: &mut [T],
+        add: bool,
+        dw: &mut [T],
+    ) {
         let width = w.len();
         let rows = dy.chunks_exact(width).zip(x.chunks_exact(width)).zip(dx.chunks_exact_mut(width)).zip(rstd);
         for (((dy, x), dx), &r) in rows {
-            // dx serves as scratch for dy * w
-            for ((d, &g), &w) in dx.iter_mut().zip(dy).zip(w) {
+            for ((d, &g), &w) in row.iter_mut().zip(dy).zip(w) {
                 *d = g * w;
             }
-            let c = simd::dot(dx, x) * r * r / T::of(width as f64);
-            for ((d, &x), (dw, &g)) in dx.iter_mut().zip(x).zip(dw.iter_mut().zip(dy)) {
+            let c = simd::dot(row, x) * r * r / T::of(width as f64);
+            for ((d, &x), (dw, &g)) in row.iter_mut().zip(x).zip(dw.iter_mut().zip(dy)) {
                 *d = r * (*d - x * c);
                 *dw = (g * x).mul_add(r, *dw);
+            }
+            if add {
+                dx.iter_mut().zip(&*row).for_each(|(sum, &d)| *sum += d);
+            } else {
+                dx.copy_from_slice(row);
             }
         }
     }
@@ -43,13 +57,20 @@ pub fn forward<T: Real>(device: &CpuDevice, x: &[T], w: &[T], eps: f64, y: &mut 
     });
 }
 
-pub fn backward<T: Real>(device: &CpuDevice, dy: &[T], x: &[T], w: &[T], rstd: &[T], dx: &mut [T]) -> Buffer<T> {
+/// Writes dx, or adds it to what is there, and returns dw.
+pub fn backward<T: Real>(
+    device: &CpuDevice,
+    (dy, x, w, rstd): (&[T], &[T], &[T], &[T]),
+    dx: &mut [T],
+    add: bool,
+) -> Buffer<T> {
     let width = w.len();
     let tasks = rstd.len().div_ceil(ROWS);
     let mut partial = device.zeros::<T>(tasks * width);
     device.for_chunks2((dx, ROWS * width), (&mut partial, width), |i, dx, dw| {
         let at = i * ROWS * width;
-        backward_rows(&dy[at..][..dx.len()], &x[at..][..dx.len()], w, &rstd[i * ROWS..], dx, dw);
+        let mut row = device.alloc(width);
+        backward_rows(&dy[at..][..dx.len()], &x[at..][..dx.len()], w, &rstd[i * ROWS..], &mut row, dx, add, dw);
     });
     let mut dw = device.zeros::<T>(width);
     for row in partial.chunks_exact(width) {

@@ -26,10 +26,11 @@ pub fn rmsnorm(tape: &Tape, x: &Var, w: &Var, eps: f64) -> Result<Var> {
     let (x, w) = (x.clone(), w.clone());
     tape.record("rmsnorm", y, move |dy, grads| {
         let (dx, dw) = with_real!(dy.dtype(), T => {
-            let device = dy.cpu();
-            let mut dx = device.alloc::<T>(rows * width);
-            let dw = cpu::backward::<T>(device, dy.data(), x.value.data(), w.value.data(), rstd.data(), &mut dx);
-            (Tensor::from_buffer(x.value.shape(), dx), Tensor::from_buffer(&[width], dw))
+            // the residual stream's gradient has been begun: adding to it here saves a pass over it
+            let (mut dx, add) = grads.begin::<T>(&x);
+            let numbers = (dy.data(), x.value.data(), w.value.data(), rstd.data());
+            let dw = cpu::backward::<T>(dy.cpu(), numbers, dx.data_mut(), add);
+            (dx, Tensor::from_buffer(&[width], dw))
         });
         grads.add(x.id(), dx)?;
         grads.add(w.id(), dw)

@@ -10,6 +10,15 @@ fn grad_at_odd_widths_and_over_several_tasks() {
 }
 
 #[test]
+fn a_residual_stream_gets_both_gradients() {
+    // the gradient of x begins as the sum's own and is added to in place
+    let d = device();
+    check_grad(&[normal(&d, &[130, 5], 1), normal(&d, &[5], 2)], |t, v| {
+        crate::ops::add(t, &v[0], &rmsnorm(t, &v[0], &v[1], 1e-6)?)
+    });
+}
+
+#[test]
 fn eps_is_inside_the_root() {
     let (d, t) = (device(), Tape::new());
     let x = t.leaf(Tensor::from_vec(&d, &[1, 2], vec![3.0f64, 1.0]).unwrap());
