@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use dash_core::ops::{
-    RopeTable, add, embedding, index_select, linear, linear_cross_entropy, reshape, rmsnorm, rope, sigmoid, swiglu,
-    token_nll,
+    RopeTable, embedding, index_select, linear, linear_add, linear_cross_entropy, reshape, rmsnorm, rope, sigmoid,
+    swiglu, token_nll,
 };
 use dash_core::{DType, Device, Error, Result, Tape, Tensor, Var};
 
@@ -286,12 +286,11 @@ impl Block {
                 attend(tape, &c.attention, Inputs { nsa: Some(nsa), ..inputs })?
             }
         };
-        let o = linear(tape, &reshape(tape, &o, &[batch, t, c.heads * c.head_dim])?, &params[p.o])?;
-        let x = add(tape, x, &o)?;
+        let x = linear_add(tape, &reshape(tape, &o, &[batch, t, c.heads * c.head_dim])?, &params[p.o], x)?;
         tape.scope(|| format!("model.layers.{layer}.mlp"));
         let m = rmsnorm(tape, &x, &params[p.post_norm], c.norm_eps)?;
         let gated = swiglu(tape, &linear(tape, &m, &params[p.gate])?, &linear(tape, &m, &params[p.up])?)?;
-        Ok((add(tape, &x, &linear(tape, &gated, &params[p.down])?)?, trace))
+        Ok((linear_add(tape, &gated, &params[p.down], &x)?, trace))
     }
 
     /// The same bits, keeping only `x`: backward runs the block again on a tape of its own (Chen et al. 2016, arXiv

@@ -105,6 +105,11 @@ fn ops_against_differences(device: &Device) -> CoreResult<Vec<Check>> {
         ("sum_all", vec![x(&[2, 3])], Box::new(|t, v| ops::sum_all(t, &v[0]))),
         ("matmul", vec![x(&[2, 3, 5]), x(&[2, 5, 4])], Box::new(|t, v| ops::matmul(t, &v[0], &v[1]))),
         ("linear", vec![x(&[2, 3, 5]), x(&[7, 5])], Box::new(|t, v| ops::linear(t, &v[0], &v[1]))),
+        (
+            "linear_add",
+            vec![x(&[2, 3, 5]), x(&[7, 5]), x(&[2, 3, 7])],
+            Box::new(|t, v| ops::linear_add(t, &v[0], &v[1], &v[2])),
+        ),
         ("softmax", vec![x(&[3, 19])], Box::new(|t, v| ops::softmax(t, &v[0]))),
         ("entmax, alpha 1.25", vec![x(&[3, 19])], Box::new(|t, v| ops::entmax(t, &v[0], 1.25))),
         ("entmax, alpha 1.5", vec![x(&[3, 19])], Box::new(|t, v| ops::entmax(t, &v[0], 1.5))),

@@ -29,7 +29,7 @@ pub use embedding::embedding;
 pub use entmax::{entmax, entmax_row};
 pub use grad_norm::grad_norm;
 pub use layout::{index_select, reshape, transpose};
-pub use matmul::{linear, matmul};
+pub use matmul::{linear, linear_add, matmul};
 pub use reduce::{sum_all, sum_axis};
 pub use rmsnorm::rmsnorm;
 pub use rope::{RopeTable, rope};

@@ -10,7 +10,7 @@ mod tests;
 use crate::device::simd::{self, simd};
 use crate::device::tile::Mat;
 use crate::error::{Result, ensure};
-use crate::ops::matmul::gemm;
+use crate::ops::matmul::{Onto, gemm};
 use crate::storage::{Compute, Real, with_real};
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor, same_dtype};
@@ -77,7 +77,7 @@ fn for_logits<T: Real>(
         let m = ROWS.min(rows - first);
         let logits = &mut logits[..m * ld];
         let a = Mat::rows(&x.data::<T>()[first * width..], width);
-        gemm(x.cpu(), compute, (m, vocab, width), a, Mat::rows(w.data(), width).t(), (&mut *logits, ld), false);
+        gemm(x.cpu(), compute, (m, vocab, width), a, Mat::rows(w.data(), width).t(), (&mut *logits, ld), Onto::Nothing);
         visit(first, logits);
     }
 }
@@ -116,8 +116,8 @@ pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &[u32], divi
             if let Some((dx, dw)) = &mut gradients {
                 let (xs, ws) = (&x.value.data::<T>()[first * width..], w.value.data::<T>());
                 let dx = &mut dx[first * width..][..m * width];
-                gemm(device, compute, (m, width, vocab), Mat::rows(logits, ld), Mat::rows(ws, width), (dx, width), false);
-                gemm(device, compute, (vocab, width, m), Mat::rows(logits, ld).t(), Mat::rows(xs, width), (dw, width), true);
+                gemm(device, compute, (m, width, vocab), Mat::rows(logits, ld), Mat::rows(ws, width), (dx, width), Onto::Nothing);
+                gemm(device, compute, (vocab, width, m), Mat::rows(logits, ld).t(), Mat::rows(xs, width), (dw, width), Onto::Itself);
             }
         });
         let loss = Tensor::full(x.value.device(), &[], x.value.dtype(), total / divisor);

@@ -29,6 +29,16 @@ const SMALLEST: (usize, usize) = (32, 64);
 /// Multiply-adds below which one task does it all.
 const ALONE: usize = 1 << 15;
 
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(crate) enum Onto<'a, T> {
+    Nothing,
+    /// What C holds.
+    Itself,
+    /// `[m, n]`, added to the finished sums while they are in cache.
+    Rows(&'a [T]),
+}
+
 /// A task's block of C and its part of the inner axis.
 #[derive(Debug, PartialEq)]
 struct Cut {
@@ -79,15 +89,15 @@ pub(super) trait Operands<T: Real>: Sync {
     unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>);
 }
 
-/// `c = a b` or `c += a b`, the rows of c `ldc` apart.
+/// `c = a b` added to `onto`, the rows of c `ldc` apart.
 pub(super) fn multiply<T: Real, O: Operands<T>>(
     device: &CpuDevice,
     (m, n): (usize, usize),
     x: &O,
     (c, ldc): (&mut [T], usize),
-    add: bool,
+    onto: Onto<T>,
 ) {
-    let k = x.words();
+    let (k, add) = (x.words(), matches!(onto, Onto::Itself));
     assert!(ldc >= n && c.len() >= (m - 1) * ldc + n, "c holds [{m}, {n}]");
     let Cut { rows, cols, depth } = cut(m, n, k);
     let (down, across, parts) = (m.div_ceil(rows), n.div_ceil(cols), k.div_ceil(depth));
@@ -137,6 +147,13 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
                 unsafe { x.run(rows, COLS.min(j0 + cols - j), depth_here, block) };
             }
         }
+        if let (Onto::Rows(from), 1) = (onto, parts) {
+            for i in 0..rows {
+                // SAFETY: `cols` elements from column j0 of a row that this task owns.
+                let c = unsafe { std::slice::from_raw_parts_mut(out.wrapping_add(i * ld + j0), cols) };
+                add_into(&from[(i0 + i) * n + j0..], c);
+            }
+        }
     };
     let tasks = down * across * parts;
     if tasks == 1 {
@@ -150,6 +167,9 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
             for (row, c) in c.chunks_mut(ldc).enumerate() {
                 for part in 0..parts - 1 {
                     add_into(&partial[(part * m + i * rows + row) * n..][..n], c);
+                }
+                if let Onto::Rows(from) = onto {
+                    add_into(&from[(i * rows + row) * n..][..n], c);
                 }
             }
         });
@@ -238,7 +258,7 @@ impl<T: Real> Operands<T> for Full<'_, T> {
     }
 }
 
-/// `c = a b` or `c += a b`: a [m, k] with any strides, b [k, n] or its transpose with contiguous rows, c [m, n] with
+/// `c = a b` added to `onto`: a [m, k] with any strides, b [k, n] or its transpose with contiguous rows, c [m, n] with
 /// contiguous rows `ldc` apart. `compute` says how operands are rounded; without a kernel for it (another processor, f64) the
 /// product runs in full precision.
 pub(crate) fn gemm<T: Real>(
@@ -248,14 +268,18 @@ pub(crate) fn gemm<T: Real>(
     a: Mat<T>,
     b: Mat<T>,
     (c, ldc): (&mut [T], usize),
-    add: bool,
+    onto: Onto<T>,
 ) {
     if m == 0 || n == 0 {
         return;
     }
     if k == 0 {
-        if !add {
-            c.chunks_mut(ldc).take(m).for_each(|row| row[..n].fill(T::ZERO));
+        for (i, row) in c.chunks_mut(ldc).take(m).enumerate() {
+            match onto {
+                Onto::Nothing => row[..n].fill(T::ZERO),
+                Onto::Itself => {}
+                Onto::Rows(from) => row[..n].copy_from_slice(&from[i * n..][..n]),
+            }
         }
         return;
     }
@@ -267,9 +291,9 @@ pub(crate) fn gemm<T: Real>(
         && straight(a)
     {
         let zeros = device.zeros::<T>(m.max(n));
-        return multiply(device, (m, n), &Pairs { words, n, k, a, b, zeros: &zeros }, (c, ldc), add);
+        return multiply(device, (m, n), &Pairs { words, n, k, a, b, zeros: &zeros }, (c, ldc), onto);
     }
-    multiply(device, (m, n), &Full { n, k, a, b }, (c, ldc), add);
+    multiply(device, (m, n), &Full { n, k, a, b }, (c, ldc), onto);
 }
 
 #[cfg(test)]

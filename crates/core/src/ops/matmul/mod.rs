@@ -1,12 +1,12 @@
-//! Matrix products. `linear`: y = x w^T with w [out, in], the layout of checkpoints; dx = dy w, dw = dy^T x. `matmul`: a
-//! batch of products. Kept for backward: the operands.
+//! Matrix products. `linear`: y = x w^T with w [out, in], the layout of checkpoints; dx = dy w, dw = dy^T x.
+//! `linear_add`: the same on top of a residual stream. `matmul`: a batch of products. Kept for backward: the operands.
 
 mod bf16;
 mod cpu;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use cpu::gemm;
+pub(crate) use cpu::{Onto, gemm};
 
 use crate::device::tile::Mat;
 use crate::error::{Result, ensure};
@@ -20,23 +20,48 @@ use crate::tensor::{Tensor, same_dtype};
 /// # Errors
 /// When the widths or the element types differ.
 pub fn linear(tape: &Tape, x: &Var, w: &Var) -> Result<Var> {
-    let [out, inner] = w.value.dims("linear")?;
+    linear_onto(tape, "linear", x, w, None)
+}
+
+/// `residual + linear(x, w)` in one pass over the sum, with the bits of two.
+///
+/// # Errors
+/// As [`linear`], and when the residual has another shape than the product.
+pub fn linear_add(tape: &Tape, x: &Var, w: &Var, residual: &Var) -> Result<Var> {
+    linear_onto(tape, "linear_add", x, w, Some(residual))
+}
+
+fn linear_onto(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option<&Var>) -> Result<Var> {
+    let [out, inner] = w.value.dims(op)?;
     let (rows, width) = x.value.rows();
-    ensure!(width == inner, "linear", "x has shape {:?}, w has shape {:?}", x.value.shape(), w.value.shape());
-    same_dtype("linear", &x.value, &w.value)?;
+    ensure!(width == inner, op, "x has shape {:?}, w has shape {:?}", x.value.shape(), w.value.shape());
+    same_dtype(op, &x.value, &w.value)?;
     let mut shape = x.value.shape().to_vec();
     *shape.last_mut().expect("x has a last axis") = out;
+    if let Some(residual) = residual {
+        let of = residual.value.shape();
+        ensure!(of == shape, op, "the product has shape {shape:?}, the residual {of:?}");
+        same_dtype(op, &x.value, &residual.value)?;
+    }
     let compute = tape.compute();
     let y = with_real!(x.value.dtype(), T => {
-        product::<T>(compute, &shape, (rows, out, inner), Mat::rows(x.value.data(), inner), Mat::rows(w.value.data(), inner).t(), &x.value)
+        let onto = residual.map_or(Onto::Nothing, |r| Onto::Rows(r.value.data::<T>()));
+        let (a, b) = (Mat::rows(x.value.data(), inner), Mat::rows(w.value.data(), inner).t());
+        let mut y = x.value.cpu().alloc::<T>(rows * out);
+        gemm(x.value.cpu(), compute, (rows, out, inner), a, b, (&mut y, out), onto);
+        Tensor::from_buffer(&shape, y)
     });
-    let (x, w) = (x.clone(), w.clone());
-    tape.record("linear", y, move |dy, grads| {
+    let (x, w, residual) = (x.clone(), w.clone(), residual.map(Var::id));
+    tape.record(op, y, move |dy, grads| {
         with_real!(dy.dtype(), T => {
             let (g, xs, ws) = (dy.data::<T>(), x.value.data::<T>(), w.value.data::<T>());
             add_product::<T>(grads, &w, compute, (out, inner, rows), Mat::rows(g, out).t(), Mat::rows(xs, inner))?;
-            add_product::<T>(grads, &x, compute, (rows, inner, out), Mat::rows(g, out), Mat::rows(ws, inner))
-        })
+            add_product::<T>(grads, &x, compute, (rows, inner, out), Mat::rows(g, out), Mat::rows(ws, inner))?;
+        });
+        match residual {
+            Some(id) => grads.add(id, dy),
+            None => Ok(()),
+        }
     })
 }
 
@@ -52,22 +77,8 @@ fn add_product<T: Real>(
 ) -> Result<()> {
     let (mut d, add) = grads.begin::<T>(var);
     let device = var.value.cpu();
-    gemm(device, compute, (m, n, k), a, b, (d.data_mut(), n), add);
+    gemm(device, compute, (m, n, k), a, b, (d.data_mut(), n), if add { Onto::Itself } else { Onto::Nothing });
     grads.add(var.id(), d)
-}
-
-/// A fresh tensor of `shape` holding a [m, k] times b [k, n].
-fn product<T: Real>(
-    compute: Compute,
-    shape: &[usize],
-    (m, n, k): (usize, usize, usize),
-    a: Mat<T>,
-    b: Mat<T>,
-    like: &Tensor,
-) -> Tensor {
-    let mut out = like.cpu().alloc::<T>(m * n);
-    gemm(like.cpu(), compute, (m, n, k), a, b, (&mut out, n), false);
-    Tensor::from_buffer(shape, out)
 }
 
 /// `a [.., m, k]` times `b [.., k, n]`: `[.., m, n]`, with the same leading axes on both sides.
@@ -112,7 +123,7 @@ fn batched<'a, T: Real>(
     let mut out = like.cpu().alloc::<T>(batch * m * n);
     for (i, piece) in out.chunks_mut((m * n).max(1)).enumerate() {
         let (a, b) = operands(i);
-        gemm(like.cpu(), Compute::Full, (m, n, k), a, b, (piece, n), false);
+        gemm(like.cpu(), Compute::Full, (m, n, k), a, b, (piece, n), Onto::Nothing);
     }
     Tensor::from_buffer(shape, out)
 }

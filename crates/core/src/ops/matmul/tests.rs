@@ -54,7 +54,15 @@ fn a_product_added_to_what_is_there_is_the_product_plus_it() {
         let operands = || (Mat::rows(a.data::<f64>(), k), Mat::rows(b.data::<f64>(), 50));
         let run = |mut c: Vec<f64>, add| {
             let (a, b) = operands();
-            gemm(d.as_cpu(), Compute::Full, (30, 50, k), a, b, (&mut c, 50), add);
+            gemm(
+                d.as_cpu(),
+                Compute::Full,
+                (30, 50, k),
+                a,
+                b,
+                (&mut c, 50),
+                if add { Onto::Itself } else { Onto::Nothing },
+            );
             c
         };
         let (fresh, sum) = (run(vec![f64::NAN; 1500], false), run(start.to_vec().unwrap(), true));
@@ -72,7 +80,15 @@ fn rows_apart_hold_the_same_product_and_the_gap_is_not_touched() {
         let run = |ldc: usize, add| {
             let mut c: Vec<f64> = (0..m * ldc).map(|i| if i % ldc < n { (i % ldc) as f64 } else { -1.0 }).collect();
             let (a, b) = (Mat::rows(a.data::<f64>(), k.max(1)), Mat::rows(b.data::<f64>(), n));
-            gemm(d.as_cpu(), Compute::Full, (m, n, k), a, b, (&mut c, ldc), add);
+            gemm(
+                d.as_cpu(),
+                Compute::Full,
+                (m, n, k),
+                a,
+                b,
+                (&mut c, ldc),
+                if add { Onto::Itself } else { Onto::Nothing },
+            );
             c
         };
         for add in [false, true] {
@@ -96,10 +112,33 @@ fn several_products_of_one_input_and_the_input_itself_add_up() {
 }
 
 #[test]
+fn a_residual_is_added_with_the_bits_of_a_sum() {
+    let d = device();
+    // one task; many tasks; an inner axis in parts
+    for (m, n, k) in [(3, 5, 4), (300, 70, 33), (40, 36, 4096)] {
+        for dtype in [DType::F32, DType::F64] {
+            let t = Tape::inference();
+            let leaf = |shape: &[usize], seed| t.leaf(normal(&d, shape, seed).to_dtype(dtype));
+            let (x, w, r) = (leaf(&[m, k], 1), leaf(&[n, k], 2), leaf(&[m, n], 3));
+            let two = crate::ops::add(&t, &r, &linear(&t, &x, &w).unwrap()).unwrap();
+            let one = linear_add(&t, &x, &w, &r).unwrap();
+            assert_eq!(one.value.to_f64(), two.value.to_f64(), "{m} {n} {k}");
+        }
+    }
+    check_grad(&[normal(&d, &[5, 4], 1), normal(&d, &[3, 4], 2), normal(&d, &[5, 3], 3)], |t, v| {
+        linear_add(t, &v[0], &v[1], &v[2])
+    });
+    check_grad(&[normal(&d, &[5, 4], 1), normal(&d, &[4, 4], 2)], |t, v| linear_add(t, &v[0], &v[1], &v[0]));
+}
+
+#[test]
 fn wrong_width_is_told() {
     let (d, t) = (device(), Tape::new());
     let (x, w) = (t.leaf(normal(&d, &[2, 4], 1)), t.leaf(normal(&d, &[3, 5], 2)));
     assert_eq!(linear(&t, &x, &w).unwrap_err().to_string(), "linear: x has shape [2, 4], w has shape [3, 5]");
+    let w = t.leaf(normal(&d, &[3, 4], 2));
+    let told = linear_add(&t, &x, &w, &x).unwrap_err().to_string();
+    assert_eq!(told, "linear_add: the product has shape [2, 3], the residual [2, 4]");
 }
 
 /// The same formula evaluated naively with bf16 operands: round both, multiply in f64.
