@@ -5,8 +5,8 @@
 //! gradient), half a cache line a step.
 //!
 //! Where C has too few blocks for the threads, which is the weight gradient again (few outputs, thousands of tokens), the
-//! inner axis is cut too, each part is a C of its own, and the parts are added in order. Every cut follows from the shape
-//! alone, so the bits do not depend on the number of threads.
+//! inner axis is cut too: the first part is C, every other a C of its own, and they are added in order. Every cut follows
+//! from the shape alone, so the bits do not depend on the number of threads.
 
 use super::bf16::Pairs;
 use crate::device::kernel::{Block, COLS, ROWS};

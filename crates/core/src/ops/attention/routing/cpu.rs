@@ -349,7 +349,7 @@ simd! {
     }
 }
 
-/// One (batch, kv head) a task: dq of its heads `[t, group * d]`, dkbar `[n, d]` and the sum of the own chunks' dbias.
+/// One (batch, kv head) a task: dq of its heads, dkbar `[n, d]` and the sum of the own chunks' dbias.
 pub fn backward<T: Real>(
     device: &CpuDevice,
     dims: Dims,
