@@ -150,7 +150,7 @@ pub(super) fn multiply<T: Real, O: Operands<T>>(
         if let (Onto::Rows(from), 1) = (onto, parts) {
             for i in 0..rows {
                 // SAFETY: `cols` elements from column j0 of a row that this task owns.
-                let c = unsafe { std::slice::from_raw_parts_mut(out.wrapping_add(i * ld + j0), cols) };
+                let c = unsafe { first.piece((i0 + i) * ldc + j0, cols) };
                 add_into(&from[(i0 + i) * n + j0..], c);
             }
         }
