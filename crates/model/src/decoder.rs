@@ -289,8 +289,8 @@ impl Block {
         let x = linear_add(tape, &reshape(tape, &o, &[batch, t, c.heads * c.head_dim])?, &params[p.o], x)?;
         tape.scope(|| format!("model.layers.{layer}.mlp"));
         let m = rmsnorm(tape, &x, &params[p.post_norm], c.norm_eps)?;
-        let gated = swiglu(tape, &linear(tape, &m, &params[p.gate])?, &linear(tape, &m, &params[p.up])?)?;
-        Ok((linear_add(tape, &gated, &params[p.down], &x)?, trace))
+        let weights = [p.gate, p.up, p.down].map(|w| &params[w]);
+        Ok((swiglu(tape, &m, weights, Some(&x))?, trace))
     }
 
     /// The same bits, keeping only `x`: backward runs the block again on a tape of its own (Chen et al. 2016, arXiv

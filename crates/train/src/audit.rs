@@ -116,7 +116,11 @@ fn ops_against_differences(device: &Device) -> CoreResult<Vec<Check>> {
         ("entmax, alpha 2", vec![x(&[3, 19])], Box::new(|t, v| ops::entmax(t, &v[0], 2.0))),
         ("rmsnorm", vec![x(&[3, 19]), x(&[19])], Box::new(|t, v| ops::rmsnorm(t, &v[0], &v[1], 1e-6))),
         ("rope", vec![x(&[1, 7, 2, 6])], Box::new(|t, v| ops::rope(t, &v[0], &rope, 0))),
-        ("swiglu", vec![x(&[3, 19]), x(&[3, 19])], Box::new(|t, v| ops::swiglu(t, &v[0], &v[1]))),
+        (
+            "swiglu",
+            vec![x(&[2, 3, 5]), x(&[37, 5]), x(&[37, 5]), x(&[5, 37]), x(&[2, 3, 5])],
+            Box::new(|t, v| ops::swiglu(t, &v[0], [&v[1], &v[2], &v[3]], Some(&v[4]))),
+        ),
         ("embedding", vec![x(&[6, 3])], Box::new(|t, v| ops::embedding(t, &v[0], &ids, &[2, 2]))),
         (
             "linear_cross_entropy",

@@ -125,8 +125,10 @@ pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool)
     let table = ops::RopeTable::new(t, d, 1e4)?;
     let s = time(&qkv[..1], steps, |t, v| ops::rope(t, &v[0], &table, 0))?;
     add("rope (queries)", s, 6.0 * nf * (h * d) as f64, elements(&[4.0 * nf * (h * d) as f64]));
-    let s = time(&[normal(&[n, f]), normal(&[n, f])], steps, |t, v| ops::swiglu(t, &v[0], &v[1]))?;
-    add("swiglu", s, 40.0 * nf * ff, elements(&[8.0 * nf * ff]));
+    let weights = [normal(&[f, c]), normal(&[f, c]), normal(&[c, f])];
+    let inputs: Vec<Tensor> = std::iter::once(x.clone()).chain(weights).collect();
+    let s = time(&inputs, steps, |t, v| ops::swiglu(t, &v[0], [&v[1], &v[2], &v[3]], None))?;
+    add("swiglu", s, (18.0 * cf + 40.0) * nf * ff, elements(&[4.0 * nf * cf, 4.0 * nf * ff, 9.0 * cf * ff]));
     let s = time(&[x.clone(), x.clone()], steps, |t, v| ops::add(t, &v[0], &v[1]))?;
     add("add", s, nf * cf, elements(&[3.0 * nf * cf]));
     let ids: Arc<[u32]> = (0..n).map(|i| (i * 7919 % v) as u32).collect();

@@ -229,8 +229,7 @@ fn by_us(numbers: &Numbers, device: &Device, dtype: DType, kind: Kind) -> CoreRe
     };
     let x = ops::add(&t, &v[0], &ops::linear(&t, &ops::reshape(&t, &o, &[B, T, C])?, &v[5])?)?;
     let m = ops::rmsnorm(&t, &x, &v[6], EPS)?;
-    let gated = ops::swiglu(&t, &ops::linear(&t, &m, &v[7])?, &ops::linear(&t, &m, &v[8])?)?;
-    let y = ops::add(&t, &x, &ops::linear(&t, &gated, &v[9])?)?;
+    let y = ops::swiglu(&t, &m, [&v[7], &v[8], &v[9]], Some(&x))?;
     let grads = t.backward_from(&y, values[10].clone())?;
     let seconds = start.elapsed().as_secs_f64();
     let gradient = |i: usize| {

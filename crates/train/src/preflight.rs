@@ -19,11 +19,12 @@ const PROCESS: f64 = 18e6;
 pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     let m = &config.model;
     let tokens = (config.data.seq_len * config.data.batch_size) as f64;
-    let (c, f) = (m.width as f64, m.ffn as f64);
+    // gate and up are kept in panels of 32 features
+    let (c, f) = (m.width as f64, m.ffn.next_multiple_of(32) as f64);
     let (h, g, d) = (m.heads as f64, m.kv_heads as f64, m.head_dim as f64);
     // Kept per token and layer: block input and its norm, q k v before rope is freed, q k after, attention output and
-    // lse, residual, its norm, gate, up, gated.
-    let layer = 4.0 * c + 2.0 * h * d + 2.0 * g * d + h + 3.0 * f;
+    // lse, residual, its norm, gate, up.
+    let layer = 4.0 * c + 2.0 * h * d + 2.0 * g * d + h + 2.0 * f;
     let routed = match m.attention {
         Attention::Dense => 0.0,
         // list, weights, bias and head weights at a density of one half

@@ -27,6 +27,10 @@ impl<'a, T> Mat<'a, T> {
     pub fn t(self) -> Self {
         Mat { data: self.data, row: self.col, col: self.row }
     }
+    /// What begins at element (i, p).
+    pub fn from(self, i: usize, p: usize) -> Self {
+        Mat { data: &self.data[i * self.row + p * self.col..], ..self }
+    }
 }
 
 #[inline(always)]

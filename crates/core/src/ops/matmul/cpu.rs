@@ -12,7 +12,7 @@ use super::bf16::Pairs;
 use crate::device::kernel::{Block, COLS, ROWS};
 use crate::device::simd::{self, add_into, simd};
 use crate::device::tile::{self, Mat};
-use crate::device::{CpuDevice, Shared};
+use crate::device::{Buffer, CpuDevice, Shared};
 use crate::storage::{Compute, Real};
 use crate::tensor::ELEMENTWISE;
 
@@ -71,81 +71,141 @@ fn cut(m: usize, n: usize, k: usize) -> Cut {
     Cut { rows, cols, depth: k.div_ceil(parts) }
 }
 
-/// Operands in the words that a register kernel multiplies: elements, or bf16 pairs of neighbours along k.
-pub(super) trait Operands<T: Real>: Sync {
-    /// Length of the inner axis in words.
-    fn words(&self) -> usize;
-    /// Writes words `p0..p0 + depth` of B's columns from `first` as panels [depth, 32], as many as `out` holds, zero past
-    /// the last column.
-    fn panels(&self, first: usize, p0: usize, depth: usize, out: &mut [T]);
-    /// Whether [`Operands::left`] copies.
-    const COPIES: bool;
-    /// Rows `i0..i0 + rows` of A, words `p0..p0 + depth`, in place or copied to `scratch`, which has room for them.
-    fn left<'a>(&'a self, i0: usize, rows: usize, p0: usize, depth: usize, scratch: &'a mut [T]) -> Mat<'a, T>;
-    /// Rows of C in at most 32 columns.
+/// How a register kernel reads operands: in *words* along the inner axis, an element or two neighbours in bf16.
+pub(crate) trait Format<T: Real>: Sync {
+    /// Elements in a word.
+    const WORD: usize;
+    /// Writes the words of B's first `inner` rows as panels [words, 32], as many as `out` holds, zero past column
+    /// `columns`.
+    fn panels(&self, b: Mat<T>, inner: usize, columns: usize, out: &mut [T]);
+    /// A's [rows, inner] in words: in place, or copied to `scratch`, which has room for them where a word is not an element.
+    fn left<'a>(&self, a: Mat<'a, T>, rows: usize, inner: usize, scratch: &'a mut [T]) -> Mat<'a, T>;
+    /// Rows of C in at most 32 columns, over `depth` words.
     ///
     /// # Safety
     /// As [`crate::device::kernel::run_f32`]; `block.b` is a piece of a panel.
     unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>);
 }
 
+/// Where a block of C lies: column j of row i is `row` i + `panel` (j / 32) + j % 32 numbers after `at`.
+#[derive(Clone, Copy)]
+pub(crate) struct Place<T> {
+    at: *mut T,
+    row: usize,
+    panel: usize,
+    add: bool,
+}
+
+/// One pass over a block of C: words of A times panels that begin `stride` apart.
+///
+/// # Safety
+/// `left` must hold [rows, depth], and every element of the block must be inside a live allocation that nobody else uses
+/// meanwhile.
+#[inline(always)]
+unsafe fn sweep<T: Real, F: Format<T>>(
+    format: &F,
+    left: Mat<T>,
+    (panels, stride): (&[T], usize),
+    (rows, cols, depth): (usize, usize, usize),
+    c: Place<T>,
+) {
+    for (panel, j) in (0..cols).step_by(COLS).enumerate() {
+        let right = &panels[panel * stride..][..depth * COLS];
+        let block = Block {
+            a: left.data.as_ptr(),
+            row: left.row,
+            col: left.col,
+            b: right.as_ptr(),
+            ldb: COLS,
+            c: c.at.wrapping_add(panel * c.panel),
+            ldc: c.row,
+            add: c.add,
+            cold: true,
+        };
+        // SAFETY: the caller's contract; the panel was sliced.
+        unsafe { format.run(rows, COLS.min(cols - j), depth, block) };
+    }
+}
+
+/// `c = a b` or `c += a b` on one thread: a [m, k] in words, b in panels `stride` apart, c in rows `row` and panels `panel`
+/// apart.
+pub(crate) fn product<T: Real, F: Format<T>>(
+    format: &F,
+    (m, n, k): (usize, usize, usize),
+    a: Mat<T>,
+    (b, stride): (&[T], usize),
+    (c, row, panel): (&mut [T], usize, usize),
+    add: bool,
+) {
+    if m == 0 || n == 0 || k == 0 {
+        assert!(add || m == 0 || n == 0, "an empty product is added, never stored");
+        return;
+    }
+    let last = n.div_ceil(COLS) - 1;
+    assert!(a.data.len() > (m - 1) * a.row + (k - 1) * a.col, "a holds [{m}, {k}]");
+    assert!(c.len() >= last * panel + (m - 1) * row + n - last * COLS, "c holds [{m}, {n}]");
+    for i in (0..m).step_by(BLOCK) {
+        for p in (0..k).step_by(DEPTH) {
+            let place = Place { at: c[i * row..].as_mut_ptr(), row, panel, add: add || p > 0 };
+            let size = (BLOCK.min(m - i), n, DEPTH.min(k - p));
+            // SAFETY: the asserts bound every element of A and C, which is borrowed mutably.
+            unsafe { sweep(format, a.from(i, p), (&b[p * COLS..], stride), size, place) };
+        }
+    }
+}
+
+/// All of B [k, n] as panels, packed by all threads.
+pub(crate) fn pack<T: Real, F: Format<T>>(device: &CpuDevice, format: &F, b: Mat<T>, k: usize, n: usize) -> Buffer<T> {
+    let panel = k.div_ceil(F::WORD) * COLS;
+    let mut panels = device.alloc::<T>(n.div_ceil(COLS) * panel);
+    device.for_chunks(&mut panels, panel, |i, out| format.panels(b.from(0, i * COLS), k, n - i * COLS, out));
+    panels
+}
+
 /// `c = a b` added to `onto`, the rows of c `ldc` apart.
-pub(super) fn multiply<T: Real, O: Operands<T>>(
+fn multiply<T: Real, F: Format<T>>(
     device: &CpuDevice,
-    (m, n): (usize, usize),
-    x: &O,
+    format: &F,
+    (m, n, k): (usize, usize, usize),
+    (a, b): (Mat<T>, Mat<T>),
     (c, ldc): (&mut [T], usize),
     onto: Onto<T>,
 ) {
-    let (k, add) = (x.words(), matches!(onto, Onto::Itself));
+    let (words, add) = (k.div_ceil(F::WORD), matches!(onto, Onto::Itself));
     assert!(ldc >= n && c.len() >= (m - 1) * ldc + n, "c holds [{m}, {n}]");
-    let Cut { rows, cols, depth } = cut(m, n, k);
-    let (down, across, parts) = (m.div_ceil(rows), n.div_ceil(cols), k.div_ceil(depth));
+    let Cut { rows, cols, depth } = cut(m, n, words);
+    let (down, across, parts) = (m.div_ceil(rows), n.div_ceil(cols), words.div_ceil(depth));
     // Panels for all tasks, unless a task is alone with its part of B or nearly so: then it packs what it needs into its
     // cache, and B is read once instead of read, written and read.
-    let mut shared = device.alloc::<T>(if parts == 1 { n.div_ceil(COLS) * k * COLS } else { 0 });
-    if parts == 1 {
-        device.for_chunks(&mut shared, k * COLS, |panel, out| x.panels(panel * COLS, 0, k, out));
-    }
+    let shared = (parts == 1).then(|| pack(device, format, b, k, n));
     // the first part is C itself
     let mut partial = device.alloc::<T>((parts - 1) * m * n);
     let (first, others) = (Shared::new(c), Shared::new(&mut partial));
     let task = |task: usize| {
         let (part, i0, j0) = (task / (down * across), task / across % down * rows, task % across * cols);
-        let (rows, cols, end) = (rows.min(m - i0), cols.min(n - j0), k.min((part + 1) * depth));
-        let (out, ld) = match part {
-            0 => (first.at(i0 * ldc), ldc),
-            _ => (others.at(((part - 1) * m + i0) * n), n),
+        let (rows, cols, end) = (rows.min(m - i0), cols.min(n - j0), words.min((part + 1) * depth));
+        let (at, row) = match part {
+            0 => (first.at(i0 * ldc + j0), ldc),
+            _ => (others.at(((part - 1) * m + i0) * n + j0), n),
         };
-        let mut scratch = device.alloc::<T>(if O::COPIES { rows * DEPTH.min(depth) } else { 0 });
-        let mut own = device.alloc::<T>(if parts == 1 { 0 } else { cols.next_multiple_of(COLS) * DEPTH });
-        for p0 in (part * depth..end).step_by(DEPTH) {
-            let depth_here = DEPTH.min(end - p0);
-            let left = x.left(i0, rows, p0, depth_here, &mut scratch);
-            if parts > 1 {
-                x.panels(j0, p0, depth_here, &mut own[..cols.next_multiple_of(COLS) * depth_here]);
-            }
-            for j in (j0..j0 + cols).step_by(COLS) {
-                let panel = match parts {
-                    1 => &shared[(j / COLS * k + p0) * COLS..],
-                    _ => &own[(j - j0) * depth_here..],
-                };
-                let panel = &panel[..depth_here * COLS];
-                let block = Block {
-                    a: left.data.as_ptr(),
-                    row: left.row,
-                    col: left.col,
-                    b: panel.as_ptr(),
-                    ldb: COLS,
-                    c: out.wrapping_add(j),
-                    ldc: ld,
-                    add: (add && part == 0) || p0 > part * depth,
-                    cold: true,
-                };
-                // SAFETY: `left` and the panel hold `depth_here` words of every row and column; C, or the parts, hold m
-                // rows each, no two tasks share a block of them, and they are borrowed mutably.
-                unsafe { x.run(rows, COLS.min(j0 + cols - j), depth_here, block) };
-            }
+        let wide = cols.next_multiple_of(COLS);
+        let mut scratch = device.alloc::<T>(if F::WORD > 1 { rows * DEPTH.min(depth) } else { 0 });
+        let mut own = device.alloc::<T>(if parts == 1 { 0 } else { wide * DEPTH });
+        for p in (part * depth..end).step_by(DEPTH) {
+            let here = DEPTH.min(end - p);
+            let (p0, inner) = (p * F::WORD, (here * F::WORD).min(k - p * F::WORD));
+            let left = format.left(a.from(i0, p0), rows, inner, &mut scratch);
+            let panels = match &shared {
+                Some(shared) => (&shared[(j0 / COLS * words + p) * COLS..], words * COLS),
+                None => {
+                    format.panels(b.from(p0, j0), inner, n - j0, &mut own[..wide * here]);
+                    (&own[..], here * COLS)
+                }
+            };
+            let place = Place { at, row, panel: COLS, add: (add && part == 0) || p > part * depth };
+            // SAFETY: `left` and the panels hold `here` words of every row and column; C, or the parts, hold m rows
+            // each, no two tasks share a block of them, and they are borrowed mutably.
+            unsafe { sweep(format, left, panels, (rows, cols, here), place) };
         }
         if let (Onto::Rows(from), 1) = (onto, parts) {
             for i in 0..rows {
@@ -216,29 +276,17 @@ simd! {
 }
 
 /// Operands as they are.
-struct Full<'a, T> {
-    n: usize,
-    k: usize,
-    a: Mat<'a, T>,
-    b: Mat<'a, T>,
-}
+pub(crate) struct Full;
 
-impl<T: Real> Operands<T> for Full<'_, T> {
-    const COPIES: bool = false;
+impl<T: Real> Format<T> for Full {
+    const WORD: usize = 1;
 
-    fn words(&self) -> usize {
-        self.k
+    fn panels(&self, b: Mat<T>, inner: usize, columns: usize, out: &mut [T]) {
+        pack_panels(b, inner, columns, out);
     }
 
-    fn panels(&self, first: usize, p0: usize, depth: usize, out: &mut [T]) {
-        let Mat { data, row, col } = self.b;
-        let b = Mat { data: &data[p0 * row + first * col..], row, col };
-        pack_panels(b, depth, self.n - first, out);
-    }
-
-    fn left<'a>(&'a self, i0: usize, _: usize, p0: usize, _: usize, _: &'a mut [T]) -> Mat<'a, T> {
-        let Mat { data, row, col } = self.a;
-        Mat { data: &data[i0 * row + p0 * col..], row, col }
+    fn left<'a>(&self, a: Mat<'a, T>, _: usize, _: usize, _: &'a mut [T]) -> Mat<'a, T> {
+        a
     }
 
     unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>) {
@@ -291,9 +339,9 @@ pub(crate) fn gemm<T: Real>(
         && straight(a)
     {
         let zeros = device.zeros::<T>(m.max(n));
-        return multiply(device, (m, n), &Pairs { words, n, k, a, b, zeros: &zeros }, (c, ldc), onto);
+        return multiply(device, &Pairs { words, zeros: &zeros }, (m, n, k), (a, b), (c, ldc), onto);
     }
-    multiply(device, (m, n), &Full { n, k, a, b }, (c, ldc), onto);
+    multiply(device, &Full, (m, n, k), (a, b), (c, ldc), onto);
 }
 
 #[cfg(test)]

@@ -6,7 +6,8 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use cpu::{Onto, gemm};
+pub(crate) use bf16::Pairs;
+pub(crate) use cpu::{Format, Full, Onto, gemm, pack, product};
 
 use crate::device::tile::Mat;
 use crate::error::{Result, ensure};

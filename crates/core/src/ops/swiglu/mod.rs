@@ -1,61 +1,84 @@
-//! y = silu(gate) * up, silu(x) = x / (1 + e^-x) (Shazeer 2020, arXiv 2002.05202). Kept for backward: gate and up.
-//! dup = dy silu(gate), dgate = dy up s (1 + gate (1 - s)) with s = sigmoid(gate).
+//! The gated feed-forward layer: y = (silu(x G^T) * (x U^T)) D^T, silu(x) = x / (1 + e^-x) (Shazeer 2020, arXiv
+//! 2002.05202, equation 6), G and U [f, c], D [c, f]. Kept for backward: x, the weights, gate = x G^T and up = x U^T.
+//!
+//! With h = silu(gate) * up and s = sigmoid(gate): dh = dy D, dup = dh silu(gate), dgate = dh up s (1 + gate (1 - s)),
+//! dx = dgate G + dup U, dD = dy^T h, dG = dgate^T x, dU = dup^T x.
+//!
+//! One room instead of three products and their activation, because h, dh, dgate and dup then never leave the cache.
 
+mod cpu;
 #[cfg(test)]
 mod tests;
 
-use crate::device::simd::simd;
 use crate::error::{Result, ensure};
+use crate::ops::matmul::{Full, Pairs};
 use crate::storage::with_real;
 use crate::tape::{Tape, Var};
-use crate::tensor::{ELEMENTWISE, Tensor, same_dtype};
+use crate::tensor::{Tensor, same_dtype};
 
-simd! {
-    fn forward<T>(gate: &[T], up: &[T], y: &mut [T]) {
-        for ((y, &g), &u) in y.iter_mut().zip(gate).zip(up) {
-            *y = g / (T::ONE + (-g).exp()) * u;
+/// Runs `$f(format, ..)` with operands as the precision asks for; `$longest` is the longest row of an operand.
+macro_rules! with_format {
+    ($compute:expr, $T:ty, $device:expr, $longest:expr, $f:path, $($arg:expr),*) => {
+        match $compute.words::<$T>() {
+            Some(words) => $f(&Pairs { words, zeros: &$device.zeros::<$T>($longest) }, $($arg),*),
+            None => $f(&Full, $($arg),*),
         }
-    }
+    };
 }
 
-simd! {
-    fn backward<T>(dy: &[T], gate: &[T], up: &[T], dgate: &mut [T], dup: &mut [T]) {
-        for (((dg, du), &d), (&g, &u)) in dgate.iter_mut().zip(dup).zip(dy).zip(gate.iter().zip(up)) {
-            let s = T::ONE / (T::ONE + (-g).exp());
-            *du = d * g * s;
-            *dg = d * u * s * (T::ONE + g * (T::ONE - s));
-        }
-    }
-}
-
-/// `silu(gate) * up`, element by element.
+/// The layer on `x [.., c]` with the weights gate `[f, c]`, up `[f, c]` and down `[c, f]`, added to `residual [.., c]` where
+/// there is one: `[.., c]`, in the tape's [`crate::Compute`], backward included.
 ///
 /// # Errors
-/// When the shapes or element types differ.
-pub fn swiglu(tape: &Tape, gate: &Var, up: &Var) -> Result<Var> {
-    let (sg, su) = (gate.value.shape(), up.value.shape());
-    ensure!(sg == su, "swiglu", "gate is {sg:?}, up is {su:?}");
-    let range = |i: usize, n: usize| i * ELEMENTWISE..i * ELEMENTWISE + n;
-    let y = with_real!(same_dtype("swiglu", &gate.value, &up.value)?, T => {
-        let (g, u) = (gate.value.data::<T>(), up.value.data::<T>());
-        let mut y = gate.value.cpu().alloc::<T>(g.len());
-        gate.value.cpu().for_chunks(&mut y, ELEMENTWISE, |i, y| {
-            forward(&g[range(i, y.len())], &u[range(i, y.len())], y);
-        });
-        Tensor::from_buffer(sg, y)
+/// When widths, shapes or element types differ, or when x or a weight is empty.
+pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Option<&Var>) -> Result<Var> {
+    let op = "swiglu";
+    let (rows, c) = x.value.rows();
+    let [f, _] = gate.value.dims(op)?;
+    for (name, w, shape) in [("gate", gate, [f, c]), ("up", up, [f, c]), ("down", down, [c, f])] {
+        let of = w.value.shape();
+        ensure!(of == shape, op, "x has shape {:?}: {name} must be {shape:?}, not {of:?}", x.value.shape());
+        same_dtype(op, &x.value, &w.value)?;
+    }
+    if let Some(residual) = residual {
+        let (of, like) = (residual.value.shape(), x.value.shape());
+        ensure!(of == like, op, "x has shape {like:?}, the residual {of:?}");
+        same_dtype(op, &x.value, &residual.value)?;
+    }
+    ensure!(
+        rows * c * f > 0,
+        op,
+        "nothing to multiply: x has shape {:?}, gate {:?}",
+        x.value.shape(),
+        gate.value.shape()
+    );
+    let (size, compute, longest) = ((rows, c, f), tape.compute(), c.max(f).max(cpu::LONGEST));
+    let (y, kept_gate, kept_up) = with_real!(x.value.dtype(), T => {
+        let device = x.value.cpu();
+        let weights = [gate.value.data::<T>(), up.value.data(), down.value.data()];
+        let onto = residual.map(|r| r.value.data::<T>());
+        let (y, gates, ups) =
+            with_format!(compute, T, device, longest, cpu::forward, device, size, x.value.data(), weights, onto);
+        let kept = |b| Tensor::from_buffer(&[cpu::kept(rows, f)], b);
+        (Tensor::from_buffer(x.value.shape(), y), kept(gates), kept(ups))
     });
-    let (gate, up) = (gate.clone(), up.clone());
-    tape.record("swiglu", y, move |dy, grads| {
-        let (dgate, dup) = with_real!(dy.dtype(), T => {
-            let (d, g, u) = (dy.data::<T>(), gate.value.data::<T>(), up.value.data::<T>());
-            let (mut dgate, mut dup) = (dy.cpu().alloc::<T>(d.len()), dy.cpu().alloc::<T>(d.len()));
-            dy.cpu().for_chunks2((&mut dgate, ELEMENTWISE), (&mut dup, ELEMENTWISE), |i, dg, du| {
-                let r = range(i, dg.len());
-                backward(&d[r.clone()], &g[r.clone()], &u[r], dg, du);
-            });
-            (Tensor::from_buffer(dy.shape(), dgate), Tensor::from_buffer(dy.shape(), dup))
+    let (inputs, residual) = ([x, gate, up, down].map(Var::clone), residual.map(Var::id));
+    tape.record(op, y, move |dy, grads| {
+        let [x, gate, up, down] = &inputs;
+        with_real!(dy.dtype(), T => {
+            let device = dy.cpu();
+            let weights = [gate.value.data::<T>(), up.value.data(), down.value.data()];
+            let kept = [kept_gate.data(), kept_up.data()];
+            let d = with_format!(
+                compute, T, device, longest, cpu::backward, device, size, dy.data(), x.value.data(), weights, kept
+            );
+            for (var, d) in [x, gate, up, down].into_iter().zip(d) {
+                grads.add(var.id(), Tensor::from_buffer(var.value.shape(), d))?;
+            }
         });
-        grads.add(gate.id(), dgate)?;
-        grads.add(up.id(), dup)
+        match residual {
+            Some(id) => grads.add(id, dy),
+            None => Ok(()),
+        }
     })
 }
