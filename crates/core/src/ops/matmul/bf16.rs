@@ -28,6 +28,10 @@ impl<T: Real> Format<T> for Pairs<'_, T> {
         }
     }
 
+    fn scratch(&self, _: Mat<T>, rows: usize, inner: usize) -> usize {
+        rows * inner.div_ceil(2)
+    }
+
     fn left<'a>(&self, a: Mat<'a, T>, rows: usize, inner: usize, scratch: &'a mut [T]) -> Mat<'a, T> {
         let depth = inner.div_ceil(2);
         if a.col == 1 {

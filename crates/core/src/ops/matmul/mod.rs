@@ -7,7 +7,7 @@ mod cpu;
 mod tests;
 
 pub(crate) use bf16::Pairs;
-pub(crate) use cpu::{Format, Full, Onto, gemm, pack, product};
+pub(crate) use cpu::{Format, Full, Onto, apart, gemm, pack, product};
 
 use crate::device::tile::Mat;
 use crate::error::{Result, ensure};

@@ -5,7 +5,7 @@ use crate::device::kernel::COLS;
 use crate::device::simd::{add_into, simd};
 use crate::device::tile::Mat;
 use crate::device::{Buffer, CpuDevice};
-use crate::ops::matmul::{Format, pack, product};
+use crate::ops::matmul::{Format, apart, pack, product};
 use crate::storage::Real;
 use crate::tensor::ELEMENTWISE;
 
@@ -16,6 +16,8 @@ const BLOCK: usize = 128;
 const BLOCKS: usize = 2;
 /// Features at a time.
 const WIDE: usize = 192;
+/// Distance of rows of dgate and dup: 13 lines, so that a column of theirs reaches every set of the first cache.
+const LINE: usize = apart(WIDE);
 /// Tasks to cut the work into at least.
 const TASKS: usize = 16;
 /// Longest row of an operand that is neither x's nor a weight's.
@@ -138,10 +140,11 @@ pub fn forward<T: Real, F: Format<T>>(
     }
     device.for_each(tasks, |(i0, j0, gates, ups, y)| {
         let (m, end) = (y.len() / c, f.min(j0 + cols));
-        let mut x_words = device.alloc::<T>(if F::WORD > 1 { m * cw } else { 0 });
-        let mut h_words = device.alloc::<T>(if F::WORD > 1 { m * WIDE } else { 0 });
         let mut h = device.alloc::<T>(m * WIDE);
-        let left = format.left(Mat::rows(&x[i0 * c..], c), m, c, &mut x_words);
+        let x = Mat::rows(&x[i0 * c..], c);
+        let mut x_words = device.alloc::<T>(format.scratch(x, m, c));
+        let mut h_words = device.alloc::<T>(format.scratch(Mat::rows(&h, WIDE), m, WIDE));
+        let left = format.left(x, m, c, &mut x_words);
         let panel = m * COLS;
         for j in (j0..end).step_by(WIDE) {
             let n = WIDE.min(end - j);
@@ -206,11 +209,12 @@ pub fn backward<T: Real, F: Format<T>>(
     }
     device.for_each(tasks, |(first, j0, ((dgate, dup), ddown), dx)| {
         let (end, mine) = (f.min(j0 + cols), f.min(j0 + cols) - j0);
-        let words = |n: usize| alloc(if F::WORD > 1 { n } else { 0 });
-        let scratch = || alloc(LONGEST * WIDE);
-        let (mut dh, mut dg, mut du) = (scratch(), scratch(), scratch());
-        let (mut dy_words, mut dyt_words) = (words(LONGEST * cw), words(LONGEST * c));
-        let (mut d_words, mut h_words) = (words(LONGEST * WIDE), words(LONGEST * WIDE));
+        let (mut dh, mut dg, mut du) = (alloc(LONGEST * WIDE), alloc(LONGEST * LINE), alloc(LONGEST * LINE));
+        let words = |a: Mat<T>, rows: usize, inner: usize| alloc(format.scratch(a, rows, inner));
+        let (dys, d) = (Mat::rows(dy, c), Mat::rows(&dg, LINE));
+        let (mut dy_words, mut dyt_words) = (words(dys, LONGEST, c), words(dys.t(), c, LONGEST));
+        let (mut d_words, mut dt_words) = (words(d, LONGEST, WIDE), words(d.t(), WIDE, LONGEST));
+        let mut h_words = alloc(if F::WORD > 1 { LONGEST.div_ceil(F::WORD) * WIDE } else { 0 });
         for (block, dx) in dx.chunks_mut(LONGEST * c).enumerate() {
             let (i0, m, add) = (first + block * LONGEST, dx.len() / c, block > 0);
             let (mw, panel) = (m.div_ceil(F::WORD), m * COLS);
@@ -228,8 +232,8 @@ pub fn backward<T: Real, F: Format<T>>(
                     for dh in dh.chunks_mut(BLOCK * COLS) {
                         // the block of rows is kept as panels of all features
                         let from = (i0 + i) * padded + (j / COLS + p) * dh.len();
-                        let (dg, du) = (&mut dg[i * WIDE + p * COLS..], &mut du[i * WIDE + p * COLS..]);
-                        differentiate(&gates[from..][..dh.len()], &ups[from..][..dh.len()], dh, dg, du, WIDE);
+                        let (dg, du) = (&mut dg[i * LINE + p * COLS..], &mut du[i * LINE + p * COLS..]);
+                        differentiate(&gates[from..][..dh.len()], &ups[from..][..dh.len()], dh, dg, du, LINE);
                         i += dh.len() / COLS;
                     }
                 }
@@ -245,8 +249,8 @@ pub fn backward<T: Real, F: Format<T>>(
                 };
                 product(format, (c, n, mw), left_t, h, (&mut ddown[at..], mine, COLS), add);
                 for (d, dw, w, more) in [(&dg, &mut *dgate, &gate_, false), (&du, &mut *dup, &up_, true)] {
-                    let d = Mat::rows(d, WIDE);
-                    let d_t = format.left(d.t(), n, m, &mut d_words);
+                    let d = Mat::rows(d, LINE);
+                    let d_t = format.left(d.t(), n, m, &mut dt_words);
                     product(format, (n, c, mw), d_t, right, (&mut dw[at * c..], c, COLS), add);
                     let d = format.left(d, m, n, &mut d_words);
                     product(format, (m, c, nw), d, w.from(j / F::WORD, 0), (dx, c, COLS), more || at > 0);
