@@ -24,9 +24,14 @@ pub fn none<T>() -> Option<Words<T>> {
     None
 }
 
-/// Of bf16, where the processor multiplies them.
+/// Of bf16, where the processor multiplies them; in this crate's tests everywhere, so that what packs for the kernels and
+/// calls them is tested on every machine.
 #[cfg(target_arch = "x86_64")]
 pub fn bf16() -> Option<Words<f32>> {
+    #[cfg(test)]
+    if !super::kernel::has_bf16(super::simd::level()) {
+        return Some(portable::WORDS);
+    }
     super::kernel::has_bf16(super::simd::level()).then_some(Words {
         // SAFETY: this table is handed out only where the processor has been asked.
         along: |x, out| unsafe { x86::along(x, out) },
@@ -154,6 +159,48 @@ mod x86 {
         }
         for j in 16 * whole..first.len() {
             out[j] = f32::from_bits(pair(first[j], second[j]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod portable {
+    use super::*;
+    use crate::device::kernel::pair;
+
+    pub const WORDS: Words<f32> = Words { along, across, multiply };
+
+    fn along(x: &[f32], out: &mut [f32]) {
+        for (o, p) in out.iter_mut().zip(x.chunks(2)) {
+            *o = f32::from_bits(pair(p[0], p.get(1).copied().unwrap_or(0.0)));
+        }
+    }
+
+    fn across(first: &[f32], second: &[f32], out: &mut [f32]) {
+        for ((o, &first), &second) in out.iter_mut().zip(first).zip(second) {
+            *o = f32::from_bits(pair(first, second));
+        }
+    }
+
+    /// Low and high half of a word.
+    fn halves(word: f32) -> (f32, f32) {
+        (f32::from_bits(word.to_bits() << 16), f32::from_bits(word.to_bits() & 0xffff_0000))
+    }
+
+    unsafe fn multiply(m: usize, n: usize, k: usize, x: Block<f32>) {
+        for (i, j) in (0..m * n).map(|e| (e / n, e % n)) {
+            // SAFETY: the contract of `Words::multiply`.
+            unsafe {
+                let c = x.c.add(i * x.ldc + j);
+                let mut sum = if x.add { *c } else { 0.0 };
+                for p in 0..k {
+                    let a = halves(*x.a.add(i * x.row + p * x.col));
+                    let b = halves(*x.b.add(p * COLS + j));
+                    sum = a.1.mul_add(b.1, sum);
+                    sum = a.0.mul_add(b.0, sum);
+                }
+                *c = sum;
+            }
         }
     }
 }
