@@ -143,11 +143,11 @@ pub trait Real:
     fn buffer_mut(storage: &mut Storage) -> Option<&mut Buffer<Self>>;
     /// Whether [`Real::kernel`] has anything for this instruction set.
     fn has_kernel(level: Level) -> bool;
-    /// The hand-written register kernels on m rows by n columns of a matrix product. Returns whether there are any.
+    /// The hand-written register kernels on m rows by n columns of a matrix product, where [`Real::has_kernel`].
     ///
     /// # Safety
     /// As [`crate::device::kernel::run_f32`].
-    unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, block: Block<Self>) -> bool;
+    unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, block: Block<Self>);
     /// Transposes a square in registers. Returns whether this instruction set has it.
     ///
     /// # Safety
@@ -228,7 +228,7 @@ macro_rules! real {
                 level != Level::Baseline && $has_kernel
             }
             #[inline(always)]
-            unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, block: Block<Self>) -> bool {
+            unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, block: Block<Self>) {
                 // SAFETY: the caller's contract is the callee's.
                 unsafe { $kernel(level, m, n, k, block) }
             }
@@ -246,8 +246,8 @@ macro_rules! real {
 
 /// There is none.
 #[inline(always)]
-unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) -> bool {
-    false
+unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) {
+    unreachable!("this type has no kernel")
 }
 
 /// There is none.

@@ -29,16 +29,17 @@ pub fn none<T>() -> Option<Words<T>> {
 #[cfg(target_arch = "x86_64")]
 pub fn bf16() -> Option<Words<f32>> {
     #[cfg(test)]
-    if !super::kernel::has_bf16(super::simd::level()) {
-        return Some(portable::WORDS);
-    }
-    super::kernel::has_bf16(super::simd::level()).then_some(Words {
+    let elsewhere = Some(portable::WORDS);
+    #[cfg(not(test))]
+    let elsewhere = None;
+    let here = super::kernel::has_bf16(super::simd::level()).then_some(Words {
         // SAFETY: this table is handed out only where the processor has been asked.
         along: |x, out| unsafe { x86::along(x, out) },
         // SAFETY: as above.
         across: |first, second, out| unsafe { x86::across(first, second, out) },
         multiply: super::kernel::run_bf16,
-    })
+    });
+    here.or(elsewhere)
 }
 
 /// Rows of `src`, `stride` apart and `n` wide, as the right side of a product over them: panels of 32 columns `ld` apart,

@@ -21,7 +21,7 @@ const DEPTH: usize = 256;
 
 /// Words of the inner axis in one pass over C. A panel piece of 256 x 32 f32 is 32 KiB, the L1 cache, and re-reading C costs
 /// 3 %. The kernel of AVX2 takes 16 of the 32 columns at a time, every other line: 256 of them fill the sets of the L1 cache
-/// that they reach, and a transposed A finds no room (75 instead of 87 % of the peak). The sums are the same.
+/// that they reach, and a transposed A finds no room (75 instead of 83 % of the peak). The sums are the same.
 fn pass<T>(a: Mat<T>) -> usize {
     if simd::level() == Level::Avx2 && a.col != 1 { DEPTH / 2 } else { DEPTH }
 }
@@ -150,6 +150,7 @@ pub(crate) fn product<T: Real, F: Format<T>>(
         return;
     }
     let last = n.div_ceil(COLS) - 1;
+    assert!(last == 0 || panel >= COLS, "panels of 32 columns, {panel} apart");
     assert!(a.data.len() > (m - 1) * a.row + (k - 1) * a.col, "a holds [{m}, {k}]");
     assert!(c.len() >= last * panel + (m - 1) * row + n - last * COLS, "c holds [{m}, {n}]");
     for i in (0..m).step_by(BLOCK) {
@@ -286,11 +287,17 @@ simd! {
 
 /// Whether the lines of A that the kernel of AVX2 works on share so few sets of the L1 cache (64 sets of 8 lines) that they
 /// push each other and B out: one line of 6 rows that are a multiple of 2 KiB apart, or of a transposed A one line of every
-/// step of a pass, a multiple of 256 bytes apart. A copy costs 1 to 3 % of the product, reading in place up to 40 %.
+/// step of a pass, a multiple of 256 bytes apart. Then A is copied to rows [`apart`]: with shorter passes that made dy^T x at
+/// 4096 x 4096 x 256 a third faster.
 fn crowded<T: Real>(a: Mat<T>) -> bool {
-    T::has_kernel(simd::level())
-        && simd::level() == Level::Avx2
-        && if a.col == 1 { a.row.is_multiple_of(512) } else { a.row == 1 && a.col.is_multiple_of(64) }
+    let level = simd::level();
+    let far = if a.col == 1 { a.row.is_multiple_of(512) } else { a.row == 1 && a.col.is_multiple_of(64) };
+    level == Level::Avx2 && T::has_kernel(level) && far
+}
+
+/// Rows, and their length, of the copy of a crowded A: its own rows, or those of its transpose.
+fn copied<T: Real>(a: Mat<T>, rows: usize, inner: usize) -> Option<(usize, usize)> {
+    crowded(a).then_some(if a.col == 1 { (rows, inner) } else { (inner, rows) })
 }
 
 /// Distance of rows of `len` numbers of f32 that reaches every set of the L1 cache: an odd number of lines.
@@ -309,37 +316,26 @@ impl<T: Real> Format<T> for Full {
     }
 
     fn scratch(&self, a: Mat<T>, rows: usize, inner: usize) -> usize {
-        if !crowded(a) {
-            0
-        } else if a.col == 1 {
-            rows * apart(inner)
-        } else {
-            inner * apart(rows)
-        }
+        copied(a, rows, inner).map_or(0, |(lines, len)| lines * apart(len))
     }
 
     fn left<'a>(&self, a: Mat<'a, T>, rows: usize, inner: usize, scratch: &'a mut [T]) -> Mat<'a, T> {
-        if !crowded(a) {
-            return a;
+        let Some((lines, len)) = copied(a, rows, inner) else { return a };
+        let from = if a.col == 1 { a.row } else { a.col };
+        for (i, out) in scratch.chunks_mut(apart(len)).enumerate().take(lines) {
+            out[..len].copy_from_slice(&a.data[i * from..][..len]);
         }
-        let copy = |scratch: &mut [T], lines: usize, len: usize, from: usize| {
-            for (i, out) in scratch.chunks_mut(apart(len)).enumerate().take(lines) {
-                out[..len].copy_from_slice(&a.data[i * from..][..len]);
-            }
-        };
-        if a.col == 1 {
-            copy(scratch, rows, inner, a.row);
-            Mat { data: scratch, row: apart(inner), col: 1 }
-        } else {
-            copy(scratch, inner, rows, a.col);
-            Mat { data: scratch, row: 1, col: apart(rows) }
-        }
+        let copy = Mat::rows(scratch, apart(len));
+        if a.col == 1 { copy } else { copy.t() }
     }
 
     unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>) {
-        // SAFETY: the caller's contract.
-        let done = unsafe { T::kernel(simd::level(), rows, cols, depth, block) };
-        for i in 0..if done { 0 } else { rows } {
+        let level = simd::level();
+        if T::has_kernel(level) {
+            // SAFETY: the caller's contract; the level is this processor's.
+            return unsafe { T::kernel(level, rows, cols, depth, block) };
+        }
+        for i in 0..rows {
             // SAFETY: the block's formula reads this far and no further, and writes `cols` elements of each row of C.
             unsafe {
                 let block = block.at(i, 0);
