@@ -12,6 +12,12 @@ pub const ROWS: usize = 8;
 /// Columns of a register block.
 pub const COLS: usize = 32;
 
+/// Columns of a register block on an instruction set that has a kernel: the width of a panel whose rows follow each other in
+/// B. On AVX2, panels of 32 of which the kernel takes 16 fill only every other set of the L1 cache.
+pub fn width(level: Level) -> usize {
+    if level == Level::Avx2 { 16 } else { COLS }
+}
+
 /// Operands of one register block: `c[i * ldc + j] (+)= sum_p a[i * row + p * col] * b[p * ldb + j]`.
 #[derive(Clone, Copy)]
 pub struct Block<T> {

@@ -18,6 +18,10 @@ pub(crate) struct Pairs<'a, T> {
 impl<T: Real> Format<T> for Pairs<'_, T> {
     const WORD: usize = 2;
 
+    fn width(&self) -> usize {
+        COLS
+    }
+
     fn panels(&self, b: Mat<T>, inner: usize, columns: usize, out: &mut [T]) {
         let depth = inner.div_ceil(2);
         let (columns, ld) = ((out.len() / depth).min(columns), depth * COLS);

@@ -9,7 +9,7 @@
 //! from the shape alone, so the bits do not depend on the number of threads.
 
 use super::bf16::Pairs;
-use crate::device::kernel::{Block, COLS, ROWS};
+use crate::device::kernel::{self, Block, COLS, ROWS};
 use crate::device::simd::{self, Level, add_into, simd};
 use crate::device::tile::{self, Mat};
 use crate::device::{Buffer, CpuDevice, Shared};
@@ -81,21 +81,23 @@ fn cut(m: usize, n: usize, k: usize) -> Cut {
 pub(crate) trait Format<T: Real>: Sync {
     /// Elements in a word.
     const WORD: usize;
-    /// Writes the words of B's first `inner` rows as panels [words, 32], as many as `out` holds, zero past column
+    /// Columns of a panel of B, which divide [`COLS`].
+    fn width(&self) -> usize;
+    /// Writes the words of B's first `inner` rows as panels [words, width], as many as `out` holds, zero past column
     /// `columns`.
     fn panels(&self, b: Mat<T>, inner: usize, columns: usize, out: &mut [T]);
     /// Numbers that [`Format::left`] writes to its scratch memory: 0 if it reads A in place.
     fn scratch(&self, a: Mat<T>, rows: usize, inner: usize) -> usize;
     /// A's [rows, inner] in words: in place, or copied to `scratch`.
     fn left<'a>(&self, a: Mat<'a, T>, rows: usize, inner: usize, scratch: &'a mut [T]) -> Mat<'a, T>;
-    /// Rows of C in at most 32 columns, over `depth` words.
+    /// Rows of C in at most [`Format::width`] columns, over `depth` words.
     ///
     /// # Safety
     /// As [`crate::device::kernel::run_f32`]; `block.b` is a piece of a panel.
     unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>);
 }
 
-/// Where a block of C lies: column j of row i is `row` i + `panel` (j / 32) + j % 32 numbers after `at`.
+/// Where a block of C lies: column j of row i is `row` i + `panel` (j / width) + j % width numbers after `at`.
 #[derive(Clone, Copy)]
 pub(crate) struct Place<T> {
     at: *mut T,
@@ -117,21 +119,22 @@ unsafe fn sweep<T: Real, F: Format<T>>(
     (rows, cols, depth): (usize, usize, usize),
     c: Place<T>,
 ) {
-    for (panel, j) in (0..cols).step_by(COLS).enumerate() {
-        let right = &panels[panel * stride..][..depth * COLS];
+    let width = format.width();
+    for (panel, j) in (0..cols).step_by(width).enumerate() {
+        let right = &panels[panel * stride..][..depth * width];
         let block = Block {
             a: left.data.as_ptr(),
             row: left.row,
             col: left.col,
             b: right.as_ptr(),
-            ldb: COLS,
+            ldb: width,
             c: c.at.wrapping_add(panel * c.panel),
             ldc: c.row,
             add: c.add,
             cold: true,
         };
         // SAFETY: the caller's contract; the panel was sliced.
-        unsafe { format.run(rows, COLS.min(cols - j), depth, block) };
+        unsafe { format.run(rows, width.min(cols - j), depth, block) };
     }
 }
 
@@ -149,25 +152,27 @@ pub(crate) fn product<T: Real, F: Format<T>>(
         assert!(add || m == 0 || n == 0, "an empty product is added, never stored");
         return;
     }
-    let last = n.div_ceil(COLS) - 1;
-    assert!(last == 0 || panel >= COLS, "panels of 32 columns, {panel} apart");
+    let width = format.width();
+    let last = n.div_ceil(width) - 1;
+    assert!(last == 0 || panel >= width, "panels of {width} columns, {panel} apart");
     assert!(a.data.len() > (m - 1) * a.row + (k - 1) * a.col, "a holds [{m}, {k}]");
-    assert!(c.len() >= last * panel + (m - 1) * row + n - last * COLS, "c holds [{m}, {n}]");
+    assert!(c.len() >= last * panel + (m - 1) * row + n - last * width, "c holds [{m}, {n}]");
     for i in (0..m).step_by(BLOCK) {
         for p in (0..k).step_by(pass(a)) {
             let place = Place { at: c[i * row..].as_mut_ptr(), row, panel, add: add || p > 0 };
             let size = (BLOCK.min(m - i), n, pass(a).min(k - p));
             // SAFETY: the asserts bound every element of A and C, which is borrowed mutably.
-            unsafe { sweep(format, a.from(i, p), (&b[p * COLS..], stride), size, place) };
+            unsafe { sweep(format, a.from(i, p), (&b[p * width..], stride), size, place) };
         }
     }
 }
 
 /// All of B [k, n] as panels, packed by all threads.
 pub(crate) fn pack<T: Real, F: Format<T>>(device: &CpuDevice, format: &F, b: Mat<T>, k: usize, n: usize) -> Buffer<T> {
-    let panel = k.div_ceil(F::WORD) * COLS;
-    let mut panels = device.alloc::<T>(n.div_ceil(COLS) * panel);
-    device.for_chunks(&mut panels, panel, |i, out| format.panels(b.from(0, i * COLS), k, n - i * COLS, out));
+    let width = format.width();
+    let panel = k.div_ceil(F::WORD) * width;
+    let mut panels = device.alloc::<T>(n.div_ceil(width) * panel);
+    device.for_chunks(&mut panels, panel, |i, out| format.panels(b.from(0, i * width), k, n - i * width, out));
     panels
 }
 
@@ -180,7 +185,7 @@ fn multiply<T: Real, F: Format<T>>(
     (c, ldc): (&mut [T], usize),
     onto: Onto<T>,
 ) {
-    let (words, add) = (k.div_ceil(F::WORD), matches!(onto, Onto::Itself));
+    let (words, width, add) = (k.div_ceil(F::WORD), format.width(), matches!(onto, Onto::Itself));
     assert!(ldc >= n && c.len() >= (m - 1) * ldc + n, "c holds [{m}, {n}]");
     let Cut { rows, cols, depth } = cut(m, n, words);
     let (down, across, parts) = (m.div_ceil(rows), n.div_ceil(cols), words.div_ceil(depth));
@@ -197,7 +202,7 @@ fn multiply<T: Real, F: Format<T>>(
             0 => (first.at(i0 * ldc + j0), ldc),
             _ => (others.at(((part - 1) * m + i0) * n + j0), n),
         };
-        let wide = cols.next_multiple_of(COLS);
+        let wide = cols.next_multiple_of(width);
         let pass = pass(a).min(depth);
         let mut scratch = device.alloc::<T>(format.scratch(a, rows, pass * F::WORD));
         let mut own = device.alloc::<T>(if parts == 1 { 0 } else { wide * pass });
@@ -206,13 +211,13 @@ fn multiply<T: Real, F: Format<T>>(
             let (p0, inner) = (p * F::WORD, (here * F::WORD).min(k - p * F::WORD));
             let left = format.left(a.from(i0, p0), rows, inner, &mut scratch);
             let panels = match &shared {
-                Some(shared) => (&shared[(j0 / COLS * words + p) * COLS..], words * COLS),
+                Some(shared) => (&shared[j0 * words + p * width..], words * width),
                 None => {
                     format.panels(b.from(p0, j0), inner, n - j0, &mut own[..wide * here]);
-                    (&own[..], here * COLS)
+                    (&own[..], here * width)
                 }
             };
-            let place = Place { at, row, panel: COLS, add: (add && part == 0) || p > part * depth };
+            let place = Place { at, row, panel: width, add: (add && part == 0) || p > part * depth };
             // SAFETY: `left` and the panels hold `here` words of every row and column; C, or the parts, hold m rows
             // each, no two tasks share a block of them, and they are borrowed mutably.
             unsafe { sweep(format, left, panels, (rows, cols, here), place) };
@@ -246,41 +251,43 @@ fn multiply<T: Real, F: Format<T>>(
     }
 }
 
-/// A line of a panel, zero past the end of `from`.
+/// Panels of `N` columns of a row-major B, 8 rows at a time, so that B is read nearly in order and a panel written in pieces
+/// of 512 or 1024 bytes; a copy of known length is two registers instead of a call. The next 8 rows are asked for: x waits in
+/// memory since forward.
 #[inline(always)]
-fn copy_line<T: Real>(from: &[T], to: &mut [T]) {
-    match (from.first_chunk::<COLS>(), to.first_chunk_mut::<COLS>()) {
-        (Some(from), Some(to)) => *to = *from,
-        _ => {
-            to[..from.len()].copy_from_slice(from);
-            to[from.len()..].fill(T::ZERO);
+fn pack_rows<T: Real, const N: usize>(b: Mat<T>, depth: usize, n: usize, out: &mut [T]) {
+    for p0 in (0..depth).step_by(8) {
+        for (j, panel) in out.chunks_exact_mut(depth * N).enumerate() {
+            for p in p0..depth.min(p0 + 8) {
+                let row = &b.data[p * b.row..];
+                let from = &row[j * N..n.min(row.len())];
+                for line in (0..N).step_by(16) {
+                    simd::prefetch(from.as_ptr().wrapping_add(8 * b.row + line));
+                }
+                let to = &mut panel[p * N..][..N];
+                match (from.first_chunk::<N>(), to.first_chunk_mut::<N>()) {
+                    (Some(from), Some(to)) => *to = *from,
+                    _ => {
+                        to[..from.len()].copy_from_slice(from);
+                        to[from.len()..].fill(T::ZERO);
+                    }
+                }
+            }
         }
     }
 }
 
 simd! {
-    /// Panels of B: every 32 of its first `n` columns as [depth, 32], zero past the last.
-    fn pack_panels<T>(b: Mat<T>, depth: usize, n: usize, out: &mut [T]) {
-        if b.col == 1 {
-            // 8 rows at a time, so that B is read nearly in order and a panel written in pieces of 1 KiB; a copy of known
-            // length is two registers instead of a call. The next 8 rows are asked for: x waits in memory since forward
-            for p0 in (0..depth).step_by(8) {
-                for (j, panel) in out.chunks_exact_mut(depth * COLS).enumerate() {
-                    for p in p0..depth.min(p0 + 8) {
-                        let row = &b.data[p * b.row..];
-                        let from = &row[j * COLS..n.min(row.len())];
-                        for line in [0, 16] {
-                            simd::prefetch(from.as_ptr().wrapping_add(8 * b.row + line));
-                        }
-                        copy_line(from, &mut panel[p * COLS..][..COLS]);
-                    }
-                }
-            }
-            return;
+    /// Panels of B: every `width`, 16 or 32, of its first `n` columns as [depth, width], zero past the last.
+    fn pack_panels<T>(b: Mat<T>, depth: usize, n: usize, width: usize, out: &mut [T]) {
+        match (b.col, width) {
+            (1, 16) => return pack_rows::<T, 16>(b, depth, n, out),
+            (1, COLS) => return pack_rows::<T, COLS>(b, depth, n, out),
+            _ => {}
         }
-        for (j, panel) in out.chunks_exact_mut(depth * COLS).enumerate() {
-            let first = (j * COLS).min(n);
-            tile::transpose_into(&b.data[first * b.col..], COLS.min(n - first), depth, b.col, panel, (COLS, COLS));
+        for (j, panel) in out.chunks_exact_mut(depth * width).enumerate() {
+            let first = (j * width).min(n);
+            tile::transpose_into(&b.data[first * b.col..], width.min(n - first), depth, b.col, panel, (width, width));
         }
     }
 }
@@ -311,8 +318,13 @@ pub(crate) struct Full;
 impl<T: Real> Format<T> for Full {
     const WORD: usize = 1;
 
+    fn width(&self) -> usize {
+        let level = simd::level();
+        if T::has_kernel(level) { kernel::width(level) } else { COLS }
+    }
+
     fn panels(&self, b: Mat<T>, inner: usize, columns: usize, out: &mut [T]) {
-        pack_panels(b, inner, columns, out);
+        pack_panels(b, inner, columns, Format::<T>::width(self), out);
     }
 
     fn scratch(&self, a: Mat<T>, rows: usize, inner: usize) -> usize {
@@ -340,10 +352,10 @@ impl<T: Real> Format<T> for Full {
             unsafe {
                 let block = block.at(i, 0);
                 let left = std::slice::from_raw_parts(block.a, (depth - 1) * block.col + 1);
-                let panel = std::slice::from_raw_parts(block.b, depth * COLS);
+                let panel = std::slice::from_raw_parts(block.b, depth * block.ldb);
                 let c = std::slice::from_raw_parts_mut(block.c, cols);
                 let left = Mat { data: left, row: 0, col: block.col };
-                tile::gemm(1, cols, depth, left, panel, COLS, c, cols, block.add);
+                tile::gemm(1, cols, depth, left, panel, block.ldb, c, cols, block.add);
             }
         }
     }

@@ -23,15 +23,16 @@ const TASKS: usize = 16;
 /// Longest row of an operand that is neither x's nor a weight's.
 pub const LONGEST: usize = BLOCK * BLOCKS;
 
-/// Numbers in gate and in up as they are kept: blocks of rows, in them panels of 32 features, in them rows of 32.
+/// Numbers in gate and in up as they are kept: blocks of rows, in them panels of features as wide as the format's, in them
+/// rows.
 pub fn kept(rows: usize, f: usize) -> usize {
     rows * f.next_multiple_of(COLS)
 }
 
 simd! {
     /// h of one panel, in rows `ld` apart.
-    fn activate<T>(gate: &[T], up: &[T], h: &mut [T], ld: usize) {
-        for ((g, u), h) in gate.chunks_exact(COLS).zip(up.chunks_exact(COLS)).zip(h.chunks_mut(ld)) {
+    fn activate<T>(width: usize, gate: &[T], up: &[T], h: &mut [T], ld: usize) {
+        for ((g, u), h) in gate.chunks_exact(width).zip(up.chunks_exact(width)).zip(h.chunks_mut(ld)) {
             for ((h, &g), &u) in h.iter_mut().zip(g).zip(u) {
                 *h = g * sigmoid(g) * u;
             }
@@ -41,9 +42,9 @@ simd! {
 
 simd! {
     /// Turns dh of one panel into h and writes dgate and dup in rows `ld` apart.
-    fn differentiate<T>(gate: &[T], up: &[T], dh: &mut [T], dgate: &mut [T], dup: &mut [T], ld: usize) {
-        let kept = gate.chunks_exact(COLS).zip(up.chunks_exact(COLS));
-        let rows = dh.chunks_exact_mut(COLS).zip(dgate.chunks_mut(ld).zip(dup.chunks_mut(ld)));
+    fn differentiate<T>(width: usize, gate: &[T], up: &[T], dh: &mut [T], dgate: &mut [T], dup: &mut [T], ld: usize) {
+        let kept = gate.chunks_exact(width).zip(up.chunks_exact(width));
+        let rows = dh.chunks_exact_mut(width).zip(dgate.chunks_mut(ld).zip(dup.chunks_mut(ld)));
         for ((g, u), (d, (dg, du))) in kept.zip(rows) {
             for (((dg, du), d), (&g, &u)) in dg.iter_mut().zip(du).zip(d).zip(g.iter().zip(u)) {
                 let s = sigmoid(g);
@@ -97,16 +98,16 @@ fn sum<T: Real>(device: &CpuDevice, first: &mut [T], others: &[T]) {
 
 type Size = (usize, usize, usize);
 
-/// Panels of a weight and how far apart they are.
-struct Panels<T: Real>(Buffer<T>, usize);
+/// Panels of a weight, how far apart and how wide they are.
+struct Panels<T: Real>(Buffer<T>, usize, usize);
 
 impl<T: Real> Panels<T> {
     fn new<F: Format<T>>(device: &CpuDevice, format: &F, b: Mat<T>, k: usize, n: usize) -> Self {
-        Panels(pack(device, format, b, k, n), k.div_ceil(F::WORD) * COLS)
+        Panels(pack(device, format, b, k, n), k.div_ceil(F::WORD) * format.width(), format.width())
     }
     /// From column `j`, a multiple of 32, and word `p` on.
     fn from(&self, p: usize, j: usize) -> (&[T], usize) {
-        (&self.0[j / COLS * self.1 + p * COLS..], self.1)
+        (&self.0[j / self.2 * self.1 + p * self.2..], self.1)
     }
 }
 
@@ -119,7 +120,7 @@ pub fn forward<T: Real, F: Format<T>>(
     [gate, up, down]: [&[T]; 3],
     residual: Option<&[T]>,
 ) -> (Buffer<T>, Buffer<T>, Buffer<T>) {
-    let (cw, padded) = (c.div_ceil(F::WORD), f.next_multiple_of(COLS));
+    let (cw, padded, width) = (c.div_ceil(F::WORD), f.next_multiple_of(COLS), format.width());
     let gate_t = Panels::new(device, format, Mat::rows(gate, c).t(), c, f);
     let up_t = Panels::new(device, format, Mat::rows(up, c).t(), c, f);
     let down_t = Panels::new(device, format, Mat::rows(down, f).t(), f, c);
@@ -145,19 +146,19 @@ pub fn forward<T: Real, F: Format<T>>(
         let mut x_words = device.alloc::<T>(format.scratch(x, m, c));
         let mut h_words = device.alloc::<T>(format.scratch(Mat::rows(&h, WIDE), m, WIDE));
         let left = format.left(x, m, c, &mut x_words);
-        let panel = m * COLS;
+        let panel = m * width;
         for j in (j0..end).step_by(WIDE) {
             let n = WIDE.min(end - j);
-            let at = (j - j0) / COLS * panel..((j - j0) / COLS + n.div_ceil(COLS)) * panel;
+            let at = (j - j0) / width * panel..((j - j0) / width + n.div_ceil(width)) * panel;
             let (g, u) = (&mut gates[at.clone()], &mut ups[at]);
-            product(format, (m, n, cw), left, gate_t.from(0, j), (g, COLS, panel), false);
-            product(format, (m, n, cw), left, up_t.from(0, j), (u, COLS, panel), false);
+            product(format, (m, n, cw), left, gate_t.from(0, j), (g, width, panel), false);
+            product(format, (m, n, cw), left, up_t.from(0, j), (u, width, panel), false);
             for (p, (g, u)) in g.chunks_exact(panel).zip(u.chunks_exact(panel)).enumerate() {
-                activate(g, u, &mut h[p * COLS..], WIDE);
+                activate(width, g, u, &mut h[p * width..], WIDE);
             }
             let left = format.left(Mat::rows(&h, WIDE), m, n, &mut h_words);
             let right = down_t.from(j / F::WORD, 0);
-            product(format, (m, c, n.div_ceil(F::WORD)), left, right, (y, c, COLS), j > j0);
+            product(format, (m, c, n.div_ceil(F::WORD)), left, right, (y, c, width), j > j0);
         }
         if let (Some(residual), 0) = (residual, j0) {
             add_into(&residual[i0 * c..], y);
@@ -178,12 +179,12 @@ pub fn backward<T: Real, F: Format<T>>(
     [gate, up, down]: [&[T]; 3],
     [gates, ups]: [&[T]; 2],
 ) -> [Buffer<T>; 4] {
-    let (cw, padded) = (c.div_ceil(F::WORD), f.next_multiple_of(COLS));
+    let (cw, padded, width) = (c.div_ceil(F::WORD), f.next_multiple_of(COLS), format.width());
     let down_ = Panels::new(device, format, Mat::rows(down, f), c, f);
     let gate_ = Panels::new(device, format, Mat::rows(gate, c), f, c);
     let up_ = Panels::new(device, format, Mat::rows(up, c), f, c);
     // x as the right side of dG and dU, for all ranges of features
-    let (wide, alloc) = (c.next_multiple_of(COLS), |n: usize| device.alloc::<T>(n));
+    let (wide, alloc) = (c.next_multiple_of(width), |n: usize| device.alloc::<T>(n));
     let mut x_panels = alloc(rows.div_ceil(LONGEST) * LONGEST.div_ceil(F::WORD) * wide);
     device.for_chunks(&mut x_panels, LONGEST.div_ceil(F::WORD) * wide, |i, out| {
         let m = LONGEST.min(rows - i * LONGEST);
@@ -217,43 +218,43 @@ pub fn backward<T: Real, F: Format<T>>(
         let mut h_words = alloc(if F::WORD > 1 { LONGEST.div_ceil(F::WORD) * WIDE } else { 0 });
         for (block, dx) in dx.chunks_mut(LONGEST * c).enumerate() {
             let (i0, m, add) = (first + block * LONGEST, dx.len() / c, block > 0);
-            let (mw, panel) = (m.div_ceil(F::WORD), m * COLS);
-            let right = (&x_panels[i0.div_ceil(F::WORD) * wide..], mw * COLS);
+            let (mw, panel) = (m.div_ceil(F::WORD), m * width);
+            let right = (&x_panels[i0.div_ceil(F::WORD) * wide..], mw * width);
             let dys = Mat::rows(&dy[i0 * c..][..m * c], c);
             let left = format.left(dys, m, c, &mut dy_words);
             let left_t = format.left(dys.t(), c, m, &mut dyt_words);
             for j in (j0..end).step_by(WIDE) {
                 let (n, at) = (WIDE.min(end - j), j - j0);
                 let nw = n.div_ceil(F::WORD);
-                let dh = &mut dh[..n.div_ceil(COLS) * panel];
-                product(format, (m, n, cw), left, down_.from(0, j), (dh, COLS, panel), false);
+                let dh = &mut dh[..n.div_ceil(width) * panel];
+                product(format, (m, n, cw), left, down_.from(0, j), (dh, width, panel), false);
                 for (p, dh) in dh.chunks_exact_mut(panel).enumerate() {
                     let mut i = 0;
-                    for dh in dh.chunks_mut(BLOCK * COLS) {
+                    for dh in dh.chunks_mut(BLOCK * width) {
                         // the block of rows is kept as panels of all features
-                        let from = (i0 + i) * padded + (j / COLS + p) * dh.len();
-                        let (dg, du) = (&mut dg[i * LINE + p * COLS..], &mut du[i * LINE + p * COLS..]);
-                        differentiate(&gates[from..][..dh.len()], &ups[from..][..dh.len()], dh, dg, du, LINE);
-                        i += dh.len() / COLS;
+                        let from = (i0 + i) * padded + (j / width + p) * dh.len();
+                        let (dg, du) = (&mut dg[i * LINE + p * width..], &mut du[i * LINE + p * width..]);
+                        differentiate(width, &gates[from..][..dh.len()], &ups[from..][..dh.len()], dh, dg, du, LINE);
+                        i += dh.len() / width;
                     }
                 }
                 // dD = dy^T h
                 let h = match F::WORD {
                     1 => (&dh[..], panel),
                     _ => {
-                        for (h, words) in dh.chunks_exact(panel).zip(h_words.chunks_exact_mut(mw * COLS)) {
-                            format.panels(Mat::rows(h, COLS), m, COLS, words);
+                        for (h, words) in dh.chunks_exact(panel).zip(h_words.chunks_exact_mut(mw * width)) {
+                            format.panels(Mat::rows(h, width), m, width, words);
                         }
-                        (&h_words[..], mw * COLS)
+                        (&h_words[..], mw * width)
                     }
                 };
-                product(format, (c, n, mw), left_t, h, (&mut ddown[at..], mine, COLS), add);
+                product(format, (c, n, mw), left_t, h, (&mut ddown[at..], mine, width), add);
                 for (d, dw, w, more) in [(&dg, &mut *dgate, &gate_, false), (&du, &mut *dup, &up_, true)] {
                     let d = Mat::rows(d, LINE);
                     let d_t = format.left(d.t(), n, m, &mut dt_words);
-                    product(format, (n, c, mw), d_t, right, (&mut dw[at * c..], c, COLS), add);
+                    product(format, (n, c, mw), d_t, right, (&mut dw[at * c..], c, width), add);
                     let d = format.left(d, m, n, &mut d_words);
-                    product(format, (m, c, nw), d, w.from(j / F::WORD, 0), (dx, c, COLS), more || at > 0);
+                    product(format, (m, c, nw), d, w.from(j / F::WORD, 0), (dx, c, width), more || at > 0);
                 }
             }
         }
