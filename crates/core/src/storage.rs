@@ -3,6 +3,7 @@
 use crate::device::Buffer;
 use crate::device::kernel::{Block, SIDE};
 use crate::device::simd::Level;
+use crate::device::softmax::Steps;
 use crate::device::words::Words;
 
 /// Element type of a tensor.
@@ -153,12 +154,14 @@ pub trait Real:
     /// # Safety
     /// As [`crate::device::kernel::transpose_f32`].
     unsafe fn transpose(level: Level, square: &[[Self; SIDE]; SIDE], out: *mut Self, width: usize) -> bool;
+    /// The loops of block-wise softmax in registers; `None` if this type or processor has none.
+    fn steps() -> Option<Steps<Self>>;
     /// What multiplies bf16 operands; `None` if this type or processor has nothing.
     fn words() -> Option<Words<Self>>;
 }
 
 macro_rules! real {
-    ($t:ty, $variant:ident, $dtype:ident, $has_kernel:expr, $kernel:path, $transpose:path, $words:path, $exp:path, $exp2:path) => {
+    ($t:ty, $variant:ident, $dtype:ident, $has_kernel:expr, $kernel:path, $transpose:path, $steps:path, $words:path, $exp:path, $exp2:path) => {
         impl Real for $t {
             const ZERO: Self = 0.0;
             const ONE: Self = 1.0;
@@ -237,6 +240,9 @@ macro_rules! real {
                 // SAFETY: the caller's contract is the callee's.
                 unsafe { $transpose(level, square, out, width) }
             }
+            fn steps() -> Option<Steps<Self>> {
+                $steps()
+            }
             fn words() -> Option<Words<Self>> {
                 $words()
             }
@@ -256,16 +262,15 @@ unsafe fn no_transpose<T>(_: Level, _: &[[T; SIDE]; SIDE], _: *mut T, _: usize) 
     false
 }
 
-#[cfg(not(target_arch = "x86_64"))]
-use crate::device::words::none as no_words;
 #[cfg(target_arch = "x86_64")]
-use crate::device::{kernel::run_f32, kernel::transpose_f32, words::bf16, words::none as no_words};
+use crate::device::{kernel::run_f32, kernel::transpose_f32, softmax::f32_steps, words::bf16};
+use crate::device::{softmax::none as no_steps, words::none as no_words};
 
 #[cfg(target_arch = "x86_64")]
-real!(f32, CpuF32, F32, true, run_f32, transpose_f32, bf16, exp_f32, exp2_f32);
+real!(f32, CpuF32, F32, true, run_f32, transpose_f32, f32_steps, bf16, exp_f32, exp2_f32);
 #[cfg(not(target_arch = "x86_64"))]
-real!(f32, CpuF32, F32, false, no_kernel, no_transpose, no_words, exp_f32, exp2_f32);
-real!(f64, CpuF64, F64, false, no_kernel, no_transpose, no_words, f64::exp, f64::exp2);
+real!(f32, CpuF32, F32, false, no_kernel, no_transpose, no_steps, no_words, exp_f32, exp2_f32);
+real!(f64, CpuF64, F64, false, no_kernel, no_transpose, no_steps, no_words, f64::exp, f64::exp2);
 
 /// exp(x) for f32 in straight-line arithmetic, so that a loop over it vectorises: x = n ln 2 + r with |r| <= ln 2 / 2, a
 /// polynomial for exp(r), the exponent field for 2^n. The coefficients minimise the largest relative error, 2e-9. Below
@@ -293,22 +298,37 @@ fn exp_f32(x: f32) -> f32 {
     if small { 0.0 } else { p * f32::from_bits(exponent << 23) }
 }
 
-/// The same for 2^x: x = n + r exactly. The coefficients minimise the largest relative error, 2e-9. n runs from -127, whose
-/// exponent field stands for 0, to 128, whose field stands for infinity; NaN passes through the polynomial.
+/// What 2^x for f32 is made of: x = n + r exactly, a polynomial for 2^r, the exponent field for 2^n.
+pub(crate) struct Exp2 {
+    /// Adding it leaves the rounded integer in the low mantissa bits.
+    pub round: f32,
+    /// Range of x: the field of -127 stands for 0, that of 128 for infinity.
+    pub lowest: f32,
+    pub highest: f32,
+    /// Coefficients, the highest power first.
+    pub polynomial: [f32; 7],
+}
+
+/// The coefficients minimise the largest relative error, 2e-9.
+pub(crate) const EXP2: Exp2 = Exp2 {
+    round: 12_582_912.0, // 1.5 * 2^23
+    lowest: -127.0,
+    highest: 128.0,
+    polynomial: [1.534_581_2e-4, 1.339_993_1e-3, 9.618_489e-3, 5.550_328_7e-2, 2.402_264_7e-1, 6.931_472e-1, 1.0],
+};
+
+/// 2^x in straight-line arithmetic, like [`exp_f32`]. NaN passes through the polynomial. The registers' version is in
+/// `device/softmax.rs`.
 #[inline(always)]
 fn exp2_f32(x: f32) -> f32 {
-    const ROUND: f32 = 12_582_912.0; // as in exp_f32
-    let x = if x < -127.0 { -127.0 } else { x };
-    let x = if x > 128.0 { 128.0 } else { x };
-    let shifted = x + ROUND;
-    let r = x - (shifted - ROUND);
-    let mut p = 1.534_581_2e-4_f32;
-    p = p.mul_add(r, 1.339_993_1e-3);
-    p = p.mul_add(r, 9.618_489e-3);
-    p = p.mul_add(r, 5.550_328_7e-2);
-    p = p.mul_add(r, 2.402_264_7e-1);
-    p = p.mul_add(r, 6.931_472e-1);
-    p = p.mul_add(r, 1.0);
+    let x = if x < EXP2.lowest { EXP2.lowest } else { x };
+    let x = if x > EXP2.highest { EXP2.highest } else { x };
+    let shifted = x + EXP2.round;
+    let r = x - (shifted - EXP2.round);
+    let mut p = EXP2.polynomial[0];
+    for &c in &EXP2.polynomial[1..] {
+        p = p.mul_add(r, c);
+    }
     p * f32::from_bits(shifted.to_bits().wrapping_add(127) << 23)
 }
 

@@ -3,6 +3,7 @@
 mod cpu;
 pub mod kernel;
 pub mod simd;
+pub mod softmax;
 pub mod tile;
 pub mod words;
 

@@ -15,6 +15,7 @@
 use super::Dims;
 use super::products::{Lefts, Products, Rights};
 use crate::device::simd::{self, LANES, add_into, simd};
+use crate::device::softmax::Slope;
 use crate::device::{Buffer, CpuDevice, Shared};
 use crate::storage::{Compute, Real};
 
@@ -67,12 +68,13 @@ simd! {
     /// Absorbs scores `[keys, lanes]` into the running softmax of their rows: on return they hold 2^(z - new max), zero past
     /// the live keys. `factors` are for what was accumulated before. Lanes without a row must hold finite numbers.
     fn absorb<T>(s: &mut [T], keys: usize, x: &Lanes<T>, scale: T, max: &mut [T], sum: &mut [T], factors: &mut [T]) {
-        let lanes = x.live.len();
+        let (lanes, steps) = (x.live.len(), T::steps());
         for first in (0..x.used).step_by(LANES) {
             let live = vector(&x.live, first);
             let all_live = least(&live).min(keys);
             let mut top = [T::NEG_INF; LANES];
-            for key in 0..all_live {
+            let done = steps.map_or(0, |steps| steps.top(&s[first..], all_live, lanes, &mut top));
+            for key in done..all_live {
                 let z = vector(s, key * lanes + first);
                 for l in 0..LANES {
                     top[l] = z[l].max(top[l]);
@@ -92,7 +94,10 @@ simd! {
                 factor[l] = (before[l] - top[l]).exp2();
             }
             let mut total = [T::ZERO; LANES];
-            for key in 0..all_live {
+            let done = steps.map_or(0, |steps| {
+                steps.powers(&mut s[first..], (all_live, lanes), (scale, &shift), &mut total)
+            });
+            for key in done..all_live {
                 let z = vector_mut(s, key * lanes + first);
                 for l in 0..LANES {
                     z[l] = z[l].mul_add(scale, shift[l]).exp2();
@@ -173,12 +178,16 @@ simd! {
         delta: &[T],
         totals: &mut [T],
     ) {
-        let (lanes, (scale, factor)) = (x.live.len(), scales);
+        let (lanes, (scale, factor), steps) = (x.live.len(), scales, T::steps());
         for first in (0..x.used).step_by(LANES) {
             let (live, bias, delta) = (vector(&x.live, first), vector(&x.bias, first), vector(delta, first));
             let all_live = least(&live).min(keys);
             let mut total = [T::ZERO; LANES];
-            for key in 0..all_live {
+            let slope = Slope { scale, shift: bias, delta, factor };
+            let done = steps.map_or(0, |steps| {
+                steps.slopes((&mut s[first..], &mut dp[first..]), (all_live, lanes), &slope, &mut total)
+            });
+            for key in done..all_live {
                 let (z, g) = (vector_mut(s, key * lanes + first), vector_mut(dp, key * lanes + first));
                 for l in 0..LANES {
                     let p = z[l].mul_add(scale, bias[l]).exp2();
