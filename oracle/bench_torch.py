@@ -1,12 +1,15 @@
-"""Times PyTorch on the step that `train bench` times: python bench_torch.py [--threads N] [--compile] [--bf16] [--json]
+"""Times PyTorch on the step that `train bench` times:
+python bench_torch.py [--threads N] [--compile] [--bf16] [--against target/release/train]
 
 The model of configs/bench-cpu.toml in plain PyTorch: Llama blocks with grouped queries and SDPA, tied head, AdamW (fused
 where the build has it), clipping by norm; random tokens, median of steps after warm-up. Also: --attention T times SDPA
-forward + backward at 8 heads, 2 kv heads, width 64.
+forward + backward at 8 heads, 2 kv heads, width 64. With --against, the steps of both take turns, a pair at a time, so that both
+meet the same disturbances; the answer is the median of the pairs' ratios.
 """
 import argparse
 import json
 import resource
+import subprocess
 import time
 
 import torch
@@ -71,6 +74,23 @@ def median(f, warmup, steps):
     return sorted(times[warmup:])[steps // 2]
 
 
+def in_turn(step, binary, steps, set_):
+    """Pairs of (PyTorch's, the binary's) milliseconds."""
+    command = [binary, "bench", "--config", "configs/bench-cpu.toml", "--in-turn"] + [x for s in set_ for x in ("--set", s)]
+    other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+    pairs = []
+    for i in range(steps + 2):
+        start = time.perf_counter()
+        step()
+        mine = (time.perf_counter() - start) * 1e3
+        time.sleep(0.3)  # OpenMP's threads spin for 0.2 s after their work
+        other.stdin.write("\n")
+        pairs.append((mine, float(other.stdout.readline())))
+    other.stdin.close()
+    other.wait()
+    return pairs[2:]
+
+
 if __name__ == "__main__":
     p = argparse.ArgumentParser()
     p.add_argument("--threads", type=int, default=2)
@@ -80,6 +100,8 @@ if __name__ == "__main__":
     p.add_argument("--compile", action="store_true")
     p.add_argument("--bf16", action="store_true")
     p.add_argument("--attention", type=int)
+    p.add_argument("--against", metavar="BINARY", help="path of `train`: steps in turn with it")
+    p.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for that binary")
     p.add_argument("--json", action="store_true")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
@@ -106,6 +128,14 @@ if __name__ == "__main__":
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
+    if a.against:
+        pairs = in_turn(step, a.against, a.steps, a.set)
+        middle = lambda x: sorted(x)[len(x) // 2]
+        ratios = sorted(mine / other for mine, other in pairs)
+        print(json.dumps({"torch_ms": middle([p[0] for p in pairs]), "train_ms": middle([p[1] for p in pairs]),
+                          "ratio": middle(ratios), "quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+                          "pairs": a.steps, "compile": a.compile, "bf16": a.bf16, "threads": a.threads}))
+        raise SystemExit
     seconds = median(step, 2, a.steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
     print(json.dumps({"tokens_per_s": a.tokens * a.batch / seconds, "step_ms": seconds * 1e3, "peak_rss_mb": peak,

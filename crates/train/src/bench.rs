@@ -26,6 +26,37 @@ pub fn spread(mut times: Vec<f64>) -> (f64, f64, f64) {
     (times[0], times[times.len() / 2], times[times.len() - 1])
 }
 
+/// The batches of one update, of random tokens.
+fn random_batches(config: &Config, rng: &mut Rng) -> Vec<Batch> {
+    let d = &config.data;
+    let mut ids = || (0..d.batch_size * d.seq_len).map(|_| rng.below(d.vocab_size) as u32).collect::<Vec<u32>>();
+    let mut batch = || Batch {
+        inputs: ids().into(),
+        targets: ids(),
+        batch: d.batch_size,
+        state: LoaderState::default(),
+        questions: Vec::new(),
+    };
+    (0..d.grad_accum).map(|_| batch()).collect()
+}
+
+/// One update for every line on standard input, answered with its milliseconds: for timing in turn with another program, so
+/// that both meet the same disturbances.
+///
+/// # Errors
+/// When a step fails.
+pub fn steps_in_turn(config: &Config) -> Result<()> {
+    let mut trainer = Trainer::new(config, &run::device(config))?;
+    let mut rng = Rng::new(config.run.seed);
+    for _ in std::io::stdin().lines().map_while(std::result::Result::ok) {
+        let batches = random_batches(config, &mut rng);
+        let start = Instant::now();
+        trainer.step(config, &batches, false)?;
+        println!("{}", start.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(())
+}
+
 /// Median over `steps` updates after two of warm-up.
 ///
 /// # Errors
@@ -35,20 +66,9 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
     let mut trainer = Trainer::new(config, &device)?;
     let mut rng = Rng::new(config.run.seed);
     let d = &config.data;
-    let mut batch = || {
-        let n = d.batch_size * d.seq_len;
-        let mut ids = || (0..n).map(|_| rng.below(d.vocab_size) as u32).collect::<Vec<u32>>();
-        Batch {
-            inputs: ids().into(),
-            targets: ids(),
-            batch: d.batch_size,
-            state: LoaderState::default(),
-            questions: Vec::new(),
-        }
-    };
     let (mut times, mut density, mut listed) = (Vec::new(), 1.0, 0.0);
     for i in 0..steps + 2 {
-        let batches: Vec<Batch> = (0..d.grad_accum).map(|_| batch()).collect();
+        let batches = random_batches(config, &mut rng);
         let last = i == steps + 1;
         let start = Instant::now();
         let stats = trainer.step(config, &batches, last)?;

@@ -155,6 +155,9 @@ enum Command {
         /// Time one decoder block against dfdx in this process instead of whole steps
         #[arg(long, conflicts_with = "ops")]
         peers: bool,
+        /// Take a step for every line on standard input and print its milliseconds, for timing in turn with another program
+        #[arg(long, conflicts_with_all = ["ops", "peers", "steps", "json"])]
+        in_turn: bool,
         /// With --ops: choose gamma so that this share of the visible chunks is attended
         #[arg(long, requires = "ops")]
         density: Option<f64>,
@@ -241,11 +244,12 @@ fn dispatch(cli: Cli) -> Result<()> {
             let cores = std::thread::available_parallelism().map_or(1, usize::from);
             compare::compare(&plan, if jobs == 0 { cores } else { jobs }, Interrupt::install)
         }
-        Some(Command::Bench { config, steps, ops, peers, density, json }) => {
+        Some(Command::Bench { config, steps, ops, peers, in_turn, density, json }) => {
             let (config, steps) = (load(&config)?, steps.max(1));
             match (ops, peers) {
                 (true, _) => bench_ops::rooms(&config, steps, density, json),
                 (_, true) => bench::peers(&config, steps, json),
+                _ if in_turn => bench::steps_in_turn(&config),
                 _ => bench::step_speed(&config, steps, json),
             }
         }
