@@ -40,7 +40,9 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     };
     let logits = 1024.0f64.min(tokens) * config.data.vocab_size as f64;
     let head = 2.0 * tokens * c + config.data.vocab_size as f64 * c;
-    let backward = tokens * (2.0 * f + 2.0 * c).max(4.0 * h * d + 4.0 * g * d);
+    // the feed-forward layer with the gradient that enters it, or attention
+    let ffn = tokens * c + ops::swiglu_scratch(config.data.seq_len * config.data.batch_size, m.width, m.ffn) as f64;
+    let backward = ffn.max(tokens * (4.0 * h * d + 4.0 * g * d));
     // with recomputation: every block's input, and one block in full
     let layers = m.layers as f64;
     let kept = if m.recompute { layers * c + layer + routed } else { layers * (layer + routed) };

@@ -34,4 +34,4 @@ pub use reduce::{sum_all, sum_axis};
 pub use rmsnorm::rmsnorm;
 pub use rope::{RopeTable, rope};
 pub use softmax::softmax;
-pub use swiglu::swiglu;
+pub use swiglu::{swiglu, swiglu_scratch};

@@ -77,6 +77,14 @@ fn cut(rows: usize, c: usize, f: usize) -> (usize, usize) {
     (rows, cols)
 }
 
+/// Numbers that [`backward`] takes beside what it is given and the gradients of the weights: dx, panels of x and of the
+/// weights, parts of sums.
+pub fn scratch((rows, c, f): Size) -> usize {
+    let (own, cols) = cut(rows, c, f);
+    let (down, across) = (rows.div_ceil(own), f.div_ceil(cols));
+    (rows + 3 * f + across * rows + 3 * (down - 1) * f + f) * c
+}
+
 /// `[parts, len]` cut into parts of which the first is `first`.
 fn parts<'a, T>(first: &'a mut [T], others: &'a mut [T]) -> impl Iterator<Item = &'a mut [T]> {
     let len = first.len();

@@ -26,6 +26,12 @@ macro_rules! with_format {
     };
 }
 
+/// Numbers that backward of [`swiglu`] takes for `rows` of width c and f features, beside its gradient, what is kept, and the
+/// gradients of the weights.
+pub fn swiglu_scratch(rows: usize, c: usize, f: usize) -> usize {
+    cpu::scratch((rows, c, f))
+}
+
 /// The layer on `x [.., c]` with the weights gate `[f, c]`, up `[f, c]` and down `[c, f]`, added to `residual [.., c]` where
 /// there is one: `[.., c]`, in the tape's [`crate::Compute`], backward included.
 ///
