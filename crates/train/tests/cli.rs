@@ -1,6 +1,7 @@
 //! Drives the binary as a user does: what a run leaves behind, how it resumes, and what bad input is told.
 
 use std::fs;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -589,7 +590,7 @@ fn the_memory_that_is_announced_is_what_a_step_takes() {
         eprintln!("skipped: this system does not tell the memory of a process");
         return;
     }
-    // the last one has many tokens for its weights: there backward takes more than what is kept
+    // in the last one, one layer and a long batch, what backward takes besides counts most
     for (kind, recompute, batch, layers) in [
         ("dense", false, 2, 3),
         ("dense", true, 2, 3),
@@ -610,6 +611,18 @@ fn the_memory_that_is_announced_is_what_a_step_takes() {
         let ratio = line["peak_rss_mb"].as_f64().unwrap() / line["predicted_mb"].as_f64().unwrap();
         assert!((ratio - 1.0).abs() <= 0.15, "{kind}, recompute {recompute}, batch {batch}: {line}");
     }
+}
+
+#[test]
+fn bench_in_turn_answers_every_line_with_milliseconds() {
+    let s = Sandbox::new();
+    let mut c = s.command(&["bench", "--in-turn"], &[]);
+    let mut child = c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"\n\n\n").unwrap();
+    let o = child.wait_with_output().unwrap();
+    succeeded(&o);
+    let times: Vec<f64> = std::str::from_utf8(&o.stdout).unwrap().lines().map(|l| l.parse().unwrap()).collect();
+    assert!(times.len() == 3 && times.iter().all(|&ms| ms > 0.0), "{times:?}");
 }
 
 #[test]

@@ -225,8 +225,8 @@ unsafe fn avx512<const M: usize, const V: usize>(cols: usize, k: usize, x: Block
 /// `LDB` is the distance of B's rows where the compiler may know it, else 0.
 ///
 /// Steps are written four at a time, so that little but loads and multiply-adds is issued: on a core that another thread shares,
-/// the kernel gets half of the issue slots, and 23 instructions for 12 multiply-adds are too many (79 instead of 88 GFLOP/s of
-/// 104); on a core of its own it makes no difference.
+/// the instructions around the multiply-adds cost time (79 instead of 88 GFLOP/s of 104); on a core of its own it makes no
+/// difference.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx2,fma")]
@@ -271,12 +271,13 @@ unsafe fn avx2<const M: usize, const V: usize, const LDB: usize>(cols: usize, k:
                 }
             }
         };
+        // addresses past the last step are made, not read
         let (mut done, mut a, mut b) = (0, x.a, x.b);
         if full && x.col == 1 {
             while done + STEPS <= k {
                 for p in done..done + STEPS {
                     step(rows.map(|row| row.add(p)), b, true);
-                    b = b.add(ldb);
+                    b = b.wrapping_add(ldb);
                 }
                 done += STEPS;
             }
@@ -285,7 +286,7 @@ unsafe fn avx2<const M: usize, const V: usize, const LDB: usize>(cols: usize, k:
             while done + STEPS <= k {
                 for _ in 0..STEPS {
                     step(std::array::from_fn(|i| a.add(i)), b, true);
-                    (a, b) = (a.add(x.col), b.add(ldb));
+                    (a, b) = (a.wrapping_add(x.col), b.wrapping_add(ldb));
                 }
                 done += STEPS;
             }

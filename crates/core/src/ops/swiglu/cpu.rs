@@ -106,16 +106,22 @@ fn sum<T: Real>(device: &CpuDevice, first: &mut [T], others: &[T]) {
 
 type Size = (usize, usize, usize);
 
-/// Panels of a weight, how far apart and how wide they are.
-struct Panels<T: Real>(Buffer<T>, usize, usize);
+/// Panels of a weight.
+struct Panels<T: Real> {
+    data: Buffer<T>,
+    /// distance of two, and columns of each
+    stride: usize,
+    width: usize,
+}
 
 impl<T: Real> Panels<T> {
     fn new<F: Format<T>>(device: &CpuDevice, format: &F, b: Mat<T>, k: usize, n: usize) -> Self {
-        Panels(pack(device, format, b, k, n), k.div_ceil(F::WORD) * format.width(), format.width())
+        let width = format.width();
+        Panels { data: pack(device, format, b, k, n), stride: k.div_ceil(F::WORD) * width, width }
     }
     /// From column `j`, a multiple of 32, and word `p` on.
     fn from(&self, p: usize, j: usize) -> (&[T], usize) {
-        (&self.0[j / self.2 * self.1 + p * self.2..], self.1)
+        (&self.data[j / self.width * self.stride + p * self.width..], self.stride)
     }
 }
 
