@@ -1,7 +1,7 @@
 //! Where a tensor's numbers live, and the two element types that live there.
 
 use crate::device::Buffer;
-use crate::device::kernel::{Block, SIDE};
+use crate::device::kernel::Block;
 use crate::device::simd::Level;
 use crate::device::softmax::Steps;
 use crate::device::words::Words;
@@ -153,7 +153,7 @@ pub trait Real:
     ///
     /// # Safety
     /// As [`crate::device::kernel::transpose_f32`].
-    unsafe fn transpose(level: Level, square: &[[Self; SIDE]; SIDE], out: *mut Self, width: usize) -> bool;
+    unsafe fn transpose(level: Level, from: *const Self, stride: usize, out: *mut Self, width: usize) -> bool;
     /// The loops of block-wise softmax in registers; `None` if this type or processor has none.
     fn steps() -> Option<Steps<Self>>;
     /// What multiplies bf16 operands; `None` if this type or processor has nothing.
@@ -236,9 +236,9 @@ macro_rules! real {
                 unsafe { $kernel(level, m, n, k, block) }
             }
             #[inline(always)]
-            unsafe fn transpose(level: Level, square: &[[Self; SIDE]; SIDE], out: *mut Self, width: usize) -> bool {
+            unsafe fn transpose(level: Level, from: *const Self, stride: usize, out: *mut Self, width: usize) -> bool {
                 // SAFETY: the caller's contract is the callee's.
-                unsafe { $transpose(level, square, out, width) }
+                unsafe { $transpose(level, from, stride, out, width) }
             }
             fn steps() -> Option<Steps<Self>> {
                 $steps()
@@ -258,7 +258,7 @@ unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) {
 
 /// There is none.
 #[inline(always)]
-unsafe fn no_transpose<T>(_: Level, _: &[[T; SIDE]; SIDE], _: *mut T, _: usize) -> bool {
+unsafe fn no_transpose<T>(_: Level, _: *const T, _: usize, _: *mut T, _: usize) -> bool {
     false
 }
 

@@ -166,24 +166,30 @@ simd! {
             let (columns, here) = (SIDE.min(width - i0), SIDE.min(rows.saturating_sub(i0)));
             for p0 in (0..cols).step_by(SIDE) {
                 let lines = SIDE.min(cols - p0);
-                let mut square = [[T::ZERO; SIDE]; SIDE];
-                for (i, row) in square.iter_mut().enumerate().take(here) {
-                    let from = &src[(i0 + i) * stride + p0..][..lines];
-                    match from.first_chunk() {
-                        Some(from) => *row = *from,
-                        None => row[..lines].copy_from_slice(from),
-                    }
-                }
+                let square: [[T; SIDE]; SIDE];
+                let (from, apart) = if (here, lines) == (SIDE, SIDE) {
+                    (&src[i0 * stride + p0..], stride)
+                } else {
+                    square = std::array::from_fn(|i| {
+                        let mut row = [T::ZERO; SIDE];
+                        if i < here {
+                            row[..lines].copy_from_slice(&src[(i0 + i) * stride + p0..][..lines]);
+                        }
+                        row
+                    });
+                    (square.as_flattened(), SIDE)
+                };
                 let to = &mut out[p0 * ld + i0..];
-                if columns == SIDE && lines == SIDE {
-                    assert!(to.len() >= (SIDE - 1) * ld + SIDE);
+                if (columns, lines) == (SIDE, SIDE) {
+                    let reaches = |apart: usize| (SIDE - 1) * apart + SIDE;
+                    assert!(from.len() >= reaches(apart) && to.len() >= reaches(ld), "16 rows of 16");
                     // SAFETY: the assert bounds every row; the level is this processor's.
-                    if unsafe { T::transpose(simd::level(), &square, to.as_mut_ptr(), ld) } {
+                    if unsafe { T::transpose(simd::level(), from.as_ptr(), apart, to.as_mut_ptr(), ld) } {
                         continue;
                     }
                 }
                 for p in 0..lines {
-                    let line: [T; SIDE] = std::array::from_fn(|i| square[i][p]);
+                    let line: [T; SIDE] = std::array::from_fn(|i| from[i * apart + p]);
                     to[p * ld..][..columns].copy_from_slice(&line[..columns]);
                 }
             }
