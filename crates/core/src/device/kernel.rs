@@ -483,28 +483,22 @@ unsafe fn avx512_bf16<const M: usize>(cols: usize, words: usize, x: Block<f32>) 
         for i in 0..M {
             rows[i] = x.a.add(i * x.row).cast();
         }
-        let mut step = |p: usize, last: bool| {
+        for p in 0..words {
             let right: [__m512bh; 2] = [
                 transmute::<__m512i, __m512bh>(_mm512_loadu_si512(x.b.add(p * COLS).cast())),
                 transmute::<__m512i, __m512bh>(_mm512_loadu_si512(x.b.add(p * COLS + 16).cast())),
             ];
             for i in 0..M {
                 let left = transmute::<__m512i, __m512bh>(_mm512_set1_epi32(*rows[i].add(p * x.col)));
-                for j in 0..2 {
-                    acc[i][j] = _mm512_dpbf16_ps(acc[i][j], left, right[j]);
-                    let to = x.c.add(i * x.ldc + 16 * j);
-                    match (last, masks[j]) {
-                        (false, _) => {}
-                        (true, u16::MAX) => _mm512_storeu_ps(to, acc[i][j]),
-                        (true, mask) => _mm512_mask_storeu_ps(to, mask, acc[i][j]),
-                    }
-                }
+                acc[i][0] = _mm512_dpbf16_ps(acc[i][0], left, right[0]);
+                acc[i][1] = _mm512_dpbf16_ps(acc[i][1], left, right[1]);
             }
-        };
-        for p in 0..words - 1 {
-            step(p, false);
         }
-        step(words - 1, true);
+        for i in 0..M {
+            for j in 0..2 {
+                _mm512_mask_storeu_ps(x.c.add(i * x.ldc + 16 * j), masks[j], acc[i][j]);
+            }
+        }
     }
 }
 
