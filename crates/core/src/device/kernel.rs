@@ -562,17 +562,18 @@ mod tests {
         for which in [Level::Avx2, Level::Avx512].into_iter().filter(|w| *w as u8 <= level() as u8) {
             for rows in 1..=ROWS {
                 for cols in 1..=COLS {
-                    for (transposed, add, cold) in [
-                        (false, false, false),
-                        (false, true, false),
-                        (true, true, false),
-                        (false, true, true),
-                        (true, false, true),
+                    // A's rows, its columns, and neither next to each other
+                    for ((row, col), add, cold) in [
+                        ((k, 1), false, false),
+                        ((k, 1), true, false),
+                        ((1, rows), true, false),
+                        ((k, 1), true, true),
+                        ((1, rows), false, true),
+                        ((2 * k, 2), true, false),
                     ] {
                         // as narrow a panel as holds the columns: the AVX2 kernel has code of its own for 16
                         let ldb = cols.next_multiple_of(16);
-                        let (a, b, start) = (draw(rows * k), draw(k * ldb), draw(rows * COLS));
-                        let (row, col) = if transposed { (1, rows) } else { (k, 1) };
+                        let (a, b, start) = (draw(2 * rows * k), draw(k * ldb), draw(rows * COLS));
                         let mut c = start.clone();
                         let block = Block {
                             a: a.as_ptr(),
@@ -585,7 +586,7 @@ mod tests {
                             add,
                             cold,
                         };
-                        // SAFETY: a holds rows x k, b k x ldb, c rows x 32; the processor has this level.
+                        // SAFETY: a holds 2 x rows x k, b k x ldb, c rows x 32; the processor has this level.
                         unsafe { run_f32(which, rows, cols, k, block) };
                         ran += 1;
                         for i in 0..rows {
