@@ -292,13 +292,13 @@ unsafe fn strip_avx2<const M: usize, const LDB: usize, const ALONG: bool>(blocks
 #[target_feature(enable = "avx2,fma")]
 unsafe fn masked_avx2<const M: usize, const V: usize>(blocks: usize, cols: usize, k: usize, x: Block<f32>) {
     use std::arch::x86_64::*;
-    let in_last = (cols - 8 * (V - 1)) as i32;
+    let (in_last, all) = ((cols - 8 * (V - 1)) as i32, cols == 8 * V);
     let last = _mm256_cmpgt_epi32(_mm256_set1_epi32(in_last), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     // SAFETY: the caller vouches for every element; masked lanes are not touched.
     unsafe {
         let load = |from: *const f32, j: usize| {
             let from = from.add(8 * j);
-            if j + 1 < V { _mm256_loadu_ps(from) } else { _mm256_maskload_ps(from, last) }
+            if j + 1 < V || all { _mm256_loadu_ps(from) } else { _mm256_maskload_ps(from, last) }
         };
         for block in 0..blocks {
             let (a, c) = (x.a.add(block * M * x.row), x.c.add(block * M * x.ldc));
@@ -323,7 +323,11 @@ unsafe fn masked_avx2<const M: usize, const V: usize>(blocks: usize, cols: usize
             for i in 0..M {
                 for j in 0..V {
                     let to = c.add(i * x.ldc + 8 * j);
-                    if j + 1 < V { _mm256_storeu_ps(to, acc[i][j]) } else { _mm256_maskstore_ps(to, last, acc[i][j]) }
+                    if j + 1 < V || all {
+                        _mm256_storeu_ps(to, acc[i][j]);
+                    } else {
+                        _mm256_maskstore_ps(to, last, acc[i][j]);
+                    }
                 }
             }
         }

@@ -173,7 +173,11 @@ simd! {
                     square = std::array::from_fn(|i| {
                         let mut row = [T::ZERO; SIDE];
                         if i < here {
-                            row[..lines].copy_from_slice(&src[(i0 + i) * stride + p0..][..lines]);
+                            let from = &src[(i0 + i) * stride + p0..][..lines];
+                            match from.first_chunk() {
+                                Some(from) => row = *from,
+                                None => row[..lines].copy_from_slice(from),
+                            }
                         }
                         row
                     });
