@@ -144,3 +144,17 @@ fn heads_that_do_not_divide_are_told() {
     let err = dense_attention(&t, &q, &k, &k).unwrap_err().to_string();
     assert_eq!(err, "dense_attention: 3 query heads do not divide into 2 key/value heads");
 }
+
+#[test]
+fn tasks_of_a_backward_pass_have_equal_parts_of_the_triangle() {
+    use super::super::stream::owner;
+    for splits in 1..9 {
+        for rounds in 1..7 {
+            let mut parts = vec![0; splits];
+            (0..rounds * splits).for_each(|tile| parts[owner(tile, splits)] += tile + 1);
+            let (least, most) = (parts.iter().min().unwrap(), parts.iter().max().unwrap());
+            let bound = if rounds % 2 == 0 { 0 } else { splits - 1 };
+            assert_eq!(most - least, bound, "{splits} tasks, {rounds} tiles each");
+        }
+    }
+}

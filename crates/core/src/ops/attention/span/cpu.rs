@@ -1,7 +1,7 @@
 use std::ops::Range;
 
 use super::super::Dims;
-use super::super::stream::{TILE, interleave, scale_row, take_tile};
+use super::super::stream::{TILE, interleave, owner, scale_row, take_tile};
 use super::Span;
 use crate::device::simd::simd;
 use crate::device::tile::{Mat, gemm, transpose_into};
@@ -152,7 +152,7 @@ pub fn backward<T: Real>(
     }
     for (bg, dq) in dq_bg.chunks_mut(len).enumerate() {
         for (tile, dq) in dq.chunks_mut(TILE * group * d).enumerate() {
-            tasks[bg * splits + tile % splits].tiles.push((tile, dq));
+            tasks[bg * splits + owner(tile, splits)].tiles.push((tile, dq));
         }
     }
     device.for_each(tasks, |task| {
