@@ -65,7 +65,7 @@ impl Tokenizer {
         }
         inner.with_model(model);
         inner.add_special_tokens([AddedToken::from(END_OF_TEXT, true)]).map_err(|e| wrong(e.to_string()))?;
-        let json = inner.to_string(true).map_err(|e| wrong(e.to_string()))?;
+        let json = serde_json::to_string_pretty(&inner).map_err(|e| wrong(e.to_string()))?;
         Self::from_inner(inner, json, Path::new("tokenizer.json"))
     }
 
@@ -75,8 +75,8 @@ impl Tokenizer {
     /// When it cannot be read or has no end-of-text token.
     pub fn load(path: &Path) -> Result<Self> {
         let json = std::fs::read_to_string(path).map_err(DataError::io(path, "cannot be read"))?;
-        let inner =
-            Inner::from_bytes(&json).map_err(|e| DataError::content(path, format!("is no tokenizer.json: {e}")))?;
+        // `from_str` is compiled in tokenizers already; the generic `from_bytes` would bring its deserialisers here once more
+        let inner: Inner = json.parse().map_err(|e| DataError::content(path, format!("is no tokenizer.json: {e}")))?;
         Self::from_inner(inner, json, path)
     }
 

@@ -398,7 +398,7 @@ impl Config {
     pub fn differences(&self, other: &Config) -> Vec<(String, bool)> {
         let flat = |c: &Config| {
             let mut out = std::collections::BTreeMap::new();
-            flatten("", &Value::try_from(c).expect("a configuration is TOML"), &mut out);
+            flatten("", &Value::Table(c.to_toml().parse().expect("a configuration is TOML")), &mut out);
             out
         };
         let (mut a, mut b) = (flat(self), flat(other));
