@@ -398,6 +398,7 @@ impl Config {
     pub fn differences(&self, other: &Config) -> Vec<(String, bool)> {
         let flat = |c: &Config| {
             let mut out = std::collections::BTreeMap::new();
+            // through the text, so that settings are compiled for one serialiser
             flatten("", &Value::Table(c.to_toml().parse().expect("a configuration is TOML")), &mut out);
             out
         };

@@ -191,12 +191,12 @@ impl CpuDevice {
         self.0.pools.peak.store(self.0.pools.live.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
-    /// Runs `f(i)` for every `i < tasks` on all threads. They take tasks in ascending order, one at a time, so that threads
-    /// end together where the last tasks are short.
+    /// Runs `f(i)` for every `i < tasks` on all threads, a single task on the caller's. They take tasks in ascending order, one at
+    /// a time, so that threads end together where the last tasks are short.
     ///
     /// All work goes through here, and through a pointer: with the thread pool compiled for every closure, 45 % of this crate's
     /// code was the pool's.
-    fn run(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
+    pub(crate) fn run(&self, tasks: usize, f: &(dyn Fn(usize) + Sync)) {
         let next = AtomicUsize::new(0);
         let work = || {
             loop {

@@ -230,12 +230,7 @@ fn multiply<T: Real, F: Format<T>>(
             }
         }
     };
-    let tasks = down * across * parts;
-    if tasks == 1 {
-        task(0);
-    } else {
-        device.map(tasks, task);
-    }
+    device.run(down * across * parts, &task);
     if parts > 1 {
         let rows = (ELEMENTWISE / n).max(1);
         device.for_chunks(&mut c[..(m - 1) * ldc + n], rows * ldc, |i, c| {
