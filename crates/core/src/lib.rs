@@ -19,6 +19,7 @@
 
 pub mod device;
 mod error;
+mod number;
 pub mod ops;
 pub mod rng;
 mod shape;
@@ -29,6 +30,7 @@ pub mod testing;
 
 pub use device::{CpuDevice, Device};
 pub use error::{Error, Result};
-pub use storage::{Compute, DType, Element, Real, Storage};
+pub use number::{Compute, DType, Element, Host, Number};
+pub use storage::Storage;
 pub use tape::{Grads, Id, Tape, Var, Watcher};
 pub use tensor::Tensor;

@@ -6,8 +6,9 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use crate::device::CpuNumber;
 use crate::error::{Error, Result, ensure};
-use crate::storage::{Compute, Real};
+use crate::number::Compute;
 use crate::tensor::Tensor;
 
 /// A value on a tape.
@@ -232,7 +233,7 @@ impl Grads {
     /// Takes the gradient that a variable has received so far out, for an op that adds to it in place and gives it back with
     /// [`Grads::add`], and true; where nothing has been received, or its memory is shared, fresh memory to be written, and
     /// false.
-    pub(crate) fn begin<T: Real>(&mut self, var: &Var) -> (Tensor, bool) {
+    pub(crate) fn begin<T: CpuNumber>(&mut self, var: &Var) -> (Tensor, bool) {
         match self.0[var.id.0].take_if(|sum| sum.is_unique()) {
             Some(sum) => (sum, true),
             None => {

@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use crate::device::simd::add_into;
 use crate::device::{Buffer, Device};
+use crate::device::{CpuData, CpuNumber};
 use crate::error::{Error, Result, ensure};
+use crate::number::{DType, Host, Number, with_number};
 use crate::rng::Rng;
 use crate::shape::numel;
-use crate::storage::{DType, Real, Storage, with_real};
+use crate::storage::Storage;
 
 /// A value. Cloning shares the numbers; writing to a shared one copies first.
 #[derive(Debug, Clone)]
@@ -22,21 +24,24 @@ impl Tensor {
     ///
     /// # Errors
     /// When the length does not fit the shape.
-    pub fn from_vec<T: Real>(device: &Device, shape: &[usize], data: Vec<T>) -> Result<Self> {
+    pub fn from_vec<T: Number>(device: &Device, shape: &[usize], data: Vec<T>) -> Result<Self> {
         ensure!(data.len() == numel(shape), "from_vec", "{} elements do not fill shape {shape:?}", data.len());
-        Ok(Self::from_buffer(shape, device.as_cpu().copy(&data)))
+        Ok(match T::host(&data) {
+            Host::F32(data) => Self::from_buffer(shape, device.as_cpu().copy(data)),
+            Host::F64(data) => Self::from_buffer(shape, device.as_cpu().copy(data)),
+        })
     }
 
     /// Takes over a buffer whose length fits the shape.
-    pub(crate) fn from_buffer<T: Real>(shape: &[usize], buffer: Buffer<T>) -> Self {
+    pub(crate) fn from_buffer<T: CpuNumber>(shape: &[usize], buffer: Buffer<T>) -> Self {
         assert_eq!(buffer.len(), numel(shape), "a kernel fills the shape it announces");
         let device = Device::Cpu(buffer.device().clone());
-        Tensor { shape: shape.to_vec(), storage: Arc::new(T::wrap(buffer)), device }
+        Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::Cpu(T::wrap(buffer))), device }
     }
 
     /// All elements `value`.
     pub fn full(device: &Device, shape: &[usize], dtype: DType, value: f64) -> Self {
-        with_real!(dtype, T => {
+        with_number!(dtype, T => {
             let mut buffer = device.as_cpu().alloc::<T>(numel(shape));
             buffer.fill(T::of(value));
             Self::from_buffer(shape, buffer)
@@ -50,7 +55,7 @@ impl Tensor {
 
     /// Independent normals with standard deviation `std`.
     pub fn normal(device: &Device, shape: &[usize], dtype: DType, std: f64, rng: &mut Rng) -> Self {
-        with_real!(dtype, T => {
+        with_number!(dtype, T => {
             let mut buffer = device.as_cpu().alloc::<T>(numel(shape));
             buffer.iter_mut().for_each(|x| *x = T::of(std * rng.normal()));
             Self::from_buffer(shape, buffer)
@@ -102,16 +107,21 @@ impl Tensor {
     ///
     /// # Errors
     /// When the element type is another.
-    pub fn as_slice<T: Real>(&self) -> Result<&[T]> {
-        match T::buffer(&self.storage) {
-            Some(b) => Ok(b),
-            None => Err(Error::invalid("as_slice", format!("tensor is {:?}, asked for {:?}", self.dtype(), T::DTYPE))),
-        }
+    pub fn as_slice<T: Number>(&self) -> Result<&[T]> {
+        let Storage::Cpu(data) = &*self.storage;
+        let host = match data {
+            CpuData::F32(buffer) => Host::F32(buffer),
+            CpuData::F64(buffer) => Host::F64(buffer),
+        };
+        T::of_host(host).ok_or_else(|| {
+            Error::invalid("as_slice", format!("tensor is {:?}, asked for {:?}", self.dtype(), T::DTYPE))
+        })
     }
 
     /// The numbers, inside a kernel that was dispatched on the element type.
-    pub(crate) fn data<T: Real>(&self) -> &[T] {
-        T::buffer(&self.storage).expect("dispatched on this element type")
+    pub(crate) fn data<T: CpuNumber>(&self) -> &[T] {
+        let Storage::Cpu(data) = &*self.storage;
+        T::buffer(data).expect("dispatched on this element type")
     }
 
     /// Whether no other tensor shares the memory.
@@ -120,27 +130,27 @@ impl Tensor {
     }
 
     /// The numbers, to be overwritten; copies them first if they are shared.
-    pub(crate) fn data_mut<T: Real>(&mut self) -> &mut [T] {
+    pub(crate) fn data_mut<T: CpuNumber>(&mut self) -> &mut [T] {
         if !self.is_unique() {
             let mut buffer = self.cpu().alloc::<T>(self.numel());
             buffer.copy_from_slice(self.data::<T>());
-            self.storage = Arc::new(T::wrap(buffer));
+            self.storage = Arc::new(Storage::Cpu(T::wrap(buffer)));
         }
-        let storage = Arc::get_mut(&mut self.storage).expect("not shared any more");
-        T::buffer_mut(storage).expect("dispatched on this element type")
+        let Storage::Cpu(data) = Arc::get_mut(&mut self.storage).expect("not shared any more");
+        T::buffer_mut(data).expect("dispatched on this element type")
     }
 
     /// A copy of the numbers.
     ///
     /// # Errors
     /// When the element type is another.
-    pub fn to_vec<T: Real>(&self) -> Result<Vec<T>> {
+    pub fn to_vec<T: Number>(&self) -> Result<Vec<T>> {
         self.as_slice().map(<[T]>::to_vec)
     }
 
     /// A copy of the numbers as doubles.
     pub fn to_f64(&self) -> Vec<f64> {
-        with_real!(self.dtype(), T => self.data::<T>().iter().map(|x| x.f64()).collect())
+        with_number!(self.dtype(), T => self.data::<T>().iter().map(|x| x.f64()).collect())
     }
 
     /// The only element.
@@ -171,9 +181,9 @@ impl Tensor {
         if dtype == self.dtype() {
             return self.clone();
         }
-        with_real!(dtype, T => {
+        with_number!(dtype, T => {
             let mut buffer = self.cpu().alloc::<T>(self.numel());
-            with_real!(self.dtype(), S => {
+            with_number!(self.dtype(), S => {
                 for (y, x) in buffer.iter_mut().zip(self.data::<S>()) {
                     *y = T::of(x.f64());
                 }
@@ -184,7 +194,7 @@ impl Tensor {
 
     /// Whether every element is finite.
     pub fn is_finite(&self) -> bool {
-        with_real!(self.dtype(), T => self.data::<T>().iter().all(|x| x.is_finite()))
+        with_number!(self.dtype(), T => self.data::<T>().iter().all(|x| x.is_finite()))
     }
 
     /// Adds `other` in place (copying first if the numbers are shared).
@@ -194,7 +204,7 @@ impl Tensor {
     pub fn accumulate(&mut self, other: &Tensor) -> Result<()> {
         ensure!(self.shape == other.shape, "accumulate", "gradient {:?} against {:?}", self.shape, other.shape);
         let device = self.cpu().clone();
-        with_real!(self.dtype(), T => {
+        with_number!(self.dtype(), T => {
             let x = other.as_slice::<T>()?;
             device.for_chunks(self.data_mut::<T>(), ELEMENTWISE, |i, out| {
                 add_into(&x[i * ELEMENTWISE..], out);

@@ -2,8 +2,8 @@
 
 use crate::device::{CpuDevice, Device};
 use crate::error::{Error, Result};
+use crate::number::DType;
 use crate::rng::Rng;
-use crate::storage::DType;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 

@@ -8,7 +8,7 @@ use dash_core::ops::attention::{
 };
 use dash_core::rng::Rng;
 use dash_core::testing::{GRADIENT_ERROR, grad_errors, normal};
-use dash_core::{DType, Device, Real, Result as CoreResult, Tape, Tensor, Var, ops};
+use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor, Var, ops};
 use dash_model::{KINDS, Model, ModelConfig};
 use serde_json::{Value, json};
 
@@ -42,7 +42,7 @@ pub fn audit(as_json: bool) -> Result<()> {
     checks.extend(routing_against_differences(&device)?);
     checks.extend(models_against_differences(&device)?);
     checks.extend(block_against_dfdx(&device)?);
-    checks.extend(solver());
+    checks.extend(solver(&device)?);
     let missed: Vec<&Check> = checks.iter().filter(|c| !c.passed()).collect();
     if as_json {
         let line = |c: &Check| json!({"what": c.what, "against": c.against, "error": c.error, "allowed": c.allowed, "passed": c.passed()});
@@ -360,25 +360,26 @@ fn sorted_threshold(x: &[f64], alpha: f64) -> f64 {
 const EDGE: f64 = 1e-6;
 
 /// Largest |sum p - 1| over rows, and the number of elements on the wrong side of the sorted solution's threshold.
-fn solve<T: Real>(rows: &[Vec<f64>], alpha: f64) -> (f64, usize) {
+fn solve(device: &Device, dtype: DType, rows: &[Vec<f64>], alpha: f64) -> CoreResult<(f64, usize)> {
     let (mut worst, mut wrong) = (0.0f64, 0);
     for row in rows {
         // the solver sees rounded scores; so does the sorted solution
-        let mut p: Vec<T> = row.iter().map(|&z| T::of(z)).collect();
-        let top = p.iter().map(|z| z.f64()).fold(f64::MIN, f64::max);
-        let x: Vec<f64> = p.iter().map(|z| (alpha - 1.0) * (z.f64() - top)).collect();
-        ops::entmax_row(&mut p, alpha);
-        worst = worst.max((p.iter().map(|p| p.f64()).sum::<f64>() - 1.0).abs());
+        let tape = Tape::inference();
+        let z = tape.leaf(Tensor::from_vec(device, &[row.len()], row.clone())?.to_dtype(dtype));
+        let (p, z) = (ops::entmax(&tape, &z, alpha)?.value.to_f64(), z.value.to_f64());
+        let top = z.iter().copied().fold(f64::MIN, f64::max);
+        let x: Vec<f64> = z.iter().map(|z| (alpha - 1.0) * (z - top)).collect();
+        worst = worst.max((p.iter().sum::<f64>() - 1.0).abs());
         if alpha != 1.25 {
             let tau = sorted_threshold(&x, alpha);
             let sides = x.iter().zip(&p).filter(|(x, _)| (*x - tau).abs() > EDGE);
-            wrong += sides.filter(|(x, p)| (p.f64() > 0.0) != (**x > tau)).count();
+            wrong += sides.filter(|(x, p)| (**p > 0.0) != (**x > tau)).count();
         }
     }
-    (worst, wrong)
+    Ok((worst, wrong))
 }
 
-fn solver() -> Vec<Check> {
+fn solver(device: &Device) -> CoreResult<Vec<Check>> {
     let mut rng = Rng::new(9);
     let mut rows = |n: usize, f: &dyn Fn(f64) -> f64| -> Vec<Vec<f64>> {
         (0..64).map(|_| (0..n).map(|_| f(rng.normal())).collect()).collect()
@@ -394,7 +395,8 @@ fn solver() -> Vec<Check> {
     let mut out = Vec::new();
     for (name, rows) in &kinds {
         for alpha in [1.25, 1.5, 2.0] {
-            let ((single, wrong), (double, _)) = (solve::<f32>(rows, alpha), solve::<f64>(rows, alpha));
+            let (single, wrong) = solve(device, DType::F32, rows, alpha)?;
+            let (double, _) = solve(device, DType::F64, rows, alpha)?;
             let check = |what: String, against, error, allowed| Check { what, against, error, allowed };
             out.push(check(format!("entmax {alpha}, {name}: |sum p - 1|, f32"), "1", single, 1e-5));
             out.push(check(format!("entmax {alpha}, {name}: |sum p - 1|, f64"), "1", double, 1e-12));
@@ -408,7 +410,7 @@ fn solver() -> Vec<Check> {
             }
         }
     }
-    out
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -421,7 +423,7 @@ mod tests {
         let device = Device::cpu(2);
         let all =
             checks(ops_against_differences(&device)).into_iter().chain(checks(routing_against_differences(&device)));
-        for c in all.chain(models_against_differences(&device).unwrap()).chain(solver()) {
+        for c in all.chain(models_against_differences(&device).unwrap()).chain(solver(&device).unwrap()) {
             assert!(c.passed(), "{}: {:e} of {:e}", c.what, c.error, c.allowed);
         }
     }

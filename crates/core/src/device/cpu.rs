@@ -10,7 +10,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::storage::Element;
+use super::CpuElement;
 
 /// Handle to the threads and the memory of the host. Clones share both.
 #[derive(Clone)]
@@ -50,7 +50,7 @@ const LINE: usize = 16;
 struct Line<T>([T; LINE]);
 
 /// A block of host memory that returns to its device when dropped. It begins at a cache line.
-pub struct Buffer<T: Element> {
+pub struct Buffer<T: CpuElement> {
     lines: Vec<Line<T>>,
     len: usize,
     device: CpuDevice,
@@ -143,7 +143,7 @@ impl CpuDevice {
     }
 
     /// A buffer of `n` elements whose values are unspecified (NaN on a poisoning device).
-    pub fn alloc<T: Element>(&self, n: usize) -> Buffer<T> {
+    pub fn alloc<T: CpuElement>(&self, n: usize) -> Buffer<T> {
         let class = class(n);
         let reused =
             T::pool(&self.0.pools).0.lock().expect("no panic holds the lock").get_mut(&class).and_then(Vec::pop);
@@ -161,21 +161,21 @@ impl CpuDevice {
     }
 
     /// An empty buffer with room for `capacity` elements, to be filled with [`Buffer::push`].
-    pub fn list<T: Element>(&self, capacity: usize) -> Buffer<T> {
+    pub fn list<T: CpuElement>(&self, capacity: usize) -> Buffer<T> {
         let mut buffer = self.alloc(capacity);
         buffer.resize(0);
         buffer
     }
 
     /// A buffer of zeros.
-    pub fn zeros<T: Element>(&self, n: usize) -> Buffer<T> {
+    pub fn zeros<T: CpuElement>(&self, n: usize) -> Buffer<T> {
         let mut buffer = self.alloc(n);
         buffer.fill(T::ZEROED);
         buffer
     }
 
     /// A buffer of these values.
-    pub fn copy<T: Element>(&self, values: &[T]) -> Buffer<T> {
+    pub fn copy<T: CpuElement>(&self, values: &[T]) -> Buffer<T> {
         let mut buffer = self.alloc(values.len());
         buffer.copy_from_slice(values);
         buffer
@@ -221,14 +221,14 @@ impl CpuDevice {
     }
 
     /// Runs `f(i, piece)` for consecutive pieces of `out` of `len` elements (the last may be shorter), on all threads.
-    pub fn for_chunks<T: Element>(&self, out: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
+    pub fn for_chunks<T: CpuElement>(&self, out: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
         let out = Chunks::new(out, len);
         // SAFETY: a task has its own number.
         self.run(out.count(), &|i| f(i, unsafe { out.get(i) }));
     }
 
     /// [`CpuDevice::for_chunks`] over two outputs cut at the same places.
-    pub fn for_chunks2<T: Element, U: Element>(
+    pub fn for_chunks2<T: CpuElement, U: CpuElement>(
         &self,
         (a, a_len): (&mut [T], usize),
         (b, b_len): (&mut [U], usize),
@@ -241,7 +241,7 @@ impl CpuDevice {
     }
 
     /// [`CpuDevice::for_chunks`] over three outputs cut at the same places.
-    pub fn for_chunks3<T: Element>(
+    pub fn for_chunks3<T: CpuElement>(
         &self,
         (a, a_len): (&mut [T], usize),
         (b, b_len): (&mut [T], usize),
@@ -286,7 +286,7 @@ impl std::fmt::Debug for CpuDevice {
     }
 }
 
-impl<T: Element> Deref for Buffer<T> {
+impl<T: CpuElement> Deref for Buffer<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         // SAFETY: a line is 16 elements and nothing else (`repr(C)`, and 16 elements fill whole lines), all lines are
@@ -295,20 +295,20 @@ impl<T: Element> Deref for Buffer<T> {
     }
 }
 
-impl<T: Element> DerefMut for Buffer<T> {
+impl<T: CpuElement> DerefMut for Buffer<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         // SAFETY: as above; the lines are borrowed mutably.
         unsafe { std::slice::from_raw_parts_mut(self.lines.as_mut_ptr().cast(), self.len) }
     }
 }
 
-impl<T: Element> std::fmt::Debug for Buffer<T> {
+impl<T: CpuElement> std::fmt::Debug for Buffer<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         self[..].fmt(f)
     }
 }
 
-impl<T: Element> Buffer<T> {
+impl<T: CpuElement> Buffer<T> {
     fn capacity(&self) -> usize {
         self.lines.capacity() * LINE
     }
@@ -346,7 +346,7 @@ impl<T: Element> Buffer<T> {
     }
 }
 
-impl<T: Element> Drop for Buffer<T> {
+impl<T: CpuElement> Drop for Buffer<T> {
     fn drop(&mut self) {
         let class = self.capacity();
         let lines = std::mem::take(&mut self.lines);

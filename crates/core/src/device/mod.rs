@@ -1,6 +1,7 @@
 //! Devices offer memory and a way to run work, never ops.
 
 mod cpu;
+mod element;
 pub mod kernel;
 pub mod simd;
 pub mod softmax;
@@ -8,6 +9,7 @@ pub mod tile;
 pub mod words;
 
 pub use cpu::{Buffer, CpuDevice, Pool, Pools, Shared};
+pub use element::{CpuData, CpuElement, CpuNumber};
 
 /// Where a tensor lives and its ops run.
 #[derive(Debug, Clone)]

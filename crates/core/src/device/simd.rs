@@ -4,7 +4,7 @@
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
-use crate::storage::Real;
+use crate::device::CpuNumber;
 
 /// Independent partial sums of a reduction: one 512-bit register of f32.
 pub const LANES: usize = 16;
@@ -54,22 +54,22 @@ fn detect() -> Level {
     Level::Baseline
 }
 
-/// Defines a function over `T: Real` that is compiled once per instruction set. Helpers called in the body must be
+/// Defines a function over `T: CpuNumber` that is compiled once per instruction set. Helpers called in the body must be
 /// `#[inline(always)]`, or they stay at the baseline.
 macro_rules! simd {
     ($(#[$meta:meta])* $vis:vis fn $name:ident<T>($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
-        $vis fn $name<T: $crate::storage::Real>($($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name<T: $crate::device::CpuNumber>($($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn generic<T: $crate::storage::Real>($($arg: $ty),*) $(-> $ret)? $body
+            fn generic<T: $crate::device::CpuNumber>($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-                fn avx512<T: $crate::storage::Real>($($arg: $ty),*) $(-> $ret)? {
+                fn avx512<T: $crate::device::CpuNumber>($($arg: $ty),*) $(-> $ret)? {
                     generic::<T>($($arg),*)
                 }
                 #[target_feature(enable = "avx2,fma")]
-                fn avx2<T: $crate::storage::Real>($($arg: $ty),*) $(-> $ret)? {
+                fn avx2<T: $crate::device::CpuNumber>($($arg: $ty),*) $(-> $ret)? {
                     generic::<T>($($arg),*)
                 }
                 match $crate::device::simd::level() {
@@ -100,7 +100,7 @@ pub fn prefetch<T>(at: *const T) {
 
 /// Adds the lanes pairwise: a fixed tree.
 #[inline(always)]
-pub fn sum_lanes<T: Real>(mut lanes: [T; LANES]) -> T {
+pub fn sum_lanes<T: CpuNumber>(mut lanes: [T; LANES]) -> T {
     let mut width = LANES / 2;
     while width > 0 {
         for l in 0..width {
@@ -114,7 +114,7 @@ pub fn sum_lanes<T: Real>(mut lanes: [T; LANES]) -> T {
 
 /// Sum of products.
 #[inline(always)]
-pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
+pub fn dot<T: CpuNumber>(a: &[T], b: &[T]) -> T {
     let mut lanes = [T::ZERO; LANES];
     let (a16, b16) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let (ra, rb) = (a16.remainder(), b16.remainder());
@@ -131,7 +131,7 @@ pub fn dot<T: Real>(a: &[T], b: &[T]) -> T {
 
 /// Sum.
 #[inline(always)]
-pub fn sum<T: Real>(a: &[T]) -> T {
+pub fn sum<T: CpuNumber>(a: &[T]) -> T {
     let mut lanes = [T::ZERO; LANES];
     let a16 = a.chunks_exact(LANES);
     let rest = a16.remainder();
@@ -148,7 +148,7 @@ pub fn sum<T: Real>(a: &[T]) -> T {
 
 /// Largest element; minus infinity for none.
 #[inline(always)]
-pub fn max<T: Real>(a: &[T]) -> T {
+pub fn max<T: CpuNumber>(a: &[T]) -> T {
     let mut lanes = [T::NEG_INF; LANES];
     let a16 = a.chunks_exact(LANES);
     let rest = a16.remainder();
@@ -169,7 +169,7 @@ pub fn max<T: Real>(a: &[T]) -> T {
 
 /// `y += a x`.
 #[inline(always)]
-pub fn axpy<T: Real>(a: T, x: &[T], y: &mut [T]) {
+pub fn axpy<T: CpuNumber>(a: T, x: &[T], y: &mut [T]) {
     for (y, &x) in y.iter_mut().zip(x) {
         *y = a.mul_add(x, *y);
     }

@@ -2,7 +2,7 @@
 //!
 //! 2^x is a chain of 14 dependent operations. Compiled for one vector after the other, the chains fill the queues of the
 //! processor before they fill its multipliers: 13 cycles a vector on AVX2. Here [`KEYS`] keys take every step together, which
-//! takes 7. Every element goes through the operations of [`crate::storage::Real::exp2`] and is added in the order of keys, so
+//! takes 7. Every element goes through the operations of [`crate::number::Number::exp2`] and is added in the order of keys, so
 //! the bits are those of the plain loop.
 
 use super::simd::LANES;
@@ -107,7 +107,7 @@ macro_rules! steps {
             use std::array::from_fn;
 
             use super::{KEYS, LANES, Slope, Steps};
-            use crate::storage::EXP2;
+            use crate::number::EXP2;
 
             pub const STEPS: Steps<f32> = Steps { top, powers, slopes };
 
@@ -213,8 +213,8 @@ steps!(avx512, "avx512f", __m512, 16, _mm512_loadu_ps _mm512_storeu_ps _mm512_se
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
     use super::*;
+    use crate::number::Number;
     use crate::rng::Rng;
-    use crate::storage::Real;
 
     /// Every instruction set that this processor has gives the bits of the plain loops, and leaves what is not its own.
     #[test]
@@ -245,8 +245,8 @@ mod tests {
                 let mut want = [before[lane]; 3];
                 for at in (0..3 * KEYS).map(|key| key * stride + lane) {
                     let (z, g) = (s[at], dp[at]);
-                    want[0] = Real::max(z, want[0]);
-                    want_p[at] = Real::exp2(z.mul_add(0.7, shift[lane]));
+                    want[0] = Number::max(z, want[0]);
+                    want_p[at] = Number::exp2(z.mul_add(0.7, shift[lane]));
                     want[1] += want_p[at];
                     let slope = want_p[at] * (g - delta[lane]);
                     want[2] += slope;

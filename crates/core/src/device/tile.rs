@@ -5,7 +5,7 @@
 
 use super::kernel::{Block, ROWS, SIDE};
 use super::simd::{self, simd};
-use crate::storage::Real;
+use crate::device::CpuNumber;
 
 /// A strided read-only matrix: element (i, p) is `data[i * row + p * col]`.
 #[derive(Clone, Copy)]
@@ -34,7 +34,7 @@ impl<'a, T> Mat<'a, T> {
 }
 
 #[inline(always)]
-fn block<T: Real, const M: usize, const N: usize>(
+fn block<T: CpuNumber, const M: usize, const N: usize>(
     k: usize,
     a: Mat<T>,
     b: &[T],
@@ -68,7 +68,17 @@ fn block<T: Real, const M: usize, const N: usize>(
 }
 
 #[inline(always)]
-fn tail<T: Real>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usize, c: &mut [T], ldc: usize, add: bool) {
+fn tail<T: CpuNumber>(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Mat<T>,
+    b: &[T],
+    ldb: usize,
+    c: &mut [T],
+    ldc: usize,
+    add: bool,
+) {
     for i in 0..m {
         let row = &mut c[i * ldc..][..n];
         if !add {
@@ -84,7 +94,7 @@ fn tail<T: Real>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usize, c
 }
 
 #[inline(always)]
-fn columns<T: Real, const N: usize>(
+fn columns<T: CpuNumber, const N: usize>(
     m: usize,
     k: usize,
     a: Mat<T>,
@@ -139,7 +149,17 @@ simd! {
 
 /// `c = a b` or `c += a b`: a [m, k] with any strides, b [k, n] and c [m, n] with contiguous rows `ldb` and `ldc` apart.
 #[inline]
-pub fn gemm<T: Real>(m: usize, n: usize, k: usize, a: Mat<T>, b: &[T], ldb: usize, c: &mut [T], ldc: usize, add: bool) {
+pub fn gemm<T: CpuNumber>(
+    m: usize,
+    n: usize,
+    k: usize,
+    a: Mat<T>,
+    b: &[T],
+    ldb: usize,
+    c: &mut [T],
+    ldc: usize,
+    add: bool,
+) {
     if m == 0 || n == 0 {
         return;
     }
@@ -231,7 +251,7 @@ mod tests {
         }
     }
 
-    fn agrees<T: Real>() {
+    fn agrees<T: CpuNumber>() {
         let mut rng = Rng::new(1);
         for (m, n, k) in
             [(1, 1, 1), (3, 5, 2), (8, 32, 16), (9, 33, 7), (13, 63, 8), (17, 97, 5), (4, 24, 0), (20, 49, 33)]

@@ -5,7 +5,7 @@
 
 use super::kernel::{Block, COLS};
 use super::tile::Mat;
-use crate::storage::Real;
+use crate::device::CpuNumber;
 
 /// What makes words and multiplies them, on a processor that can.
 #[derive(Clone, Copy)]
@@ -44,7 +44,7 @@ pub fn bf16() -> Option<Words<f32>> {
 
 /// Rows of `src`, `stride` apart and `n` wide, as the right side of a product over them: panels of 32 columns `ld` apart,
 /// one line of words for two rows. `zeros` is what an odd last row pairs with.
-pub fn pack_rows<T: Real>(
+pub fn pack_rows<T: CpuNumber>(
     words: Words<T>,
     (src, stride): (&[T], usize),
     (rows, n): (usize, usize),
@@ -65,7 +65,7 @@ pub fn pack_rows<T: Real>(
 
 /// Rows of `src`, `stride` apart and `k` long, as the right side of a product with their transpose: panels of 32 rows `ld`
 /// apart, each [k / 2, 32], zero past the last row up to the end of `out`.
-pub fn pack_transposed<T: Real>(
+pub fn pack_transposed<T: CpuNumber>(
     words: Words<T>,
     (src, stride): (&[T], usize),
     (rows, k): (usize, usize),
@@ -91,7 +91,7 @@ pub fn pack_transposed<T: Real>(
 
 /// `c = a b` or `c += a b` over `k` words: a [m, k] with any strides, b in panels [k, 32] `ld` apart, c [m, n] with rows
 /// `ldc` apart.
-pub fn gemm<T: Real>(
+pub fn gemm<T: CpuNumber>(
     words: Words<T>,
     (m, n, k): (usize, usize, usize),
     a: Mat<T>,

@@ -26,7 +26,7 @@ pub use adamw::{AdamW, adamw};
 pub use cross_entropy::{IGNORE, linear_cross_entropy, token_nll};
 pub use elementwise::{add, exp, ln, mask_fill, mul, scale, sigmoid, sub};
 pub use embedding::embedding;
-pub use entmax::{entmax, entmax_row};
+pub use entmax::entmax;
 pub use grad_norm::grad_norm;
 pub use layout::{index_select, reshape, transpose};
 pub use matmul::{linear, linear_add, matmul};

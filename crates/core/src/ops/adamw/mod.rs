@@ -7,7 +7,7 @@ mod tests;
 
 use crate::device::simd::simd;
 use crate::error::{Result, ensure};
-use crate::storage::with_real;
+use crate::number::with_number;
 use crate::tensor::{ELEMENTWISE, Tensor};
 
 /// Settings of one update.
@@ -63,7 +63,7 @@ pub fn adamw(settings: AdamW, param: &mut Tensor, m: &mut Tensor, v: &mut Tensor
         );
     }
     let device = param.cpu().clone();
-    with_real!(param.dtype(), T => {
+    with_number!(param.dtype(), T => {
         let g = grad.data::<T>();
         let len = ELEMENTWISE;
         device.for_chunks3((param.data_mut::<T>(), len), (m.data_mut(), len), (v.data_mut(), len), |i, p, m, v| {

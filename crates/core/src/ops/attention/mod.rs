@@ -25,7 +25,7 @@ pub use span::{Span, span_attention};
 pub use summary::chunk_summary;
 
 use crate::error::{Result, ensure};
-use crate::storage::DType;
+use crate::number::DType;
 use crate::tensor::{Tensor, same_dtype};
 
 /// Extents of one attention call.

@@ -3,21 +3,21 @@
 //! Scores are `[keys, rows]`: rows are lanes. Operands that enter as they are stay where they are.
 
 use super::Dims;
+use crate::device::CpuNumber;
 use crate::device::kernel::COLS;
 use crate::device::simd::LANES;
 use crate::device::tile::{Mat, gemm, transpose_into};
 use crate::device::words::{self, Words, pack_rows, pack_transposed};
 use crate::device::{Buffer, CpuDevice};
-use crate::storage::Real;
 
 /// Keys or values `[b, t, g, d]` as the left sides of products over d.
-pub(super) struct Lefts<'a, T: Real> {
+pub(super) struct Lefts<'a, T: CpuNumber> {
     words: Option<Buffer<T>>,
     elements: &'a [T],
     dims: Dims,
 }
 
-impl<'a, T: Real> Lefts<'a, T> {
+impl<'a, T: CpuNumber> Lefts<'a, T> {
     pub(super) fn new(device: &CpuDevice, words: Option<Words<T>>, x: &'a [T], dims: Dims) -> Self {
         let words = words.map(|words| {
             const ROWS: usize = 256;
@@ -43,7 +43,7 @@ impl<'a, T: Real> Lefts<'a, T> {
 
 /// Blocks of `width` rows of x `[b, t, g, d]` as the right sides of products over their rows: x itself, or panels of words
 /// packed block by block, once a pass, so that every product reads them in order.
-pub(super) struct Rights<'a, T: Real> {
+pub(super) struct Rights<'a, T: CpuNumber> {
     /// panels, their size a block, and the distance of two
     words: Option<(Buffer<T>, usize, usize)>,
     elements: &'a [T],
@@ -51,7 +51,7 @@ pub(super) struct Rights<'a, T: Real> {
     width: usize,
 }
 
-impl<'a, T: Real> Rights<'a, T> {
+impl<'a, T: CpuNumber> Rights<'a, T> {
     pub(super) fn new(device: &CpuDevice, words: Option<Words<T>>, x: &'a [T], dims: Dims, width: usize) -> Self {
         let Dims { b, t, g, d, .. } = dims;
         let words = words.map(|words| {
@@ -82,7 +82,7 @@ impl<'a, T: Real> Rights<'a, T> {
 }
 
 /// The products of a task, in the element type or in bf16 words: scores of up to `lanes` rows with up to `width` keys.
-pub(super) struct Products<T: Real> {
+pub(super) struct Products<T: CpuNumber> {
     words: Option<Words<T>>,
     lanes: usize,
     d: usize,
@@ -92,7 +92,7 @@ pub(super) struct Products<T: Real> {
     right: Buffer<T>,
 }
 
-impl<T: Real> Products<T> {
+impl<T: CpuNumber> Products<T> {
     pub(super) fn new(device: &CpuDevice, words: Option<Words<T>>, lanes: usize, width: usize, d: usize) -> Self {
         let n = |n: usize| if words.is_some() { n } else { 0 };
         Products {

@@ -14,10 +14,11 @@
 
 use super::Dims;
 use super::products::{Lefts, Products, Rights};
+use crate::device::CpuNumber;
 use crate::device::simd::{self, LANES, add_into, simd};
 use crate::device::softmax::Slope;
 use crate::device::{Buffer, CpuDevice, Shared};
-use crate::storage::{Compute, Real};
+use crate::number::Compute;
 
 /// Queries of a tile whose scores are computed in full: routing and spans.
 pub(crate) const TILE: usize = 64;
@@ -38,7 +39,7 @@ pub(crate) trait Visits: Sync {
 }
 
 /// What the engine knows of the rows that work on a block, in whole vectors.
-struct Lanes<T: Real> {
+struct Lanes<T: CpuNumber> {
     /// lanes that count now, whole vectors
     used: usize,
     /// keys of the block that a row sees
@@ -47,7 +48,7 @@ struct Lanes<T: Real> {
     bias: Buffer<T>,
 }
 
-impl<T: Real> Lanes<T> {
+impl<T: CpuNumber> Lanes<T> {
     fn new(device: &CpuDevice, lanes: usize) -> Self {
         Lanes { used: 0, live: device.zeros(lanes), bias: device.zeros(lanes) }
     }
@@ -236,7 +237,7 @@ pub(crate) fn owner(tile: usize, splits: usize) -> usize {
 }
 
 /// Copies the queries of a tile of one kv head out of `[t, h, d]`, `stride` apart, as `[queries, len]`.
-pub(crate) fn take_tile<T: Real>(x: &[T], stride: usize, len: usize, out: &mut [T]) {
+pub(crate) fn take_tile<T: CpuNumber>(x: &[T], stride: usize, len: usize, out: &mut [T]) {
     for (r, o) in out.chunks_exact_mut(len).enumerate() {
         o.copy_from_slice(&x[r * stride..][..len]);
     }
@@ -280,7 +281,7 @@ fn rows_of<'a, T: Copy>(tile: &'a [T], queries: &[u32], len: usize, scratch: &'a
 }
 
 /// A tile of queries, or of gradients of their outputs: as rows, and as the columns of products over d.
-struct Tile<T: Real> {
+struct Tile<T: CpuNumber> {
     rows: Buffer<T>,
     /// of [`Tile::at_once`] neighbouring queries after the other
     columns: Buffer<T>,
@@ -291,7 +292,7 @@ struct Tile<T: Real> {
     gathered_columns: Buffer<T>,
 }
 
-impl<T: Real> Tile<T> {
+impl<T: CpuNumber> Tile<T> {
     fn new(device: &CpuDevice, products: &Products<T>, at_once: usize, len: usize) -> Self {
         let columns = products.columns_len();
         Tile {
@@ -329,7 +330,7 @@ impl<T: Real> Tile<T> {
 
 /// Forward over `q [b, t, h, d]`, `k`, `v [b, t, g, d]`. Returns out `[b, t, h, d]` and lse `[b, t, h]`, the latter to
 /// base 2. In bf16, the operands of every product are rounded, the probabilities too; softmax and sums are not.
-pub(crate) fn forward<T: Real>(
+pub(crate) fn forward<T: CpuNumber>(
     device: &CpuDevice,
     compute: Compute,
     dims: Dims,
@@ -420,7 +421,7 @@ pub(crate) fn forward<T: Real>(
 }
 
 /// Gradients of [`forward`].
-pub(crate) struct Gradients<T: Real> {
+pub(crate) struct Gradients<T: CpuNumber> {
     pub dq: Buffer<T>,
     pub dk: Buffer<T>,
     pub dv: Buffer<T>,
@@ -439,7 +440,7 @@ struct Task<'a, T> {
 
 /// Backward of [`forward`]. `entries_per_tile` lists the number of entries of every (batch, kv head, tile), in order, or
 /// is empty where there is no bias.
-pub(crate) fn backward<T: Real>(
+pub(crate) fn backward<T: CpuNumber>(
     device: &CpuDevice,
     compute: Compute,
     dims: Dims,
@@ -565,7 +566,7 @@ pub(crate) fn backward<T: Real>(
 }
 
 /// `[b, g, splits, t, len]` summed over the splits, as `[b, t, g, len]`.
-pub(crate) fn interleave<T: Real>(
+pub(crate) fn interleave<T: CpuNumber>(
     device: &CpuDevice,
     parts: &[T],
     (_, g, t, len): (usize, usize, usize, usize),

@@ -7,11 +7,12 @@
 #[cfg(test)]
 mod tests;
 
+use crate::device::CpuNumber;
 use crate::device::simd::{self, simd};
 use crate::device::tile::Mat;
 use crate::error::{Result, ensure};
+use crate::number::{Compute, with_number};
 use crate::ops::matmul::{Onto, gemm};
-use crate::storage::{Compute, Real, with_real};
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor, same_dtype};
 
@@ -64,7 +65,7 @@ fn stride(vocab: usize) -> usize {
 }
 
 /// Runs `visit(first row, logits)` over blocks of rows of logits `[rows, v]`, [`stride`] apart.
-fn for_logits<T: Real>(
+fn for_logits<T: CpuNumber>(
     compute: Compute,
     x: &Tensor,
     w: &Tensor,
@@ -90,7 +91,7 @@ fn for_logits<T: Real>(
 pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &[u32], divisor: f64) -> Result<Var> {
     let (rows, width, vocab) = check("cross_entropy", &x.value, &w.value, targets)?;
     let (device, compute) = (x.value.cpu(), tape.compute());
-    let (loss, grads) = with_real!(x.value.dtype(), T => {
+    let (loss, grads) = with_number!(x.value.dtype(), T => {
         let mut total = 0.0;
         let mut gradients = tape.is_recording().then(|| (device.alloc::<T>(rows * width), device.zeros::<T>(vocab * width)));
         let factor = T::of(1.0 / divisor);
@@ -136,7 +137,7 @@ pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &[u32], divi
 fn scaled(mut x: Tensor, factor: f64) -> Tensor {
     if factor != 1.0 {
         let device = x.cpu().clone();
-        with_real!(x.dtype(), T => {
+        with_number!(x.dtype(), T => {
             device.for_chunks(x.data_mut::<T>(), ELEMENTWISE, |_, piece| scale_row(piece, T::of(factor)));
         });
     }
@@ -149,7 +150,7 @@ fn scaled(mut x: Tensor, factor: f64) -> Tensor {
 /// As [`linear_cross_entropy`].
 pub fn token_nll(x: &Tensor, w: &Tensor, targets: &[u32], compute: Compute) -> Result<Vec<f64>> {
     let sizes = check("token_nll", x, w, targets)?;
-    with_real!(x.dtype(), T => {
+    with_number!(x.dtype(), T => {
         let (mut out, ld) = (Vec::with_capacity(sizes.0), stride(sizes.2));
         for_logits::<T>(compute, x, w, sizes, |first, logits| {
             let mut nll = x.cpu().alloc::<T>(logits.len() / ld);

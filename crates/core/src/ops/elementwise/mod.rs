@@ -5,8 +5,8 @@ mod tests;
 
 use crate::device::simd::simd;
 use crate::error::{Result, ensure};
+use crate::number::with_number;
 use crate::shape::{broadcast, broadcast_strides, numel, walk};
-use crate::storage::{Real, with_real};
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor, same_dtype};
 
@@ -30,7 +30,7 @@ simd! {
 fn binary_value(op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let shape = broadcast(op, a.shape(), b.shape())?;
     let (a, b) = (expand(a, &shape), expand(b, &shape));
-    with_real!(same_dtype(op, &a, &b)?, T => {
+    with_number!(same_dtype(op, &a, &b)?, T => {
         let (x, y) = (a.data::<T>(), b.data::<T>());
         let mut out = a.cpu().alloc::<T>(numel(&shape));
         a.cpu().for_chunks(&mut out, ELEMENTWISE, |i, o| {
@@ -47,7 +47,7 @@ fn expand(x: &Tensor, shape: &[usize]) -> Tensor {
         return x.clone();
     }
     let stride = broadcast_strides(x.shape(), shape);
-    with_real!(x.dtype(), T => {
+    with_number!(x.dtype(), T => {
         let mut out = x.cpu().alloc::<T>(numel(shape));
         let data = x.data::<T>();
         x.cpu().for_chunks(&mut out, ELEMENTWISE, |i, out| {
@@ -63,7 +63,7 @@ fn reduce_to(d: Tensor, shape: &[usize]) -> Tensor {
         return d;
     }
     let stride = broadcast_strides(shape, d.shape());
-    with_real!(d.dtype(), T => {
+    with_number!(d.dtype(), T => {
         let mut out = d.cpu().zeros::<T>(numel(shape));
         for (&g, to) in d.data::<T>().iter().zip(walk(d.shape(), &stride, 0)) {
             out[to] += g;
@@ -113,7 +113,7 @@ pub fn mul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
 
 /// Applies a function in f64 to every element.
 fn map(x: &Tensor, f: impl Fn(f64) -> f64 + Sync + Send) -> Tensor {
-    with_real!(x.dtype(), T => {
+    with_number!(x.dtype(), T => {
         let data = x.data::<T>();
         let mut out = x.cpu().alloc::<T>(data.len());
         x.cpu().for_chunks(&mut out, ELEMENTWISE, |i, o| {
@@ -183,7 +183,7 @@ pub fn mask_fill(tape: &Tape, x: &Var, mask: &[bool], value: f64) -> Result<Var>
         x.value.shape()
     );
     let fill = |x: &Tensor, mask: &[bool], value: f64| {
-        with_real!(x.dtype(), T => {
+        with_number!(x.dtype(), T => {
             let mut out = x.cpu().alloc::<T>(x.numel());
             for ((o, &v), &m) in out.iter_mut().zip(x.data::<T>()).zip(mask.iter().cycle()) {
                 *o = if m { T::of(value) } else { v };

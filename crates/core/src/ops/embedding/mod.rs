@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::device::{Buffer, CpuDevice};
 use crate::error::{Error, Result};
-use crate::storage::with_real;
+use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -32,7 +32,7 @@ pub fn embedding(tape: &Tape, w: &Var, ids: &Arc<[u32]>, shape: &[usize]) -> Res
         "{} ids do not fill shape {shape:?}",
         ids.len()
     );
-    let y = with_real!(w.value.dtype(), T => {
+    let y = with_number!(w.value.dtype(), T => {
         let table = w.value.data::<T>();
         let mut out = w.value.cpu().alloc::<T>(ids.len() * width);
         w.value.cpu().for_chunks(&mut out, ROWS * width, |i, rows| {
@@ -45,7 +45,7 @@ pub fn embedding(tape: &Tape, w: &Var, ids: &Arc<[u32]>, shape: &[usize]) -> Res
     let (id, ids) = (w.id(), ids.clone());
     tape.record("embedding", y, move |dy, grads| {
         let (starts, places) = places_by_id(dy.cpu(), &ids, vocab);
-        let dw = with_real!(dy.dtype(), T => {
+        let dw = with_number!(dy.dtype(), T => {
             let g = dy.data::<T>();
             let mut dw = dy.cpu().zeros::<T>(vocab * width);
             dy.cpu().for_chunks(&mut dw, ROWS * width, |task, rows| {

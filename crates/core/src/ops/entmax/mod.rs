@@ -12,9 +12,10 @@
 #[cfg(test)]
 mod tests;
 
+use crate::device::CpuNumber;
 use crate::device::simd::{self, LANES, simd, sum_lanes};
 use crate::error::{Result, ensure};
-use crate::storage::{Real, with_real};
+use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -23,7 +24,7 @@ const MAX_STEPS: usize = 100;
 
 /// (sum u, sum u^2) for u = [x - tau]_+
 #[inline(always)]
-fn moments<T: Real>(x: &[T], tau: T) -> (T, T) {
+fn moments<T: CpuNumber>(x: &[T], tau: T) -> (T, T) {
     let (mut first, mut second) = ([T::ZERO; LANES], [T::ZERO; LANES]);
     let chunks = x.chunks_exact(LANES);
     let rest = chunks.remainder();
@@ -44,7 +45,7 @@ fn moments<T: Real>(x: &[T], tau: T) -> (T, T) {
 
 /// (sum u^(beta-1), sum u^beta) over the support
 #[inline(always)]
-fn powers<T: Real>(x: &[T], tau: T, beta: T) -> (T, T) {
+fn powers<T: CpuNumber>(x: &[T], tau: T, beta: T) -> (T, T) {
     let (mut low, mut high) = (T::ZERO, T::ZERO);
     for &x in x {
         if x > tau {
@@ -59,7 +60,7 @@ fn powers<T: Real>(x: &[T], tau: T, beta: T) -> (T, T) {
 
 simd! {
     /// Replaces the scores of one row by their alpha-entmax.
-    pub fn entmax_row<T>(row: &mut [T], alpha: f64) {
+    pub(crate) fn entmax_row<T>(row: &mut [T], alpha: f64) {
         let top = simd::max(row);
         if top == T::NEG_INF {
             row.fill(T::ZERO);
@@ -104,7 +105,7 @@ simd! {
 
 /// `p^(2 - alpha)` on the support, 0 off it: the factor r of the Jacobian; alpha 1 is softmax.
 #[inline(always)]
-pub(crate) fn jacobian_factor<T: Real>(p: T, alpha: f64) -> T {
+pub(crate) fn jacobian_factor<T: CpuNumber>(p: T, alpha: f64) -> T {
     if p == T::ZERO {
         T::ZERO
     } else if alpha == 1.5 {
@@ -134,7 +135,7 @@ pub(crate) fn check_alpha(op: &'static str, alpha: f64) -> Result<()> {
 pub fn entmax(tape: &Tape, z: &Var, alpha: f64) -> Result<Var> {
     check_alpha("entmax", alpha)?;
     let (_, width) = z.value.rows();
-    let p = with_real!(z.value.dtype(), T => {
+    let p = with_number!(z.value.dtype(), T => {
         let mut out = z.value.cpu().alloc::<T>(z.value.numel());
         out.copy_from_slice(z.value.data::<T>());
         z.value.cpu().for_chunks(&mut out, width.max(1), |_, row| entmax_row(row, alpha));
@@ -142,7 +143,7 @@ pub fn entmax(tape: &Tape, z: &Var, alpha: f64) -> Result<Var> {
     });
     let (id, kept) = (z.id(), p.clone());
     tape.record("entmax", p, move |dy, grads| {
-        let dz = with_real!(dy.dtype(), T => {
+        let dz = with_number!(dy.dtype(), T => {
             let (g, p) = (dy.data::<T>(), kept.data::<T>());
             let mut dz = dy.cpu().alloc::<T>(g.len());
             dy.cpu().for_chunks(&mut dz, width.max(1), |i, row| {

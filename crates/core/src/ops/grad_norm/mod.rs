@@ -2,7 +2,7 @@
 //! over pieces of fixed length, added in order.
 
 use crate::device::simd::{self, simd};
-use crate::storage::with_real;
+use crate::number::with_number;
 use crate::tensor::{ELEMENTWISE, Tensor};
 
 simd! {
@@ -19,7 +19,7 @@ simd! {
 /// Euclidean norm of all elements of all tensors.
 pub fn grad_norm<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> f64 {
     let square = |g: &Tensor| {
-        with_real!(g.dtype(), T => {
+        with_number!(g.dtype(), T => {
             let data = g.data::<T>();
             g.cpu().ordered_sum(data.len(), ELEMENTWISE, |r| squares(&data[r]))
         })

@@ -4,8 +4,8 @@
 mod tests;
 
 use crate::error::{Result, ensure};
+use crate::number::with_number;
 use crate::shape::{numel, strides, walk};
-use crate::storage::with_real;
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor};
 
@@ -22,7 +22,7 @@ fn permute(x: &Tensor, axes: &[usize]) -> Tensor {
     let own = strides(x.shape());
     let shape: Vec<usize> = axes.iter().map(|&a| x.shape()[a]).collect();
     let stride: Vec<usize> = axes.iter().map(|&a| own[a]).collect();
-    with_real!(x.dtype(), T => {
+    with_number!(x.dtype(), T => {
         let data = x.data::<T>();
         let mut out = x.cpu().alloc::<T>(data.len());
         x.cpu().for_chunks(&mut out, ELEMENTWISE, |i, out| {
@@ -65,7 +65,7 @@ pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &[usize]) -> Resul
     let inner = numel(&shape[axis + 1..]);
     let mut out_shape = shape.clone();
     out_shape[axis] = index.len();
-    let value = with_real!(x.value.dtype(), T => {
+    let value = with_number!(x.value.dtype(), T => {
         let data = x.value.data::<T>();
         let mut out = x.value.cpu().alloc::<T>(numel(&out_shape));
         let rows = (ELEMENTWISE / inner.max(1)).max(1);
@@ -79,7 +79,7 @@ pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &[usize]) -> Resul
     });
     let (id, index) = (x.id(), index.to_vec());
     tape.record("index_select", value, move |dy, grads| {
-        let dx = with_real!(dy.dtype(), T => {
+        let dx = with_number!(dy.dtype(), T => {
             let mut dx = dy.cpu().zeros::<T>(numel(&shape));
             let g = dy.data::<T>();
             let blocks = (ELEMENTWISE / (n * inner).max(1)).max(1);

@@ -2,10 +2,10 @@
 //! single elements, B in panels [k / 2, 32], A as [rows, k / 2] or, transposed, [k / 2, rows], packed by each task.
 
 use super::cpu::Format;
+use crate::device::CpuNumber;
 use crate::device::kernel::{Block, COLS};
 use crate::device::tile::Mat;
 use crate::device::words::{Words, pack_rows, pack_transposed};
-use crate::storage::Real;
 
 /// Pairs of neighbours along the inner axis.
 pub(crate) struct Pairs<'a, T> {
@@ -15,7 +15,7 @@ pub(crate) struct Pairs<'a, T> {
     pub zeros: &'a [T],
 }
 
-impl<T: Real> Format<T> for Pairs<'_, T> {
+impl<T: CpuNumber> Format<T> for Pairs<'_, T> {
     const WORD: usize = 2;
 
     fn width(&self) -> usize {

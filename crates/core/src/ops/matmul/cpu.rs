@@ -9,11 +9,12 @@
 //! from the shape alone, so the bits do not depend on the number of threads.
 
 use super::bf16::Pairs;
+use crate::device::CpuNumber;
 use crate::device::kernel::{self, Block, COLS, ROWS};
 use crate::device::simd::{self, Level, add_into, simd};
 use crate::device::tile::{self, Mat};
 use crate::device::{Buffer, CpuDevice, Shared};
-use crate::storage::{Compute, Real};
+use crate::number::Compute;
 use crate::tensor::ELEMENTWISE;
 
 /// Words of the inner axis in one pass over C at most, and in a part of it at least.
@@ -78,7 +79,7 @@ fn cut(m: usize, n: usize, k: usize) -> Cut {
 }
 
 /// How a register kernel reads operands: in *words* along the inner axis, an element or two neighbours in bf16.
-pub(crate) trait Format<T: Real>: Sync {
+pub(crate) trait Format<T: CpuNumber>: Sync {
     /// Elements in a word.
     const WORD: usize;
     /// Columns of a panel of B, which divide [`COLS`].
@@ -112,7 +113,7 @@ pub(crate) struct Place<T> {
 /// `left` must hold [rows, depth], and every element of the block must be inside a live allocation that nobody else uses
 /// meanwhile.
 #[inline(always)]
-unsafe fn sweep<T: Real, F: Format<T>>(
+unsafe fn sweep<T: CpuNumber, F: Format<T>>(
     format: &F,
     left: Mat<T>,
     (panels, stride): (&[T], usize),
@@ -140,7 +141,7 @@ unsafe fn sweep<T: Real, F: Format<T>>(
 
 /// `c = a b` or `c += a b` on one thread: a [m, k] in words, b in panels `stride` apart, c in rows `row` and panels `panel`
 /// apart.
-pub(crate) fn product<T: Real, F: Format<T>>(
+pub(crate) fn product<T: CpuNumber, F: Format<T>>(
     format: &F,
     (m, n, k): (usize, usize, usize),
     a: Mat<T>,
@@ -168,7 +169,13 @@ pub(crate) fn product<T: Real, F: Format<T>>(
 }
 
 /// All of B [k, n] as panels, packed by all threads.
-pub(crate) fn pack<T: Real, F: Format<T>>(device: &CpuDevice, format: &F, b: Mat<T>, k: usize, n: usize) -> Buffer<T> {
+pub(crate) fn pack<T: CpuNumber, F: Format<T>>(
+    device: &CpuDevice,
+    format: &F,
+    b: Mat<T>,
+    k: usize,
+    n: usize,
+) -> Buffer<T> {
     let width = format.width();
     let panel = k.div_ceil(F::WORD) * width;
     let mut panels = device.alloc::<T>(n.div_ceil(width) * panel);
@@ -177,7 +184,7 @@ pub(crate) fn pack<T: Real, F: Format<T>>(device: &CpuDevice, format: &F, b: Mat
 }
 
 /// `c = a b` added to `onto`, the rows of c `ldc` apart.
-fn multiply<T: Real, F: Format<T>>(
+fn multiply<T: CpuNumber, F: Format<T>>(
     device: &CpuDevice,
     format: &F,
     (m, n, k): (usize, usize, usize),
@@ -250,7 +257,7 @@ fn multiply<T: Real, F: Format<T>>(
 /// of 512 or 1024 bytes; a copy of known length is two registers instead of a call. The next 8 rows are asked for: x waits in
 /// memory since forward.
 #[inline(always)]
-fn pack_rows<T: Real, const N: usize>(b: Mat<T>, depth: usize, n: usize, out: &mut [T]) {
+fn pack_rows<T: CpuNumber, const N: usize>(b: Mat<T>, depth: usize, n: usize, out: &mut [T]) {
     for p0 in (0..depth).step_by(8) {
         for (j, panel) in out.chunks_exact_mut(depth * N).enumerate() {
             for p in p0..depth.min(p0 + 8) {
@@ -291,14 +298,14 @@ simd! {
 /// push each other and B out: one line of 6 rows that are a multiple of 2 KiB apart, or of a transposed A one line of every
 /// step of a pass, a multiple of 256 bytes apart. Then A is copied to rows [`apart`]: with shorter passes that made dy^T x at
 /// 4096 x 4096 x 256 a third faster.
-fn crowded<T: Real>(a: Mat<T>) -> bool {
+fn crowded<T: CpuNumber>(a: Mat<T>) -> bool {
     let level = simd::level();
     let far = if a.col == 1 { a.row.is_multiple_of(512) } else { a.row == 1 && a.col.is_multiple_of(64) };
     level == Level::Avx2 && T::has_kernel(level) && far
 }
 
 /// Rows, and their length, of the copy of a crowded A: its own rows, or those of its transpose.
-fn copied<T: Real>(a: Mat<T>, rows: usize, inner: usize) -> Option<(usize, usize)> {
+fn copied<T: CpuNumber>(a: Mat<T>, rows: usize, inner: usize) -> Option<(usize, usize)> {
     crowded(a).then_some(if a.col == 1 { (rows, inner) } else { (inner, rows) })
 }
 
@@ -310,7 +317,7 @@ pub(crate) const fn apart(len: usize) -> usize {
 /// Operands as they are.
 pub(crate) struct Full;
 
-impl<T: Real> Format<T> for Full {
+impl<T: CpuNumber> Format<T> for Full {
     const WORD: usize = 1;
 
     fn width(&self) -> usize {
@@ -359,7 +366,7 @@ impl<T: Real> Format<T> for Full {
 /// `c = a b` added to `onto`: a [m, k] with any strides, b [k, n] or its transpose with contiguous rows, c [m, n] with
 /// contiguous rows `ldc` apart. `compute` says how operands are rounded; without a kernel for it (another processor, f64) the
 /// product runs in full precision.
-pub(crate) fn gemm<T: Real>(
+pub(crate) fn gemm<T: CpuNumber>(
     device: &CpuDevice,
     compute: Compute,
     (m, n, k): (usize, usize, usize),

@@ -9,10 +9,11 @@ mod tests;
 pub(crate) use bf16::Pairs;
 pub(crate) use cpu::{Format, Full, Onto, apart, gemm, pack, product};
 
+use crate::device::CpuNumber;
 use crate::device::tile::Mat;
 use crate::error::{Result, ensure};
+use crate::number::{Compute, with_number};
 use crate::shape::numel;
-use crate::storage::{Compute, Real, with_real};
 use crate::tape::{Grads, Tape, Var};
 use crate::tensor::{Tensor, same_dtype};
 
@@ -45,7 +46,7 @@ fn linear_onto(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option
         same_dtype(op, &x.value, &residual.value)?;
     }
     let compute = tape.compute();
-    let y = with_real!(x.value.dtype(), T => {
+    let y = with_number!(x.value.dtype(), T => {
         let onto = residual.map_or(Onto::Nothing, |r| Onto::Rows(r.value.data::<T>()));
         let (a, b) = (Mat::rows(x.value.data(), inner), Mat::rows(w.value.data(), inner).t());
         let mut y = x.value.cpu().alloc::<T>(rows * out);
@@ -54,7 +55,7 @@ fn linear_onto(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option
     });
     let (x, w, residual) = (x.clone(), w.clone(), residual.map(Var::id));
     tape.record(op, y, move |dy, grads| {
-        with_real!(dy.dtype(), T => {
+        with_number!(dy.dtype(), T => {
             let (g, xs, ws) = (dy.data::<T>(), x.value.data::<T>(), w.value.data::<T>());
             add_product::<T>(grads, &w, compute, (out, inner, rows), Mat::rows(g, out).t(), Mat::rows(xs, inner))?;
             add_product::<T>(grads, &x, compute, (rows, inner, out), Mat::rows(g, out), Mat::rows(ws, inner))?;
@@ -68,7 +69,7 @@ fn linear_onto(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option
 
 /// Adds a [m, k] times b [k, n] to the gradient of a variable of as many numbers: in place where it has been begun, which
 /// for three projections of one input saves writing and reading two of their three gradients.
-fn add_product<T: Real>(
+fn add_product<T: CpuNumber>(
     grads: &mut Grads,
     var: &Var,
     compute: Compute,
@@ -98,13 +99,13 @@ pub fn matmul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
     let (batch, m, k, n) = (numel(&sa[..rank - 2]), sa[rank - 2], sa[rank - 1], sb[rank - 1]);
     let mut shape = sa.to_vec();
     shape[rank - 1] = n;
-    let y = with_real!(a.value.dtype(), T => {
+    let y = with_number!(a.value.dtype(), T => {
         let (x, w) = (a.value.data::<T>(), b.value.data::<T>());
         batched::<T>(&shape, batch, (m, n, k), |i| (Mat::rows(&x[i * m * k..], k), Mat::rows(&w[i * k * n..], n)), &a.value)
     });
     let (a, b) = (a.clone(), b.clone());
     tape.record("matmul", y, move |dy, grads| {
-        with_real!(dy.dtype(), T => {
+        with_number!(dy.dtype(), T => {
             let (g, x, w) = (dy.data::<T>(), a.value.data::<T>(), b.value.data::<T>());
             let da = |i: usize| (Mat::rows(&g[i * m * n..], n), Mat::rows(&w[i * k * n..], n).t());
             let db = |i: usize| (Mat::rows(&x[i * m * k..], k).t(), Mat::rows(&g[i * m * n..], n));
@@ -114,7 +115,7 @@ pub fn matmul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
     })
 }
 
-fn batched<'a, T: Real>(
+fn batched<'a, T: CpuNumber>(
     shape: &[usize],
     batch: usize,
     (m, n, k): (usize, usize, usize),

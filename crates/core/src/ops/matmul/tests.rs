@@ -1,6 +1,6 @@
 use super::*;
 use crate::device::Device;
-use crate::storage::{Compute, DType};
+use crate::number::{Compute, DType};
 use crate::testing::{bf16, check_grad, device, normal, relative_error};
 
 #[test]

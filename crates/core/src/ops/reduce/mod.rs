@@ -4,8 +4,8 @@
 mod tests;
 
 use crate::error::{Result, ensure};
+use crate::number::with_number;
 use crate::shape::numel;
-use crate::storage::with_real;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -19,7 +19,7 @@ pub fn sum_axis(tape: &Tape, x: &Var, axis: usize) -> Result<Var> {
     let (outer, n, inner) = (numel(&shape[..axis]), shape[axis], numel(&shape[axis + 1..]));
     let mut out_shape = shape.clone();
     out_shape.remove(axis);
-    let value = with_real!(x.value.dtype(), T => {
+    let value = with_number!(x.value.dtype(), T => {
         let data = x.value.data::<T>();
         let mut out = x.value.cpu().zeros::<T>(outer * inner);
         for o in 0..outer {
@@ -32,7 +32,7 @@ pub fn sum_axis(tape: &Tape, x: &Var, axis: usize) -> Result<Var> {
     });
     let id = x.id();
     tape.record("sum_axis", value, move |dy, grads| {
-        let dx = with_real!(dy.dtype(), T => {
+        let dx = with_number!(dy.dtype(), T => {
             let mut dx = dy.cpu().alloc::<T>(numel(&shape));
             for (k, row) in dx.chunks_mut(inner.max(1)).enumerate() {
                 row.copy_from_slice(&dy.data::<T>()[k / n * inner..][..inner]);

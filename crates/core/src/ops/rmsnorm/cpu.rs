@@ -1,6 +1,6 @@
+use crate::device::CpuNumber;
 use crate::device::simd::{self, simd};
 use crate::device::{Buffer, CpuDevice};
-use crate::storage::Real;
 
 /// Rows a task handles. The partial sums of dw are one row a task, added in order of task.
 const ROWS: usize = 64;
@@ -50,7 +50,7 @@ simd! {
     }
 }
 
-pub fn forward<T: Real>(device: &CpuDevice, x: &[T], w: &[T], eps: f64, y: &mut [T], rstd: &mut [T]) {
+pub fn forward<T: CpuNumber>(device: &CpuDevice, x: &[T], w: &[T], eps: f64, y: &mut [T], rstd: &mut [T]) {
     let width = w.len();
     device.for_chunks2((y, ROWS * width), (rstd, ROWS), |i, y, rstd| {
         forward_rows(&x[i * ROWS * width..][..y.len()], w, eps, y, rstd);
@@ -58,7 +58,7 @@ pub fn forward<T: Real>(device: &CpuDevice, x: &[T], w: &[T], eps: f64, y: &mut 
 }
 
 /// Writes dx, or adds it to what is there, and returns dw.
-pub fn backward<T: Real>(
+pub fn backward<T: CpuNumber>(
     device: &CpuDevice,
     (dy, x, w, rstd): (&[T], &[T], &[T], &[T]),
     dx: &mut [T],

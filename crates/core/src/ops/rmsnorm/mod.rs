@@ -6,7 +6,7 @@ mod cpu;
 mod tests;
 
 use crate::error::{Result, ensure};
-use crate::storage::with_real;
+use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, same_dtype};
 
@@ -17,7 +17,7 @@ use crate::tensor::{Tensor, same_dtype};
 pub fn rmsnorm(tape: &Tape, x: &Var, w: &Var, eps: f64) -> Result<Var> {
     let (rows, width) = x.value.rows();
     ensure!(w.value.shape() == [width], "rmsnorm", "weight is {:?}, last axis is {width}", w.value.shape());
-    let (y, rstd) = with_real!(same_dtype("rmsnorm", &x.value, &w.value)?, T => {
+    let (y, rstd) = with_number!(same_dtype("rmsnorm", &x.value, &w.value)?, T => {
         let device = x.value.cpu();
         let (mut y, mut rstd) = (device.alloc::<T>(rows * width), device.alloc::<T>(rows));
         cpu::forward(device, x.value.data(), w.value.data(), eps, &mut y, &mut rstd);
@@ -25,7 +25,7 @@ pub fn rmsnorm(tape: &Tape, x: &Var, w: &Var, eps: f64) -> Result<Var> {
     });
     let (x, w) = (x.clone(), w.clone());
     tape.record("rmsnorm", y, move |dy, grads| {
-        let (dx, dw) = with_real!(dy.dtype(), T => {
+        let (dx, dw) = with_number!(dy.dtype(), T => {
             // the residual stream's gradient has been begun: adding to it here saves a pass over it
             let (mut dx, add) = grads.begin::<T>(&x);
             let numbers = (dy.data(), x.value.data(), w.value.data(), rstd.data());

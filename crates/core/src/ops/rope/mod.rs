@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::device::simd::simd;
 use crate::error::{Result, ensure};
-use crate::storage::{Real, with_real};
+use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -66,7 +66,7 @@ simd! {
 fn rotate(x: &Tensor, table: &RopeTable, first: usize, tokens: usize, width: usize, backwards: bool) -> Tensor {
     let half = table.half;
     let sign = if backwards { -1.0 } else { 1.0 };
-    with_real!(x.dtype(), T => {
+    with_number!(x.dtype(), T => {
         let mut angles = x.cpu().alloc::<T>(tokens * 2 * half);
         for (token, out) in angles.chunks_exact_mut(2 * half).enumerate() {
             for (j, &(cos, sin)) in table.angles[(first + token) * half..][..half].iter().enumerate() {

@@ -6,7 +6,7 @@ mod tests;
 
 use crate::device::simd::{self, simd};
 use crate::error::Result;
-use crate::storage::with_real;
+use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -34,7 +34,7 @@ simd! {
 /// Never for a valid variable.
 pub fn softmax(tape: &Tape, x: &Var) -> Result<Var> {
     let (_, width) = x.value.rows();
-    let y = with_real!(x.value.dtype(), T => {
+    let y = with_number!(x.value.dtype(), T => {
         let mut out = x.value.cpu().alloc::<T>(x.value.numel());
         out.copy_from_slice(x.value.data::<T>());
         x.value.cpu().for_chunks(&mut out, width.max(1), |_, row| softmax_row(row));
@@ -42,7 +42,7 @@ pub fn softmax(tape: &Tape, x: &Var) -> Result<Var> {
     });
     let (id, kept) = (x.id(), y.clone());
     tape.record("softmax", y, move |dy, grads| {
-        let dx = with_real!(dy.dtype(), T => {
+        let dx = with_number!(dy.dtype(), T => {
             let (g, p) = (dy.data::<T>(), kept.data::<T>());
             let mut dx = dy.cpu().alloc::<T>(g.len());
             dy.cpu().for_chunks(&mut dx, width.max(1), |i, row| {

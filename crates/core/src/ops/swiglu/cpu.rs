@@ -1,12 +1,12 @@
 //! Tasks own a block of rows and a range of features. What other tasks contribute to the same numbers, other features to y
 //! and dx, other rows to the weights' gradients, is written apart and added in order; every cut follows from the shape.
 
+use crate::device::CpuNumber;
 use crate::device::kernel::COLS;
 use crate::device::simd::{add_into, simd};
 use crate::device::tile::Mat;
 use crate::device::{Buffer, CpuDevice};
 use crate::ops::matmul::{Format, apart, pack, product};
-use crate::storage::Real;
 use crate::tensor::ELEMENTWISE;
 
 /// Rows of a block: with as many of x, gate, up, h and y in f32, WIDE features and width 256 they are 640 KiB, in the
@@ -57,7 +57,7 @@ simd! {
 }
 
 #[inline(always)]
-fn sigmoid<T: Real>(x: T) -> T {
+fn sigmoid<T: CpuNumber>(x: T) -> T {
     T::ONE / (T::ONE + (-x).exp())
 }
 
@@ -92,7 +92,7 @@ fn parts<'a, T>(first: &'a mut [T], others: &'a mut [T]) -> impl Iterator<Item =
 }
 
 /// Adds the parts in order.
-fn sum<T: Real>(device: &CpuDevice, first: &mut [T], others: &[T]) {
+fn sum<T: CpuNumber>(device: &CpuDevice, first: &mut [T], others: &[T]) {
     let len = first.len();
     if others.is_empty() {
         return;
@@ -107,14 +107,14 @@ fn sum<T: Real>(device: &CpuDevice, first: &mut [T], others: &[T]) {
 type Size = (usize, usize, usize);
 
 /// Panels of a weight.
-struct Panels<T: Real> {
+struct Panels<T: CpuNumber> {
     data: Buffer<T>,
     /// distance of two, and columns of each
     stride: usize,
     width: usize,
 }
 
-impl<T: Real> Panels<T> {
+impl<T: CpuNumber> Panels<T> {
     fn new<F: Format<T>>(device: &CpuDevice, format: &F, b: Mat<T>, k: usize, n: usize) -> Self {
         let width = format.width();
         Panels { data: pack(device, format, b, k, n), stride: k.div_ceil(F::WORD) * width, width }
@@ -126,7 +126,7 @@ impl<T: Real> Panels<T> {
 }
 
 /// y `[rows, c]`, and gate and up as they are kept.
-pub fn forward<T: Real, F: Format<T>>(
+pub fn forward<T: CpuNumber, F: Format<T>>(
     format: &F,
     device: &CpuDevice,
     (rows, c, f): Size,
@@ -184,7 +184,7 @@ pub fn forward<T: Real, F: Format<T>>(
 }
 
 /// Gradients of x, gate, up and down.
-pub fn backward<T: Real, F: Format<T>>(
+pub fn backward<T: CpuNumber, F: Format<T>>(
     format: &F,
     device: &CpuDevice,
     (rows, c, f): Size,

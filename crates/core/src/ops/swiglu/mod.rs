@@ -11,8 +11,8 @@ mod cpu;
 mod tests;
 
 use crate::error::{Result, ensure};
+use crate::number::with_number;
 use crate::ops::matmul::{Full, Pairs};
-use crate::storage::with_real;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, same_dtype};
 
@@ -59,7 +59,7 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
         gate.value.shape()
     );
     let (size, compute, longest) = ((rows, c, f), tape.compute(), c.max(f).max(cpu::LONGEST));
-    let (y, kept_gate, kept_up) = with_real!(x.value.dtype(), T => {
+    let (y, kept_gate, kept_up) = with_number!(x.value.dtype(), T => {
         let device = x.value.cpu();
         let weights = [gate.value.data::<T>(), up.value.data(), down.value.data()];
         let onto = residual.map(|r| r.value.data::<T>());
@@ -71,7 +71,7 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
     let (inputs, residual) = ([x, gate, up, down].map(Var::clone), residual.map(Var::id));
     tape.record(op, y, move |dy, grads| {
         let [x, gate, up, down] = &inputs;
-        with_real!(dy.dtype(), T => {
+        with_number!(dy.dtype(), T => {
             let device = dy.cpu();
             let weights = [gate.value.data::<T>(), up.value.data(), down.value.data()];
             let kept = [kept_gate.data(), kept_up.data()];

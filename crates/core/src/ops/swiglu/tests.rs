@@ -1,7 +1,7 @@
 use super::*;
 use crate::device::Device;
+use crate::number::{Compute, DType};
 use crate::ops::{add, linear, mul, sigmoid};
-use crate::storage::{Compute, DType};
 use crate::testing::{bf16, check_grad, device, normal, relative_error};
 
 /// Sizes that cut the work differently: one block; a short last block and a short last panel; several blocks, ranges of

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::list::BlockList;
 use super::{Dims, stream};
 use crate::error::{Result, ensure};
-use crate::storage::with_real;
+use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -42,7 +42,7 @@ pub fn block_attention(
     let zeros = || Tensor::zeros(q.value.device(), &[list.len()], dtype);
     let bias_value = bias.map_or_else(zeros, |b| b.value.clone());
     let compute = tape.compute();
-    let (out, lse) = with_real!(dtype, T => {
+    let (out, lse) = with_number!(dtype, T => {
         let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
         let (out, lse) = stream::forward(q.value.cpu(), compute, dims, inputs, &**list, bias_value.data());
         (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse))
@@ -50,7 +50,7 @@ pub fn block_attention(
     let (q, k, v, bias_id) = (q.clone(), k.clone(), v.clone(), bias.map(Var::id));
     let (kept, list) = (out.clone(), list.clone());
     tape.record(op, out, move |dy, grads| {
-        with_real!(dtype, T => {
+        with_number!(dtype, T => {
             let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
             let outputs = (kept.data::<T>(), lse.data::<T>(), dy.data::<T>());
             let lengths = list.tile_lengths();

@@ -1,6 +1,6 @@
 use super::*;
+use crate::number::{Compute, DType};
 use crate::ops::attention::{dense_attention, topk_routing};
-use crate::storage::{Compute, DType};
 use crate::testing::{ODD_LENGTHS, attention_of_operands, bf16, check_grad, device, normal, relative_error};
 
 fn some_list(dev: &crate::Device, b: usize, g: usize, t: usize, s: usize, top: usize) -> Arc<BlockList> {

@@ -6,7 +6,7 @@ mod tests;
 use super::Dims;
 use super::stream::{self, QUERIES, Visits};
 use crate::error::Result;
-use crate::storage::with_real;
+use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -40,14 +40,14 @@ pub fn dense_attention(tape: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
     let (dims, dtype) = Dims::check("dense_attention", &q.value, &k.value, Some(&v.value))?;
     let all = All { rows: (0..QUERIES as u32).collect(), queries: dims.t };
     let compute = tape.compute();
-    let (out, lse) = with_real!(dtype, T => {
+    let (out, lse) = with_number!(dtype, T => {
         let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
         let (out, lse) = stream::forward(q.value.cpu(), compute, dims, inputs, &all, &[]);
         (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse))
     });
     let (q, k, v, kept) = (q.clone(), k.clone(), v.clone(), out.clone());
     tape.record("dense_attention", out, move |dy, grads| {
-        with_real!(dtype, T => {
+        with_number!(dtype, T => {
             let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
             let outputs = (kept.data::<T>(), lse.data::<T>(), dy.data::<T>());
             let d = stream::backward(dy.cpu(), compute, dims, inputs, outputs, &all, &[], &[]);

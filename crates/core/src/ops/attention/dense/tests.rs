@@ -1,7 +1,7 @@
 use super::*;
 use crate::device::Device;
+use crate::number::{Compute, DType};
 use crate::ops;
-use crate::storage::{Compute, DType};
 use crate::testing::{ODD_LENGTHS, attention_of_operands, bf16, check_grad, device, normal, relative_error};
 
 /// The equation with primitives, in f64: a t x t matrix and nothing clever.

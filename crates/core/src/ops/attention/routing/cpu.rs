@@ -5,13 +5,13 @@ use super::{Center, Entmax, Pooling, RouterGradient, WindowChoice};
 use crate::device::simd::{self, simd};
 use crate::device::tile::{Mat, gemm, transpose_into};
 use crate::device::{Buffer, CpuDevice, Shared};
+use crate::device::{CpuElement, CpuNumber};
 use crate::ops::attention::Span;
 use crate::ops::entmax::{entmax_row, jacobian_factor};
 use crate::ops::softmax::softmax_row;
-use crate::storage::{Element, Real};
 
 /// Lists and numbers of one tile of one kv head, in order of query.
-struct Part<T: Real> {
+struct Part<T: CpuNumber> {
     counts: Buffer<u32>,
     chunks: Buffer<u32>,
     weights: Buffer<T>,
@@ -20,7 +20,7 @@ struct Part<T: Real> {
     heads: Buffer<T>,
 }
 
-pub struct Forward<T: Real> {
+pub struct Forward<T: CpuNumber> {
     pub list: BlockList,
     pub weights: Buffer<T>,
     pub bias: Buffer<T>,
@@ -30,7 +30,7 @@ pub struct Forward<T: Real> {
 /// Runs `choose(kv head, first query of the tile, scores, part)` for every tile of every kv head and returns the parts in order.
 /// Row `r * group + i` of the scores, `n` wide, is head `i` of query `r`; only its first `visible(query)` are valid, a
 /// number that grows with the query.
-fn for_tiles<T: Real>(
+fn for_tiles<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
     n: usize,
@@ -101,7 +101,7 @@ simd! {
 }
 
 /// Where each query's entries begin, and the end.
-fn offsets<T: Real>(device: &CpuDevice, parts: &[Part<T>]) -> Buffer<u32> {
+fn offsets<T: CpuNumber>(device: &CpuDevice, parts: &[Part<T>]) -> Buffer<u32> {
     let mut out = device.list(1 + parts.iter().map(|p| p.counts.len()).sum::<usize>());
     let mut total = 0u32;
     out.push(0);
@@ -112,13 +112,13 @@ fn offsets<T: Real>(device: &CpuDevice, parts: &[Part<T>]) -> Buffer<u32> {
     out
 }
 
-fn concat<E: Element, P>(device: &CpuDevice, parts: &[P], field: impl Fn(&P) -> &[E]) -> Buffer<E> {
+fn concat<E: CpuElement, P>(device: &CpuDevice, parts: &[P], field: impl Fn(&P) -> &[E]) -> Buffer<E> {
     let mut out = device.list(parts.iter().map(|p| field(p).len()).sum());
     parts.iter().for_each(|p| out.extend(field(p)));
     out
 }
 
-pub fn forward<T: Real>(
+pub fn forward<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
     n: usize,
@@ -183,7 +183,7 @@ pub fn forward<T: Real>(
 }
 
 /// Keeps the `count` chunks with the largest scores, ties to the lower chunk, in ascending order.
-fn keep_best<T: Real>(chunks: &mut Vec<u32>, scores: &[T], count: usize) {
+fn keep_best<T: CpuNumber>(chunks: &mut Vec<u32>, scores: &[T], count: usize) {
     if chunks.len() <= count {
         return;
     }
@@ -195,7 +195,7 @@ fn keep_best<T: Real>(chunks: &mut Vec<u32>, scores: &[T], count: usize) {
     chunks.sort_unstable();
 }
 
-pub fn windows<T: Real>(
+pub fn windows<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
     m: usize,
@@ -259,7 +259,7 @@ pub fn windows<T: Real>(
     BlockList::new(device, (dims.b, dims.g, dims.t), s, offsets, chunks)
 }
 
-pub fn topk<T: Real>(
+pub fn topk<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
     n: usize,
@@ -299,7 +299,7 @@ pub fn topk<T: Real>(
     BlockList::new(device, (dims.b, dims.g, dims.t), s, offsets, chunks)
 }
 
-pub struct Gradients<T: Real> {
+pub struct Gradients<T: CpuNumber> {
     pub dq: Buffer<T>,
     pub dkbar: Buffer<T>,
     pub diagonal: Buffer<T>,
@@ -350,7 +350,7 @@ simd! {
 }
 
 /// One (batch, kv head) a task: dq of its heads, dkbar `[n, d]` and the sum of the own chunks' dbias.
-pub fn backward<T: Real>(
+pub fn backward<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
     n: usize,
@@ -463,7 +463,7 @@ fn split<T>(mut x: &mut [T], len: usize, parts: usize) -> Vec<&mut [T]> {
 
 /// The straight-through gradient of one query: d log of the group mean of softmax over all `visible` chunks, for the
 /// chunks of the support. Returns the score gradients `[group, visible]`.
-fn straight_through<T: Real>(
+fn straight_through<T: CpuNumber>(
     chunks: &[u32],
     dlogw: &[T],
     (visible, group): (usize, usize),

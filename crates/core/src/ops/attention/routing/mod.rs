@@ -17,8 +17,8 @@ use std::sync::Arc;
 
 use super::{BlockList, Dims, Span};
 use crate::error::{Result, ensure};
+use crate::number::{DType, with_number};
 use crate::ops::entmax::check_alpha;
-use crate::storage::{DType, with_real};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -111,7 +111,7 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
         ensure!(shape == [dims.g], op, "diagonal is {shape:?}, there are {} key/value heads", dims.g);
     }
     let device = q.value.cpu();
-    with_real!(dtype, T => {
+    with_number!(dtype, T => {
         let own = diagonal.map(|d| d.value.data::<T>());
         let out = cpu::forward::<T>(device, dims, n, q.value.data(), kbar.value.data(), own, settings);
         let entries = out.list.len();
@@ -158,7 +158,7 @@ pub fn topk_routing(q: &Tensor, kbar: &Tensor, chunk_size: usize, top: usize, ga
     let op = "topk_routing";
     let (dims, n, dtype) = check(op, q, kbar, chunk_size)?;
     ensure!(top > 0, op, "top is 0, but a query always attends its own chunk");
-    with_real!(dtype, T => {
+    with_number!(dtype, T => {
         Ok(Arc::new(cpu::topk::<T>(q.cpu(), dims, n, q.data(), kbar.data(), chunk_size, top, gamma)))
     })
 }
@@ -223,7 +223,7 @@ pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result
         choice.local
     );
     let dims = Dims { b, t, h, g, d };
-    with_real!(crate::tensor::same_dtype(op, q, keys)?, T => {
+    with_number!(crate::tensor::same_dtype(op, q, keys)?, T => {
         Ok(Arc::new(cpu::windows::<T>(q.cpu(), dims, m, q.data(), keys.data(), span, choice)))
     })
 }

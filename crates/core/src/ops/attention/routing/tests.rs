@@ -1,6 +1,6 @@
 use super::*;
 use crate::device::Device;
-use crate::ops::{self, attention::chunk_summary, entmax_row};
+use crate::ops::{self, attention::chunk_summary, entmax::entmax_row};
 use crate::testing::{check_grad, device, normal};
 
 fn settings() -> Entmax {

@@ -3,18 +3,18 @@ use std::ops::Range;
 use super::super::Dims;
 use super::super::stream::{TILE, interleave, owner, scale_row, take_tile};
 use super::Span;
+use crate::device::CpuNumber;
 use crate::device::simd::simd;
 use crate::device::tile::{Mat, gemm, transpose_into};
 use crate::device::{Buffer, CpuDevice};
 use crate::ops::entmax::{entmax_row, jacobian_factor};
 use crate::ops::softmax::softmax_row;
-use crate::storage::Real;
 
 /// Tasks of a backward pass at least; each has a dk and dv of its own.
 const BACKWARD_TASKS: usize = 8;
 
 /// `[b, m, g, d]` as `[b, g, d, m]`.
-fn transposed<T: Real>(device: &CpuDevice, x: &[T], dims: Dims, m: usize) -> Buffer<T> {
+fn transposed<T: CpuNumber>(device: &CpuDevice, x: &[T], dims: Dims, m: usize) -> Buffer<T> {
     let Dims { b, g, d, .. } = dims;
     let mut out = device.alloc::<T>(b * g * d * m);
     device.for_chunks(&mut out, (d * m).max(1), |i, out| {
@@ -36,7 +36,15 @@ fn longest(span: Span, t: usize) -> usize {
 
 /// Scores to probabilities, zero outside each query's span; row `r * group + i` is head `i` of query `first + r`, and
 /// column 0 is key `keys.start`.
-fn normalize<T: Real>(p: &mut [T], group: usize, first: usize, keys: &Range<usize>, span: Span, scale: T, alpha: f64) {
+fn normalize<T: CpuNumber>(
+    p: &mut [T],
+    group: usize,
+    first: usize,
+    keys: &Range<usize>,
+    span: Span,
+    scale: T,
+    alpha: f64,
+) {
     for (r, row) in p.chunks_exact_mut(keys.len()).enumerate() {
         let own = span.of(first + r / group);
         let (before, rest) = row.split_at_mut(own.start - keys.start);
@@ -71,7 +79,7 @@ simd! {
     }
 }
 
-pub fn forward<T: Real>(
+pub fn forward<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
     m: usize,
@@ -124,7 +132,7 @@ struct Task<'a, T> {
 }
 
 /// dq `[b, t, h, d]`, dk and dv `[b, m, g, d]`.
-pub fn backward<T: Real>(
+pub fn backward<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
     m: usize,

@@ -14,7 +14,7 @@ use std::ops::Range;
 
 use super::Dims;
 use crate::error::{Result, ensure};
-use crate::storage::with_real;
+use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, same_dtype};
 
@@ -86,13 +86,13 @@ pub fn span_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, span: Span, alpha:
     let dtype = same_dtype(op, &q.value, &k.value)?;
     same_dtype(op, &k.value, &v.value)?;
     let dims = Dims { b, t, h, g, d };
-    let out = with_real!(dtype, T => {
+    let out = with_number!(dtype, T => {
         let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
         Tensor::from_buffer(q.value.shape(), cpu::forward(q.value.cpu(), dims, m, inputs, span, alpha))
     });
     let (q, k, v) = (q.clone(), k.clone(), v.clone());
     tape.record(op, out, move |dy, grads| {
-        with_real!(dtype, T => {
+        with_number!(dtype, T => {
             let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
             let [dq, dk, dv] = cpu::backward(dy.cpu(), dims, m, inputs, dy.data::<T>(), span, alpha);
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), dq))?;

@@ -7,8 +7,8 @@ mod tests;
 
 use crate::device::simd::{self, simd};
 use crate::error::{Result, ensure};
+use crate::number::with_number;
 use crate::ops::softmax::softmax_row;
-use crate::storage::{Real, with_real};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, same_dtype};
 
@@ -58,7 +58,7 @@ pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Res
     ensure!(qbar.value.numel() == g * d, op, "qbar is {:?}, keys have {g} heads of width {d}", qbar.value.shape());
     let (n, s) = (t / chunk_size, chunk_size);
     let scale = 1.0 / (d as f64).sqrt();
-    let (value, weights) = with_real!(same_dtype(op, &k.value, &qbar.value)?, T => {
+    let (value, weights) = with_number!(same_dtype(op, &k.value, &qbar.value)?, T => {
         let (keys, query) = (k.value.data::<T>(), qbar.value.data::<T>());
         let (mut out, mut a) = (k.value.cpu().alloc::<T>(b * n * g * d), k.value.cpu().alloc::<T>(b * n * g * s));
         k.value.cpu().for_chunks2((&mut out, g * d), (&mut a, g * s), |i, out, a| {
@@ -71,7 +71,7 @@ pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Res
     });
     let (k, qbar) = (k.clone(), qbar.clone());
     tape.record(op, value, move |dy, grads| {
-        let (dk, dqbar) = with_real!(dy.dtype(), T => {
+        let (dk, dqbar) = with_number!(dy.dtype(), T => {
             let device = dy.cpu();
             let (keys, query) = (k.value.data::<T>(), qbar.value.data::<T>());
             let (a, dout) = (weights.data::<T>(), dy.data::<T>());
