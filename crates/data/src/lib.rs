@@ -5,6 +5,7 @@ pub mod corpus;
 mod error;
 mod loader;
 mod prepare;
+mod rng;
 mod shard;
 mod task;
 mod tokenizer;

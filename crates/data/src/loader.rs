@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 
-use rand::{Rng as _, SeedableRng};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DataError, Result};
+use crate::rng::{shuffle, stream, unit};
 use crate::shard::Shard;
 use crate::task::{Example, IGNORE, Question, Task};
 
@@ -78,6 +78,8 @@ struct Windows {
     /// windows before each shard
     first: Vec<usize>,
     total: usize,
+    /// `total`; an order of an epoch holds numbers of 32 bits
+    count: u32,
 }
 
 /// Gives out batches for ever.
@@ -101,7 +103,11 @@ fn windows(shards: &[Arc<Shard>], seq_len: usize) -> Result<Windows> {
         );
         return Err(DataError::content(path, what));
     }
-    Ok(Windows { shards: shards.to_vec(), seq_len, first, total })
+    let count = u32::try_from(total).map_err(|_| {
+        let what = format!("{total} windows are above the {} of an epoch; raise data.seq_len", u32::MAX);
+        DataError::content(shards[0].path(), what)
+    })?;
+    Ok(Windows { shards: shards.to_vec(), seq_len, first, total, count })
 }
 
 impl Windows {
@@ -133,9 +139,7 @@ pub struct Mixture {
 impl Mixture {
     /// Sequence number `number`, if it is the task's turn: by a coin that seed and number decide.
     fn take(&self, seed: u64, number: u64, alone: bool) -> Option<Example> {
-        let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed ^ EVALUATION_SEED);
-        rng.set_stream(number);
-        let turn = alone || (rng.next_u64() as f64 / 2f64.powi(64)) < self.task.share;
+        let turn = alone || unit(&mut stream(seed ^ EVALUATION_SEED, number)) < self.task.share;
         turn.then(|| self.task.example(self.seq_len, self.vocab, seed, number))
     }
 }
@@ -159,22 +163,17 @@ impl Stream {
         let windows = self.windows.as_ref().expect("a stream without a task has text");
         if self.state.cursor as usize >= windows.total {
             self.state = LoaderState { epoch: self.state.epoch + 1, cursor: 0, ..self.state };
-            self.order = permutation(windows.total, self.seed, self.state.epoch);
+            self.order = permutation(windows.count, self.seed, self.state.epoch);
         }
         self.state.cursor += 1;
         windows.sequence(self.order[self.state.cursor as usize - 1] as usize)
     }
 }
 
-/// The order of an epoch: Fisher-Yates over a ChaCha8 stream of our own, because a library's shuffle may change.
-fn permutation(total: usize, seed: u64, epoch: u64) -> Vec<u32> {
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-    rng.set_stream(epoch.wrapping_add(1));
-    let mut order: Vec<u32> = (0..total as u32).collect();
-    for i in (1..total).rev() {
-        let j = ((rng.next_u64() as u128 * (i as u128 + 1)) >> 64) as usize;
-        order.swap(i, j);
-    }
+/// The order of an epoch.
+fn permutation(total: u32, seed: u64, epoch: u64) -> Vec<u32> {
+    let mut order: Vec<u32> = (0..total).collect();
+    shuffle(&mut stream(seed, epoch.wrapping_add(1)), &mut order);
     order
 }
 
@@ -213,7 +212,7 @@ impl Loader {
         std::thread::Builder::new()
             .name("loader".into())
             .spawn(move || {
-                let order = windows.as_ref().map_or(Vec::new(), |w| permutation(w.total, seed, state.epoch));
+                let order = windows.as_ref().map_or(Vec::new(), |w| permutation(w.count, seed, state.epoch));
                 let mut stream = Stream { windows, mixture, seed, state, order };
                 loop {
                     let sequences = (0..batch).map(|_| stream.next()).collect();
@@ -238,7 +237,7 @@ impl Loader {
     /// When the shards hold no window.
     pub fn validation(shards: &[Arc<Shard>], seq_len: usize, batch: usize, batches: usize) -> Result<Vec<Batch>> {
         let windows = windows(shards, seq_len)?;
-        let wanted = (batch * batches).min(windows.total);
+        let wanted = batch.saturating_mul(batches).min(windows.total);
         let all: Vec<usize> = (0..wanted).map(|i| i * windows.total / wanted).collect();
         Ok(all
             .chunks(batch)

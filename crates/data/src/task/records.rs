@@ -1,0 +1,71 @@
+//! Records of a name and a value, and questions by name: recall, needle, phone book.
+
+use rand_chacha::ChaCha8Rng;
+
+use super::{Alphabet, Sequence, places};
+use crate::rng::{below, choose};
+
+/// Sizes of the records of a sequence.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Records {
+    /// Tokens of a name: 1 or 2.
+    pub name: usize,
+    /// Tokens of a value.
+    pub value: usize,
+    /// Records.
+    pub count: usize,
+    /// Questions, at the end of the sequence.
+    pub asked: usize,
+}
+
+impl Records {
+    /// Tokens of a record.
+    pub fn len(self) -> usize {
+        self.name.saturating_add(self.value)
+    }
+
+    /// Tokens before the questions.
+    fn room(self, s: &Sequence) -> usize {
+        s.inputs.len() - self.asked * self.len()
+    }
+
+    /// Records anywhere.
+    pub fn recall(self, s: &mut Sequence, rng: &mut ChaCha8Rng, alphabet: Alphabet) {
+        let starts = places(rng, self.room(s), self.count, self.len());
+        self.fill(s, rng, alphabet, &starts);
+    }
+
+    /// One record anywhere.
+    pub fn needle(self, s: &mut Sequence, rng: &mut ChaCha8Rng, alphabet: Alphabet) {
+        self.recall(s, rng, alphabet);
+    }
+
+    /// Records without gaps.
+    pub fn phone_book(self, s: &mut Sequence, rng: &mut ChaCha8Rng, alphabet: Alphabet) {
+        let starts: Vec<usize> = (0..self.count).map(|i| i * self.len()).collect();
+        self.fill(s, rng, alphabet, &starts);
+    }
+
+    /// Writes the records at their starts and the questions at the end.
+    fn fill(self, s: &mut Sequence, rng: &mut ChaCha8Rng, alphabet: Alphabet, starts: &[usize]) {
+        let (names, len, room) = (self.name, self.len(), self.room(s));
+        let distinct = if names == 2 { alphabet.size * alphabet.size } else { alphabet.size };
+        let keys = choose(rng, distinct, self.count);
+        for (&start, &key) in starts.iter().zip(&keys) {
+            s.inputs[start] = alphabet.key(key % alphabet.size);
+            if names == 2 {
+                s.inputs[start + 1] = alphabet.key(key / alphabet.size);
+            }
+            for j in 0..self.value {
+                s.inputs[start + names + j] = alphabet.value(below(rng, alphabet.size));
+            }
+        }
+        for (i, record) in choose(rng, self.count, self.asked).into_iter().enumerate() {
+            let (from, to) = (starts[record], room + i * len);
+            s.inputs.copy_within(from..from + len, to);
+            for j in 0..self.value {
+                s.ask(to + names - 1 + j, from + names + j);
+            }
+        }
+    }
+}
