@@ -1,0 +1,266 @@
+#!/usr/bin/env python3
+"""Recomputes the statistics that docs/RESULTS.md prints. Python 3 alone, no packages.
+
+    python3 docs/results/recompute.py                 # from the values that RESULTS.md itself prints
+    python3 docs/results/recompute.py results.csv     # the tables of one study, from the rows that `train compare` wrote
+
+The rows (results.csv) of studies a, b and c were not kept. What follows from the printed values is recomputed here; what does not is
+listed in RESULTS.md under "Which numbers can be recomputed".
+"""
+
+import csv
+import itertools
+import math
+import random
+import sys
+from collections import defaultdict
+
+
+# Student's t and exact tests ------------------------------------------------------------------------------------------
+
+def beta_fraction(a, b, x):
+    """Continued fraction of the incomplete beta function (modified Lentz)."""
+    tiny = 1e-300
+    c, d = 1.0, 1.0 - (a + b) * x / (a + 1)
+    d = 1.0 / (d if abs(d) > tiny else tiny)
+    h = d
+    for m in range(1, 1000):
+        for numerator in (m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+                          -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))):
+            d = 1.0 + numerator * d
+            c = 1.0 + numerator / c
+            d = 1.0 / (d if abs(d) > tiny else tiny)
+            c = c if abs(c) > tiny else tiny
+            h *= d * c
+        if abs(d * c - 1.0) < 1e-15:
+            return h
+    raise ArithmeticError("the continued fraction did not converge")
+
+
+def t_two_sided(t, df):
+    """P(|T| > |t|) of Student's t."""
+    a, b, x = df / 2, 0.5, df / (df + t * t)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)) if t else 0.0
+    if t == 0:
+        return 1.0
+    if x < (a + 1) / (a + b + 2):
+        return front * beta_fraction(a, b, x) / a
+    return 1.0 - front * beta_fraction(b, a, 1 - x) / b
+
+
+def t_quantile(p, df):
+    """t with P(T < t) = p, p above one half."""
+    low, high = 0.0, 1e4
+    for _ in range(200):
+        middle = (low + high) / 2
+        if 1 - t_two_sided(middle, df) / 2 < p:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def estimate(values):
+    """(mean, standard deviation, half of the 95 % interval)."""
+    n, mean = len(values), sum(values) / len(values)
+    if n < 2:
+        return mean, math.nan, math.nan
+    deviation = math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1))
+    return mean, deviation, t_quantile(0.975, n - 1) * deviation / math.sqrt(n)
+
+
+def p_of_interval(mean, half, n):
+    """Two-sided p of a paired t test, from the printed mean and half-width."""
+    return t_two_sided(mean / half * t_quantile(0.975, n - 1), n - 1)
+
+
+def rank_sum(a, b):
+    """Exact two-sided p of the rank-sum test; a run that never got there has the largest value (math.inf)."""
+    both = sorted(a + b)
+    rank = {v: sum(i + 1 for i, u in enumerate(both) if u == v) / both.count(v) for v in both}
+    ranks, observed = [rank[v] for v in a + b], sum(rank[v] for v in a)
+    centre = sum(ranks) * len(a) / len(ranks)
+    sums = [sum(s) for s in itertools.combinations(ranks, len(a))]
+    return sum(abs(s - centre) >= abs(observed - centre) - 1e-9 for s in sums) / len(sums)
+
+
+def sign_flip(differences):
+    """Exact two-sided p of the sign-flip test of a mean of zero, and the smallest that so many pairs can give."""
+    n, observed = len(differences), abs(sum(differences))
+    flips = itertools.product((-1, 1), repeat=n)
+    p = sum(abs(sum(s * d for s, d in zip(f, differences))) >= observed - 1e-12 for f in flips) / 2 ** n
+    return p, 2 / 2 ** n
+
+
+def holm(ps):
+    """Holm's adjusted p, in the order given."""
+    order, out, running = sorted(range(len(ps)), key=lambda i: ps[i]), [0.0] * len(ps), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(ps) - rank) * ps[i]))
+        out[i] = running
+    return out
+
+
+def welch(a, b):
+    """Two-sided p of Welch's test from two (mean, half of the 95 % interval, n)."""
+    (ma, ha, na), (mb, hb, nb) = a, b
+    va, vb = ((h / t_quantile(0.975, n - 1)) ** 2 for _, h, n in (a, b))
+    df = (va + vb) ** 2 / (va ** 2 / (na - 1) + vb ** 2 / (nb - 1))
+    return t_two_sided((ma - mb) / math.sqrt(va + vb), df)
+
+
+def detectable(deviation, n):
+    """The true difference that n pairs find four times of five."""
+    return (t_quantile(0.975, n - 1) + t_quantile(0.8, n - 1)) * deviation / math.sqrt(n)
+
+
+# The recall task -----------------------------------------------------------------------------------------------------
+
+def shortcut(pairs, queries, values, sequences=100_000, seed=1):
+    """What a model reaches that never matches a key: it counts the values of the records and crosses off the ones that
+    the questions have shown already. Accuracy by question, and of the best fixed guess."""
+    rng = random.Random(seed)
+    right, fixed = [0] * queries, 0
+    for _ in range(sequences):
+        records = [rng.randrange(values) for _ in range(pairs)]
+        left = [0] * values
+        for v in records:
+            left[v] += 1
+        common = max(range(values), key=lambda v: (left[v], v))
+        for i, answer in enumerate(rng.sample(records, queries)):
+            top = max(left)
+            right[i] += rng.choice([v for v in range(values) if left[v] == top]) == answer
+            fixed += common == answer
+            left[answer] -= 1
+    return [r / sequences for r in right], fixed / sequences / queries
+
+
+# The printed values ---------------------------------------------------------------------------------------------------
+
+NEVER = math.inf
+# Study a, first validation with accuracy of at least 0.5; seeds 1 to 5, sorted (their pairing was not kept).
+REACHED = {
+    "dash": [250, 375, 375, 375, 375],
+    "dash-stopped": [625, 625, 750, NEVER, NEVER],
+    "topk": [500, 625, 875, 875, NEVER],
+    "infllmv2": [500, 500, 625, 1250, 1375],
+    "dense": [625, 875, NEVER, NEVER, NEVER],
+    "nsa": [250] * 5,
+}
+# Study a, paired differences to dash-stopped: (mean, half-width) of the final accuracy and of the mean over the run.
+STUDY_A = {
+    "dash": ((0.345, 0.4035), (0.386, 0.2505)),
+    "dash-ste": ((0.327, 0.3775), (0.344, 0.209)),
+    "topk": ((0.187, 0.3245), (0.111, 0.198)),
+    "infllmv2": ((0.190, 0.1865), (0.136, 0.1085)),
+    "nsa": ((0.343, 0.4035), (0.373, 0.2585)),
+    "dash-released": ((-0.231, 0.3625), (-0.140, 0.243)),
+    "dense": ((-0.073, 0.6215), (-0.006, 0.405)),
+}
+# Study b, full - stopped, three seeds.
+STUDY_B = {"0.5": (0.686, 0.304), "1": (0.323, 0.806), "2": (0.304, 0.754), "10": (-0.364, 0.334), "100": (0.150, 0.6485), "1e6": (-0.005, 0.039)}
+SIGMA_10 = [(0.32, 0.53), (0.53, 0.94), (0.45, 0.92)]
+# Study c, dash - dash-stopped, nats a token, three seeds.
+TEXT = [-0.008, -0.031, -0.016]
+
+
+def printed():
+    print("Time to 0.5 on recall, exact rank-sum, two-sided")
+    for arm in ("dash-stopped", "topk", "infllmv2", "dense", "nsa"):
+        print(f"  dash against {arm}, five seeds each: p = {rank_sum(REACHED['dash'], REACHED[arm]):.4f}")
+    # of the ten seeds only the ranges were kept; the earliest stopped seed is later than the latest dash seed, so every filling gives this
+    ten = rank_sum([375] * 10, [625] * 6 + [NEVER] * 4)
+    print(f"  dash (all by 375) against dash-stopped (6 from 625 to 1125, 4 never), ten each: p = {ten:.2g}")
+    print(f"  the same, paired sign test: p = {2 / 2 ** 10:.4f}")
+
+    print("\nStudy a, paired t against dash-stopped: p, after Holm in its column")
+    for column, name in enumerate(("final accuracy", "mean over the run")):
+        ps = {arm: p_of_interval(*v[column], 5) for arm, v in STUDY_A.items()}
+        adjusted = dict(zip(ps, holm(list(ps.values()))))
+        print(f"  {name}: " + "; ".join(f"{a} {p:.3f}, {adjusted[a]:.3f}" for a, p in ps.items()))
+    print(f"  dash - topk 0.157 +- 0.318: p = {p_of_interval(0.157, 0.318, 5):.2f}")
+    print(f"  dash - infllmv2 0.155 +- 0.273: p = {p_of_interval(0.155, 0.273, 5):.2f}")
+    print(f"  topk 0.843 +- 0.318 against dash-released 0.425 +- 0.062, unpaired: p = {welch((0.843, 0.318, 5), (0.425, 0.062, 5)):.3f}")
+    print(f"  new seeds 6 to 10, 0.371 +- 0.339: p = {p_of_interval(0.371, 0.339, 5):.4f}; the smallest p of a sign-flip test with five pairs is {2 / 2 ** 5:.4f}")
+    halves = [(0.345, 0.4035), (0.371, 0.339)]
+    squares = sum(4 * (h / t_quantile(0.975, 4)) ** 2 * 5 + 5 * (m - 0.358) ** 2 for m, h in halves)
+    print(f"  both halves together: 0.358 +- {t_quantile(0.975, 9) * math.sqrt(squares / 9 / 10):.3f}")
+    print(f"  one seed of ten at 0.87, the others at 1: {'%.3f +- %.3f' % estimate([1.0] * 9 + [0.87])[::2]} (printed: 0.987 +- 0.030)")
+    print(f"  five pairs could show {detectable(0.4035 / t_quantile(0.975, 4) * math.sqrt(5), 5):.2f}")
+
+    print("\nThe task's shortcut: accuracy without matching a key (simulated, 100 000 sequences)")
+    for pairs, queries, values in ((8, 8, 10), (16, 4, 100), (32, 8, 2000)):
+        by_question, fixed = shortcut(pairs, queries, values, 100_000 if values == 10 else 10_000)
+        mean = sum(by_question) / queries
+        print(f"  {pairs} records, {queries} asked, {values} values: {mean:.3f}; by question {' '.join(f'{v:.2f}' for v in by_question)}; the best fixed guess {fixed:.2f}")
+        if values == 10:
+            print(f"    0.5 is {(0.5 - mean) / math.sqrt(mean * (1 - mean) / 512):.1f} standard errors of 512 questions above it")
+    at = range(48, 64, 2)
+    print(f"  routed tokens of top 5 chunks of 4 at the asked positions 48 to 62: {sum(4 * 4 + p % 4 + 1 for p in at) / len(at):.1f} (mean over all positions: 16.0)")
+
+    # own chunk and 4 of the other visible ones in each of 2 layers x 2 kv heads; the evidence lies in one of the other ones
+    chance = sum(1 - (1 - 4 / (p // 4)) ** 4 for p in at) / len(at)
+    print(f"  four lists of 5 chunks drawn at random hold the evidence of a question in {chance:.2f} of the cases (own chunk always chosen)")
+
+    print("\nStudy b, full - stopped, three pairs: p, after Holm")
+    ps = [p_of_interval(m, h, 3) for m, h in STUDY_B.values()]
+    print("  " + "; ".join(f"sigma {s}: {p:.3f}, {q:.3f}" for s, p, q in zip(STUDY_B, ps, holm(ps))))
+    ten = [full - stopped for full, stopped in SIGMA_10]
+    print("  sigma 10 by seed: mean %.3f, half-width %.3f" % estimate(ten)[::2] + "; sign-flip p = %.2f, smallest possible %.2f" % sign_flip(ten))
+    print("  sigma 1, stopped, from 0.31, 0.92, 0.80: %.3f +- %.3f (printed: 0.677 +- 0.806)" % estimate([0.31, 0.92, 0.80])[::2])
+
+    print("\nStudy c, dash - dash-stopped, nats a token")
+    mean, deviation, half = estimate(TEXT)
+    low, high = (deviation * math.sqrt(2 / (-2 * math.log(1 - q))) for q in (0.975, 0.025))
+    print(f"  mean {mean:.3f}, 95 % interval {mean - half:.3f} to {mean + half:.3f}; deviation between pairs {deviation:.3f} (95 % interval {low:.3f} to {high:.3f})")
+    print(f"  three pairs find a true difference of {detectable(deviation, 3):.3f} four times of five; 1 % of the loss is {0.01 * 4.079:.3f}")
+
+
+# Rows of a study ------------------------------------------------------------------------------------------------------
+
+def of_rows(path, solved=0.5):
+    """Per-seed values, times and paired differences to dash-stopped from a results.csv."""
+    finals, times, metrics = defaultdict(dict), defaultdict(dict), set()
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            if row["split"] != "val" or row["metric"] not in ("accuracy", "loss"):
+                continue
+            arm, seed, step, value = row["arm"], int(row["seed"]), int(row["step"]), float(row["value"])
+            key = (row["metric"], row["at"])
+            metrics.add(key)
+            last = finals[key, arm].get(seed, (-1, 0.0))
+            finals[key, arm][seed] = max(last, (step, value))
+            if key[0] == "accuracy" and value >= solved:
+                times[key, arm][seed] = min(times[key, arm].get(seed, NEVER), step)
+    for key in sorted(metrics):
+        arms = sorted(arm for k, arm in finals if k == key)
+        print(" ".join(key))
+        for arm in arms:
+            values = {seed: v for seed, (_, v) in sorted(finals[key, arm].items())}
+            print("  %-16s %.3f +- %.3f" % (arm, *estimate(list(values.values()))[::2]), " ".join(f"{s}:{v:.3f}" for s, v in values.items()))
+            if key[0] == "accuracy":
+                print("    first at %.2f:" % solved, " ".join(f"{s}:{times[key, arm].get(s, 'never')}" for s in values))
+            base = finals.get((key, "dash-stopped"), {})
+            pairs = [v - base[s][1] for s, v in values.items() if s in base]
+            if arm != "dash-stopped" and len(pairs) > 1 and any(pairs):
+                mean, _, half = estimate(pairs)
+                p = p_of_interval(mean, half, len(pairs)) if half > 0 else math.nan
+                print("    - dash-stopped: %.3f (%.3f to %.3f), t p = %.3f; sign-flip p = %.4f, smallest possible %.4f" % (mean, mean - half, mean + half, p, *sign_flip(pairs)))
+
+
+def self_check():
+    """Against tables: t(0.975, 4) = 2.776445, t(0.975, 2) = 4.302653, t(0.8, 4) = 0.940965; Holm by hand; 3 against 3 separated: 2 / 20."""
+    for p, df, value in ((0.975, 4, 2.776445), (0.975, 2, 4.302653), (0.8, 4, 0.940965)):
+        assert abs(t_quantile(p, df) - value) < 1e-6, (p, df)
+    assert all(abs(x - y) < 1e-12 for x, y in zip(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06]))
+    assert abs(rank_sum([1, 2, 3], [4, 5, 6]) - 0.1) < 1e-12
+    assert sign_flip([1.0, 2.0, 3.0]) == (0.25, 0.25)
+
+
+if __name__ == "__main__":
+    self_check()
+    if len(sys.argv) > 1:
+        for name in sys.argv[1:]:
+            of_rows(name)
+    else:
+        printed()
