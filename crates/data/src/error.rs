@@ -1,5 +1,6 @@
 //! One error for everything that touches files: what, where, and what to do.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// Result of a data operation.
@@ -9,14 +10,15 @@ pub type Result<T> = std::result::Result<T, DataError>;
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// The operating system refused.
-    #[error("{}: {what}: {source}", path.display())]
+    // the cause is part of the message and no `source`: a chain of errors would print it twice
+    #[error("{}: {what}: {cause}", path.display())]
     Io {
         /// File or folder.
         path: PathBuf,
         /// What was being done.
         what: &'static str,
         /// Its answer.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// The content is not what it has to be.
     #[error("{}: {what}", path.display())]
@@ -34,10 +36,49 @@ pub enum DataError {
 impl DataError {
     pub(crate) fn io(path: impl AsRef<Path>, what: &'static str) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.as_ref().to_path_buf();
-        move |source| DataError::Io { path, what, source }
+        move |cause| DataError::Io { path, what, cause }
     }
 
     pub(crate) fn content(path: impl AsRef<Path>, what: impl Into<String>) -> Self {
         DataError::Content { path: path.as_ref().to_path_buf(), what: what.into() }
+    }
+
+    /// Whether another request would help: another path, other text, other settings. A full disk, a failing device or a limit of the
+    /// system is no fault of the request.
+    pub fn is_request(&self) -> bool {
+        use ErrorKind::*;
+        match self {
+            DataError::Io { cause, .. } => matches!(
+                cause.kind(),
+                NotFound
+                    | PermissionDenied
+                    | NotADirectory
+                    | IsADirectory
+                    | ReadOnlyFilesystem
+                    | InvalidInput
+                    | InvalidFilename
+                    | AlreadyExists
+            ),
+            DataError::Content { .. } | DataError::Cargo(_) => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_wrong_request_and_the_cause_is_told_once() {
+        let of = |kind: ErrorKind| DataError::io("a", "cannot be written")(kind.into());
+        for kind in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded, ErrorKind::Other, ErrorKind::OutOfMemory] {
+            assert!(!of(kind).is_request(), "{kind:?}");
+        }
+        for kind in [ErrorKind::NotFound, ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem] {
+            assert!(of(kind).is_request(), "{kind:?}");
+        }
+        let e = of(ErrorKind::NotFound);
+        assert!(std::error::Error::source(&e).is_none());
+        assert_eq!(e.to_string(), format!("a: cannot be written: {}", std::io::Error::from(ErrorKind::NotFound)));
     }
 }

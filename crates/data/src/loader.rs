@@ -264,8 +264,9 @@ mod tests {
         let mut next = 0;
         let shards = lengths.iter().enumerate().map(|(i, &n)| {
             let path = dir.path().join(format!("{i}.shard"));
-            let mut w = ShardWriter::create(&path, 10_000, 0).unwrap();
-            w.push(&(next..next + n as u32).collect::<Vec<_>>()).unwrap();
+            let mut w = ShardWriter::create(&path, 10_000, 0, false).unwrap();
+            w.begin();
+            w.append(&(next..next + n as u32).collect::<Vec<_>>(), &[]).unwrap();
             w.finish().unwrap();
             next += n as u32;
             Arc::new(Shard::open(&path).unwrap())

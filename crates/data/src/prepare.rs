@@ -197,7 +197,7 @@ fn make(settings: &Settings, folder: &Path, key: &str, progress: &mut impl FnMut
     for (split, validation) in [("train", false), ("val", true)] {
         let chosen: Vec<&Document> = documents.iter().filter(|d| d.validation == validation).collect();
         let path = |i: usize| aside.join(format!("{split}-{i:05}.shard"));
-        let create = |i: usize| ShardWriter::create(&path(i), tokenizer.vocab_size(), tokenizer.hash());
+        let create = |i: usize| ShardWriter::create(&path(i), tokenizer.vocab_size(), tokenizer.hash(), false);
         let (mut writer, mut count) = (create(0)?, 1);
         for batch in chosen.chunks(ENCODE_BATCH) {
             let encoded: Vec<Vec<u32>> = batch
@@ -213,7 +213,8 @@ fn make(settings: &Settings, folder: &Path, key: &str, progress: &mut impl FnMut
                     std::mem::replace(&mut writer, create(count)?).finish()?;
                     count += 1;
                 }
-                writer.push(ids)?;
+                writer.begin();
+                writer.append(ids, &[])?;
             }
             done += batch.iter().map(|d| d.text.len()).sum::<usize>();
             progress(Progress::Encoding(done, report.bytes));

@@ -40,9 +40,9 @@ impl From<dash_core::Error> for Failure {
 }
 
 impl From<dash_data::DataError> for Failure {
-    /// Data that cannot be read is an input file that is wrong.
+    /// Data that cannot be read is an input file that is wrong; a full disk is not.
     fn from(e: dash_data::DataError) -> Self {
-        Failure::Request(e.into())
+        if e.is_request() { Failure::Request(e.into()) } else { Failure::Run(e.into()) }
     }
 }
 
