@@ -39,6 +39,12 @@ impl From<dash_core::Error> for Failure {
     }
 }
 
+impl From<crate::config::LoadError> for Failure {
+    fn from(e: crate::config::LoadError) -> Self {
+        Failure::Request(e.into())
+    }
+}
+
 impl From<dash_data::DataError> for Failure {
     /// Data that cannot be read is an input file that is wrong; a full disk is not.
     fn from(e: dash_data::DataError) -> Self {

@@ -1,29 +1,15 @@
-//! The trainer: configuration, the loop, checkpoints, export, and the command line over them.
+//! The trainer: configuration, training, studies, and the command line over them.
+//!
+//! Four rooms, each knowing only those before it: [`config`] is plain data, [`training`] is the loop with all that it reads and
+//! writes, [`lab`] is what studies and proves, [`commands`] is the command line.
 
-mod audit;
-pub mod checkpoint;
-pub mod cli;
-mod compare;
+pub mod commands;
 pub mod config;
-mod eval;
-mod export;
 mod failure;
-mod metrics;
-pub mod optim;
-mod peer;
-mod plot;
-mod preflight;
-mod probe;
-mod router;
-mod run;
-mod schedule;
+mod files;
+pub mod lab;
 mod signals;
-mod tasks;
-mod tensorboard;
-pub mod trainer;
-mod verify;
-
-mod bench;
-mod bench_ops;
+pub mod training;
 
 pub use failure::Failure;
+pub use training::{checkpoint, optim, trainer};

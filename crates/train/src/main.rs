@@ -1,5 +1,5 @@
 //! `train`: see `train --help`.
 
 fn main() -> std::process::ExitCode {
-    train::cli::main()
+    train::commands::main()
 }

@@ -14,26 +14,9 @@ use dash_core::{Tape, Tensor, Watcher};
 use dash_data::Batch;
 use dash_model::attention::{ROUTER_K, ROUTER_Q};
 use dash_model::{Model, RouterTrace};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::failure::Result;
-
-/// `[probe]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ProbePlan {
-    /// Updates between probes; 0: none.
-    pub every: u64,
-    /// Sequences of the fixed batch, at most those of a validation batch.
-    pub sequences: usize,
-}
-
-impl Default for ProbePlan {
-    fn default() -> Self {
-        ProbePlan { every: 0, sequences: 4 }
-    }
-}
 
 /// Probes that a chunk has to be dead in, one after the other, to count as staying dead.
 pub const STAYS: u32 = 3;

@@ -12,8 +12,8 @@ use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor, Var, ops};
 use dash_model::{KINDS, Model, ModelConfig};
 use serde_json::{Value, json};
 
+use super::peer;
 use crate::failure::{Failure, Result};
-use crate::peer;
 
 /// One line of the table.
 struct Check {

@@ -7,9 +7,9 @@ use dash_core::rng::Rng;
 use dash_data::{Batch, Loader, Shard, Tokenizer};
 use dash_model::{Model, Sampling, generate};
 
+use super::tasks::{LengthResult, Router, TaskSet};
 use crate::config::Config;
 use crate::failure::Result;
-use crate::tasks::{LengthResult, Router, TaskSet};
 
 /// What a validation found.
 #[derive(Debug, Clone)]
@@ -192,7 +192,7 @@ pub fn model_folder(path: &Path) -> anyhow::Result<std::path::PathBuf> {
     if path.join("model.safetensors").is_file() {
         return Ok(path.to_path_buf());
     }
-    let (newest, damaged) = crate::checkpoint::Checkpoints::of(path).newest();
+    let (newest, damaged) = super::checkpoint::Checkpoints::of(path).newest();
     damaged.iter().for_each(|d| eprintln!("warning: {d}; trying the one before"));
     newest.ok_or_else(|| {
         anyhow::anyhow!(

@@ -3,44 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use dash_model::KINDS;
-use serde::{Deserialize, Serialize};
 
-use super::Run;
-use crate::config::Config;
+use super::run::Run;
+use crate::config::{Arm, Compare, Config};
 use crate::failure::{Failure, Result};
-
-/// `[compare]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Compare {
-    /// Runs of every arm, with seeds `run.seed`, `run.seed + 1`, ...
-    #[serde(default = "three")]
-    pub seeds: u64,
-    /// Arm that the others are compared with; empty: the first.
-    #[serde(default)]
-    pub baseline: String,
-    /// The arms.
-    #[serde(default)]
-    pub arm: Vec<Arm>,
-}
-
-/// `[[compare.arm]]`
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Arm {
-    /// Name in reports and folders.
-    pub name: String,
-    /// Settings on top of the configuration, as `--set` takes them.
-    #[serde(default)]
-    pub set: Vec<String>,
-    /// Arm that this one is compared with instead of the comparison's baseline.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub baseline: String,
-}
-
-fn three() -> u64 {
-    3
-}
 
 /// Arms resolved to configurations.
 pub struct Plan {
@@ -70,8 +36,7 @@ impl Plan {
         out: Option<&Path>,
     ) -> Result<Self> {
         let base = Config::load(path, set)?;
-        let table =
-            base.compare.clone().unwrap_or(Compare { seeds: three(), baseline: String::new(), arm: Vec::new() });
+        let table = base.compare.clone().unwrap_or(Compare::default());
         let preset = |name: &String| Arm {
             name: name.clone(),
             set: vec![format!("model.attention.kind={name}")],
@@ -105,10 +70,7 @@ impl Plan {
                 return Err(Failure::request(format!("arm {:?} is named twice", arm.name)));
             }
             let all: Vec<String> = set.iter().chain(&arm.set).cloned().collect();
-            let config = Config::load(path, &all).map_err(|e| match e {
-                Failure::Request(e) => Failure::request(format!("arm {:?}: {e:#}", arm.name)),
-                other => other,
-            })?;
+            let config = Config::load(path, &all).map_err(|e| Failure::request(format!("arm {:?}: {e}", arm.name)))?;
             if config.data != base.data || config.task != base.task || config.run.steps != base.run.steps {
                 return Err(Failure::request(format!(
                     "arm {:?}: changes [data], [task] or run.steps; arms that see different data or tokens cannot be paired",

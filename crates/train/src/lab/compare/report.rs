@@ -7,11 +7,12 @@ use anyhow::Context;
 use dash_data::TaskKind;
 
 use super::chart::{Line, Style, chart, trimmed};
+use super::plan::Plan;
+use super::run::{Outcome, Run, check_pairs};
 use super::stats::{ENOUGH, Estimate, Verdict};
 use super::table::{Row, Rows};
-use super::{Outcome, Plan, Run, check_pairs};
-use crate::checkpoint::replace_file;
 use crate::failure::Result;
+use crate::files::replace_file;
 
 /// A figure that arms are judged by.
 struct Measure {

@@ -18,11 +18,11 @@ use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor, Var, ops};
 use dash_model::{Attention, Dash};
 use serde_json::{Value, json};
 
-use crate::bench::spread;
+use super::bench::spread;
 use crate::config::Config;
 use crate::failure::{Failure, Result};
-use crate::router::{GAMMA, gamma_for};
-use crate::run;
+use crate::training::material::device as device_of;
+use crate::training::router::{GAMMA, gamma_for};
 
 /// What the machine does at best.
 #[derive(Debug, Clone, Copy)]
@@ -97,7 +97,7 @@ fn time(inputs: &[Tensor], steps: usize, f: impl Fn(&Tape, &[Var]) -> CoreResult
 /// # Errors
 /// When an op refuses the sizes, or the density is out of reach.
 pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool) -> Result<()> {
-    let device = run::device(config);
+    let device = device_of(config);
     let top = ceilings(&device);
     let m = &config.model;
     let (b, t) = (config.data.batch_size, config.data.seq_len);

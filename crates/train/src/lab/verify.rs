@@ -2,11 +2,11 @@
 
 use dash_data::{Loader, LoaderState};
 
-use crate::checkpoint::{self, Checkpoints, State, config_hash};
 use crate::config::Config;
 use crate::failure::{Failure, Result};
-use crate::run;
-use crate::trainer::Trainer;
+use crate::training::checkpoint::{self, Checkpoints, State, config_hash};
+use crate::training::material::{Material, device as device_of};
+use crate::training::trainer::Trainer;
 
 /// Steps before the save, and after it.
 const STEPS: u64 = 4;
@@ -33,8 +33,8 @@ fn advance(
 pub fn verify_resume(config: &Config) -> Result<()> {
     let mut config = config.clone();
     config.run.steps = 2 * STEPS;
-    let material = run::Material::of(&config)?;
-    let device = run::device(&config);
+    let material = Material::of(&config)?;
+    let device = device_of(&config);
     let loader = |state| material.loader(&config, state);
     let scratch = std::env::temp_dir().join(format!("dashlab-verify-{}", std::process::id()));
     let result = (|| {

@@ -9,7 +9,7 @@ use dash_model::{Attention, Dash, Model};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
-use crate::checkpoint::write_safetensors;
+use super::checkpoint::write_safetensors;
 use crate::config::Config;
 
 /// Why the public `dash_attn` package cannot run a model, if it cannot.
@@ -117,7 +117,7 @@ pub fn export(
     write_safetensors(&out.join("model.safetensors"), model.params().iter().map(|p| (p.name.clone(), &p.value)))?;
     write("config.json", &pretty(config_json(config, end_id))?)?;
     if config.model.attention != Attention::Dense {
-        write("modeling_dashlab.py", include_bytes!("modeling_dashlab.py"))?;
+        write("modeling_dashlab.py", include_bytes!("../modeling_dashlab.py"))?;
     }
     write("config.toml", config.to_toml().as_bytes())?;
     let special = json!({"bos_token": end, "eos_token": end, "pad_token": end, "unk_token": end});

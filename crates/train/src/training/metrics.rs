@@ -8,12 +8,12 @@ use serde_json::{Value, json};
 
 use dash_model::flops;
 
+use super::eval::Validation;
+use super::probe::LayerProbe;
+use super::tasks::LengthResult;
+use super::tensorboard::EventFile;
+use super::trainer::StepStats;
 use crate::config::Config;
-use crate::eval::Validation;
-use crate::probe::LayerProbe;
-use crate::tasks::LengthResult;
-use crate::tensorboard::EventFile;
-use crate::trainer::StepStats;
 
 /// Writes both. A line that cannot be written ends neither the run nor the other file; the first failure is told.
 pub struct Metrics {
@@ -45,7 +45,7 @@ impl Metrics {
             };
             let kept: String = text.lines().filter(keep).map(|l| format!("{l}\n")).collect();
             if kept != text {
-                crate::checkpoint::replace_file(&path, kept.as_bytes())?;
+                crate::files::replace_file(&path, kept.as_bytes())?;
             }
         }
         let lines = OpenOptions::new().create(true).append(true).open(&path)?;
@@ -76,7 +76,7 @@ impl Metrics {
             (line["alpha"], line["gamma"]) = (json!(knobs.alpha), json!(knobs.gamma));
         }
         let n = s.routers.len() as f64;
-        let mean = |f: fn(&crate::trainer::LayerStats) -> f64| s.routers.iter().map(f).sum::<f64>() / n;
+        let mean = |f: fn(&super::trainer::LayerStats) -> f64| s.routers.iter().map(f).sum::<f64>() / n;
         if s.routers.is_empty() {
             // dense: everything visible is attended
             line["density"] = json!(1.0);

@@ -4,11 +4,11 @@ use dash_core::{DType, Device, Error, Tape, Tensor};
 use dash_data::Batch;
 use dash_model::{Model, RouterStats};
 
+use super::optim::Optimizer;
+use super::router::{self, Knobs, attended_share};
+use super::schedule::learning_rate;
 use crate::config::Config;
 use crate::failure::{Failure, Result};
-use crate::optim::Optimizer;
-use crate::router::{Knobs, attended_share};
-use crate::schedule::learning_rate;
 
 /// What training changes.
 pub struct Trainer {
@@ -73,7 +73,7 @@ impl Trainer {
         let step = self.optimizer.step + 1;
         let lr = learning_rate(&config.optim, step, config.run.steps);
         let tokens: usize = batches.iter().map(Batch::counted).sum();
-        config.router.apply(&mut self.model, step);
+        router::apply(&config.router, &mut self.model, step);
         let mut total: Vec<Option<Tensor>> = vec![None; self.model.params().len()];
         let mut loss_sum = 0.0;
         let mut traces = Vec::new();
@@ -105,7 +105,7 @@ impl Trainer {
         }
         let knobs = Knobs::of(&self.model.config().attention);
         let attended = attended_share(&traces);
-        config.router.control(&mut self.model, &traces);
+        router::control(&config.router, &mut self.model, &traces);
         let mut routers = Vec::new();
         if with_routers {
             for (layer, trace) in traces.into_iter().enumerate().filter_map(|(i, t)| Some((i, t?))) {

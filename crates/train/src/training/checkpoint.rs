@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
@@ -17,10 +17,11 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+use super::optim::Optimizer;
+use super::router::Knobs;
+use super::trainer::Trainer;
 use crate::config::Config;
-use crate::optim::Optimizer;
-use crate::router::Knobs;
-use crate::trainer::Trainer;
+use crate::files::{sync_folder, write_synced};
 
 /// Everything that is not a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -98,36 +99,6 @@ pub fn from_safetensors(bytes: &[u8], device: &Device) -> anyhow::Result<HashMap
         out.insert(name, Tensor::from_vec(device, view.shape(), data)?);
     }
     Ok(out)
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let run = || {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    run().with_context(|| format!("{} cannot be written", path.display()))
-}
-
-/// Makes a rename or a new file in a folder survive a power failure.
-fn sync_folder(path: &Path) -> anyhow::Result<()> {
-    // Only Unix can open a folder; elsewhere the rename itself is what there is.
-    if cfg!(unix) {
-        File::open(path).and_then(|f| f.sync_all()).with_context(|| format!("{} cannot be synced", path.display()))?;
-    }
-    Ok(())
-}
-
-/// Replaces a file by rename: a reader finds the old content or the new, never half of it.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn replace_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let mut aside = path.as_os_str().to_owned();
-    aside.push(".tmp");
-    let aside = PathBuf::from(aside);
-    write_synced(&aside, bytes)?;
-    std::fs::rename(&aside, path).with_context(|| format!("{} cannot be renamed into place", aside.display()))
 }
 
 /// Makes the file survive a power failure and hashes what can be read of it.

@@ -9,9 +9,9 @@ use serde_json::json;
 
 use crate::config::Config;
 use crate::failure::Result;
-use crate::preflight::memory_bytes;
-use crate::run;
-use crate::trainer::Trainer;
+use crate::training::material::device as device_of;
+use crate::training::preflight::memory_bytes;
+use crate::training::trainer::Trainer;
 
 /// Peak resident memory of this process so far, in MB of 1e6 bytes; 0 where the system does not tell.
 pub fn peak_rss_mb() -> f64 {
@@ -46,7 +46,7 @@ fn random_batches(config: &Config, rng: &mut Rng) -> Vec<Batch> {
 /// # Errors
 /// When a step fails.
 pub fn steps_in_turn(config: &Config) -> Result<()> {
-    let mut trainer = Trainer::new(config, &run::device(config))?;
+    let mut trainer = Trainer::new(config, &device_of(config))?;
     let mut rng = Rng::new(config.run.seed);
     for _ in std::io::stdin().lines().map_while(std::result::Result::ok) {
         let batches = random_batches(config, &mut rng);
@@ -62,7 +62,7 @@ pub fn steps_in_turn(config: &Config) -> Result<()> {
 /// # Errors
 /// When a step fails.
 pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
-    let device = run::device(config);
+    let device = device_of(config);
     let mut trainer = Trainer::new(config, &device)?;
     let mut rng = Rng::new(config.run.seed);
     let d = &config.data;
@@ -118,7 +118,7 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
 /// # Errors
 /// When an op refuses.
 pub fn peers(config: &Config, steps: usize, as_json: bool) -> Result<()> {
-    let (dfdx, ours) = crate::peer::block_speed(&run::device(config), steps)?;
+    let (dfdx, ours) = super::peer::block_speed(&device_of(config), steps)?;
     if as_json {
         println!("{}", json!({"dfdx_ms": dfdx * 1e3, "ours_ms": ours * 1e3, "ratio": dfdx / ours}));
     } else {

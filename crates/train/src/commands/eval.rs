@@ -1,0 +1,120 @@
+//! `eval`: what a trained model costs and whose fault its errors are.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use dash_data::Tokenizer;
+use serde_json::json;
+
+use super::config_args::OptionalConfig;
+use crate::config::Config;
+use crate::failure::{Failure, Result};
+use crate::training::convert::{Other, other_attention};
+use crate::training::eval::Validation;
+use crate::training::loaded::Loaded;
+use crate::training::material::Material;
+use crate::training::tasks::{Router, Score};
+
+/// Arguments.
+#[derive(Args)]
+pub struct EvalArgs {
+    /// An exported folder, a checkpoint folder or a run folder
+    #[arg(long)]
+    pub model: PathBuf,
+    /// Take data and evaluation settings from this file instead of the model's own
+    #[command(flatten)]
+    pub config: OptionalConfig,
+    /// Evaluate the same weights with another attention kind
+    #[arg(long = "as", value_name = "KIND")]
+    pub kind: Option<String>,
+    /// With --as topk, infllmv2 or nsa: attended chunks; the smallest number whose tokens are not below the model's own
+    /// if left out
+    #[arg(long, requires = "kind")]
+    pub top: Option<usize>,
+    /// With --as: tokens of a chunk; the model's own if left out
+    #[arg(long, requires = "kind")]
+    pub chunk_size: Option<usize>,
+    /// Who chooses the chunks
+    #[arg(long, value_enum, default_value_t)]
+    pub router: Router,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// A wrong request, or a model or corpus that cannot be read.
+pub fn run(args: &EvalArgs) -> Result<()> {
+    let loaded = Loaded::open(&args.model, args.config.load()?.as_ref())?;
+    let material = Material::of(&loaded.config)?;
+    let hash = |t: &Option<Tokenizer>| t.as_ref().map(Tokenizer::hash);
+    if material.tokenizer.is_some() && hash(&material.tokenizer) != hash(&loaded.tokenizer) {
+        return Err(Failure::request(format!(
+            "{}: the corpus was prepared with another tokenizer than the model's; set data.tokenizer to the model's tokenizer.json",
+            material.hash
+        )));
+    }
+    let set = material.validation(&loaded.config)?;
+    let mut model = loaded.model;
+    if let Some(kind) = args.kind.as_deref() {
+        let attended = set.run(&model, Router::Own)?.attended;
+        let config = Config { model: model.config().clone(), ..loaded.config.clone() };
+        let other = other_attention(&config, &Other { kind, top: args.top, chunk_size: args.chunk_size }, attended)?;
+        model.set_attention(other).map_err(|e| Failure::request(format!("--as {kind}: {e}")))?;
+    }
+    if args.router != Router::Own && model.config().attention.chunk_size().is_none() {
+        return Err(Failure::request(
+            "--router: this attention has no router; add --as topk or another kind that routes",
+        ));
+    }
+    if args.router == Router::Oracle && loaded.config.task.is_none() {
+        return Err(Failure::request("--router oracle: a text has no known answers; evaluate a task"));
+    }
+    let v = set.run(&model, args.router)?;
+    if !args.json {
+        print(&v);
+        return Ok(());
+    }
+    let line = json!({
+        "model": loaded.folder, "attention": model.config().attention, "router": format!("{:?}", args.router).to_lowercase(),
+        "loss": v.loss, "perplexity": v.loss.exp(), "bits_per_byte": v.bits_per_byte, "tokens": v.tokens, "density": v.density,
+        "layer_density": v.layers, "attended_tokens": v.attended, "loss_by_position": v.by_position,
+        "task": v.task.iter().map(|r| r.json()).collect::<Vec<_>>(),
+    });
+    println!("{line}");
+    Ok(())
+}
+
+/// `accuracy 0.5, router missed 0.3, reader missed 0.2 of 8`
+fn shares(s: &Score) -> String {
+    let share = |n: usize| n as f64 / s.asked.max(1) as f64;
+    format!(
+        "accuracy {:.3}, router missed {:.3}, reader missed {:.3} of {}",
+        share(s.right),
+        share(s.missed),
+        share(s.misread),
+        s.asked
+    )
+}
+
+/// For people.
+fn print(v: &Validation) {
+    println!("loss {:.4} nats, {} over {} tokens", v.loss, v.summary(), v.tokens);
+    for r in &v.task {
+        println!("length {:>6}: {} answers, density {:.3}", r.length, shares(&r.score), r.density);
+        for (below, score) in &r.by_distance {
+            println!("  distance below {below:>6}: {}", shares(score));
+        }
+    }
+    if !v.layers.is_empty() {
+        let layers: Vec<String> = v.layers.iter().map(|x| format!("{x:.3}")).collect();
+        println!("density {:.3} (by layer {})", v.density, layers.join(" "));
+    }
+    let eighth = (v.by_position.len() / 8).max(1);
+    for (i, part) in v.by_position.chunks(eighth).enumerate() {
+        let (from, to) = (i * eighth, i * eighth + part.len());
+        println!("positions {from:>5}..{to:<5} loss {:.4}", part.iter().sum::<f64>() / part.len() as f64);
+    }
+}

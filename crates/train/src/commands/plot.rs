@@ -1,0 +1,30 @@
+//! `plot`: curves of runs, as SVG files.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::failure::{Failure, Result};
+use crate::lab::plot::plot;
+
+/// Arguments.
+#[derive(Args)]
+pub struct PlotArgs {
+    /// Run folders
+    #[arg(long, required = true, num_args = 1..)]
+    pub run: Vec<PathBuf>,
+    /// Folder to write
+    #[arg(long)]
+    pub out: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When a record cannot be read or a picture cannot be written.
+pub fn run(args: &PlotArgs) -> Result<()> {
+    for path in plot(&args.run, &args.out).map_err(Failure::Request)? {
+        println!("wrote {}", path.display());
+    }
+    Ok(())
+}

@@ -1,0 +1,49 @@
+//! What no run can be started with, section by section, in the order of the file.
+
+use super::Config;
+use super::error::{ConfigError, wrong};
+
+impl Config {
+    /// Says what cannot run.
+    ///
+    /// # Errors
+    /// The first key at fault, and why.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.run.check()?;
+        self.data.check(self.reads_text())?;
+        self.optim.check()?;
+        self.eval.check()?;
+        self.checkpoint.check()?;
+        self.log.check()?;
+        self.model.check()?;
+        self.check_chunks()?;
+        self.check_task()?;
+        self.router.check(&self.model.attention, self.data.seq_len)
+    }
+
+    fn check_chunks(&self) -> Result<(), ConfigError> {
+        let chunks = self.model.attention.chunk_size().map(|s| self.data.seq_len.div_ceil(s));
+        if let (Some(s), Some(1)) = (self.model.attention.chunk_size(), chunks) {
+            let what = format!(
+                "seq_len {} with chunk_size {s} leaves nothing to route: every query attends its own chunk only; use a chunk_size \
+                 below {} or kind = \"dense\"",
+                self.data.seq_len, self.data.seq_len
+            );
+            return wrong("model.attention.chunk_size", what);
+        }
+        if let (Some(top), Some(n)) = (self.model.attention.top(), chunks)
+            && top > n
+        {
+            return wrong("model.attention.top", format!("{top} is above the {n} chunks of a sequence; use 1 to {n}"));
+        }
+        Ok(())
+    }
+
+    fn check_task(&self) -> Result<(), ConfigError> {
+        let Some(task) = &self.task else { return Ok(()) };
+        for &length in task.eval_lengths.iter().chain([&self.data.seq_len]) {
+            task.check(length, self.data.vocab_size).or_else(|(key, what)| wrong(&format!("task.{key}"), what))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,89 @@
+//! `[eval]`, `[checkpoint]` and `[log]`: what a run looks at, keeps and writes down.
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{ConfigError, positive};
+
+/// `[eval]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Eval {
+    /// Updates between validations; 0: only at the end.
+    pub every: u64,
+    /// Batches of a validation.
+    pub batches: usize,
+    /// Tokens of the text generated at each validation; 0: none.
+    pub sample_tokens: usize,
+    /// What that text continues.
+    pub sample_prompt: String,
+}
+
+impl Default for Eval {
+    fn default() -> Self {
+        Eval { every: 100, batches: 8, sample_tokens: 48, sample_prompt: "/// Returns the ".into() }
+    }
+}
+
+impl Eval {
+    /// Says what cannot be.
+    ///
+    /// # Errors
+    /// Key and reason.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        positive("eval.batches", self.batches)
+    }
+}
+
+/// `[checkpoint]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Checkpoint {
+    /// Updates between checkpoints; 0: only at the end.
+    pub every: u64,
+    /// Newest ones to keep.
+    pub keep_last: usize,
+    /// Ones with the lowest validation loss to keep besides.
+    pub keep_best: usize,
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Checkpoint { every: 100, keep_last: 2, keep_best: 1 }
+    }
+}
+
+impl Checkpoint {
+    /// Says what cannot be.
+    ///
+    /// # Errors
+    /// Key and reason.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        positive("checkpoint.keep_last", self.keep_last)
+    }
+}
+
+/// `[log]`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// Updates between train lines.
+    pub every: u64,
+    /// Also write TensorBoard event files.
+    pub tensorboard: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Log { every: 10, tensorboard: true }
+    }
+}
+
+impl Log {
+    /// Says what cannot be.
+    ///
+    /// # Errors
+    /// Key and reason.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        positive("log.every", self.every as usize)
+    }
+}

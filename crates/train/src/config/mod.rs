@@ -1,0 +1,229 @@
+//! The configuration of a run: one flat TOML file, `--set key=value` on top, everything resolved before any compute.
+//!
+//! Plain data: everything else in this crate may read it, and it reads nothing of the rest.
+
+mod check;
+mod compare;
+mod data;
+mod diff;
+mod error;
+mod eval;
+mod optim;
+mod probe;
+mod router;
+mod run;
+mod set;
+
+use std::path::{Path, PathBuf};
+
+use dash_data::{Mixture, Settings, Source, Task};
+use dash_model::ModelConfig;
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+pub use compare::{Arm, Compare};
+pub use data::Data;
+pub use error::{ConfigError, LoadError};
+pub use eval::{Checkpoint, Eval, Log};
+pub use optim::{Optim, Schedule};
+pub use probe::ProbePlan;
+pub use router::{Ramp, RouterPlan};
+pub use run::Run;
+
+use set::{apply, with_suggestion};
+
+/// Everything that defines a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// The run itself.
+    pub run: Run,
+    /// What it trains on.
+    pub data: Data,
+    /// The optimiser.
+    pub optim: Optim,
+    /// Validation.
+    #[serde(default)]
+    pub eval: Eval,
+    /// Checkpoints.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    /// Logs.
+    #[serde(default)]
+    pub log: Log,
+    /// What `compare` compares; no part of a run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compare: Option<Compare>,
+    /// A task with a known answer, instead of the text or mixed into it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub task: Option<Task>,
+    /// Looks into the router's gradient.
+    #[serde(default)]
+    pub probe: ProbePlan,
+    /// Schedules and budget of the router.
+    #[serde(default)]
+    pub router: RouterPlan,
+    /// The model. Last, because its table of attention settings is.
+    pub model: ModelConfig,
+}
+
+impl Config {
+    /// Reads a file, applies `key=value` settings, fills in defaults and refuses what cannot run.
+    ///
+    /// # Errors
+    /// A [`LoadError`] that names file, key, what was expected and, for a misspelt key, the nearest one.
+    pub fn load(path: &Path, set: &[String]) -> Result<Self, LoadError> {
+        let place = path.display();
+        let text =
+            std::fs::read_to_string(path).map_err(|e| LoadError::new(&place, format_args!("cannot be read: {e}")))?;
+        let explain = |e: &toml::de::Error| LoadError::new(&place, with_suggestion(e.to_string().trim_end()));
+        let mut table: Table = text.parse().map_err(|e| explain(&e))?;
+        if set.is_empty() {
+            // from the text, so that a message shows the line
+            let config: Config = toml::from_str(&text).map_err(|e| explain(&e))?;
+            return config.resolve(path, &place.to_string());
+        }
+        for assignment in set {
+            apply(&mut table, assignment)?;
+        }
+        let where_ = format!("{place} with --set {}", set.join(" --set "));
+        let config: Config = Value::Table(table)
+            .try_into()
+            .map_err(|e: toml::de::Error| LoadError::new(&where_, with_suggestion(e.to_string().trim_end())))?;
+        config.resolve(path, &where_)
+    }
+
+    /// Reads the resolved configuration of a run folder.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn of_run(folder: &Path) -> Result<Self, LoadError> {
+        Config::load(&folder.join("config.toml"), &[])
+    }
+
+    fn resolve(mut self, path: &Path, place: &str) -> Result<Self, LoadError> {
+        self.model.resolve();
+        if self.run.name.is_empty() {
+            self.run.name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        }
+        match self.check() {
+            Ok(()) => Ok(self),
+            Err(e) => Err(LoadError::new(place, e)),
+        }
+    }
+
+    /// Whether any training sequence is text.
+    pub fn reads_text(&self) -> bool {
+        self.task.as_ref().is_none_or(|task| task.share < 1.0)
+    }
+
+    /// The task for a loader.
+    pub fn mixture(&self) -> Option<Mixture> {
+        let task = self.task.clone()?;
+        Some(Mixture { task, seq_len: self.data.seq_len, vocab: self.data.vocab_size })
+    }
+
+    /// The longest sequence that is trained on or evaluated.
+    pub fn positions(&self) -> usize {
+        let longer = self.task.iter().flat_map(|t| &t.eval_lengths).copied();
+        longer.chain([self.data.seq_len]).max().unwrap_or(0)
+    }
+
+    /// What the data crate has to prepare.
+    pub fn data_settings(&self) -> Settings {
+        let here = || std::env::current_dir().unwrap_or_else(|_| ".".into());
+        Settings {
+            source: self.data.source,
+            path: if self.data.source == Source::Cargo { here() } else { self.data.path.clone() },
+            vocab_size: self.data.vocab_size,
+            tokenizer: (!self.data.tokenizer.as_os_str().is_empty()).then(|| self.data.tokenizer.clone()),
+            cache: self.data.cache.clone(),
+        }
+    }
+
+    /// `<run.dir>/<run.name>`
+    pub fn folder(&self) -> PathBuf {
+        self.run.dir.join(&self.run.name)
+    }
+
+    /// Tokens of an update.
+    pub fn tokens_per_step(&self) -> usize {
+        self.data.seq_len * self.data.batch_size * self.data.grad_accum
+    }
+
+    /// As TOML, every default written out.
+    pub fn to_toml(&self) -> String {
+        toml::to_string(self).expect("a configuration is TOML")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dash_core::ops::attention::RouterGradient;
+    use dash_model::Attention;
+
+    const MINIMAL: &str = "[run]\nsteps = 3\n[data]\nvocab_size = 300\nseq_len = 64\nbatch_size = 2\n\
+        [optim]\nlr = 1e-3\n[model]\nlayers = 1\nwidth = 16\nheads = 2\nkv_heads = 1\nffn = 24\n\
+        [model.attention]\nkind = \"dash\"\nchunk_size = 8\n";
+
+    fn load(text: &str, set: &[&str]) -> Result<Config, LoadError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("c.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::load(&path, &set.iter().map(|s| s.to_string()).collect::<Vec<_>>())
+    }
+
+    fn error(text: &str, set: &[&str]) -> String {
+        load(text, set).expect_err("a wrong request").to_string()
+    }
+
+    #[test]
+    fn what_is_written_out_reads_back_equal() {
+        let config = load(MINIMAL, &["optim.lr=3e-4", "run.name=b", "model.attention.gamma=2.0"]).unwrap();
+        assert_eq!((config.optim.lr, config.run.name.as_str(), config.model.head_dim), (3e-4, "b", 8));
+        assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
+        let dense = load(MINIMAL, &["model.attention.kind=dense"]).unwrap();
+        assert_eq!(dense.model.attention, Attention::Dense);
+        let stopped = load(MINIMAL, &["model.attention.sigma=2.0", "model.attention.kind=dash-stopped"]).unwrap();
+        let Attention::Dash(d) = stopped.model.attention else { panic!() };
+        assert_eq!((d.chunk_size, d.sigma, d.router_gradient), (8, 1.0, RouterGradient::Stopped));
+        assert_eq!(load(MINIMAL, &["run.name=nan"]).unwrap().run.name, "nan");
+        assert_eq!(load(MINIMAL, &["run.name=\"7\""]).unwrap().run.name, "7");
+    }
+
+    #[test]
+    fn bad_requests_are_told() {
+        let swap = |a: &str, b: &str| MINIMAL.replace(a, b);
+        assert!(error(&swap("steps = 3", "stpes = 3"), &[]).contains("did you mean `steps`?"));
+        assert!(error(&swap("chunk_size = 8", "chunksize = 8"), &[]).contains("did you mean `chunk_size`?"));
+        assert!(error(MINIMAL, &["optim.learning=1"]).contains("unknown field `learning`"));
+        assert!(error(&swap("steps = 3", "steps = \"x\""), &[]).contains("invalid type: string \"x\", expected u64"));
+        assert!(
+            error(&swap("heads = 2", "heads = 3"), &["model.head_dim=8", "model.kv_heads=2"])
+                .contains("model.kv_heads: 2 does not divide heads = 3")
+        );
+        assert!(error(MINIMAL, &["model.head_dim=7"]).contains("model.head_dim: 7 is odd"));
+        assert!(
+            error(MINIMAL, &["model.attention.chunk_size=64"])
+                .contains("seq_len 64 with chunk_size 64 leaves nothing to route")
+        );
+        assert!(error(MINIMAL, &["model.attention.alpha=2.5"]).contains("model.attention.alpha: 2.5 is not above 1"));
+        assert!(
+            error(MINIMAL, &["model.attention={kind=\"topk\",chunk_size=8,top=9}"]).contains("9 is above the 8 chunks")
+        );
+        assert!(error(MINIMAL, &["data.source=text"]).contains("data.path: is needed"));
+        assert!(error(MINIMAL, &["nonsense"]).contains("has no ="));
+        assert!(error(MINIMAL, &["run.device=cuda"]).contains("not available in this build"));
+    }
+
+    #[test]
+    fn differences_name_keys_and_whether_they_matter() {
+        let a = load(MINIMAL, &[]).unwrap();
+        let b = load(MINIMAL, &["optim.lr=2e-3", "run.threads=2"]).unwrap();
+        assert_eq!(
+            a.differences(&b),
+            [("optim.lr: 0.001 -> 0.002".into(), true), ("run.threads: 0 -> 2".into(), false)]
+        );
+    }
+}

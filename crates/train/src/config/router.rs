@@ -1,0 +1,116 @@
+//! `[router]`: alpha and gamma of DashAttention over the steps, and the share of attended tokens that a controller holds.
+
+use dash_model::Attention;
+use serde::{Deserialize, Serialize};
+
+use super::error::{ConfigError, wrong};
+
+/// `[router]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RouterPlan {
+    /// alpha over the steps instead of `model.attention.alpha`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub alpha: Option<Ramp>,
+    /// gamma over the steps instead of `model.attention.gamma`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gamma: Option<Ramp>,
+    /// Attended tokens over visible tokens, (t + 1) / 2 a query, that the controller holds by changing gamma.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target_density: Option<f64>,
+}
+
+/// Linear from one value to another over the first `steps` updates, then constant.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ramp {
+    /// At the first update.
+    pub from: f64,
+    /// From update `steps` on.
+    pub to: f64,
+    /// Length.
+    pub steps: u64,
+}
+
+impl Ramp {
+    /// The value at update `step`, counted from 1.
+    pub fn at(&self, step: u64) -> f64 {
+        let done = ((step.saturating_sub(1)) as f64 / self.steps.max(1) as f64).min(1.0);
+        self.from + (self.to - self.from) * done
+    }
+}
+
+impl RouterPlan {
+    /// The smallest and the largest target that a router can reach: entmax keeps one earlier chunk at least.
+    pub fn feasible(chunk_size: usize, t: usize) -> (f64, f64) {
+        (Attention::listed_at(chunk_size, 2, t) / ((t as f64 + 1.0) / 2.0), 1.0)
+    }
+
+    /// Says what cannot be followed.
+    ///
+    /// # Errors
+    /// Key, what is wrong and what would be right.
+    pub fn check(&self, attention: &Attention, t: usize) -> Result<(), ConfigError> {
+        if *self == Self::default() {
+            return Ok(());
+        }
+        let Attention::Dash(dash) = attention else {
+            let what =
+                format!("steers alpha and gamma of dash, but the attention is {}; remove the table", attention.kind());
+            return wrong("router", what);
+        };
+        if let Some(a) = self.alpha
+            && ![a.from, a.to].iter().all(|x| *x > 1.0 && *x <= 2.0)
+        {
+            return wrong("router.alpha", format!("{} to {} leaves the range above 1 and at most 2", a.from, a.to));
+        }
+        if let Some(g) = self.gamma
+            && ![g.from, g.to].iter().all(|x| *x > 0.0 && x.is_finite())
+        {
+            return wrong("router.gamma", format!("{} to {} are not both positive", g.from, g.to));
+        }
+        if let Some(target) = self.target_density {
+            if self.gamma.is_some() {
+                return wrong("router.gamma", "cannot be scheduled while target_density moves it; remove one of them");
+            }
+            let (low, high) = Self::feasible(dash.chunk_size, t);
+            if !(target >= low && target <= high) {
+                let what = format!(
+                    "{target} is out of reach: with chunks of {} and {t} tokens a query attends between {low:.4} (its own chunk and \
+                     one more) and {high} of what it sees",
+                    dash.chunk_size
+                );
+                return wrong("router.target_density", what);
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ramp_starts_ends_and_stays() {
+        let r = Ramp { from: 1.25, to: 1.5, steps: 100 };
+        assert_eq!([1, 51, 101, 900].map(|s| r.at(s)), [1.25, 1.375, 1.5, 1.5]);
+    }
+
+    #[test]
+    fn what_is_out_of_reach_is_told_with_the_range() {
+        let dash = Attention::preset("dash").unwrap();
+        let plan = RouterPlan { target_density: Some(0.1), ..Default::default() };
+        let ConfigError { key, what } = plan.check(&dash, 256).unwrap_err();
+        // own chunk 32.5 on average, one more of 64 for the 192 later queries: (32.5 + 48) / 128.5
+        assert!(key == "router.target_density" && what.contains("between 0.6265"), "{what}");
+        assert!(plan.check(&Attention::Dense, 256).unwrap_err().what.contains("the attention is dense"));
+        let both = RouterPlan {
+            gamma: Some(Ramp { from: 1.0, to: 2.0, steps: 3 }),
+            target_density: Some(0.7),
+            ..Default::default()
+        };
+        assert_eq!(both.check(&dash, 256).unwrap_err().key, "router.gamma");
+        assert!(RouterPlan::default().check(&Attention::Dense, 256).is_ok());
+    }
+}

@@ -1,0 +1,9 @@
+//! What studies and proves: comparisons, the audit, timings, pictures. Training does not know of it.
+
+pub mod audit;
+pub mod bench;
+pub mod bench_ops;
+pub mod compare;
+mod peer;
+pub mod plot;
+pub mod verify;

@@ -1,0 +1,53 @@
+//! A trained model from its folder.
+
+use std::path::{Path, PathBuf};
+
+use dash_data::Tokenizer;
+use dash_model::Model;
+
+use super::checkpoint;
+use super::eval::model_folder;
+use super::material::device;
+use crate::config::Config;
+use crate::failure::{Failure, Result};
+
+/// A model with the configuration and tokenizer that belong to it.
+pub struct Loaded {
+    /// Where its weights are.
+    pub folder: PathBuf,
+    /// Its configuration.
+    pub config: Config,
+    /// Its tokenizer; none where it was trained on a task.
+    pub tokenizer: Option<Tokenizer>,
+    /// The model.
+    pub model: Model,
+}
+
+impl Loaded {
+    /// Opens an exported folder, a checkpoint or a run; `data` replaces its data, evaluation settings and threads.
+    ///
+    /// # Errors
+    /// When a file is missing or does not fit.
+    pub fn open(path: &Path, data: Option<&Config>) -> Result<Self> {
+        let folder = model_folder(path).map_err(Failure::Request)?;
+        // an exported folder has its files beside the weights, a checkpoint two levels up
+        let home = [folder.clone(), folder.join("../..")].into_iter().find(|p| p.join("config.toml").is_file());
+        let home = home
+            .ok_or_else(|| Failure::request(format!("{}: no config.toml belongs to this model", folder.display())))?;
+        let mut config = Config::of_run(&home)?;
+        if let Some(data) = data {
+            (config.data, config.eval, config.run.threads) = (data.data.clone(), data.eval.clone(), data.run.threads);
+            config.task = data.task.clone();
+        }
+        let path = home.join("tokenizer.json");
+        let tokenizer = path.is_file().then(|| Tokenizer::load(&path)).transpose()?;
+        if let Some(have) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n != config.data.vocab_size) {
+            let asked = config.data.vocab_size;
+            return Err(Failure::request(format!(
+                "data.vocab_size: {asked}, but the model's tokenizer has {have} entries"
+            )));
+        }
+        let model = checkpoint::load_model(&folder, &config, &device(&config)).map_err(Failure::Request)?;
+        Ok(Loaded { folder, config, tokenizer, model })
+    }
+}

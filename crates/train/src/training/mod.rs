@@ -1,0 +1,20 @@
+//! Training: batches to updates, and everything a run writes down.
+//!
+//! Start at [`trainer::Trainer::step`], one update as a function; [`run::train`] is the loop around it.
+
+pub mod checkpoint;
+pub mod convert;
+pub mod eval;
+pub mod export;
+pub mod loaded;
+pub mod material;
+pub mod metrics;
+pub mod optim;
+pub mod preflight;
+pub mod probe;
+pub mod router;
+pub mod run;
+pub mod schedule;
+pub mod tasks;
+mod tensorboard;
+pub mod trainer;

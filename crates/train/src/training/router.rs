@@ -1,0 +1,107 @@
+//! alpha and gamma of DashAttention while a run goes on: schedules, and a controller that holds the attended tokens at a target.
+
+use dash_model::{Attention, Model, RouterTrace};
+use serde::{Deserialize, Serialize};
+
+use crate::config::RouterPlan;
+
+/// Gain of the controller: gamma is multiplied by (measured / target)^GAIN each update. At 0.05 an error of a factor two
+/// changes gamma by 3.5 % an update; the density answers to gamma at once, so the loop has one slow pole and cannot ring.
+const GAIN: f64 = 0.05;
+/// Where gamma stays, so that a router that cannot reach its target does not drift without end.
+pub const GAMMA: (f64, f64) = (1e-3, 1e5);
+
+/// alpha and gamma that are in force; part of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Knobs {
+    /// See `model.attention.alpha`.
+    pub alpha: f64,
+    /// See `model.attention.gamma`.
+    pub gamma: f64,
+}
+
+impl Knobs {
+    /// Those of a model, where its attention has them.
+    pub fn of(attention: &Attention) -> Option<Self> {
+        match attention {
+            Attention::Dash(d) => Some(Knobs { alpha: d.alpha, gamma: d.gamma }),
+            _ => None,
+        }
+    }
+}
+
+/// Mean attended tokens of the routed layers over the visible ones, (t + 1) / 2 a query; `None` where no layer routes.
+pub fn attended_share(traces: &[Option<RouterTrace>]) -> Option<f64> {
+    let of = |trace: &RouterTrace| {
+        let (_, _, t) = trace.list().extents();
+        trace.list().mean_tokens() / ((t as f64 + 1.0) / 2.0)
+    };
+    let all: Vec<f64> = traces.iter().flatten().map(of).collect();
+    (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
+}
+
+/// Before update `step`: what the schedules say, on top of what is in force.
+pub fn apply(plan: &RouterPlan, model: &mut Model, step: u64) {
+    let Some(mut knobs) = Knobs::of(&model.config().attention) else { return };
+    knobs.alpha = plan.alpha.map_or(knobs.alpha, |r| r.at(step));
+    knobs.gamma = plan.gamma.map_or(knobs.gamma, |r| r.at(step));
+    model.set_knobs(knobs.alpha, knobs.gamma);
+}
+
+/// After an update: moves gamma towards the target.
+pub fn control(plan: &RouterPlan, model: &mut Model, traces: &[Option<RouterTrace>]) {
+    let (Some(target), Some(share)) = (plan.target_density, attended_share(traces)) else { return };
+    let Some(knobs) = Knobs::of(&model.config().attention) else { return };
+    let gamma = knobs.gamma * (GAIN * (share / target).ln()).exp();
+    model.set_knobs(knobs.alpha, gamma.clamp(GAMMA.0, GAMMA.1));
+}
+
+/// Tokens that the starting gamma is found on, at least, where there are as many: a fresh model routes all text alike.
+const START_TOKENS: usize = 1024;
+/// Halvings of the range of gamma (18 in its logarithm): to 0.1 %.
+const HALVINGS: usize = 14;
+
+/// Gamma, by bisection on its logarithm, at which `share` of it is `target`. `share` falls with gamma.
+///
+/// # Errors
+/// Those of `share`.
+pub fn gamma_for<E>(target: f64, halvings: usize, mut share: impl FnMut(f64) -> Result<f64, E>) -> Result<f64, E> {
+    let (mut low, mut high) = (GAMMA.0.ln(), GAMMA.1.ln());
+    for _ in 0..halvings {
+        let middle = 0.5 * (low + high);
+        if share(middle.exp())? > target {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Ok((0.5 * (low + high)).exp())
+}
+
+/// Gamma at which a fresh model attends the target share of the first sequences of `ids`: where the controller
+/// starts, so that the first updates are not spent on finding it.
+///
+/// # Errors
+/// When the model refuses the ids.
+pub fn initial_gamma(
+    model: &mut Model,
+    plan: &RouterPlan,
+    ids: &std::sync::Arc<[u32]>,
+    batch: usize,
+) -> dash_core::Result<()> {
+    let (Some(target), Some(knobs)) = (plan.target_density, Knobs::of(&model.config().attention)) else {
+        return Ok(());
+    };
+    let alpha = plan.alpha.map_or(knobs.alpha, |r| r.from);
+    let length = ids.len() / batch;
+    let batch = START_TOKENS.div_ceil(length).min(batch);
+    let ids = &ids[..batch * length].into();
+    let gamma = gamma_for(target, HALVINGS, |gamma| {
+        model.set_knobs(alpha, gamma);
+        let tape = dash_core::Tape::inference();
+        let leaves = model.leaves(&tape);
+        Ok::<_, dash_core::Error>(attended_share(&model.forward(&tape, &leaves, ids, batch)?.routers).unwrap_or(1.0))
+    })?;
+    model.set_knobs(alpha, gamma);
+    Ok(())
+}
