@@ -24,9 +24,22 @@ pub enum Error {
         /// `output`, or `gradient of the output`.
         what: &'static str,
     },
+    /// A device, its driver or one of its libraries is not there, refused, or ran out of memory.
+    #[error("{op}: {what}")]
+    Device {
+        /// The op that asked, or the device.
+        op: &'static str,
+        /// What failed and what to do about it.
+        what: String,
+    },
 }
 
 impl Error {
+    /// A failure of the device under `op`.
+    pub fn device(op: &'static str, what: impl Into<String>) -> Self {
+        Error::Device { op, what: what.into() }
+    }
+
     /// A refusal by `op`.
     pub fn invalid(op: &'static str, what: impl Into<String>) -> Self {
         Error::Invalid { op, what: what.into() }

@@ -1,6 +1,7 @@
 //! Devices offer memory and a way to run work, never ops.
 
 mod cpu;
+pub mod cuda;
 mod element;
 pub mod kernel;
 pub mod simd;

@@ -4,6 +4,7 @@
 //! Primitives, from which a new attention variant can be composed before anyone writes a kernel, come first; then the
 //! rooms in the order the model uses them; then the rooms of the update.
 
+pub mod cuda;
 mod elementwise;
 mod layout;
 mod matmul;

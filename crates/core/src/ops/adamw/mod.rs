@@ -2,6 +2,7 @@
 //! p <- p (1 - lr decay); m <- b1 m + (1 - b1) g; v <- b2 v + (1 - b2) g^2;
 //! p <- p - lr / (1 - b1^k) * m / (sqrt(v) / sqrt(1 - b2^k) + eps), with g already multiplied by the clip factor.
 
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

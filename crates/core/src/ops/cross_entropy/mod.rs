@@ -4,6 +4,7 @@
 //! while the logits are in cache (dlogits = (softmax - onehot) / divisor, dx = dlogits w, dw = dlogits^T x), and backward
 //! only multiplies with the gradient of the scalar: three products instead of four.
 
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -1,5 +1,6 @@
 //! Elementwise primitives. Binary ones broadcast: ranks align at the right, an axis of one repeats.
 
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 
@@ -10,10 +11,14 @@ use crate::shape::{broadcast, broadcast_strides, numel, walk};
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor, same_dtype};
 
-#[derive(Clone, Copy)]
-enum Binary {
+/// What two numbers become.
+#[derive(Debug, Clone, Copy)]
+pub enum Binary {
+    /// Their sum.
     Add,
+    /// Their difference.
     Sub,
+    /// Their product.
     Mul,
 }
 

@@ -1,5 +1,6 @@
 //! y[i] = w[ids[i]]. dw[v] is the sum of dy over the places where v stands, in order of place.
 
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

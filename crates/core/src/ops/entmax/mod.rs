@@ -9,6 +9,7 @@
 //! linear in tau and one step is exact: the flat rows of a fresh model, on which a fixed number of Halley steps on
 //! sum p = 1 fails, are the easiest here. Iteration ends when rounding stops the rise.
 
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

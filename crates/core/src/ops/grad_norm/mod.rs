@@ -1,6 +1,8 @@
 //! The global norm sqrt(sum of g^2) over all gradients (Pascanu et al. 2013, arXiv 1211.5063). Squares are summed in f64
 //! over pieces of fixed length, added in order.
 
+pub mod cuda;
+
 use crate::device::simd::{self, simd};
 use crate::number::with_number;
 use crate::tensor::{ELEMENTWISE, Tensor};

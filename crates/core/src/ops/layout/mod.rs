@@ -1,5 +1,6 @@
 //! Primitives that move numbers without changing them: reshape, transpose, index_select (which also gathers and repeats).
 
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -1,5 +1,6 @@
 //! Sums: over one axis, over everything.
 
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -2,6 +2,7 @@
 //! x, w and rstd, one number a row. dx = rstd (dy w - x <dy w, x> rstd^2 / c).
 
 mod cpu;
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -1,6 +1,7 @@
 //! Rotary position embedding (Su et al. 2021, arXiv 2104.09864) in Hugging Face's half-split layout: element j of the
 //! first half pairs with element j of the second, angle = position * theta^(-2j/d). The gradient rotates back.
 
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

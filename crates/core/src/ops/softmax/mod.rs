@@ -1,6 +1,7 @@
 //! y = softmax(x) over the last axis. Minus infinity gives exactly 0; a row of nothing else gives all zeros. Kept for
 //! backward: y. dx = y (dy - <y, dy>).
 
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -7,6 +7,7 @@
 //! One room instead of three products and their activation, because h, dh, dgate and dup then never leave the cache.
 
 mod cpu;
+pub mod cuda;
 #[cfg(test)]
 mod tests;
 

@@ -1,0 +1,252 @@
+//! Modules, kernels and their launches.
+
+use std::ffi::{CString, c_int, c_void};
+
+use super::api::{self, Address, LaunchAttribute, LaunchConfig, Pointer};
+use super::{CudaBuffer, CudaDevice, Unit, lock};
+use crate::error::{Error, Result, ensure};
+
+/// Loaded machine code.
+pub(super) struct Module {
+    pub handle: Pointer,
+}
+
+/// A function of a module, ready to run.
+pub struct Kernel {
+    device: CudaDevice,
+    function: Pointer,
+    name: &'static str,
+}
+
+/// How many threads, and what a block shares.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Grid {
+    /// Blocks on each axis; a launch with none does nothing.
+    pub blocks: [usize; 3],
+    /// Threads of a block.
+    pub threads: u32,
+    /// Bytes of dynamic shared memory of a block.
+    pub shared: u32,
+    /// Blocks of a cluster along the first axis; 0 for none.
+    pub cluster: u32,
+}
+
+impl Grid {
+    /// Blocks on one axis.
+    pub fn line(blocks: usize, threads: u32) -> Self {
+        Grid { blocks: [blocks, 1, 1], threads, ..Grid::default() }
+    }
+
+    /// Enough blocks that every one of `items` has a thread.
+    pub fn over(items: usize, threads: u32) -> Self {
+        Grid::line(items.div_ceil(threads as usize), threads)
+    }
+
+    /// The same with shared memory.
+    pub fn shared(self, bytes: usize) -> Self {
+        Grid { shared: bytes as u32, ..self }
+    }
+}
+
+/// What the copy engine needs to know of a matrix; passed by value.
+#[derive(Clone, Copy)]
+pub struct TensorMap(pub(super) api::TensorMap);
+
+/// An argument of a kernel.
+#[derive(Clone, Copy)]
+pub enum Arg<'a> {
+    /// A buffer, as a pointer to its first element.
+    Buffer(&'a CudaBuffer),
+    /// A buffer, as a pointer to the element of that number.
+    At(&'a CudaBuffer, usize),
+    /// A null pointer, for an output or input that is left out.
+    Null,
+    /// `int`.
+    Int(i32),
+    /// `long long`.
+    Long(i64),
+    /// `float`.
+    F32(f32),
+    /// `double`.
+    F64(f64),
+    /// `__grid_constant__ const TensorMap`.
+    Map(&'a TensorMap),
+}
+
+impl Arg<'_> {
+    /// An extent as `int`.
+    ///
+    /// # Panics
+    /// When it is 2^31 or more; doors refuse such shapes.
+    pub fn int(n: usize) -> Self {
+        Arg::Int(i32::try_from(n).expect("an extent below 2^31"))
+    }
+}
+
+/// The value that a parameter points to.
+#[repr(C, align(64))]
+union Value {
+    address: Address,
+    int: i32,
+    long: i64,
+    f32: f32,
+    f64: f64,
+    map: api::TensorMap,
+}
+
+impl CudaDevice {
+    /// The machine architecture that kernels are compiled for.
+    pub fn architecture(&self) -> String {
+        match self.properties().capability {
+            (9, 0) => "sm_90a".into(),
+            (major, minor) => format!("sm_{major}{minor}"),
+        }
+    }
+
+    /// The kernel of that name; its module is compiled and loaded at the first use.
+    ///
+    /// # Errors
+    /// When NVRTC is not there, the source does not compile, or the driver refuses the module.
+    pub fn kernel(&self, unit: &Unit, name: &'static str) -> Result<Kernel> {
+        let inner = &*self.0;
+        inner.enter(name)?;
+        let key = unit.key();
+        let mut modules = lock(&inner.modules);
+        let handle = match modules.get(&key) {
+            Some(module) => module.handle,
+            None => {
+                let folder = inner.options.kernels.as_deref();
+                let cubin = self.compiler()?.cached(unit, &self.architecture(), folder)?;
+                let handle = self.load(name, &cubin)?;
+                modules.insert(key, Module { handle });
+                handle
+            }
+        };
+        let (mut function, c_name) = (std::ptr::null_mut(), CString::new(name).expect("no zero in a name"));
+        // SAFETY: the module is loaded and the name ends with a zero.
+        let status = unsafe { (inner.driver.module_function)(&mut function, handle, c_name.as_ptr()) };
+        inner.check(name, "cuModuleGetFunction", status)?;
+        let mut own = 0;
+        // SAFETY: the function exists; the driver writes one integer.
+        let status = unsafe { (inner.driver.function_get)(&mut own, api::STATIC_SHARED, function) };
+        inner.check(name, "cuFuncGetAttribute", status)?;
+        let most = self.properties().shared_per_block as c_int - own;
+        // SAFETY: the function exists; with its own share the value is the limit that the card names.
+        let status = unsafe { (inner.driver.function_set)(function, api::MAX_DYNAMIC_SHARED, most) };
+        inner.check(name, "cuFuncSetAttribute", status)?;
+        Ok(Kernel { device: self.clone(), function, name })
+    }
+
+    fn load(&self, op: &'static str, cubin: &[u8]) -> Result<Pointer> {
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the driver checks the image, whose own header says how long it is.
+        let status = unsafe { (self.0.driver.module_load)(&mut handle, cubin.as_ptr().cast()) };
+        self.0.check(op, "cuModuleLoadData", status)?;
+        Ok(handle)
+    }
+
+    /// Describes a matrix of bf16 `[rows, width]`, rows `stride` elements apart, to the copy engine, which then copies boxes of
+    /// `box_rows` by 64 elements in the 128-byte swizzle; what lies outside reads as zero.
+    ///
+    /// # Errors
+    /// When the driver refuses the extents.
+    pub fn tensor_map(
+        &self,
+        buffer: &CudaBuffer,
+        [width, rows, stride]: [usize; 3],
+        box_rows: u32,
+    ) -> Result<TensorMap> {
+        let op = "tensor_map";
+        ensure!(width <= stride && rows * stride <= buffer.len(), op, "{rows} rows of {stride} in {buffer:?}");
+        let mut map = api::TensorMap([0; 16]);
+        let (sizes, strides) = ([width as u64, rows as u64], [stride as u64 * 2]);
+        let (boxes, steps) = ([64u32, box_rows], [1u32, 1]);
+        const BF16: c_int = 9;
+        const SWIZZLE_128: c_int = 3;
+        const PROMOTE_256: c_int = 3;
+        // SAFETY: the arrays have two entries (strides one), as the rank says; the map is written by the driver.
+        let status = unsafe {
+            (self.0.driver.tensor_map)(
+                &mut map,
+                BF16,
+                2,
+                buffer.address(),
+                sizes.as_ptr(),
+                strides.as_ptr(),
+                boxes.as_ptr(),
+                steps.as_ptr(),
+                0,
+                SWIZZLE_128,
+                PROMOTE_256,
+                0,
+            )
+        };
+        self.0.check(op, "cuTensorMapEncodeTiled", status)?;
+        Ok(TensorMap(map))
+    }
+}
+
+impl Kernel {
+    /// Asks for a run, which begins when everything asked for before has ended.
+    ///
+    /// # Errors
+    /// When a buffer lives on another device, or the driver refuses the launch.
+    ///
+    /// # Safety
+    /// The arguments must be the kernel's parameters in number, order and type, and the kernel must stay inside the buffers
+    /// for these extents.
+    pub unsafe fn launch(&self, grid: Grid, args: &[Arg]) -> Result<()> {
+        if grid.blocks.contains(&0) {
+            return Ok(());
+        }
+        let inner = &*self.device.0;
+        inner.enter(self.name)?;
+        let mut values = Vec::with_capacity(args.len());
+        for arg in args {
+            values.push(self.value(arg)?);
+        }
+        let mut pointers: Vec<Pointer> =
+            values.iter().map(|v| std::ptr::from_ref(v).cast_mut().cast::<c_void>()).collect();
+        let blocks = grid.blocks.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+        let mut cluster = LaunchAttribute { id: api::CLUSTER_DIMENSION, pad: 0, value: [0; 16] };
+        cluster.value[..3].copy_from_slice(&[grid.cluster, 1, 1]);
+        let config = LaunchConfig {
+            blocks,
+            threads: [grid.threads, 1, 1],
+            shared_bytes: grid.shared,
+            stream: inner.stream,
+            attributes: &cluster,
+            attribute_count: u32::from(grid.cluster > 0),
+        };
+        // SAFETY: the configuration and the values outlive the call, which copies them; the rest is the caller's contract.
+        let status =
+            unsafe { (inner.driver.launch)(&config, self.function, pointers.as_mut_ptr(), std::ptr::null_mut()) };
+        if status == 0 {
+            return Ok(());
+        }
+        let call = format!("the launch of {grid:?}");
+        inner.check(self.name, &call, status)
+    }
+
+    fn value(&self, arg: &Arg) -> Result<Value> {
+        let address = |buffer: &CudaBuffer, element: usize| {
+            let same = std::sync::Arc::ptr_eq(&buffer.device().0, &self.device.0);
+            let on = || format!("{buffer:?} lives on {:?}, the kernel on {:?}", buffer.device(), self.device);
+            if same {
+                Ok(buffer.address() + (element * buffer.kind().size()) as Address)
+            } else {
+                Err(Error::invalid(self.name, on()))
+            }
+        };
+        Ok(match *arg {
+            Arg::Buffer(buffer) => Value { address: address(buffer, 0)? },
+            Arg::At(buffer, element) => Value { address: address(buffer, element)? },
+            Arg::Null => Value { address: 0 },
+            Arg::Int(int) => Value { int },
+            Arg::Long(long) => Value { long },
+            Arg::F32(f32) => Value { f32 },
+            Arg::F64(f64) => Value { f64 },
+            Arg::Map(map) => Value { map: map.0 },
+        })
+    }
+}

@@ -1,0 +1,161 @@
+// In front of every source: types, and Hopper's instructions under names. There is no include path; nothing here needs a header.
+
+typedef unsigned char u8;
+typedef unsigned short bf16;  // its bits
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define INLINE static __device__ __forceinline__
+#define FULL 0xffffffffu
+#define LOG2E 1.4426950408889634f
+
+// ---- numbers -------------------------------------------------------------------------------------------------------------
+
+INLINE float widen(bf16 x) { return __uint_as_float((u32)x << 16); }
+INLINE float widen(float x) { return x; }
+INLINE double widen(double x) { return x; }
+
+// {lo, hi} rounded to nearest, even: lo in the lower half
+INLINE u32 pack(float lo, float hi) {
+    u32 r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(hi), "f"(lo));
+    return r;
+}
+INLINE float low(u32 pair) { return __uint_as_float(pair << 16); }
+INLINE float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
+
+template <typename T> struct As;
+template <> struct As<bf16> { INLINE bf16 of(double x) { return (bf16)pack((float)x, 0.f); } INLINE bf16 of(float x) { return (bf16)pack(x, 0.f); } };
+template <> struct As<float> { INLINE float of(double x) { return (float)x; } INLINE float of(float x) { return x; } };
+template <> struct As<double> { INLINE double of(double x) { return x; } };
+
+INLINE float exp2_fast(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+INLINE float log2_fast(float x) { float y; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+INLINE float exp_of(float x) { return expf(x); }
+INLINE double exp_of(double x) { return exp(x); }
+INLINE float log_of(float x) { return logf(x); }
+INLINE double log_of(double x) { return log(x); }
+INLINE float root_of(float x) { return sqrtf(x); }
+INLINE double root_of(double x) { return sqrt(x); }
+INLINE float pow_of(float x, float e) { return powf(x, e); }
+INLINE double pow_of(double x, double e) { return pow(x, e); }
+template <typename T> INLINE T larger(T a, T b) { return a > b ? a : b; }
+INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
+
+// ---- sums and maxima: the order is fixed by the number of threads, so the bits are the same in every run ------------------
+
+template <typename T> INLINE T warp_sum(T x) {
+    #pragma unroll
+    for (int o = 16; o > 0; o >>= 1) x += __shfl_xor_sync(FULL, x, o);
+    return x;
+}
+template <typename T> INLINE T warp_max(T x) {
+    #pragma unroll
+    for (int o = 16; o > 0; o >>= 1) x = larger(x, __shfl_xor_sync(FULL, x, o));
+    return x;
+}
+// Every thread gets the sum; `room` holds a number a warp. All threads of the block call it.
+template <typename T> INLINE T block_sum(T x, T* room) {
+    x = warp_sum(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+    __syncthreads();
+    const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
+    return warp_sum(lane < warps ? room[lane] : (T)0);
+}
+template <typename T> INLINE T block_max(T x, T* room) {
+    x = warp_max(x);
+    __syncthreads();
+    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+    __syncthreads();
+    const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
+    return warp_max(room[lane < warps ? lane : 0]);
+}
+
+// ---- shared memory and copies into it -------------------------------------------------------------------------------------
+
+INLINE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
+
+// 16 bytes; where `valid` is false they become zero and `from` is not read
+INLINE void copy16(u32 to, const void* from, bool valid) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
+}
+INLINE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N> INLINE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
+
+INLINE void barrier_init(u32 barrier, int arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory"); }
+INLINE void barrier_arrive(u32 barrier) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory"); }
+INLINE void barrier_expect(u32 barrier, int bytes) { asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory"); }
+INLINE void barrier_wait(u32 barrier, u32 parity) {
+    asm volatile(
+        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\nbra again;\nover:\n}"
+        ::"r"(barrier), "r"(parity) : "memory");
+}
+// makes barriers that were initialised visible to the copy engine
+INLINE void barrier_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// ordinary writes to shared memory before, the copy engine's or wgmma's reads after
+INLINE void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+struct __align__(64) Map { u64 opaque[16]; };
+
+// A box of a matrix whose first element is (row, column); completes on the barrier.
+INLINE void copy_box(u32 to, const Map* map, u32 barrier, int column, int row) {
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
+        ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row) : "memory");
+}
+// Contiguous bytes, a multiple of 16; completes on the barrier.
+INLINE void copy_bulk(u32 to, const void* from, int bytes, u32 barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+        ::"r"(to), "l"(from), "r"(bytes), "r"(barrier) : "memory");
+}
+
+// ---- products of a warp: mma.sync m16n8k16, bf16 operands, f32 sums -------------------------------------------------------
+
+// Four 8 x 8 matrices; lane i gives the address of row i % 8 of matrix i / 8.
+INLINE void load4(u32 (&r)[4], u32 at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+}
+INLINE void load4_transposed(u32 (&r)[4], u32 at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(at) : "memory");
+}
+INLINE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Byte offset of 16-byte piece `piece` of row `row` in a tile of rows 128 bytes wide in the copy engine's 128-byte swizzle; a
+// wider tile is several of these, one after the other. Eight rows at one piece touch all 32 banks.
+INLINE u32 swizzled(int row, int piece) { return (u32)(row * 128 + ((piece ^ (row & 7)) << 4)); }
+
+// ---- products of four warps: wgmma m64nNk16 -------------------------------------------------------------------------------
+
+// A tile in shared memory, 128-byte swizzle, at a multiple of 1024 bytes: rows of 64 elements, eight rows a group of 1024 bytes.
+INLINE u64 tile_descriptor(u32 at) {
+    return (u64)((at & 0x3ffff) >> 4) | ((u64)1 << 16) | ((u64)(1024 >> 4) << 32) | ((u64)1 << 62);
+}
+// A tile whose outer axis is the product's inner one (read transposed): `apart` bytes between panels of 64 columns.
+INLINE u64 tile_descriptor_transposed(u32 at, int apart) {
+    return (u64)((at & 0x3ffff) >> 4) | ((u64)(apart >> 4) << 16) | ((u64)(1024 >> 4) << 32) | ((u64)1 << 62);
+}
+INLINE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+INLINE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N> INLINE void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory"); }
+
+#define C8(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
+#define R32 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
+
+// c [64, 64] += a b, a from shared memory or registers, b [16, 64] from shared memory (rows of b's transpose, 64 of them).
+// The first product of a chain passes sum = 0.
+INLINE void wgmma64_ss(float (&c)[32], u64 a, u64 b, int sum) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " R32 ", %32, %33, p, 1, 1, 0, 0;\n}"
+        : C8(c, 0), C8(c, 8), C8(c, 16), C8(c, 24) : "l"(a), "l"(b), "r"(sum));
+}
+INLINE void wgmma64_rs(float (&c)[32], const u32 (&a)[4], u64 b, int sum) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " R32 ", {%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}"
+        : C8(c, 0), C8(c, 8), C8(c, 16), C8(c, 24) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(sum));
+}
+// The same with b read transposed: its rows are the product's inner axis.
+INLINE void wgmma64_rs_transposed(float (&c)[32], const u32 (&a)[4], u64 b, int sum) {
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %37, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " R32 ", {%32,%33,%34,%35}, %36, p, 1, 1, 1;\n}"
+        : C8(c, 0), C8(c, 8), C8(c, 16), C8(c, 24) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(sum));
+}

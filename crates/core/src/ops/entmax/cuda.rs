@@ -1,0 +1,76 @@
+//! The launches: a block a row.
+
+use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
+use crate::error::Result;
+use crate::ops::cuda::{infinity, real, rows, same};
+
+static SOURCE: Source = Source { name: "entmax", text: include_str!("kernel.cu") };
+
+fn unit(number: Kind) -> Unit {
+    Unit::new(&SOURCE, [("R", number.source_name().into()), ("INFINITY_OF_R", infinity(number).into())])
+}
+
+/// Everything that this room compiles.
+pub fn units() -> Vec<Unit> {
+    [Kind::F32, Kind::F64].map(unit).into()
+}
+
+/// p of rows `width` wide.
+///
+/// # Errors
+/// When memory runs out.
+pub fn forward(x: &CudaBuffer, width: usize, alpha: f64) -> Result<CudaBuffer> {
+    let (op, device) = ("entmax", x.device());
+    let p = device.alloc(op, x.kind(), x.len())?;
+    let kernel = device.kernel(&unit(x.kind()), "entmax_forward")?;
+    let args = [Arg::Buffer(x), Arg::Buffer(&p), Arg::int(width), real(x.kind(), alpha)];
+    // SAFETY: the kernel's parameters in order; a block a row.
+    unsafe { kernel.launch(Grid::line(rows(op, x, width)?, 256), &args)? };
+    Ok(p)
+}
+
+/// The gradient of x from p.
+///
+/// # Errors
+/// When kinds or lengths differ.
+pub fn backward(dy: &CudaBuffer, p: &CudaBuffer, width: usize, alpha: f64) -> Result<CudaBuffer> {
+    let (op, device) = ("entmax", dy.device());
+    same(op, &[dy, p])?;
+    let dx = device.alloc(op, p.kind(), p.len())?;
+    let kernel = device.kernel(&unit(p.kind()), "entmax_backward")?;
+    let args = [Arg::Buffer(dy), Arg::Buffer(p), Arg::Buffer(&dx), Arg::int(width), real(dy.kind(), alpha)];
+    // SAFETY: the kernel's parameters in order; a block a row.
+    unsafe { kernel.launch(Grid::line(rows(op, dy, width)?, 256), &args)? };
+    Ok(dx)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::entmax;
+    use crate::device::cuda::Kind;
+    use crate::ops::cuda::testing::{Bound, compare, cuda, tensors};
+    use crate::tape::Tape;
+
+    #[test]
+    fn agrees_with_the_cpu() {
+        let Some(device) = cuda() else { return };
+        for (rows, width) in [(1, 1), (3, 7), (5, 257), (2, 4099)] {
+            for alpha in [1.25, 1.5, 2.0] {
+                for kind in [Kind::F32, Kind::F64] {
+                    let inputs = tensors(&[(&[rows, width], kind), (&[rows, width], kind)]);
+                    let tape = Tape::new();
+                    let x = tape.leaf(inputs[0].clone());
+                    let out = entmax(&tape, &x, alpha).unwrap();
+                    let grads = tape.backward_from(&out, inputs[1].clone()).unwrap();
+                    let [x_, dy] = [0, 1].map(|i| device.tensor(&inputs[i], kind));
+                    let name = format!("{rows} x {width} {kind:?} alpha {alpha}");
+                    let bound = Bound::of(kind, kind, 100 + width);
+                    compare(&name, &super::forward(&x_, width, alpha).unwrap(), &out.value, bound);
+                    let p = device.tensor(&out.value, kind);
+                    let dx = super::backward(&dy, &p, width, alpha).unwrap();
+                    compare(&name, &dx, grads.get(&x).unwrap(), bound);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The launches.
+
+use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
+use crate::error::{Result, ensure};
+
+static SOURCE: Source = Source { name: "reduce", text: include_str!("kernel.cu") };
+
+fn unit(number: Kind) -> Unit {
+    Unit::new(&SOURCE, [("R", number.source_name().into())])
+}
+
+/// Everything that this room compiles.
+pub fn units() -> Vec<Unit> {
+    [Kind::F32, Kind::F64].map(unit).into()
+}
+
+/// The sum over the middle axis of `x [outer, n, inner]`: `[outer, inner]`.
+///
+/// # Errors
+/// When the extents do not fit x.
+pub fn sum_axis(x: &CudaBuffer, (outer, n, inner): (usize, usize, usize)) -> Result<CudaBuffer> {
+    let (op, device) = ("sum_axis", x.device());
+    ensure!(x.len() == outer * n * inner, op, "{x:?} as [{outer}, {n}, {inner}]");
+    let out = device.alloc(op, x.kind(), outer * inner)?;
+    let buffers = [x, &out].map(Arg::Buffer);
+    // SAFETY: the kernels' parameters in order; blocks cover the columns of every outer index.
+    unsafe {
+        if inner == 1 {
+            let kernel = device.kernel(&unit(x.kind()), "sum_row")?;
+            kernel.launch(Grid::line(outer, 512), &[buffers[0], buffers[1], Arg::Long(n as i64)])?;
+        } else {
+            let kernel = device.kernel(&unit(x.kind()), "sum_axis")?;
+            let grid = Grid { blocks: [inner.div_ceil(32), outer, 1], threads: 256, ..Grid::default() };
+            kernel.launch(grid, &[buffers[0], buffers[1], Arg::int(n), Arg::int(inner)])?;
+        }
+    }
+    Ok(out)
+}
+
+/// Its gradient: dy `[outer, inner]` for every one of n.
+///
+/// # Errors
+/// When the extents do not fit dy.
+pub fn sum_axis_backward(dy: &CudaBuffer, (outer, n, inner): (usize, usize, usize)) -> Result<CudaBuffer> {
+    let (op, device) = ("sum_axis", dy.device());
+    ensure!(dy.len() == outer * inner, op, "{dy:?} as [{outer}, {inner}]");
+    let dx = device.alloc(op, dy.kind(), outer * n * inner)?;
+    let kernel = device.kernel(&unit(dy.kind()), "repeat_axis")?;
+    let sizes = [Arg::Long(dx.len() as i64), Arg::int(n), Arg::int(inner)];
+    // SAFETY: the kernel's parameters in order; a thread an element of dx.
+    unsafe { kernel.launch(Grid::over(dx.len(), 256), &[&[dy, &dx].map(Arg::Buffer)[..], &sizes].concat())? };
+    Ok(dx)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sum_axis;
+    use crate::device::cuda::Kind;
+    use crate::ops::cuda::testing::{Bound, compare, cuda, tensors};
+    use crate::tape::Tape;
+
+    #[test]
+    fn agrees_with_the_cpu() {
+        let Some(device) = cuda() else { return };
+        for (outer, n, inner) in [(1, 1, 1), (3, 5, 7), (2, 257, 65), (3, 1000, 1), (1, 4099, 33)] {
+            for kind in [Kind::F32, Kind::F64] {
+                let inputs = tensors(&[(&[outer, n, inner], kind), (&[outer, inner], kind)]);
+                let tape = Tape::new();
+                let x = tape.leaf(inputs[0].clone());
+                let out = sum_axis(&tape, &x, 1).unwrap();
+                let grads = tape.backward_from(&out, inputs[1].clone()).unwrap();
+                let name = format!("[{outer}, {n}, {inner}] {kind:?}");
+                let got = super::sum_axis(&device.tensor(&inputs[0], kind), (outer, n, inner)).unwrap();
+                compare(&name, &got, &out.value, Bound::of(kind, kind, n));
+                let dx = super::sum_axis_backward(&device.tensor(&inputs[1], kind), (outer, n, inner)).unwrap();
+                compare(&name, &dx, grads.get(&x).unwrap(), Bound::exact());
+            }
+        }
+    }
+}

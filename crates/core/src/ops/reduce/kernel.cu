@@ -1,0 +1,39 @@
+// R: float or double.
+
+// out[o, i] = sum over k of x[o, k, i], 32 columns and 8 strided parts a block; the parts are added in order.
+extern "C" __global__ void __launch_bounds__(256)
+sum_axis(const R* __restrict__ x, R* __restrict__ out, int n, int inner) {
+    __shared__ R parts[8][32];
+    const int column = blockIdx.x * 32 + threadIdx.x % 32, part = threadIdx.x / 32;
+    const R* from = x + (long long)blockIdx.y * n * inner;
+    R sum = 0;
+    if (column < inner) {
+        #pragma unroll 8
+        for (int k = part; k < n; k += 8) sum += from[(long long)k * inner + column];
+    }
+    parts[part][threadIdx.x % 32] = sum;
+    __syncthreads();
+    if (part == 0 && column < inner) {
+        for (int k = 1; k < 8; k++) sum += parts[k][threadIdx.x];
+        out[(long long)blockIdx.y * inner + column] = sum;
+    }
+}
+
+// The same where inner is 1: a block a row.
+extern "C" __global__ void __launch_bounds__(512)
+sum_row(const R* __restrict__ x, R* __restrict__ out, long long n) {
+    __shared__ R room[32];
+    const R* from = x + blockIdx.x * n;
+    R sum = 0;
+    #pragma unroll 8
+    for (long long k = threadIdx.x; k < n; k += 512) sum += from[k];
+    sum = block_sum(sum, room);
+    if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}
+
+// The gradient: dx[o, k, i] = dy[o, i].
+extern "C" __global__ void __launch_bounds__(256)
+repeat_axis(const R* __restrict__ dy, R* __restrict__ dx, long long total, int n, int inner) {
+    const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
+    if (at < total) dx[at] = dy[at / inner / n * inner + at % inner];
+}
