@@ -10,6 +10,8 @@ mod error;
 mod eval;
 mod optim;
 mod probe;
+#[cfg(test)]
+mod reference;
 mod router;
 mod run;
 mod set;
