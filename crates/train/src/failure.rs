@@ -9,6 +9,8 @@ pub enum Failure {
     Run(anyhow::Error),
     /// Stopped by a signal after saving. Exit status 130.
     Interrupted,
+    /// Nobody reads standard output any more (`| head`). Exit status 0: the reader has what it wanted.
+    ReaderGone,
 }
 
 impl Failure {
@@ -23,6 +25,7 @@ impl Failure {
             Failure::Run(_) => 1,
             Failure::Request(_) => 2,
             Failure::Interrupted => 130,
+            Failure::ReaderGone => 0,
         }
     }
 }

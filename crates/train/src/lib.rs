@@ -5,6 +5,7 @@
 
 pub mod commands;
 pub mod config;
+mod console;
 mod failure;
 mod files;
 pub mod lab;

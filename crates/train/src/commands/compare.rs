@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::config_args::ConfigArgs;
+use crate::console::print_line;
 use crate::failure::Result;
 use crate::lab::compare::{Plan, compare, report_only};
 use crate::signals::Interrupt;
@@ -42,7 +43,7 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let (baseline, out) = (args.baseline.as_deref(), args.out.as_deref());
     let plan = Plan::load(&args.config.config, &args.config.set, &args.arms, args.seeds, baseline, out)?;
     if args.report_only {
-        println!("{}", report_only(&plan)?.display());
+        print_line!("{}", report_only(&plan)?.display())?;
         return Ok(());
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

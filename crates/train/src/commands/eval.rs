@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::config_args::OptionalConfig;
 use crate::config::Config;
+use crate::console::print_line;
 use crate::failure::{Failure, Result};
 use crate::training::convert::{Other, other_attention};
 use crate::training::eval::Validation;
@@ -74,8 +75,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let v = set.run(&model, args.router)?;
     if !args.json {
-        print(&v);
-        return Ok(());
+        return print(&v);
     }
     let line = json!({
         "model": loaded.folder, "attention": model.config().attention, "router": format!("{:?}", args.router).to_lowercase(),
@@ -83,8 +83,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         "layer_density": v.layers, "attended_tokens": v.attended, "loss_by_position": v.by_position,
         "task": v.task.iter().map(|r| r.json()).collect::<Vec<_>>(),
     });
-    println!("{line}");
-    Ok(())
+    print_line!("{line}")
 }
 
 /// `accuracy 0.5, router missed 0.3, reader missed 0.2 of 8`
@@ -100,21 +99,22 @@ fn shares(s: &Score) -> String {
 }
 
 /// For people.
-fn print(v: &Validation) {
-    println!("loss {:.4} nats, {} over {} tokens", v.loss, v.summary(), v.tokens);
+fn print(v: &Validation) -> Result<()> {
+    print_line!("loss {:.4} nats, {} over {} tokens", v.loss, v.summary(), v.tokens)?;
     for r in &v.task {
-        println!("length {:>6}: {} answers, density {:.3}", r.length, shares(&r.score), r.density);
+        print_line!("length {:>6}: {} answers, density {:.3}", r.length, shares(&r.score), r.density)?;
         for (below, score) in &r.by_distance {
-            println!("  distance below {below:>6}: {}", shares(score));
+            print_line!("  distance below {below:>6}: {}", shares(score))?;
         }
     }
     if !v.layers.is_empty() {
         let layers: Vec<String> = v.layers.iter().map(|x| format!("{x:.3}")).collect();
-        println!("density {:.3} (by layer {})", v.density, layers.join(" "));
+        print_line!("density {:.3} (by layer {})", v.density, layers.join(" "))?;
     }
     let eighth = (v.by_position.len() / 8).max(1);
     for (i, part) in v.by_position.chunks(eighth).enumerate() {
         let (from, to) = (i * eighth, i * eighth + part.len());
-        println!("positions {from:>5}..{to:<5} loss {:.4}", part.iter().sum::<f64>() / part.len() as f64);
+        print_line!("positions {from:>5}..{to:<5} loss {:.4}", part.iter().sum::<f64>() / part.len() as f64)?;
     }
+    Ok(())
 }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::console::print_line;
 use crate::failure::Result;
 use crate::training::export::export;
 use crate::training::loaded::Loaded;
@@ -28,6 +29,6 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let loaded = Loaded::open(&args.checkpoint, None)?;
     let set = Material::of(&loaded.config)?.validation(&loaded.config)?;
     export(&loaded.model, &loaded.config, loaded.tokenizer.as_ref(), set.first().0, &args.out)?;
-    println!("exported {} to {}", loaded.folder.display(), args.out.display());
+    print_line!("exported {} to {}", loaded.folder.display(), args.out.display())?;
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use dash_model::Sampling;
 
+use crate::console::print_line;
 use crate::failure::{Failure, Result};
 use crate::training::eval::sample;
 use crate::training::loaded::Loaded;
@@ -49,6 +50,6 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         )));
     };
     let text = sample(&loaded.model, tokenizer, &args.prompt, args.max_tokens, sampling, args.seed)?;
-    println!("{}{text}", args.prompt);
+    print_line!("{}{text}", args.prompt)?;
     Ok(())
 }

@@ -15,6 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::console;
 use crate::failure::{Failure, Result};
 use crate::lab::verify::verify_resume;
 use config_args::ConfigArgs;
@@ -29,6 +30,9 @@ struct Cli {
     command: Option<Command>,
     #[command(flatten)]
     train: train::TrainArgs,
+    /// Tell no progress on standard error; errors are told, and the run folder's run.log has every line
+    #[arg(long, global = true)]
+    quiet: bool,
 }
 
 #[derive(Subcommand)]
@@ -55,12 +59,15 @@ enum Command {
 
 /// Parses, runs, reports.
 pub fn main() -> ExitCode {
-    match dispatch(&Cli::parse()) {
+    crate::signals::survive_file_limits();
+    let cli = Cli::parse();
+    console::set_quiet(cli.quiet);
+    match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             match &failure {
-                Failure::Request(e) | Failure::Run(e) => eprintln!("error: {e:#}"),
-                Failure::Interrupted => {}
+                Failure::Request(e) | Failure::Run(e) => console::tell_error(format_args!("error: {e:#}")),
+                Failure::Interrupted | Failure::ReaderGone => {}
             }
             ExitCode::from(failure.status())
         }

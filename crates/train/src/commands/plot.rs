@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::console::print_line;
 use crate::failure::{Failure, Result};
 use crate::lab::plot::plot;
 
@@ -24,7 +25,7 @@ pub struct PlotArgs {
 /// When a record cannot be read or a picture cannot be written.
 pub fn run(args: &PlotArgs) -> Result<()> {
     for path in plot(&args.run, &args.out).map_err(Failure::Request)? {
-        println!("wrote {}", path.display());
+        print_line!("wrote {}", path.display())?;
     }
     Ok(())
 }

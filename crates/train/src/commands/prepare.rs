@@ -1,6 +1,7 @@
 //! `prepare`: corpus, tokenizer, shards.
 
 use crate::config::Config;
+use crate::console::print_line;
 use crate::failure::Result;
 use crate::training::material::prepared;
 
@@ -11,21 +12,21 @@ use crate::training::material::prepared;
 pub fn run(config: &Config) -> Result<()> {
     let p = prepared(config)?;
     let tokens = |shards: &[std::sync::Arc<dash_data::Shard>]| shards.iter().map(|s| s.len()).sum::<usize>();
-    println!("{} {}", if p.fresh { "prepared" } else { "already prepared:" }, p.folder.display());
-    println!(
+    print_line!("{} {}", if p.fresh { "prepared" } else { "already prepared:" }, p.folder.display())?;
+    print_line!(
         "{} documents, {:.1} MB ({:.1} MB validation)",
         p.report.documents,
         p.report.bytes as f64 / 1e6,
         p.report.validation_bytes as f64 / 1e6
-    );
-    println!(
+    )?;
+    print_line!(
         "{} training and {} validation tokens, vocabulary {}",
         tokens(&p.train),
         tokens(&p.validation),
         p.tokenizer.vocab_size()
-    );
+    )?;
     for (reason, n) in &p.report.left_out {
-        println!("left out: {n} files ({reason})");
+        print_line!("left out: {n} files ({reason})")?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use dash_model::{KINDS, Model, ModelConfig};
 use serde_json::{Value, json};
 
 use super::peer;
+use crate::console::print_line;
 use crate::failure::{Failure, Result};
 
 /// One line of the table.
@@ -47,14 +48,14 @@ pub fn audit(as_json: bool) -> Result<()> {
     if as_json {
         let line = |c: &Check| json!({"what": c.what, "against": c.against, "error": c.error, "allowed": c.allowed, "passed": c.passed()});
         let all: Vec<Value> = checks.iter().map(line).collect();
-        println!("{}", json!({"passed": missed.is_empty(), "checks": all}));
+        print_line!("{}", json!({"passed": missed.is_empty(), "checks": all}))?;
     } else {
-        println!("{:<52} {:<20} {:>9} {:>9}", "what", "against", "error", "allowed");
+        print_line!("{:<52} {:<20} {:>9} {:>9}", "what", "against", "error", "allowed")?;
         for c in &checks {
             let verdict = if c.passed() { "" } else { "  MISSED" };
-            println!("{:<52} {:<20} {:>9.1e} {:>9.1e}{verdict}", c.what, c.against, c.error, c.allowed);
+            print_line!("{:<52} {:<20} {:>9.1e} {:>9.1e}{verdict}", c.what, c.against, c.error, c.allowed)?;
         }
-        println!("{} checks, {} missed", checks.len(), missed.len());
+        print_line!("{} checks, {} missed", checks.len(), missed.len())?;
     }
     match missed.first() {
         None => Ok(()),

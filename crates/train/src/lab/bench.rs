@@ -8,6 +8,7 @@ use dash_model::flops;
 use serde_json::json;
 
 use crate::config::Config;
+use crate::console::print_line;
 use crate::failure::Result;
 use crate::training::material::device as device_of;
 use crate::training::preflight::memory_bytes;
@@ -52,7 +53,7 @@ pub fn steps_in_turn(config: &Config) -> Result<()> {
         let batches = random_batches(config, &mut rng);
         let start = Instant::now();
         trainer.step(config, &batches, false)?;
-        println!("{}", start.elapsed().as_secs_f64() * 1e3);
+        print_line!("{}", start.elapsed().as_secs_f64() * 1e3)?;
     }
     Ok(())
 }
@@ -97,9 +98,9 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
             "peak_rss_mb": peak_rss_mb(), "predicted_mb": predicted, "threads": threads, "steps": steps, "density": density,
             "fastest_ms": fastest * 1e3, "slowest_ms": slowest * 1e3,
         });
-        println!("{line}");
+        print_line!("{line}")?;
     } else {
-        println!(
+        print_line!(
             "{:.0} tokens/s, {:.1} ms a step (median of {steps}, {:.1} to {:.1}), {:.1} GFLOP/s, {threads} threads, peak {:.0} MB \
              (predicted {predicted:.0})",
             tokens / median,
@@ -108,7 +109,7 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
             slowest * 1e3,
             work / median / 1e9,
             peak_rss_mb()
-        );
+        )?;
     }
     Ok(())
 }
@@ -120,14 +121,14 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
 pub fn peers(config: &Config, steps: usize, as_json: bool) -> Result<()> {
     let (dfdx, ours) = super::peer::block_speed(&device_of(config), steps)?;
     if as_json {
-        println!("{}", json!({"dfdx_ms": dfdx * 1e3, "ours_ms": ours * 1e3, "ratio": dfdx / ours}));
+        print_line!("{}", json!({"dfdx_ms": dfdx * 1e3, "ours_ms": ours * 1e3, "ratio": dfdx / ours}))?;
     } else {
-        println!(
+        print_line!(
             "one block, forward + backward: dfdx {:.1} ms, ours {:.1} ms, {:.1} times",
             dfdx * 1e3,
             ours * 1e3,
             dfdx / ours
-        );
+        )?;
     }
     Ok(())
 }

@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use super::bench::spread;
 use crate::config::Config;
+use crate::console::print_line;
 use crate::failure::{Failure, Result};
 use crate::training::material::device as device_of;
 use crate::training::router::{GAMMA, gamma_for};
@@ -212,18 +213,26 @@ pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool)
         let row = |r: &Room| json!({"room": r.name, "ms": r.seconds * 1e3, "gflop": r.flops / 1e9, "mb": r.bytes / 1e6, "share": share(r, top)});
         let all: Vec<Value> = rooms.iter().map(row).collect();
         let line = json!({"multiply_add_gflops": top.flops / 1e9, "copy_gb_s": top.bytes / 1e9, "density": density, "rooms": all});
-        println!("{line}");
+        print_line!("{line}")?;
         return Ok(());
     }
-    println!(
+    print_line!(
         "multiply-add {:.0} GFLOP/s, copy {:.1} GB/s; block attention at density {density:.3}, {:.1} chunks a query",
         top.flops / 1e9,
         top.bytes / 1e9,
         entries / (b * g * t) as f64
-    );
-    println!("{:<24}{:>10}{:>10}{:>10}{:>12}{:>8}", "room, forward+backward", "ms", "GFLOP", "MB", "GFLOP/s", "share");
+    )?;
+    print_line!(
+        "{:<24}{:>10}{:>10}{:>10}{:>12}{:>8}",
+        "room, forward+backward",
+        "ms",
+        "GFLOP",
+        "MB",
+        "GFLOP/s",
+        "share"
+    )?;
     for r in &rooms {
-        println!(
+        print_line!(
             "{:<24}{:>10.3}{:>10.3}{:>10.1}{:>12.1}{:>7.0}%",
             r.name,
             r.seconds * 1e3,
@@ -231,7 +240,7 @@ pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool)
             r.bytes / 1e6,
             r.flops / r.seconds / 1e9,
             100.0 * share(r, top)
-        );
+        )?;
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 use dash_data::{Loader, LoaderState};
 
 use crate::config::Config;
+use crate::console::print_line;
 use crate::failure::{Failure, Result};
 use crate::training::checkpoint::{self, Checkpoints, State, config_hash};
 use crate::training::material::{Material, device as device_of};
@@ -69,11 +70,11 @@ pub fn verify_resume(config: &Config) -> Result<()> {
         match a.iter().zip(&b).find(|(x, y)| x != y) {
             Some(((name, _), _)) => Err(Failure::Run(anyhow::anyhow!("after resuming, {name} has other bits"))),
             None => {
-                println!(
+                print_line!(
                     "resumed run is bit-equal: {} tensors after {} steps, saved and reloaded at step {STEPS}",
                     a.len(),
                     2 * STEPS
-                );
+                )?;
                 Ok(())
             }
         }

@@ -9,6 +9,7 @@ use dash_model::{Model, Sampling, generate};
 
 use super::tasks::{LengthResult, Router, TaskSet};
 use crate::config::Config;
+use crate::console::tell;
 use crate::failure::Result;
 
 /// What a validation found.
@@ -193,7 +194,7 @@ pub fn model_folder(path: &Path) -> anyhow::Result<std::path::PathBuf> {
         return Ok(path.to_path_buf());
     }
     let (newest, damaged) = super::checkpoint::Checkpoints::of(path).newest();
-    damaged.iter().for_each(|d| eprintln!("warning: {d}; trying the one before"));
+    damaged.iter().for_each(|d| tell!("warning: {d}; trying the one before"));
     newest.ok_or_else(|| {
         anyhow::anyhow!(
             "{}: holds no model; expected an exported folder, a checkpoint folder or a run folder",

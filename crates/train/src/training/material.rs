@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::eval::ValidationSet;
 use crate::config::Config;
+use crate::console::tell;
 use crate::failure::{Failure, Result};
 
 /// Prepares the corpus of a configuration, telling on standard error where it stands.
@@ -33,7 +34,7 @@ pub fn prepared(config: &Config) -> Result<Prepared> {
         };
         if message != told {
             if bar.is_hidden() {
-                eprintln!("{message}");
+                tell!("{message}");
             }
             told = message.clone();
             bar.set_message(message);

@@ -14,6 +14,7 @@ use super::tasks::LengthResult;
 use super::tensorboard::EventFile;
 use super::trainer::StepStats;
 use crate::config::Config;
+use crate::console::tell;
 
 /// Writes both. A line that cannot be written ends neither the run nor the other file; the first failure is told.
 pub struct Metrics {
@@ -22,7 +23,7 @@ pub struct Metrics {
 }
 
 fn complain(what: &str) {
-    eprintln!("warning: {what}");
+    tell!("warning: {what}");
 }
 
 /// JSON has no NaN: it becomes null.

@@ -7,6 +7,7 @@ pub mod convert;
 pub mod eval;
 pub mod export;
 pub mod loaded;
+pub mod lock;
 pub mod material;
 pub mod metrics;
 pub mod optim;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use dash_core::Device;
 use dash_data::LoaderState;
 use dash_model::Sampling;
@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::checkpoint::{self, Checkpoints, State, config_hash};
 use super::eval::{sample, unigram_loss};
+use super::lock::RunLock;
 use super::material::{Material, device};
 use super::metrics::Metrics;
 use super::preflight;
@@ -19,6 +20,7 @@ use super::router::initial_gamma;
 use super::tasks::Router;
 use super::trainer::{StepStats, Trainer};
 use crate::config::Config;
+use crate::console::{self, tell};
 use crate::failure::{Failure, Result};
 use crate::files::replace_file;
 use crate::signals::Interrupt;
@@ -63,11 +65,11 @@ fn stand(config: &Config, start: Start, folder: &Path, data_hash: &str, device: 
     let (matter, neutral): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| d.1);
     let names = |d: Vec<(String, bool)>| d.into_iter().map(|d| d.0).collect::<Vec<_>>().join("; ");
     if !neutral.is_empty() {
-        eprintln!("resuming with {}", names(neutral));
+        tell!("resuming with {}", names(neutral));
     }
     let (newest, damaged) = checkpoints.newest();
     for d in &damaged {
-        eprintln!("warning: checkpoint {d}; using the one before");
+        tell!("warning: checkpoint {d}; using the one before");
     }
     let mut changes = names(matter);
     let state = newest.as_ref().map(|path| checkpoint::read_state(path)).transpose()?;
@@ -87,11 +89,11 @@ fn stand(config: &Config, start: Start, folder: &Path, data_hash: &str, device: 
         if !damaged.is_empty() {
             return Err(Failure::Run(anyhow!("{}: no whole checkpoint is left to resume from", folder.display())));
         }
-        eprintln!("no checkpoint yet: starting from step 0");
+        tell!("no checkpoint yet: starting from step 0");
         return Ok(Stand { trainer: Trainer::new(config, device)?, data: LoaderState::default(), tokens: 0 });
     };
     let (trainer, state) = checkpoint::load(&path, config, device)?;
-    eprintln!("resuming from {} (step {})", path.display(), state.step);
+    tell!("resuming from {} (step {})", path.display(), state.step);
     Ok(Stand { trainer, data: state.data, tokens: state.tokens })
 }
 
@@ -106,6 +108,10 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     let material = Material::of(config)?;
     let data_hash = material.hash.clone();
     let device = device(config);
+    let _lock = RunLock::take(&folder)?;
+    // another process may have made a run of the folder while this one prepared its data
+    check_folder(&folder, start.resume)?;
+    console::record_to(&folder.join("run.log"));
     let Stand { mut trainer, data, mut tokens } = stand(config, start, &folder, &data_hash, &device)?;
     let interrupt = interrupt()?;
     let d = &config.data;
@@ -115,13 +121,12 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         let (ids, batch) = set.first();
         initial_gamma(&mut trainer.model, &config.router, ids, batch)?;
     }
-    eprint!("{}", preflight::report(config, &trainer.model, &device, &material.train));
+    tell!("{}", preflight::report(config, &trainer.model, &device, &material.train).trim_end());
     let unigram = (!material.train.is_empty()).then(|| unigram_loss(&material.train, &set, d.vocab_size));
     if let Some(unigram) = unigram {
-        eprintln!("unigram   {unigram:.3} nats a token is what the validation text costs without context");
+        tell!("unigram   {unigram:.3} nats a token is what the validation text costs without context");
     }
 
-    std::fs::create_dir_all(&folder).with_context(|| format!("{} cannot be created", folder.display()))?;
     if let Some(tokenizer) = &material.tokenizer {
         replace_file(&folder.join("tokenizer.json"), tokenizer.json().as_bytes())?;
     }
@@ -130,7 +135,8 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     let checkpoints = Checkpoints::of(&folder);
     let mut metrics = Metrics::open(&folder, trainer.optimizer.step, config.log.tensorboard)?;
 
-    let bar = ProgressBar::with_draw_target(Some(config.run.steps), ProgressDrawTarget::stderr());
+    let target = if console::is_quiet() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+    let bar = ProgressBar::with_draw_target(Some(config.run.steps), target);
     let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} eta {eta}").expect("a valid template");
     bar.set_style(style);
     bar.set_position(trainer.optimizer.step);
@@ -167,7 +173,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         if logged {
             let rate = window_tokens as f64 / window_start.elapsed().as_secs_f64();
             metrics.train(config, step, tokens, rate, &stats);
-            tell(&bar, step, config.run.steps, &stats, rate);
+            tell_step(&bar, (first, step, config.run.steps), &stats, rate);
             (window_start, window_tokens) = (Instant::now(), 0);
         }
         if every(config.probe.every, step) || (config.probe.every > 0 && (step == 1 || last)) {
@@ -176,7 +182,12 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
             (window_start, window_tokens) = (Instant::now(), 0);
         }
         let stop = interrupt.requested();
-        if every(config.eval.every, step) || last {
+        let (validates, saves) =
+            (every(config.eval.every, step) || last, every(config.checkpoint.every, step) || last || stop);
+        if validates || saves {
+            trainer.check_weights(step, checkpoints.list().last().map(|c| c.0))?;
+        }
+        if validates {
             let v = set.run(&trainer.model, Router::Own)?;
             state.validation_loss = Some(v.loss);
             let text = match (config.eval.sample_tokens, &material.tokenizer) {
@@ -205,18 +216,18 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
             }
             (window_start, window_tokens) = (Instant::now(), 0);
         }
-        if every(config.checkpoint.every, step) || last || stop {
+        if saves {
             checkpoints.save(&trainer, state.clone(), config)?;
             (window_start, window_tokens) = (Instant::now(), 0);
         }
         if stop && !last {
             bar.finish_and_clear();
-            eprintln!("interrupted at step {step}, saved; continue with --resume");
+            tell!("interrupted at step {step}, saved; continue with --resume");
             return Err(Failure::Interrupted);
         }
     }
     bar.finish_and_clear();
-    eprintln!(
+    tell!(
         "done: {} steps in {}, {}",
         config.run.steps,
         preflight::duration(began.elapsed().as_secs_f64()),
@@ -226,19 +237,27 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
 }
 
 fn say(bar: &ProgressBar, line: String) {
-    if bar.is_hidden() { eprintln!("{line}") } else { bar.println(line) }
+    if bar.is_hidden() {
+        tell!("{line}");
+    } else {
+        console::record_line(format_args!("{line}"));
+        bar.println(line);
+    }
 }
 
-fn tell(bar: &ProgressBar, step: u64, steps: u64, s: &StepStats, rate: f64) {
+/// The line of a logged step; `first` is the step that this process started from.
+fn tell_step(bar: &ProgressBar, (first, step, steps): (u64, u64, u64), s: &StepStats, rate: f64) {
     let density = match s.routers.len() {
         0 => String::new(),
         n => format!(" density {:.3}", s.routers.iter().map(|l| l.router.density).sum::<f64>() / n as f64),
     };
     let message = format!("loss {:.4}{density} {rate:.0} tok/s", s.loss);
+    let left = (steps - step) as f64 * bar.elapsed().as_secs_f64() / (step - first).max(1) as f64;
+    let line = format!("step {step}/{steps} {message} eta {}", preflight::duration(left));
     if bar.is_hidden() {
-        let left = (steps - step) as f64 * bar.elapsed().as_secs_f64() / step.max(1) as f64;
-        eprintln!("step {step}/{steps} {message} eta {}", preflight::duration(left));
+        tell!("{line}");
     } else {
+        console::record_line(format_args!("{line}"));
         bar.set_message(message);
     }
 }

@@ -119,6 +119,30 @@ impl Trainer {
         Ok(StepStats { loss: loss_sum, grad_norm, lr, routers, knobs, attended })
     }
 
+    /// Refuses weights or optimizer state that are not finite: they must not reach a checkpoint, because a run that continues
+    /// from there never recovers. A gradient can be finite and its update not, for example with a learning rate beyond f32.
+    ///
+    /// # Errors
+    /// A failed run that names the first parameter and the step of the checkpoint that is good.
+    pub fn check_weights(&self, step: u64, saved: Option<u64>) -> Result<()> {
+        let o = &self.optimizer;
+        let finite = |(p, (m, v)): &(&dash_model::Param, (&Tensor, &Tensor))| {
+            p.value.is_finite() && m.is_finite() && v.is_finite()
+        };
+        let Some((bad, _)) = self.model.params().iter().zip(o.m.iter().zip(&o.v)).find(|x| !finite(x)) else {
+            return Ok(());
+        };
+        let kept = match saved {
+            Some(step) => format!("The checkpoint of step {step} is kept; resume from it with"),
+            None => "There is no checkpoint yet; start again with".to_string(),
+        };
+        Err(Failure::Run(anyhow::anyhow!(
+            "step {step}: parameter {} is not finite after the update, so nothing was saved. {kept} a lower optim.lr, a longer \
+             optim.warmup_steps or a larger optim.eps",
+            bad.name
+        )))
+    }
+
     /// Runs the batch again on a tape that checks every output.
     fn not_finite(&self, step: u64, what: &str, batch: &Batch) -> Failure {
         let first = self.model.params().iter().find(|p| !p.value.is_finite()).map(|p| format!("parameter {}", p.name));

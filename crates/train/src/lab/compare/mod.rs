@@ -21,6 +21,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub use plan::Plan;
 use run::{Outcome, Run};
 
+use crate::console::tell;
 use crate::failure::{Failure, Result};
 use crate::files::replace_file;
 use crate::signals::Interrupt;
@@ -45,7 +46,7 @@ pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Res
     }
     let runs: Vec<Run> = runs.into_iter().map(|(run, _)| run).collect();
     let mut waiting: Vec<&Run> = runs.iter().filter(|r| r.outcome() != Outcome::Done).collect();
-    eprintln!(
+    tell!(
         "{} arms x {} seeds: {} runs of {} steps, {} finished already, {jobs} at a time; {}",
         plan.arms.len(),
         plan.seeds,
@@ -71,7 +72,7 @@ pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Res
         }
         if interrupt.requested() && !told {
             told = true;
-            eprintln!("interrupted: waiting for {} runs to save", active.len());
+            tell!("interrupted: waiting for {} runs to save", active.len());
             for (_, child) in &active {
                 // a terminal has told them already; a supervisor has told only this process
                 let _ = Command::new("kill").arg("-TERM").arg(child.id().to_string()).status();
@@ -88,7 +89,7 @@ pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Res
                         Outcome::Unfinished => format!("{} stopped", run.name()),
                         Outcome::Failed(why) => format!("{} FAILED: {why}", run.name()),
                     };
-                    if bar.is_hidden() { eprintln!("{line}") } else { bar.println(line) }
+                    if bar.is_hidden() { tell!("{line}") } else { bar.println(line) }
                 }
             }
         }
@@ -99,7 +100,7 @@ pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Res
     }
     bar.finish_and_clear();
     let written = report::write(plan, &runs, &hash)?;
-    eprintln!("{} after {}", written.display(), duration(began.elapsed().as_secs_f64()));
+    tell!("{} after {}", written.display(), duration(began.elapsed().as_secs_f64()));
     if interrupt.requested() {
         return Err(Failure::Interrupted);
     }

@@ -1,0 +1,68 @@
+//! One process a run folder: two that wrote into one would lose each other's records and checkpoints.
+
+use std::fs::{File, TryLockError};
+use std::io::{Read, Seek, Write};
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::failure::{Failure, Result};
+
+/// Holds a run folder. The operating system lets go of it when the process ends, however it ends.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+}
+
+impl RunLock {
+    /// Takes the folder, which is made if it is not there.
+    ///
+    /// # Errors
+    /// A wrong request when another process holds it; a failed run when the folder cannot be written.
+    pub fn take(folder: &Path) -> Result<Self> {
+        std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be created", folder.display()))?;
+        let path = folder.join("run.lock");
+        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = open.with_context(|| format!("{} cannot be opened", path.display()))?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut holder = String::new();
+                let _ = file.read_to_string(&mut holder);
+                let holder = holder.trim();
+                let holder = if holder.is_empty() { "another process" } else { holder };
+                return Err(Failure::request(format!(
+                    "{}: {holder} works in this folder; wait for its end, or choose another name with --set run.name=NAME",
+                    folder.display()
+                )));
+            }
+            // a file system without locks: working without one is what there is
+            Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(e)) => {
+                return Err(anyhow::Error::from(e).context(format!("{} cannot be locked", path.display())).into());
+            }
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let note = format!("process {} on {}\n", std::process::id(), host.trim());
+        // for the message above alone
+        let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
+        Ok(RunLock { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_held_by_one_and_free_after_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let held = RunLock::take(&dir.path().join("run")).unwrap();
+        let refused = RunLock::take(&dir.path().join("run")).unwrap_err();
+        assert_eq!(refused.status(), 2);
+        let Failure::Request(e) = refused else { panic!("a wrong request") };
+        assert!(e.to_string().contains(&format!("process {}", std::process::id())), "{e}");
+        drop(held);
+        RunLock::take(&dir.path().join("run")).unwrap();
+    }
+}

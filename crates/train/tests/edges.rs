@@ -1,0 +1,161 @@
+//! What surrounds a run: closed pipes, full disks, signals, a second process, weights that are not finite. None of it may lose
+//! work or end in a panic.
+#![cfg(unix)]
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+struct Sandbox(tempfile::TempDir);
+
+impl Sandbox {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let text: String =
+            (0..700).map(|i| format!("line {} of {} the router picks chunk {}\n", i % 89, i % 7, i * i % 61)).collect();
+        fs::write(dir.path().join("corpus.txt"), text).unwrap();
+        Sandbox(dir)
+    }
+
+    /// `train ARGS --config configs/test.toml` with a run called `run`.
+    fn command(&self, before: &[&str], set: &[&str]) -> Command {
+        let config = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/test.toml");
+        let mut c = Command::new(env!("CARGO_BIN_EXE_train"));
+        c.args(before).arg("--config").arg(config).current_dir(self.0.path()).stdin(Stdio::null());
+        for s in ["data.path=corpus.txt", "run.name=run", "eval.sample_tokens=0"].iter().chain(set) {
+            c.args(["--set", s]);
+        }
+        c
+    }
+
+    fn run_folder(&self) -> PathBuf {
+        self.0.path().join("runs/run")
+    }
+
+    fn checkpoints(&self) -> Vec<String> {
+        let names = fs::read_dir(self.run_folder().join("checkpoints")).into_iter().flatten().flatten();
+        let mut names: Vec<String> = names.map(|e| e.file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    /// Starts a run that goes on for long, and returns once it has logged a few steps.
+    fn started(&self, set: &[&str]) -> Child {
+        let long = ["run.steps=100000", "checkpoint.every=100000", "eval.every=100000", "log.every=1"];
+        let set: Vec<&str> = long.iter().chain(set).copied().collect();
+        let mut child = self.command(&[], &set).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        // the thread goes on reading, so that the run never waits for a full pipe
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                if line.starts_with("step 3/") {
+                    let _ = send.send(());
+                }
+            }
+        });
+        receive.recv().expect("the run reaches step 3");
+        child
+    }
+}
+
+fn error_of(out: &Output, status: i32) -> String {
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert_eq!(out.status.code(), Some(status), "{text}");
+    assert!(!text.contains("panicked"), "{text}");
+    text
+}
+
+fn full() -> File {
+    File::options().write(true).open("/dev/full").unwrap()
+}
+
+#[test]
+fn a_log_that_nobody_reads_or_that_is_full_does_not_end_a_run() {
+    let s = Sandbox::new();
+    let mut child = s.command(&[], &["log.every=1"]).stderr(Stdio::piped()).spawn().unwrap();
+    let mut reader = BufReader::new(child.stderr.take().unwrap());
+    reader.read_line(&mut String::new()).unwrap();
+    drop(reader); // `2>&1 | head -1`
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(s.checkpoints().last().unwrap(), "step-00000020");
+    // what the terminal lost is in the run's own log
+    let log = fs::read_to_string(s.run_folder().join("run.log")).unwrap();
+    assert!(log.contains("step 20/20") && log.contains("done: 20 steps"), "{log}");
+
+    let s = Sandbox::new();
+    assert_eq!(s.command(&[], &[]).stderr(full()).status().unwrap().code(), Some(0));
+    assert_eq!(s.checkpoints().last().unwrap(), "step-00000020");
+}
+
+#[test]
+fn results_that_cannot_be_printed_are_an_error_and_a_reader_that_has_gone_is_none() {
+    let s = Sandbox::new();
+    assert!(s.command(&[], &[]).output().unwrap().status.success());
+    let eval = || {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_train"));
+        c.args(["eval", "--model", "runs/run"]).current_dir(s.0.path()).stdin(Stdio::null());
+        c
+    };
+    let out = eval().stdout(full()).stderr(Stdio::piped()).output().unwrap();
+    assert!(error_of(&out, 1).contains("standard output cannot be written"));
+    let mut child = eval().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let out = child.wait_with_output().unwrap();
+    assert!(!error_of(&out, 0).contains("error"));
+}
+
+#[test]
+fn a_closed_terminal_and_a_supervisors_warning_save_like_an_interrupt() {
+    for signal in ["-HUP", "-USR1", "-TERM", "-INT"] {
+        let s = Sandbox::new();
+        let mut child = s.started(&[]);
+        assert!(Command::new("kill").arg(signal).arg(child.id().to_string()).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
+        assert_eq!(s.checkpoints().len(), 1, "{signal}");
+    }
+}
+
+#[test]
+fn a_second_process_is_kept_out_of_a_run_folder_and_a_killed_one_leaves_it_free() {
+    let s = Sandbox::new();
+    let mut first = s.started(&[]);
+    for resume in [&["--resume"][..], &[]] {
+        let out = s.command(&[], &["run.steps=100000"]).args(resume).output().unwrap();
+        let text = error_of(&out, 2);
+        assert!(text.contains(&format!("process {}", first.id())) || text.contains("holds a run already"), "{text}");
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let out = s.command(&[], &["run.steps=5"]).args(["--resume", "--allow-changes"]).output().unwrap();
+    error_of(&out, 0);
+    assert_eq!(s.checkpoints(), ["step-00000005"]);
+}
+
+#[test]
+fn weights_that_are_not_finite_never_reach_a_checkpoint() {
+    // finite gradients, and a learning rate beyond f32 in the last update
+    let s = Sandbox::new();
+    let out = s.command(&[], &["optim.lr=1e40", "optim.warmup_steps=0", "run.steps=1"]).output().unwrap();
+    let text = error_of(&out, 1);
+    assert!(
+        text.contains("is not finite after the update, so nothing was saved") && text.contains("no checkpoint yet"),
+        "{text}"
+    );
+    assert!(s.checkpoints().is_empty());
+}
+
+#[test]
+fn a_limit_on_file_sizes_is_an_error_of_the_file() {
+    let s = Sandbox::new();
+    // the corpus is prepared first, so that the limit meets the checkpoint
+    assert!(s.command(&["prepare"], &[]).output().unwrap().status.success());
+    let train = s.command(&[], &["log.tensorboard=false"]);
+    let args: Vec<_> = train.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -f 40; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_train")]).args(args);
+    let text = error_of(&shell.current_dir(s.0.path()).output().unwrap(), 1);
+    assert!(text.contains("the checkpoint could not be saved; earlier checkpoints are kept"), "{text}");
+    assert!(s.checkpoints().is_empty(), "no half-written checkpoint stays: {:?}", s.checkpoints());
+}
