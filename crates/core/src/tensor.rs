@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::device::simd::add_into;
+use crate::device::cpu::simd::add_into;
 use crate::device::{Buffer, Device};
 use crate::device::{CpuData, CpuNumber};
 use crate::error::{Error, Result, ensure};

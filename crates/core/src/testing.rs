@@ -96,7 +96,7 @@ pub fn check_grad(inputs: &[Tensor], f: impl Fn(&Tape, &[Var]) -> Result<Var>) {
 /// Rounded to f32 and then to bf16.
 #[cfg(test)]
 pub(crate) fn bf16(x: f64) -> f64 {
-    f32::from_bits((crate::device::kernel::pair(x as f32, 0.0) & 0xffff) << 16) as f64
+    f32::from_bits((crate::device::cpu::kernel_bf16::pair(x as f32, 0.0) & 0xffff) << 16) as f64
 }
 
 /// Attention, output and gradients of q, k and v, with loops in f64: `round` is applied to every operand of every product, and

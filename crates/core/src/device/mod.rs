@@ -1,16 +1,11 @@
 //! Devices offer memory and a way to run work, never ops.
 
-mod cpu;
+pub(crate) mod cpu;
 pub mod cuda;
-mod element;
-pub mod kernel;
-pub mod simd;
-pub mod softmax;
-pub mod tile;
-pub mod words;
 
-pub use cpu::{Buffer, CpuDevice, Pool, Pools, Shared};
-pub use element::{CpuData, CpuElement, CpuNumber};
+pub use cpu::level::{Level, level};
+pub use cpu::{Buffer, CpuData, CpuDevice, multiply_add_probe};
+pub(crate) use cpu::{CpuElement, CpuNumber, Shared};
 
 /// Where a tensor lives and its ops run.
 #[derive(Debug, Clone)]

@@ -8,8 +8,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Instant;
 
-use dash_core::device::kernel::multiply_add_probe;
-use dash_core::device::simd;
+use dash_core::device::{level, multiply_add_probe};
 use dash_core::ops::attention::{
     Entmax, Span, block_attention, chunk_summary, dense_attention, entmax_routing, span_attention,
 };
@@ -52,7 +51,7 @@ pub fn ceilings(device: &Device) -> Ceilings {
     let seconds = best(5, || {
         done = cpu
             .map(threads, |_| {
-                multiply_add_probe(simd::level(), 2_000_000, |x| {
+                multiply_add_probe(level(), 2_000_000, |x| {
                     black_box(x);
                 })
             })

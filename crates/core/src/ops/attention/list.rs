@@ -1,7 +1,7 @@
 //! Who attends what: for every (batch, kv head, query) an ascending list of chunks that ends with the query's own, and
 //! the same pairs transposed, chunk by chunk, for tiles of neighbouring queries.
 
-use super::stream::{QUERIES, Visits};
+use super::engine::{QUERY_TILE, Visits};
 use crate::device::{Buffer, CpuDevice, Device};
 
 /// A list of chunks per query. An *entry* is one (query, chunk) pair; entries are numbered by (batch, kv head, query)
@@ -18,7 +18,7 @@ pub struct BlockList {
     tiles: Vec<Tile>,
 }
 
-/// The entries of [`QUERIES`] neighbouring queries, sorted by chunk: chunk `visited[i]` is attended by the queries
+/// The entries of [`QUERY_TILE`] neighbouring queries, sorted by chunk: chunk `visited[i]` is attended by the queries
 /// `rows[starts[i]..starts[i + 1]]` of the tile.
 #[derive(Debug)]
 struct Tile {
@@ -39,11 +39,11 @@ impl BlockList {
         chunks: Buffer<u32>,
     ) -> Self {
         assert_eq!(offsets.len(), batch * kv_heads * queries + 1, "one list per query");
-        let across = queries.div_ceil(QUERIES);
+        let across = queries.div_ceil(QUERY_TILE);
         let most = queries.div_ceil(chunk_size);
         let tiles = device.map(batch * kv_heads * across, |i| {
-            let first = i / across * queries + i % across * QUERIES;
-            let count = QUERIES.min(queries - i % across * QUERIES);
+            let first = i / across * queries + i % across * QUERY_TILE;
+            let count = QUERY_TILE.min(queries - i % across * QUERY_TILE);
             Tile::new(device, &offsets[first..=first + count], &chunks, most)
         });
         BlockList { batch, kv_heads, queries, chunk_size, offsets, chunks, tiles }
@@ -153,7 +153,7 @@ impl Visits for BlockList {
     }
 
     fn for_each(&self, batch: usize, kv_head: usize, tile: usize, mut visit: impl FnMut(usize, &[u32], &[u32])) {
-        let across = self.queries.div_ceil(QUERIES);
+        let across = self.queries.div_ceil(QUERY_TILE);
         let t = &self.tiles[(batch * self.kv_heads + kv_head) * across + tile];
         for (&chunk, range) in t.visited.iter().zip(t.starts.windows(2)) {
             let range = range[0] as usize..range[1] as usize;

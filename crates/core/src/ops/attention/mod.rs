@@ -2,16 +2,15 @@
 //! `i / (h / g)`. Equations: arXiv 2605.18753; the streaming softmax is that of FlashAttention (arXiv 2205.14135).
 //!
 //! Which blocks a query attends is data, a [`BlockList`]; routing rooms make it, [`block_attention`] reads it, and
-//! [`dense_attention`] is the same engine (`stream`) walking every block. [`span_attention`] computes whole rows, for what
+//! [`dense_attention`] is the same engine walking every block. [`span_attention`] computes whole rows, for what
 //! is no list of blocks: token-level entmax, sliding and compressed windows.
 
 mod block;
 mod dense;
+mod engine;
 mod list;
-mod products;
 mod routing;
 mod span;
-mod stream;
 mod summary;
 
 pub use block::block_attention;

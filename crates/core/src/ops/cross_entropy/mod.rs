@@ -9,11 +9,11 @@ pub mod cuda;
 mod tests;
 
 use crate::device::CpuNumber;
-use crate::device::simd::{self, simd};
-use crate::device::tile::Mat;
+use crate::device::cpu::simd::{self, simd};
+use crate::device::cpu::{Gemm, MatMut, MatRef};
 use crate::error::{Result, ensure};
 use crate::number::{Compute, with_number};
-use crate::ops::matmul::{Onto, gemm};
+use crate::ops::matmul::{Accumulate, gemm};
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor, same_dtype};
 
@@ -78,8 +78,9 @@ fn for_logits<T: CpuNumber>(
     for first in (0..rows).step_by(ROWS) {
         let m = ROWS.min(rows - first);
         let logits = &mut logits[..m * ld];
-        let a = Mat::rows(&x.data::<T>()[first * width..], width);
-        gemm(x.cpu(), compute, (m, vocab, width), a, Mat::rows(w.data(), width).t(), (&mut *logits, ld), Onto::Nothing);
+        let (a, b) = (MatRef::rows(&x.data::<T>()[first * width..], width), MatRef::rows(w.data(), width).t());
+        let size = Gemm::new(m, vocab, width).with(Accumulate::Overwrite);
+        gemm(x.cpu(), compute, size, a, b, MatMut::rows(&mut *logits, ld));
         visit(first, logits);
     }
 }
@@ -118,8 +119,11 @@ pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &[u32], divi
             if let Some((dx, dw)) = &mut gradients {
                 let (xs, ws) = (&x.value.data::<T>()[first * width..], w.value.data::<T>());
                 let dx = &mut dx[first * width..][..m * width];
-                gemm(device, compute, (m, width, vocab), Mat::rows(logits, ld), Mat::rows(ws, width), (dx, width), Onto::Nothing);
-                gemm(device, compute, (vocab, width, m), Mat::rows(logits, ld).t(), Mat::rows(xs, width), (dw, width), Onto::Itself);
+                let dlogits = MatRef::rows(logits, ld);
+                let size = Gemm::new(m, width, vocab).with(Accumulate::Overwrite);
+                gemm(device, compute, size, dlogits, MatRef::rows(ws, width), MatMut::rows(dx, width));
+                let size = Gemm::new(vocab, width, m).with(Accumulate::Existing);
+                gemm(device, compute, size, dlogits.t(), MatRef::rows(xs, width), MatMut::rows(dw, width));
             }
         });
         let loss = Tensor::full(x.value.device(), &[], x.value.dtype(), total / divisor);

@@ -4,7 +4,7 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
-use crate::device::simd::simd;
+use crate::device::cpu::simd::simd;
 use crate::error::{Result, ensure};
 use crate::number::with_number;
 use crate::shape::{broadcast, broadcast_strides, numel, walk};

@@ -14,7 +14,7 @@ pub mod cuda;
 mod tests;
 
 use crate::device::CpuNumber;
-use crate::device::simd::{self, LANES, simd, sum_lanes};
+use crate::device::cpu::simd::{self, LANES, simd, sum_lanes};
 use crate::error::{Result, ensure};
 use crate::number::with_number;
 use crate::tape::{Tape, Var};

@@ -3,7 +3,7 @@
 
 pub mod cuda;
 
-use crate::device::simd::{self, simd};
+use crate::device::cpu::simd::{self, simd};
 use crate::number::with_number;
 use crate::tensor::{ELEMENTWISE, Tensor};
 

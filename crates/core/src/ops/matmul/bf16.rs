@@ -1,58 +1,58 @@
-//! Large products of bf16 operands: the layout is that of the f32 product with words of two neighbours along k in place of
-//! single elements, B in panels [k / 2, 32], A as [rows, k / 2] or, transposed, [k / 2, rows], packed by each task.
+//! Large products of bf16 operands: the layout is that of the f32 product with pairs of neighbours along k in place of
+//! single elements, B in panels [k / 2, 32], A as [m, k / 2] or, transposed, [k / 2, m], packed by each task.
 
-use super::cpu::Format;
+use super::format::Format;
 use crate::device::CpuNumber;
-use crate::device::kernel::{Block, COLS};
-use crate::device::tile::Mat;
-use crate::device::words::{Words, pack_rows, pack_transposed};
+use crate::device::cpu::kernel_bf16::Bf16Kernels;
+use crate::device::cpu::kernel_f32::{NR, Operands};
+use crate::device::cpu::matrix::MatRef;
 
 /// Pairs of neighbours along the inner axis.
-pub(crate) struct Pairs<'a, T> {
+pub(crate) struct Bf16Format<'a, T> {
     /// What makes and multiplies them.
-    pub words: Words<T>,
+    pub kernels: Bf16Kernels<T>,
     /// As long as a row of either operand: what an odd last row pairs with.
     pub zeros: &'a [T],
 }
 
-impl<T: CpuNumber> Format<T> for Pairs<'_, T> {
-    const WORD: usize = 2;
+impl<T: CpuNumber> Format<T> for Bf16Format<'_, T> {
+    const PACK: usize = 2;
 
-    fn width(&self) -> usize {
-        COLS
+    fn panel_width(&self) -> usize {
+        NR
     }
 
-    fn panels(&self, b: Mat<T>, inner: usize, columns: usize, out: &mut [T]) {
-        let depth = inner.div_ceil(2);
-        let (columns, ld) = ((out.len() / depth).min(columns), depth * COLS);
-        if b.col == 1 {
-            pack_rows(self.words, (b.data, b.row), (inner, columns), self.zeros, out, ld);
+    fn pack_b(&self, b: MatRef<T>, k: usize, n: usize, out: &mut [T]) {
+        let kp = k.div_ceil(2);
+        let (n, panel_stride) = ((out.len() / kp).min(n), kp * NR);
+        if b.col_stride == 1 {
+            self.kernels.pack_rows(b, (k, n), self.zeros, out, panel_stride);
         } else {
-            pack_transposed(self.words, (b.data, b.col), (columns, inner), out, ld);
+            self.kernels.pack_transposed(b.t(), (n, k), out, panel_stride);
         }
     }
 
-    fn scratch(&self, _: Mat<T>, rows: usize, inner: usize) -> usize {
-        rows * inner.div_ceil(2)
+    fn a_scratch(&self, _: MatRef<T>, m: usize, k: usize) -> usize {
+        m * k.div_ceil(2)
     }
 
-    fn left<'a>(&self, a: Mat<'a, T>, rows: usize, inner: usize, scratch: &'a mut [T]) -> Mat<'a, T> {
-        let depth = inner.div_ceil(2);
-        if a.col == 1 {
-            for (i, out) in scratch.chunks_exact_mut(depth).enumerate().take(rows) {
-                (self.words.along)(&a.data[i * a.row..][..inner], out);
+    fn pack_a<'a>(&self, a: MatRef<'a, T>, m: usize, k: usize, scratch: &'a mut [T]) -> MatRef<'a, T> {
+        let kp = k.div_ceil(2);
+        if a.col_stride == 1 {
+            for (i, out) in scratch.chunks_exact_mut(kp).enumerate().take(m) {
+                (self.kernels.pair_neighbours)(&a.data[i * a.row_stride..][..k], out);
             }
-            return Mat { data: scratch, row: depth, col: 1 };
+            return MatRef::rows(scratch, kp);
         }
-        for (p, out) in scratch.chunks_exact_mut(rows).enumerate().take(depth) {
-            let at = |p: usize| if p < inner { &a.data[p * a.col..][..rows] } else { &self.zeros[..rows] };
-            (self.words.across)(at(2 * p), at(2 * p + 1), out);
+        for (p, out) in scratch.chunks_exact_mut(m).enumerate().take(kp) {
+            let row = |p: usize| if p < k { &a.data[p * a.col_stride..][..m] } else { &self.zeros[..m] };
+            (self.kernels.pair_rows)(row(2 * p), row(2 * p + 1), out);
         }
-        Mat { data: scratch, row: 1, col: rows }
+        MatRef::rows(scratch, m).t()
     }
 
-    unsafe fn run(&self, rows: usize, cols: usize, depth: usize, block: Block<T>) {
+    unsafe fn run(&self, m: usize, n: usize, kp: usize, operands: Operands<T>) {
         // SAFETY: the caller's contract.
-        unsafe { (self.words.multiply)(rows, cols, depth, block) };
+        unsafe { (self.kernels.multiply)(m, n, kp, operands) };
     }
 }

@@ -3,14 +3,16 @@
 
 mod bf16;
 mod cpu;
+mod format;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use bf16::Pairs;
-pub(crate) use cpu::{Format, Full, Onto, apart, gemm, pack, product};
+pub(crate) use bf16::Bf16Format;
+pub(crate) use cpu::{Accumulate, gemm, pack};
+pub(crate) use format::{Format, FullFormat, padded_stride};
 
 use crate::device::CpuNumber;
-use crate::device::tile::Mat;
+use crate::device::cpu::{Gemm, MatMut, MatRef};
 use crate::error::{Result, ensure};
 use crate::number::{Compute, with_number};
 use crate::shape::numel;
@@ -22,7 +24,7 @@ use crate::tensor::{Tensor, same_dtype};
 /// # Errors
 /// When the widths or the element types differ.
 pub fn linear(tape: &Tape, x: &Var, w: &Var) -> Result<Var> {
-    linear_onto(tape, "linear", x, w, None)
+    linear_with(tape, "linear", x, w, None)
 }
 
 /// `residual + linear(x, w)` in one pass over the sum, with the bits of two.
@@ -30,10 +32,10 @@ pub fn linear(tape: &Tape, x: &Var, w: &Var) -> Result<Var> {
 /// # Errors
 /// As [`linear`], and when the residual has another shape than the product.
 pub fn linear_add(tape: &Tape, x: &Var, w: &Var, residual: &Var) -> Result<Var> {
-    linear_onto(tape, "linear_add", x, w, Some(residual))
+    linear_with(tape, "linear_add", x, w, Some(residual))
 }
 
-fn linear_onto(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option<&Var>) -> Result<Var> {
+fn linear_with(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option<&Var>) -> Result<Var> {
     let [out, inner] = w.value.dims(op)?;
     let (rows, width) = x.value.rows();
     ensure!(width == inner, op, "x has shape {:?}, w has shape {:?}", x.value.shape(), w.value.shape());
@@ -47,18 +49,21 @@ fn linear_onto(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option
     }
     let compute = tape.compute();
     let y = with_number!(x.value.dtype(), T => {
-        let onto = residual.map_or(Onto::Nothing, |r| Onto::Rows(r.value.data::<T>()));
-        let (a, b) = (Mat::rows(x.value.data(), inner), Mat::rows(w.value.data(), inner).t());
+        let accumulate = residual.map_or(Accumulate::Overwrite, |r| Accumulate::Residual(r.value.data::<T>()));
+        let (a, b) = (MatRef::rows(x.value.data(), inner), MatRef::rows(w.value.data(), inner).t());
         let mut y = x.value.cpu().alloc::<T>(rows * out);
-        gemm(x.value.cpu(), compute, (rows, out, inner), a, b, (&mut y, out), onto);
+        let size = Gemm::new(rows, out, inner).with(accumulate);
+        gemm(x.value.cpu(), compute, size, a, b, MatMut::rows(&mut y, out));
         Tensor::from_buffer(&shape, y)
     });
     let (x, w, residual) = (x.clone(), w.clone(), residual.map(Var::id));
     tape.record(op, y, move |dy, grads| {
         with_number!(dy.dtype(), T => {
             let (g, xs, ws) = (dy.data::<T>(), x.value.data::<T>(), w.value.data::<T>());
-            add_product::<T>(grads, &w, compute, (out, inner, rows), Mat::rows(g, out).t(), Mat::rows(xs, inner))?;
-            add_product::<T>(grads, &x, compute, (rows, inner, out), Mat::rows(g, out), Mat::rows(ws, inner))?;
+            let dw = Gemm::new(out, inner, rows);
+            add_product::<T>(grads, &w, compute, dw, MatRef::rows(g, out).t(), MatRef::rows(xs, inner))?;
+            let dx = Gemm::new(rows, inner, out);
+            add_product::<T>(grads, &x, compute, dx, MatRef::rows(g, out), MatRef::rows(ws, inner))?;
         });
         match residual {
             Some(id) => grads.add(id, dy),
@@ -73,13 +78,14 @@ fn add_product<T: CpuNumber>(
     grads: &mut Grads,
     var: &Var,
     compute: Compute,
-    (m, n, k): (usize, usize, usize),
-    a: Mat<T>,
-    b: Mat<T>,
+    size: Gemm,
+    a: MatRef<T>,
+    b: MatRef<T>,
 ) -> Result<()> {
     let (mut d, add) = grads.begin::<T>(var);
     let device = var.value.cpu();
-    gemm(device, compute, (m, n, k), a, b, (d.data_mut(), n), if add { Onto::Itself } else { Onto::Nothing });
+    let accumulate = if add { Accumulate::Existing } else { Accumulate::Overwrite };
+    gemm(device, compute, size.with(accumulate), a, b, MatMut::rows(d.data_mut(), size.n));
     grads.add(var.id(), d)
 }
 
@@ -101,16 +107,16 @@ pub fn matmul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
     shape[rank - 1] = n;
     let y = with_number!(a.value.dtype(), T => {
         let (x, w) = (a.value.data::<T>(), b.value.data::<T>());
-        batched::<T>(&shape, batch, (m, n, k), |i| (Mat::rows(&x[i * m * k..], k), Mat::rows(&w[i * k * n..], n)), &a.value)
+        batched::<T>(&shape, batch, Gemm::new(m, n, k), |i| (MatRef::rows(&x[i * m * k..], k), MatRef::rows(&w[i * k * n..], n)), &a.value)
     });
     let (a, b) = (a.clone(), b.clone());
     tape.record("matmul", y, move |dy, grads| {
         with_number!(dy.dtype(), T => {
             let (g, x, w) = (dy.data::<T>(), a.value.data::<T>(), b.value.data::<T>());
-            let da = |i: usize| (Mat::rows(&g[i * m * n..], n), Mat::rows(&w[i * k * n..], n).t());
-            let db = |i: usize| (Mat::rows(&x[i * m * k..], k).t(), Mat::rows(&g[i * m * n..], n));
-            grads.add(a.id(), batched::<T>(a.value.shape(), batch, (m, k, n), da, &dy))?;
-            grads.add(b.id(), batched::<T>(b.value.shape(), batch, (k, n, m), db, &dy))
+            let da = |i: usize| (MatRef::rows(&g[i * m * n..], n), MatRef::rows(&w[i * k * n..], n).t());
+            let db = |i: usize| (MatRef::rows(&x[i * m * k..], k).t(), MatRef::rows(&g[i * m * n..], n));
+            grads.add(a.id(), batched::<T>(a.value.shape(), batch, Gemm::new(m, k, n), da, &dy))?;
+            grads.add(b.id(), batched::<T>(b.value.shape(), batch, Gemm::new(k, n, m), db, &dy))
         })
     })
 }
@@ -118,14 +124,14 @@ pub fn matmul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
 fn batched<'a, T: CpuNumber>(
     shape: &[usize],
     batch: usize,
-    (m, n, k): (usize, usize, usize),
-    operands: impl Fn(usize) -> (Mat<'a, T>, Mat<'a, T>),
+    size: Gemm,
+    operands: impl Fn(usize) -> (MatRef<'a, T>, MatRef<'a, T>),
     like: &Tensor,
 ) -> Tensor {
-    let mut out = like.cpu().alloc::<T>(batch * m * n);
-    for (i, piece) in out.chunks_mut((m * n).max(1)).enumerate() {
+    let mut out = like.cpu().alloc::<T>(batch * size.m * size.n);
+    for (i, piece) in out.chunks_mut((size.m * size.n).max(1)).enumerate() {
         let (a, b) = operands(i);
-        gemm(like.cpu(), Compute::Full, (m, n, k), a, b, (piece, n), Onto::Nothing);
+        gemm(like.cpu(), Compute::Full, size.with(Accumulate::Overwrite), a, b, MatMut::rows(piece, size.n));
     }
     Tensor::from_buffer(shape, out)
 }

@@ -58,13 +58,14 @@ fn a_product_added_to_what_is_there_is_the_product_plus_it() {
     let d = device();
     for k in [40, 2100] {
         let (a, b, start) = (normal(&d, &[30, k], 1), normal(&d, &[k, 50], 2), normal(&d, &[30, 50], 3));
-        let operands = || (Mat::rows(a.data::<f64>(), k), Mat::rows(b.data::<f64>(), 50));
-        let run = |mut c: Vec<f64>, onto| {
+        let operands = || (MatRef::rows(a.data::<f64>(), k), MatRef::rows(b.data::<f64>(), 50));
+        let run = |mut c: Vec<f64>, accumulate| {
             let (a, b) = operands();
-            gemm(d.as_cpu(), Compute::Full, (30, 50, k), a, b, (&mut c, 50), onto);
+            gemm(d.as_cpu(), Compute::Full, Gemm::new(30, 50, k).with(accumulate), a, b, MatMut::rows(&mut c, 50));
             c
         };
-        let (fresh, sum) = (run(vec![f64::NAN; 1500], Onto::Nothing), run(start.to_vec().unwrap(), Onto::Itself));
+        let (fresh, sum) =
+            (run(vec![f64::NAN; 1500], Accumulate::Overwrite), run(start.to_vec().unwrap(), Accumulate::Existing));
         for ((&y, &x), &got) in fresh.iter().zip(start.data::<f64>()).zip(&sum) {
             assert!((got - (x + y)).abs() <= k as f64 * f64::EPSILON * (x.abs() + y.abs() + 1.0));
         }
@@ -76,14 +77,14 @@ fn rows_apart_hold_the_same_product_and_the_gap_is_not_touched() {
     let d = device();
     for (m, n, k) in [(30, 50, 0), (30, 50, 40), (30, 50, 2100), (700, 70, 33)] {
         let (a, b) = (normal(&d, &[m, k.max(1)], 1), normal(&d, &[k.max(1), n], 2));
-        let run = |ldc: usize, onto| {
+        let run = |ldc: usize, accumulate| {
             let mut c: Vec<f64> = (0..m * ldc).map(|i| if i % ldc < n { (i % ldc) as f64 } else { -1.0 }).collect();
-            let (a, b) = (Mat::rows(a.data::<f64>(), k.max(1)), Mat::rows(b.data::<f64>(), n));
-            gemm(d.as_cpu(), Compute::Full, (m, n, k), a, b, (&mut c, ldc), onto);
+            let (a, b) = (MatRef::rows(a.data::<f64>(), k.max(1)), MatRef::rows(b.data::<f64>(), n));
+            gemm(d.as_cpu(), Compute::Full, Gemm::new(m, n, k).with(accumulate), a, b, MatMut::rows(&mut c, ldc));
             c
         };
-        for onto in [Onto::Nothing, Onto::Itself] {
-            let (close, apart) = (run(n, onto), run(n + 7, onto));
+        for accumulate in [Accumulate::Overwrite, Accumulate::Existing] {
+            let (close, apart) = (run(n, accumulate), run(n + 7, accumulate));
             for (close, apart) in close.chunks(n).zip(apart.chunks(n + 7)) {
                 assert_eq!(close, &apart[..n], "{m} {n} {k}");
                 assert_eq!(apart[n..], [-1.0; 7], "{m} {n} {k}");

@@ -1,5 +1,5 @@
 use crate::device::CpuNumber;
-use crate::device::simd::{self, simd};
+use crate::device::cpu::simd::{self, simd};
 use crate::device::{Buffer, CpuDevice};
 
 /// Rows a task handles. The partial sums of dw are one row a task, added in order of task.

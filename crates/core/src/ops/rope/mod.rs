@@ -7,7 +7,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use crate::device::simd::simd;
+use crate::device::cpu::simd::simd;
 use crate::error::{Result, ensure};
 use crate::number::with_number;
 use crate::tape::{Tape, Var};

@@ -5,7 +5,7 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
-use crate::device::simd::{self, simd};
+use crate::device::cpu::simd::{self, simd};
 use crate::error::Result;
 use crate::number::with_number;
 use crate::tape::{Tape, Var};

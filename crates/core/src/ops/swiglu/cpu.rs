@@ -2,31 +2,34 @@
 //! and dx, other rows to the weights' gradients, is written apart and added in order; every cut follows from the shape.
 
 use crate::device::CpuNumber;
-use crate::device::kernel::COLS;
-use crate::device::simd::{add_into, simd};
-use crate::device::tile::Mat;
+use crate::device::cpu::gemm::Gemm;
+use crate::device::cpu::kernel_f32::NR;
+use crate::device::cpu::matrix::{MatRef, Panels, PanelsMut};
+use crate::device::cpu::simd::{add_into, simd};
 use crate::device::{Buffer, CpuDevice};
-use crate::ops::matmul::{Format, apart, pack, product};
+use crate::ops::matmul::{Format, pack, padded_stride};
 use crate::tensor::ELEMENTWISE;
 
-/// Rows of a block: with as many of x, gate, up, h and y in f32, WIDE features and width 256 they are 640 KiB, in the
+/// Rows of a block: with as many of x, gate, up, h and y in f32, FEATURES features and width 256 they are 640 KiB, in the
 /// second cache.
-const BLOCK: usize = 128;
-/// Blocks that backward takes at once: a weight's gradient is read and written once for so many rows.
-const BLOCKS: usize = 2;
+const ROW_BLOCK: usize = 128;
+/// Rows that backward takes at once, two blocks: a weight's gradient is read and written once for so many. Also the longest row of
+/// an operand that is neither x's nor a weight's.
+pub const BACKWARD_ROWS: usize = 2 * ROW_BLOCK;
 /// Features at a time.
-const WIDE: usize = 192;
+const FEATURES: usize = 192;
 /// Distance of rows of dgate and dup: 13 lines, so that a column of theirs reaches every set of the first cache.
-const LINE: usize = apart(WIDE);
+const D_STRIDE: usize = padded_stride(FEATURES);
 /// Tasks to cut the work into at least.
-const TASKS: usize = 16;
-/// Longest row of an operand that is neither x's nor a weight's.
-pub const LONGEST: usize = BLOCK * BLOCKS;
+const MIN_TASKS: usize = 16;
+
+/// Rows of x, its width c, and features f.
+pub type Extents = (usize, usize, usize);
 
 /// Numbers in gate and in up as they are kept: blocks of rows, in them panels of features as wide as the format's, in them
 /// rows.
 pub fn kept(rows: usize, f: usize) -> usize {
-    rows * f.next_multiple_of(COLS)
+    rows * f.next_multiple_of(NR)
 }
 
 simd! {
@@ -41,10 +44,10 @@ simd! {
 }
 
 simd! {
-    /// Turns dh of one panel into h and writes dgate and dup in rows `ld` apart.
-    fn differentiate<T>(width: usize, gate: &[T], up: &[T], dh: &mut [T], dgate: &mut [T], dup: &mut [T], ld: usize) {
+    /// Turns dh of one panel into h and writes dgate and dup in rows [`D_STRIDE`] apart.
+    fn differentiate<T>(width: usize, gate: &[T], up: &[T], dh: &mut [T], dgate: &mut [T], dup: &mut [T]) {
         let kept = gate.chunks_exact(width).zip(up.chunks_exact(width));
-        let rows = dh.chunks_exact_mut(width).zip(dgate.chunks_mut(ld).zip(dup.chunks_mut(ld)));
+        let rows = dh.chunks_exact_mut(width).zip(dgate.chunks_mut(D_STRIDE).zip(dup.chunks_mut(D_STRIDE)));
         for ((g, u), (d, (dg, du))) in kept.zip(rows) {
             for (((dg, du), d), (&g, &u)) in dg.iter_mut().zip(du).zip(d).zip(g.iter().zip(u)) {
                 let s = sigmoid(g);
@@ -63,13 +66,13 @@ fn sigmoid<T: CpuNumber>(x: T) -> T {
 
 /// Features a task owns, a multiple of 32, when the rows are cut into `parts`.
 fn features(f: usize, parts: usize) -> usize {
-    f.div_ceil(TASKS.div_ceil(parts)).next_multiple_of(COLS)
+    f.div_ceil(MIN_TASKS.div_ceil(parts)).next_multiple_of(NR)
 }
 
 /// Rows and features that a task of backward owns: of the ways to make 16 tasks the one with the fewest numbers to add.
 fn cut(rows: usize, c: usize, f: usize) -> (usize, usize) {
     let ways = [1, 2, 4, 8, 16].map(|parts| {
-        let own = rows.div_ceil(parts).next_multiple_of(LONGEST);
+        let own = rows.div_ceil(parts).next_multiple_of(BACKWARD_ROWS);
         let (parts, cols) = (rows.div_ceil(own), features(f, parts));
         (((f.div_ceil(cols) - 1) * rows + (parts - 1) * 3 * f) * c, own, cols)
     });
@@ -79,7 +82,7 @@ fn cut(rows: usize, c: usize, f: usize) -> (usize, usize) {
 
 /// Numbers that [`backward`] takes beside what it is given and the gradients of the weights: dx, panels of x and of the
 /// weights, parts of sums.
-pub fn scratch((rows, c, f): Size) -> usize {
+pub fn scratch((rows, c, f): Extents) -> usize {
     let (own, cols) = cut(rows, c, f);
     let (down, across) = (rows.div_ceil(own), f.div_ceil(cols));
     (rows + 3 * f + across * rows + 3 * (down - 1) * f + f) * c
@@ -104,24 +107,77 @@ fn sum<T: CpuNumber>(device: &CpuDevice, first: &mut [T], others: &[T]) {
     });
 }
 
-type Size = (usize, usize, usize);
-
-/// Panels of a weight.
-struct Panels<T: CpuNumber> {
-    data: Buffer<T>,
-    /// distance of two, and columns of each
+/// A weight, packed as the right operand of products.
+struct PackedWeight<T: CpuNumber> {
+    panels: Buffer<T>,
     stride: usize,
     width: usize,
 }
 
-impl<T: CpuNumber> Panels<T> {
-    fn new<F: Format<T>>(device: &CpuDevice, format: &F, b: Mat<T>, k: usize, n: usize) -> Self {
-        let width = format.width();
-        Panels { data: pack(device, format, b, k, n), stride: k.div_ceil(F::WORD) * width, width }
+impl<T: CpuNumber> PackedWeight<T> {
+    fn new<F: Format<T>>(device: &CpuDevice, format: &F, b: MatRef<T>, k: usize, n: usize) -> Self {
+        let width = format.panel_width();
+        PackedWeight { panels: pack(device, format, b, k, n), stride: k.div_ceil(F::PACK) * width, width }
     }
-    /// From column `j`, a multiple of 32, and word `p` on.
-    fn from(&self, p: usize, j: usize) -> (&[T], usize) {
-        (&self.data[j / self.width * self.stride + p * self.width..], self.stride)
+
+    /// From column `j`, a multiple of 32, and packed row `p` on.
+    fn from(&self, p: usize, j: usize) -> Panels<'_, T> {
+        Panels { data: &self.panels[j / self.width * self.stride + p * self.width..], stride: self.stride }
+    }
+}
+
+/// What every task of forward reads. The weights are those of x G^T, x U^T and h D^T.
+struct Forward<'a, T: CpuNumber, F> {
+    format: &'a F,
+    device: &'a CpuDevice,
+    extents: Extents,
+    x: &'a [T],
+    residual: Option<&'a [T]>,
+    gate_t: PackedWeight<T>,
+    up_t: PackedWeight<T>,
+    down_t: PackedWeight<T>,
+    /// features of a task
+    cols: usize,
+}
+
+/// What a task of forward writes, from row `i0` and feature `j0` on.
+struct ForwardTask<'a, T> {
+    i0: usize,
+    j0: usize,
+    gate: &'a mut [T],
+    up: &'a mut [T],
+    y: &'a mut [T],
+}
+
+impl<T: CpuNumber, F: Format<T>> Forward<'_, T, F> {
+    fn run(&self, task: ForwardTask<T>) {
+        let (format, (_, c, f), width) = (self.format, self.extents, self.format.panel_width());
+        let ForwardTask { i0, j0, gate, up, y } = task;
+        let (m, end, cp) = (y.len() / c, f.min(j0 + self.cols), c.div_ceil(F::PACK));
+        let mut h = self.device.alloc::<T>(m * FEATURES);
+        let x = MatRef::rows(&self.x[i0 * c..], c);
+        let mut x_scratch = self.device.alloc::<T>(format.a_scratch(x, m, c));
+        let mut h_scratch = self.device.alloc::<T>(format.a_scratch(MatRef::rows(&h, FEATURES), m, FEATURES));
+        let x = format.pack_a(x, m, c, &mut x_scratch);
+        let panel = m * width;
+        for j in (j0..end).step_by(FEATURES) {
+            let n = FEATURES.min(end - j);
+            let at = (j - j0) / width * panel..((j - j0) / width + n.div_ceil(width)) * panel;
+            for (weight, out) in [(&self.gate_t, &mut *gate), (&self.up_t, &mut *up)] {
+                let out = PanelsMut { data: &mut out[at.clone()], row_stride: width, panel_stride: panel };
+                Gemm::new(m, n, cp).run_packed(format, x, weight.from(0, j), out);
+            }
+            for (p, (gate, up)) in gate[at.clone()].chunks_exact(panel).zip(up[at].chunks_exact(panel)).enumerate() {
+                activate(width, gate, up, &mut h[p * width..], FEATURES);
+            }
+            let h = format.pack_a(MatRef::rows(&h, FEATURES), m, n, &mut h_scratch);
+            let size = Gemm { m, n: c, k: n.div_ceil(F::PACK), accumulate: j > j0 };
+            let y = PanelsMut { data: &mut *y, row_stride: c, panel_stride: width };
+            size.run_packed(format, h, self.down_t.from(j / F::PACK, 0), y);
+        }
+        if let (Some(residual), 0) = (self.residual, j0) {
+            add_into(&residual[i0 * c..], y);
+        }
     }
 }
 
@@ -129,88 +185,253 @@ impl<T: CpuNumber> Panels<T> {
 pub fn forward<T: CpuNumber, F: Format<T>>(
     format: &F,
     device: &CpuDevice,
-    (rows, c, f): Size,
+    extents: Extents,
     x: &[T],
     [gate, up, down]: [&[T]; 3],
     residual: Option<&[T]>,
 ) -> (Buffer<T>, Buffer<T>, Buffer<T>) {
-    let (cw, padded, width) = (c.div_ceil(F::WORD), f.next_multiple_of(COLS), format.width());
-    let gate_t = Panels::new(device, format, Mat::rows(gate, c).t(), c, f);
-    let up_t = Panels::new(device, format, Mat::rows(up, c).t(), c, f);
-    let down_t = Panels::new(device, format, Mat::rows(down, f).t(), f, c);
-    let cols = features(f, rows.div_ceil(BLOCK));
+    let (rows, c, f) = extents;
+    let (padded, cols) = (f.next_multiple_of(NR), features(f, rows.div_ceil(ROW_BLOCK)));
+    let forward = Forward {
+        gate_t: PackedWeight::new(device, format, MatRef::rows(gate, c).t(), c, f),
+        up_t: PackedWeight::new(device, format, MatRef::rows(up, c).t(), c, f),
+        down_t: PackedWeight::new(device, format, MatRef::rows(down, f).t(), f, c),
+        format,
+        device,
+        extents,
+        x,
+        residual,
+        cols,
+    };
     let mut y = device.alloc::<T>(rows * c);
     let mut others = device.alloc::<T>((f.div_ceil(cols) - 1) * rows * c);
     let (mut gates, mut ups) = (device.alloc::<T>(rows * padded), device.alloc::<T>(rows * padded));
 
-    let mut y_of: Vec<_> = parts(&mut y, &mut others).map(|part| part.chunks_mut(BLOCK * c)).collect();
+    let mut y_of: Vec<_> = parts(&mut y, &mut others).map(|part| part.chunks_mut(ROW_BLOCK * c)).collect();
     let mut tasks = Vec::new();
-    let blocks = gates.chunks_mut(BLOCK * padded).zip(ups.chunks_mut(BLOCK * padded));
+    let blocks = gates.chunks_mut(ROW_BLOCK * padded).zip(ups.chunks_mut(ROW_BLOCK * padded));
     for (block, (gates, ups)) in blocks.enumerate() {
         let own = gates.len() / padded * cols;
         let pieces = gates.chunks_mut(own).zip(ups.chunks_mut(own)).zip(&mut y_of);
-        for (range, ((gates, ups), y)) in pieces.enumerate() {
-            tasks.push((block * BLOCK, range * cols, gates, ups, y.next().expect("as many blocks")));
+        for (range, ((gate, up), y)) in pieces.enumerate() {
+            let y = y.next().expect("as many blocks");
+            tasks.push(ForwardTask { i0: block * ROW_BLOCK, j0: range * cols, gate, up, y });
         }
     }
-    device.for_each(tasks, |(i0, j0, gates, ups, y)| {
-        let (m, end) = (y.len() / c, f.min(j0 + cols));
-        let mut h = device.alloc::<T>(m * WIDE);
-        let x = Mat::rows(&x[i0 * c..], c);
-        let mut x_words = device.alloc::<T>(format.scratch(x, m, c));
-        let mut h_words = device.alloc::<T>(format.scratch(Mat::rows(&h, WIDE), m, WIDE));
-        let left = format.left(x, m, c, &mut x_words);
-        let panel = m * width;
-        for j in (j0..end).step_by(WIDE) {
-            let n = WIDE.min(end - j);
-            let at = (j - j0) / width * panel..((j - j0) / width + n.div_ceil(width)) * panel;
-            let (g, u) = (&mut gates[at.clone()], &mut ups[at]);
-            product(format, (m, n, cw), left, gate_t.from(0, j), (g, width, panel), false);
-            product(format, (m, n, cw), left, up_t.from(0, j), (u, width, panel), false);
-            for (p, (g, u)) in g.chunks_exact(panel).zip(u.chunks_exact(panel)).enumerate() {
-                activate(width, g, u, &mut h[p * width..], WIDE);
-            }
-            let left = format.left(Mat::rows(&h, WIDE), m, n, &mut h_words);
-            let right = down_t.from(j / F::WORD, 0);
-            product(format, (m, c, n.div_ceil(F::WORD)), left, right, (y, c, width), j > j0);
-        }
-        if let (Some(residual), 0) = (residual, j0) {
-            add_into(&residual[i0 * c..], y);
-        }
-    });
+    device.for_each(tasks, |task| forward.run(task));
     drop(y_of);
     sum(device, &mut y, &others);
     (y, gates, ups)
+}
+
+/// What every task of backward reads. The weights are those of dy D, dgate G and dup U.
+struct Backward<'a, T: CpuNumber, F> {
+    format: &'a F,
+    device: &'a CpuDevice,
+    extents: Extents,
+    dy: &'a [T],
+    /// gate and up as they are kept
+    gates: &'a [T],
+    ups: &'a [T],
+    /// x as the right operand of dG and dU, [`BACKWARD_ROWS`] rows after the other
+    x_panels: Buffer<T>,
+    gate: PackedWeight<T>,
+    up: PackedWeight<T>,
+    down: PackedWeight<T>,
+    /// features of a task
+    cols: usize,
+}
+
+/// What a task of backward writes, from row `i0` and feature `j0` on: its features of dG and dU `[features, c]` and of dD
+/// `[c, features]`, and its rows of dx.
+struct BackwardTask<'a, T> {
+    i0: usize,
+    j0: usize,
+    dgate: &'a mut [T],
+    dup: &'a mut [T],
+    ddown: &'a mut [T],
+    dx: &'a mut [T],
+}
+
+/// The rows of dy that a task works on, packed for dy D and for dy^T h.
+struct RowBlock<'a, T> {
+    i0: usize,
+    m: usize,
+    dy: MatRef<'a, T>,
+    dy_t: MatRef<'a, T>,
+}
+
+/// What a task of backward computes with, for [`BACKWARD_ROWS`] rows of [`FEATURES`].
+struct Scratch<T: CpuNumber> {
+    /// in panels: dh, then h
+    h: Buffer<T>,
+    h_packed: Buffer<T>,
+    /// rows [`D_STRIDE`] apart
+    dgate: Buffer<T>,
+    dup: Buffer<T>,
+    d_packed: Buffer<T>,
+    d_t_packed: Buffer<T>,
+}
+
+impl<T: CpuNumber> Scratch<T> {
+    fn new<F: Format<T>>(device: &CpuDevice, format: &F) -> Self {
+        let alloc = |n: usize| device.alloc::<T>(n);
+        let dgate = alloc(BACKWARD_ROWS * D_STRIDE);
+        let d = MatRef::rows(&dgate, D_STRIDE);
+        Scratch {
+            h: alloc(BACKWARD_ROWS * FEATURES),
+            h_packed: alloc(if F::PACK > 1 { BACKWARD_ROWS.div_ceil(F::PACK) * FEATURES } else { 0 }),
+            d_packed: alloc(format.a_scratch(d, BACKWARD_ROWS, FEATURES)),
+            d_t_packed: alloc(format.a_scratch(d.t(), FEATURES, BACKWARD_ROWS)),
+            dup: alloc(BACKWARD_ROWS * D_STRIDE),
+            dgate,
+        }
+    }
+}
+
+impl<T: CpuNumber, F: Format<T>> Backward<'_, T, F> {
+    fn run(&self, mut task: BackwardTask<T>) {
+        let (format, (_, c, f)) = (self.format, self.extents);
+        let mut scratch = Scratch::new(self.device, format);
+        let all = MatRef::rows(self.dy, c);
+        let mut dy_scratch = self.device.alloc::<T>(format.a_scratch(all, BACKWARD_ROWS, c));
+        let mut dy_t_scratch = self.device.alloc::<T>(format.a_scratch(all.t(), c, BACKWARD_ROWS));
+        let end = f.min(task.j0 + self.cols);
+        for (block, dx) in std::mem::take(&mut task.dx).chunks_mut(BACKWARD_ROWS * c).enumerate() {
+            let (i0, m) = (task.i0 + block * BACKWARD_ROWS, dx.len() / c);
+            let dy = MatRef::rows(&self.dy[i0 * c..][..m * c], c);
+            let rows = RowBlock {
+                i0,
+                m,
+                dy: format.pack_a(dy, m, c, &mut dy_scratch),
+                dy_t: format.pack_a(dy.t(), c, m, &mut dy_t_scratch),
+            };
+            for j in (task.j0..end).step_by(FEATURES) {
+                self.features(&rows, (j, FEATURES.min(end - j)), &mut task, dx, &mut scratch);
+            }
+        }
+    }
+
+    /// Everything that the rows and the `n` features from `j` on contribute.
+    fn features(
+        &self,
+        rows: &RowBlock<T>,
+        (j, n): (usize, usize),
+        task: &mut BackwardTask<T>,
+        dx: &mut [T],
+        scratch: &mut Scratch<T>,
+    ) {
+        let (format, (_, c, f), width) = (self.format, self.extents, self.format.panel_width());
+        let (m, mp, panel) = (rows.m, rows.m.div_ceil(F::PACK), rows.m * width);
+        let (first_rows, first_features) = (rows.i0 == task.i0, j == task.j0);
+        let (at, own) = (j - task.j0, f.min(task.j0 + self.cols) - task.j0);
+        let Scratch { h, h_packed, dgate, dup, d_packed, d_t_packed } = scratch;
+        let h = &mut h[..n.div_ceil(width) * panel];
+        let dh = PanelsMut { data: &mut *h, row_stride: width, panel_stride: panel };
+        Gemm::new(m, n, c.div_ceil(F::PACK)).run_packed(format, rows.dy, self.down.from(0, j), dh);
+        self.differentiate(rows, j, h, dgate, dup);
+        // dD = dy^T h
+        let h = if F::PACK == 1 {
+            Panels { data: &*h, stride: panel }
+        } else {
+            for (h, packed) in h.chunks_exact(panel).zip(h_packed.chunks_exact_mut(mp * width)) {
+                format.pack_b(MatRef::rows(h, width), m, width, packed);
+            }
+            Panels { data: h_packed, stride: mp * width }
+        };
+        let ddown = PanelsMut { data: &mut task.ddown[at..], row_stride: own, panel_stride: width };
+        Gemm { m: c, n, k: mp, accumulate: !first_rows }.run_packed(format, rows.dy_t, h, ddown);
+        // dG = dgate^T x and dx = dgate G, then the same of up
+        let x_stride = c.next_multiple_of(width);
+        let x = Panels { data: &self.x_panels[rows.i0.div_ceil(F::PACK) * x_stride..], stride: mp * width };
+        for (d, dw, weight, is_first) in
+            [(&*dgate, &mut *task.dgate, &self.gate, true), (&*dup, &mut *task.dup, &self.up, false)]
+        {
+            let d = MatRef::rows(d, D_STRIDE);
+            let d_t = format.pack_a(d.t(), n, m, d_t_packed);
+            let dw = PanelsMut { data: &mut dw[at * c..], row_stride: c, panel_stride: width };
+            Gemm { m: n, n: c, k: mp, accumulate: !first_rows }.run_packed(format, d_t, x, dw);
+            let d = format.pack_a(d, m, n, d_packed);
+            let dx = PanelsMut { data: &mut *dx, row_stride: c, panel_stride: width };
+            let size = Gemm { m, n: c, k: n.div_ceil(F::PACK), accumulate: !is_first || !first_features };
+            size.run_packed(format, d, weight.from(j / F::PACK, 0), dx);
+        }
+    }
+
+    /// Turns panels of dh, from feature `j` on, into h, and writes dgate and dup.
+    fn differentiate(&self, rows: &RowBlock<T>, j: usize, h: &mut [T], dgate: &mut [T], dup: &mut [T]) {
+        let (width, padded) = (self.format.panel_width(), self.extents.2.next_multiple_of(NR));
+        for (p, h) in h.chunks_exact_mut(rows.m * width).enumerate() {
+            let mut i = 0;
+            for h in h.chunks_mut(ROW_BLOCK * width) {
+                // the block of rows is kept as panels of all features
+                let from = (rows.i0 + i) * padded + (j / width + p) * h.len();
+                let (gate, up) = (&self.gates[from..][..h.len()], &self.ups[from..][..h.len()]);
+                let at = i * D_STRIDE + p * width;
+                differentiate(width, gate, up, h, &mut dgate[at..], &mut dup[at..]);
+                i += h.len() / width;
+            }
+        }
+    }
+}
+
+/// x as the right operand of dG and dU, for all ranges of features: panels of [`BACKWARD_ROWS`] rows after the other.
+fn pack_x<T: CpuNumber, F: Format<T>>(device: &CpuDevice, format: &F, x: &[T], (rows, c, _): Extents) -> Buffer<T> {
+    let (wide, rows_packed) = (c.next_multiple_of(format.panel_width()), BACKWARD_ROWS.div_ceil(F::PACK));
+    let mut panels = device.alloc::<T>(rows.div_ceil(BACKWARD_ROWS) * rows_packed * wide);
+    device.for_chunks(&mut panels, rows_packed * wide, |i, out| {
+        let m = BACKWARD_ROWS.min(rows - i * BACKWARD_ROWS);
+        let x = MatRef::rows(&x[i * BACKWARD_ROWS * c..], c);
+        format.pack_b(x, m, c, &mut out[..m.div_ceil(F::PACK) * wide]);
+    });
+    panels
+}
+
+/// dD `[c, f]` from its parts, in each `[c, features]` of one range of `cols` features after the other.
+fn join_ddown<T: CpuNumber>(device: &CpuDevice, parts: &[T], (_, c, f): Extents, cols: usize) -> Buffer<T> {
+    let mut ddown = device.alloc::<T>(c * f);
+    device.for_chunks(&mut ddown, f, |i, row| {
+        for (range, out) in row.chunks_mut(cols).enumerate() {
+            let from = &parts[range * cols * c + i * out.len()..];
+            out.copy_from_slice(&from[..out.len()]);
+            for part in 1..parts.len() / (f * c) {
+                add_into(&from[part * f * c..], out);
+            }
+        }
+    });
+    ddown
 }
 
 /// Gradients of x, gate, up and down.
 pub fn backward<T: CpuNumber, F: Format<T>>(
     format: &F,
     device: &CpuDevice,
-    (rows, c, f): Size,
+    extents: Extents,
     dy: &[T],
     x: &[T],
     [gate, up, down]: [&[T]; 3],
     [gates, ups]: [&[T]; 2],
 ) -> [Buffer<T>; 4] {
-    let (cw, padded, width) = (c.div_ceil(F::WORD), f.next_multiple_of(COLS), format.width());
-    let down_ = Panels::new(device, format, Mat::rows(down, f), c, f);
-    let gate_ = Panels::new(device, format, Mat::rows(gate, c), f, c);
-    let up_ = Panels::new(device, format, Mat::rows(up, c), f, c);
-    // x as the right side of dG and dU, for all ranges of features
-    let (wide, alloc) = (c.next_multiple_of(width), |n: usize| device.alloc::<T>(n));
-    let mut x_panels = alloc(rows.div_ceil(LONGEST) * LONGEST.div_ceil(F::WORD) * wide);
-    device.for_chunks(&mut x_panels, LONGEST.div_ceil(F::WORD) * wide, |i, out| {
-        let m = LONGEST.min(rows - i * LONGEST);
-        format.panels(Mat::rows(&x[i * LONGEST * c..], c), m, c, &mut out[..m.div_ceil(F::WORD) * wide]);
-    });
+    let (rows, c, f) = extents;
     let (own, cols) = cut(rows, c, f);
-    let (down_parts, across) = (rows.div_ceil(own), f.div_ceil(cols));
+    let backward = Backward {
+        down: PackedWeight::new(device, format, MatRef::rows(down, f), c, f),
+        gate: PackedWeight::new(device, format, MatRef::rows(gate, c), f, c),
+        up: PackedWeight::new(device, format, MatRef::rows(up, c), f, c),
+        x_panels: pack_x(device, format, x, extents),
+        format,
+        device,
+        extents,
+        dy,
+        gates,
+        ups,
+        cols,
+    };
+    let (row_parts, across, alloc) = (rows.div_ceil(own), f.div_ceil(cols), |n: usize| device.alloc::<T>(n));
     let (mut dx, mut dx_others) = (alloc(rows * c), alloc((across - 1) * rows * c));
-    let (mut dgate, mut dgate_others) = (alloc(f * c), alloc((down_parts - 1) * f * c));
-    let (mut dup, mut dup_others) = (alloc(f * c), alloc((down_parts - 1) * f * c));
-    // a part holds [c, features] of one range of features after the other
-    let mut ddown_parts = alloc(down_parts * f * c);
+    let (mut dgate, mut dgate_others) = (alloc(f * c), alloc((row_parts - 1) * f * c));
+    let (mut dup, mut dup_others) = (alloc(f * c), alloc((row_parts - 1) * f * c));
+    let mut ddown_parts = alloc(row_parts * f * c);
 
     let mut tasks = Vec::new();
     let mut dx_of: Vec<_> = parts(&mut dx, &mut dx_others).map(|part| part.chunks_mut(own * c)).collect();
@@ -218,74 +439,16 @@ pub fn backward<T: CpuNumber, F: Format<T>>(
         parts(&mut dgate, &mut dgate_others).zip(parts(&mut dup, &mut dup_others)).zip(ddown_parts.chunks_mut(f * c));
     for (part, ((dgate, dup), ddown)) in weights.enumerate() {
         let ranges = dgate.chunks_mut(cols * c).zip(dup.chunks_mut(cols * c)).zip(ddown.chunks_mut(cols * c));
-        for (range, (d, dx)) in ranges.zip(&mut dx_of).enumerate() {
-            tasks.push((part * own, range * cols, d, dx.next().expect("as many parts")));
+        for (range, (((dgate, dup), ddown), dx)) in ranges.zip(&mut dx_of).enumerate() {
+            let dx = dx.next().expect("as many parts");
+            tasks.push(BackwardTask { i0: part * own, j0: range * cols, dgate, dup, ddown, dx });
         }
     }
-    device.for_each(tasks, |(first, j0, ((dgate, dup), ddown), dx)| {
-        let (end, mine) = (f.min(j0 + cols), f.min(j0 + cols) - j0);
-        let (mut dh, mut dg, mut du) = (alloc(LONGEST * WIDE), alloc(LONGEST * LINE), alloc(LONGEST * LINE));
-        let words = |a: Mat<T>, rows: usize, inner: usize| alloc(format.scratch(a, rows, inner));
-        let (dys, d) = (Mat::rows(dy, c), Mat::rows(&dg, LINE));
-        let (mut dy_words, mut dyt_words) = (words(dys, LONGEST, c), words(dys.t(), c, LONGEST));
-        let (mut d_words, mut dt_words) = (words(d, LONGEST, WIDE), words(d.t(), WIDE, LONGEST));
-        let mut h_words = alloc(if F::WORD > 1 { LONGEST.div_ceil(F::WORD) * WIDE } else { 0 });
-        for (block, dx) in dx.chunks_mut(LONGEST * c).enumerate() {
-            let (i0, m, add) = (first + block * LONGEST, dx.len() / c, block > 0);
-            let (mw, panel) = (m.div_ceil(F::WORD), m * width);
-            let right = (&x_panels[i0.div_ceil(F::WORD) * wide..], mw * width);
-            let dys = Mat::rows(&dy[i0 * c..][..m * c], c);
-            let left = format.left(dys, m, c, &mut dy_words);
-            let left_t = format.left(dys.t(), c, m, &mut dyt_words);
-            for j in (j0..end).step_by(WIDE) {
-                let (n, at) = (WIDE.min(end - j), j - j0);
-                let nw = n.div_ceil(F::WORD);
-                let dh = &mut dh[..n.div_ceil(width) * panel];
-                product(format, (m, n, cw), left, down_.from(0, j), (dh, width, panel), false);
-                for (p, dh) in dh.chunks_exact_mut(panel).enumerate() {
-                    let mut i = 0;
-                    for dh in dh.chunks_mut(BLOCK * width) {
-                        // the block of rows is kept as panels of all features
-                        let from = (i0 + i) * padded + (j / width + p) * dh.len();
-                        let (dg, du) = (&mut dg[i * LINE + p * width..], &mut du[i * LINE + p * width..]);
-                        differentiate(width, &gates[from..][..dh.len()], &ups[from..][..dh.len()], dh, dg, du, LINE);
-                        i += dh.len() / width;
-                    }
-                }
-                // dD = dy^T h
-                let h = match F::WORD {
-                    1 => (&dh[..], panel),
-                    _ => {
-                        for (h, words) in dh.chunks_exact(panel).zip(h_words.chunks_exact_mut(mw * width)) {
-                            format.panels(Mat::rows(h, width), m, width, words);
-                        }
-                        (&h_words[..], mw * width)
-                    }
-                };
-                product(format, (c, n, mw), left_t, h, (&mut ddown[at..], mine, width), add);
-                for (d, dw, w, more) in [(&dg, &mut *dgate, &gate_, false), (&du, &mut *dup, &up_, true)] {
-                    let d = Mat::rows(d, LINE);
-                    let d_t = format.left(d.t(), n, m, &mut dt_words);
-                    product(format, (n, c, mw), d_t, right, (&mut dw[at * c..], c, width), add);
-                    let d = format.left(d, m, n, &mut d_words);
-                    product(format, (m, c, nw), d, w.from(j / F::WORD, 0), (dx, c, width), more || at > 0);
-                }
-            }
-        }
-    });
+    device.for_each(tasks, |task| backward.run(task));
     drop(dx_of);
     sum(device, &mut dx, &dx_others);
     sum(device, &mut dgate, &dgate_others);
     sum(device, &mut dup, &dup_others);
-    let mut ddown = alloc(c * f);
-    device.for_chunks(&mut ddown, f, |i, row| {
-        for (range, out) in row.chunks_mut(cols).enumerate() {
-            let from = &ddown_parts[range * cols * c + i * out.len()..];
-            out.copy_from_slice(&from[..out.len()]);
-            for part in 1..down_parts {
-                add_into(&from[part * f * c..], out);
-            }
-        }
-    });
+    let ddown = join_ddown(device, &ddown_parts, extents, cols);
     [dx, dgate, dup, ddown]
 }

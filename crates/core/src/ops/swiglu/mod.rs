@@ -13,16 +13,16 @@ mod tests;
 
 use crate::error::{Result, ensure};
 use crate::number::with_number;
-use crate::ops::matmul::{Full, Pairs};
+use crate::ops::matmul::{Bf16Format, FullFormat};
 use crate::tape::{Tape, Var};
 use crate::tensor::{Tensor, same_dtype};
 
 /// Runs `$f(format, ..)` with operands as the precision asks for; `$longest` is the longest row of an operand.
 macro_rules! with_format {
     ($compute:expr, $T:ty, $device:expr, $longest:expr, $f:path, $($arg:expr),*) => {
-        match $compute.words::<$T>() {
-            Some(words) => $f(&Pairs { words, zeros: &$device.zeros::<$T>($longest) }, $($arg),*),
-            None => $f(&Full, $($arg),*),
+        match $compute.bf16_kernels::<$T>() {
+            Some(kernels) => $f(&Bf16Format { kernels, zeros: &$device.zeros::<$T>($longest) }, $($arg),*),
+            None => $f(&FullFormat, $($arg),*),
         }
     };
 }
@@ -59,7 +59,7 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
         x.value.shape(),
         gate.value.shape()
     );
-    let (size, compute, longest) = ((rows, c, f), tape.compute(), c.max(f).max(cpu::LONGEST));
+    let (size, compute, longest) = ((rows, c, f), tape.compute(), c.max(f).max(cpu::BACKWARD_ROWS));
     let (y, kept_gate, kept_up) = with_number!(x.value.dtype(), T => {
         let device = x.value.cpu();
         let weights = [gate.value.data::<T>(), up.value.data(), down.value.data()];

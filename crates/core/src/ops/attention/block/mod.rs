@@ -7,8 +7,9 @@ mod tests;
 
 use std::sync::Arc;
 
+use super::Dims;
+use super::engine::{self, Outputs};
 use super::list::BlockList;
-use super::{Dims, stream};
 use crate::error::{Result, ensure};
 use crate::number::with_number;
 use crate::tape::{Tape, Var};
@@ -44,7 +45,7 @@ pub fn block_attention(
     let compute = tape.compute();
     let (out, lse) = with_number!(dtype, T => {
         let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-        let (out, lse) = stream::forward(q.value.cpu(), compute, dims, inputs, &**list, bias_value.data());
+        let (out, lse) = engine::forward(q.value.cpu(), compute, dims, inputs, &**list, bias_value.data());
         (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse))
     });
     let (q, k, v, bias_id) = (q.clone(), k.clone(), v.clone(), bias.map(Var::id));
@@ -52,9 +53,9 @@ pub fn block_attention(
     tape.record(op, out, move |dy, grads| {
         with_number!(dtype, T => {
             let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-            let outputs = (kept.data::<T>(), lse.data::<T>(), dy.data::<T>());
+            let outputs = Outputs { out: kept.data::<T>(), lse: lse.data::<T>(), dout: dy.data::<T>() };
             let lengths = list.tile_lengths();
-            let d = stream::backward(dy.cpu(), compute, dims, inputs, outputs, &*list, bias_value.data(), &lengths);
+            let d = engine::backward(dy.cpu(), compute, dims, inputs, outputs, &*list, (bias_value.data(), &lengths));
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), d.dq))?;
             grads.add(k.id(), Tensor::from_buffer(k.value.shape(), d.dk))?;
             grads.add(v.id(), Tensor::from_buffer(v.value.shape(), d.dv))?;

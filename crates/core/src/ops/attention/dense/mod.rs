@@ -4,14 +4,14 @@
 mod tests;
 
 use super::Dims;
-use super::stream::{self, QUERIES, Visits};
+use super::engine::{self, Outputs, QUERY_TILE, Visits};
 use crate::error::Result;
 use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
 /// Keys of a block.
-const BLOCK: usize = 64;
+const KEY_BLOCK: usize = 64;
 
 /// Every block up to the tile's own, attended by all queries that have reached it.
 struct All {
@@ -21,13 +21,13 @@ struct All {
 
 impl Visits for All {
     fn block_size(&self) -> usize {
-        BLOCK
+        KEY_BLOCK
     }
     fn for_each(&self, _: usize, _: usize, tile: usize, mut visit: impl FnMut(usize, &[u32], &[u32])) {
-        let first = tile * QUERIES;
-        let rows = QUERIES.min(self.queries - first);
-        for block in 0..(first + rows).div_ceil(BLOCK) {
-            visit(block, &self.rows[(block * BLOCK).saturating_sub(first)..rows], &[]);
+        let first = tile * QUERY_TILE;
+        let rows = QUERY_TILE.min(self.queries - first);
+        for block in 0..(first + rows).div_ceil(KEY_BLOCK) {
+            visit(block, &self.rows[(block * KEY_BLOCK).saturating_sub(first)..rows], &[]);
         }
     }
 }
@@ -38,19 +38,19 @@ impl Visits for All {
 /// When the shapes do not fit or h is no multiple of g.
 pub fn dense_attention(tape: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
     let (dims, dtype) = Dims::check("dense_attention", &q.value, &k.value, Some(&v.value))?;
-    let all = All { rows: (0..QUERIES as u32).collect(), queries: dims.t };
+    let all = All { rows: (0..QUERY_TILE as u32).collect(), queries: dims.t };
     let compute = tape.compute();
     let (out, lse) = with_number!(dtype, T => {
         let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-        let (out, lse) = stream::forward(q.value.cpu(), compute, dims, inputs, &all, &[]);
+        let (out, lse) = engine::forward(q.value.cpu(), compute, dims, inputs, &all, &[]);
         (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse))
     });
     let (q, k, v, kept) = (q.clone(), k.clone(), v.clone(), out.clone());
     tape.record("dense_attention", out, move |dy, grads| {
         with_number!(dtype, T => {
             let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-            let outputs = (kept.data::<T>(), lse.data::<T>(), dy.data::<T>());
-            let d = stream::backward(dy.cpu(), compute, dims, inputs, outputs, &all, &[], &[]);
+            let outputs = Outputs { out: kept.data::<T>(), lse: lse.data::<T>(), dout: dy.data::<T>() };
+            let d = engine::backward(dy.cpu(), compute, dims, inputs, outputs, &all, (&[], &[]));
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), d.dq))?;
             grads.add(k.id(), Tensor::from_buffer(k.value.shape(), d.dk))?;
             grads.add(v.id(), Tensor::from_buffer(v.value.shape(), d.dv))

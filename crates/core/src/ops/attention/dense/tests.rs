@@ -147,7 +147,7 @@ fn heads_that_do_not_divide_are_told() {
 
 #[test]
 fn tasks_of_a_backward_pass_have_equal_parts_of_the_triangle() {
-    use super::super::stream::owner;
+    use super::super::engine::owner;
     for splits in 1..9 {
         for rounds in 1..7 {
             let mut parts = vec![0; splits];

@@ -1,9 +1,11 @@
 use super::super::Dims;
+use super::super::engine::{SCORE_TILE, interleave, scale_row};
 use super::super::list::BlockList;
-use super::super::stream::{TILE, interleave, scale_row};
 use super::{Center, Entmax, Pooling, RouterGradient, WindowChoice};
-use crate::device::simd::{self, simd};
-use crate::device::tile::{Mat, gemm, transpose_into};
+use crate::device::cpu::gemm::Gemm;
+use crate::device::cpu::matrix::{MatMut, MatRef};
+use crate::device::cpu::simd::{self, simd};
+use crate::device::cpu::transpose::transpose_into;
 use crate::device::{Buffer, CpuDevice, Shared};
 use crate::device::{CpuElement, CpuNumber};
 use crate::ops::attention::Span;
@@ -43,22 +45,24 @@ fn for_tiles<T: CpuNumber>(
     let group = dims.group();
     let mut kt = device.alloc::<T>(b * g * d * n);
     device.for_chunks(&mut kt, (d * n).max(1), |i, out| {
-        transpose_into(&kbar[(i / g * n * g + i % g) * d..], n, d, g * d, out, (n, n));
+        let rows = MatRef::rows(&kbar[(i / g * n * g + i % g) * d..], g * d);
+        transpose_into(rows, n, d, MatMut::rows(out, n), n);
     });
-    let tiles = t.div_ceil(TILE);
+    let tiles = t.div_ceil(SCORE_TILE);
     let factor = T::of(gamma / (d as f64).sqrt());
     device.map(b * g * tiles, |i| {
         let (bg, tile) = (i / tiles, i % tiles);
         let (batch, kv) = (bg / g, bg % g);
-        let first = tile * TILE;
-        let rows = TILE.min(t - first);
+        let first = tile * SCORE_TILE;
+        let rows = SCORE_TILE.min(t - first);
         let most = visible(first + rows - 1);
         let (mut qs, mut scores) = (device.alloc::<T>(rows * group * d), device.alloc::<T>(rows * group * n));
         for (r, out) in qs.chunks_exact_mut(group * d).enumerate() {
             out.copy_from_slice(&q[((batch * t + first + r) * h + kv * group) * d..][..group * d]);
         }
         if most > 0 {
-            gemm(rows * group, most, d, Mat::rows(&qs, d), &kt[bg * d * n..], n, &mut scores, n, false);
+            let keys = MatRef::rows(&kt[bg * d * n..], n);
+            Gemm::new(rows * group, most, d).run(MatRef::rows(&qs, d), keys, MatMut::rows(&mut scores, n));
         }
         for (r, row) in scores.chunks_exact_mut(n.max(1)).enumerate() {
             scale_row(&mut row[..visible(first + r / group)], factor);
@@ -138,7 +142,7 @@ pub fn forward<T: CpuNumber>(
         |kv, first, scores, part| {
             let (mut group_mean, mut listed) = (device.alloc::<T>(n), device.alloc::<u32>(n + 1));
             let (mut kept, mut heads) = (device.alloc::<T>(n + 1), device.alloc::<T>((n + 1) * group));
-            for r in 0..TILE.min(dims.t - first) {
+            for r in 0..SCORE_TILE.min(dims.t - first) {
                 let own = (first + r) / s;
                 let rows = &mut scores[r * group * n..][..group * n];
                 for head in 0..group {
@@ -225,7 +229,7 @@ pub fn windows<T: CpuNumber>(
         1.0,
         |_, first, scores, part| {
             let (mut sum, mut block, mut free) = (vec![T::ZERO; m], vec![T::ZERO; n], Vec::with_capacity(n));
-            for r in 0..TILE.min(dims.t - first) {
+            for r in 0..SCORE_TILE.min(dims.t - first) {
                 let (own, visible) = ((first + r) / s, span.of(first + r).end);
                 let rows = &mut scores[r * group * m..][..group * m];
                 sum.fill(T::ZERO);
@@ -279,7 +283,7 @@ pub fn topk<T: CpuNumber>(
         gamma,
         |_, first, scores, part| {
             let (mut mean, mut order) = (device.alloc::<T>(n), Vec::with_capacity(n));
-            for r in 0..TILE.min(dims.t - first) {
+            for r in 0..SCORE_TILE.min(dims.t - first) {
                 let own = (first + r) / s;
                 let rows = &mut scores[r * group * n..][..group * n];
                 for head in 0..group {

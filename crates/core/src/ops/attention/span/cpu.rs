@@ -1,11 +1,13 @@
 use std::ops::Range;
 
 use super::super::Dims;
-use super::super::stream::{TILE, interleave, owner, scale_row, take_tile};
+use super::super::engine::{SCORE_TILE, interleave, owner, scale_row, take_tile};
 use super::Span;
 use crate::device::CpuNumber;
-use crate::device::simd::simd;
-use crate::device::tile::{Mat, gemm, transpose_into};
+use crate::device::cpu::gemm::Gemm;
+use crate::device::cpu::matrix::{MatMut, MatRef};
+use crate::device::cpu::simd::simd;
+use crate::device::cpu::transpose::transpose_into;
 use crate::device::{Buffer, CpuDevice};
 use crate::ops::entmax::{entmax_row, jacobian_factor};
 use crate::ops::softmax::softmax_row;
@@ -18,7 +20,8 @@ fn transposed<T: CpuNumber>(device: &CpuDevice, x: &[T], dims: Dims, m: usize) -
     let Dims { b, g, d, .. } = dims;
     let mut out = device.alloc::<T>(b * g * d * m);
     device.for_chunks(&mut out, (d * m).max(1), |i, out| {
-        transpose_into(&x[(i / g * m * g + i % g) * d..], m, d, g * d, out, (m, m));
+        let rows = MatRef::rows(&x[(i / g * m * g + i % g) * d..], g * d);
+        transpose_into(rows, m, d, MatMut::rows(out, m), m);
     });
     out
 }
@@ -31,7 +34,7 @@ fn union(span: Span, first: usize, rows: usize) -> Range<usize> {
 /// Keys that a tile of `t` queries sees at most. Its scores are given this room whatever they need, so that free lists hold
 /// one buffer a thread and not one a length.
 fn longest(span: Span, t: usize) -> usize {
-    (0..t).step_by(TILE).map(|first| union(span, first, TILE.min(t - first)).len()).max().unwrap_or(0)
+    (0..t).step_by(SCORE_TILE).map(|first| union(span, first, SCORE_TILE.min(t - first)).len()).max().unwrap_or(0)
 }
 
 /// Scores to probabilities, zero outside each query's span; row `r * group + i` is head `i` of query `first + r`, and
@@ -92,13 +95,13 @@ pub fn forward<T: CpuNumber>(
     let scale = T::of(1.0 / (d as f64).sqrt());
     let kt = transposed(device, k, dims, m);
     let mut out = device.alloc::<T>(b * t * h * d);
-    let (tiles, most) = (t.div_ceil(TILE), longest(span, t));
+    let (tiles, most) = (t.div_ceil(SCORE_TILE), longest(span, t));
     let mut pieces = Vec::with_capacity(b * tiles);
     for (batch, out) in out.chunks_mut((t * h * d).max(1)).enumerate() {
-        pieces.extend(out.chunks_mut(TILE * h * d).enumerate().map(|(tile, out)| (batch, tile, out)));
+        pieces.extend(out.chunks_mut(SCORE_TILE * h * d).enumerate().map(|(tile, out)| (batch, tile, out)));
     }
     device.for_each(pieces, |(batch, tile, out)| {
-        let (first, rows) = (tile * TILE, out.len() / (h * d));
+        let (first, rows) = (tile * SCORE_TILE, out.len() / (h * d));
         let keys = union(span, first, rows);
         if keys.is_empty() {
             out.fill(T::ZERO);
@@ -110,11 +113,12 @@ pub fn forward<T: CpuNumber>(
         let p = &mut p[..lines * keys.len()];
         for kv in 0..g {
             take_tile(&q[((batch * t + first) * h + kv * group) * d..], h * d, group * d, &mut qs);
-            let kt = &kt[(batch * g + kv) * d * m + keys.start..];
-            gemm(lines, keys.len(), d, Mat::rows(&qs, d), kt, m, p, keys.len(), false);
+            let kt = MatRef::rows(&kt[(batch * g + kv) * d * m + keys.start..], m);
+            let n = keys.len();
+            Gemm::new(lines, n, d).run(MatRef::rows(&qs, d), kt, MatMut::rows(p, n));
             normalize(p, group, first, &keys, span, scale, alpha);
-            let v = &v[((batch * m + keys.start) * g + kv) * d..];
-            gemm(lines, d, keys.len(), Mat::rows(p, keys.len()), v, g * d, &mut os, d, false);
+            let v = MatRef::rows(&v[((batch * m + keys.start) * g + kv) * d..], g * d);
+            Gemm::new(lines, d, n).run(MatRef::rows(p, n), v, MatMut::rows(&mut os, d));
             for (r, os) in os.chunks_exact(group * d).enumerate() {
                 out[(r * h + kv * group) * d..][..group * d].copy_from_slice(os);
             }
@@ -148,7 +152,7 @@ pub fn backward<T: CpuNumber>(
         return [device.zeros(b * t * h * d), device.zeros(0), device.zeros(0)];
     }
     let (kt, vt) = (transposed(device, k, dims, m), transposed(device, v, dims, m));
-    let (tiles, most) = (t.div_ceil(TILE), longest(span, t));
+    let (tiles, most) = (t.div_ceil(SCORE_TILE), longest(span, t));
     let splits = BACKWARD_TASKS.div_ceil(b * g).min(tiles).max(1);
     let len = t * group * d;
     let mut dq_bg = device.alloc::<T>(b * g * len);
@@ -159,7 +163,7 @@ pub fn backward<T: CpuNumber>(
         tasks.push(Task { bg: i / splits, dk, dv, tiles: Vec::new() });
     }
     for (bg, dq) in dq_bg.chunks_mut(len).enumerate() {
-        for (tile, dq) in dq.chunks_mut(TILE * group * d).enumerate() {
+        for (tile, dq) in dq.chunks_mut(SCORE_TILE * group * d).enumerate() {
             tasks[bg * splits + owner(tile, splits)].tiles.push((tile, dq));
         }
     }
@@ -168,7 +172,7 @@ pub fn backward<T: CpuNumber>(
         task.dk.fill(T::ZERO);
         task.dv.fill(T::ZERO);
         for (tile, dq) in task.tiles {
-            let first = tile * TILE;
+            let first = tile * SCORE_TILE;
             let lines = dq.len() / d;
             let keys = union(span, first, lines / group);
             if keys.is_empty() {
@@ -182,17 +186,19 @@ pub fn backward<T: CpuNumber>(
             take_tile(&q[from..], h * d, group * d, &mut qs);
             take_tile(&dout[from..], h * d, group * d, &mut gs);
             let at = task.bg * d * m + keys.start;
-            gemm(lines, keys.len(), d, Mat::rows(&qs, d), &kt[at..], m, p, keys.len(), false);
+            let n = keys.len();
+            let (q_rows, dout_rows) = (MatRef::rows(&qs, d), MatRef::rows(&gs, d));
+            Gemm::new(lines, n, d).run(q_rows, MatRef::rows(&kt[at..], m), MatMut::rows(p, n));
             normalize(p, group, first, &keys, span, scale, alpha);
-            gemm(lines, keys.len(), d, Mat::rows(&gs, d), &vt[at..], m, ds, keys.len(), false);
+            Gemm::new(lines, n, d).run(dout_rows, MatRef::rows(&vt[at..], m), MatMut::rows(ds, n));
             for (p, ds) in p.chunks_exact(keys.len()).zip(ds.chunks_exact_mut(keys.len())) {
                 differentiate_row(p, ds, alpha, scale);
             }
-            let k = &k[((batch * m + keys.start) * g + kv) * d..];
-            gemm(lines, d, keys.len(), Mat::rows(ds, keys.len()), k, g * d, dq, d, false);
+            let k = MatRef::rows(&k[((batch * m + keys.start) * g + kv) * d..], g * d);
+            Gemm::new(lines, d, n).run(MatRef::rows(ds, n), k, MatMut::rows(dq, d));
             let (dk, dv) = (&mut task.dk[keys.start * d..], &mut task.dv[keys.start * d..]);
-            gemm(keys.len(), d, lines, Mat::rows(ds, keys.len()).t(), &qs, d, dk, d, true);
-            gemm(keys.len(), d, lines, Mat::rows(p, keys.len()).t(), &gs, d, dv, d, true);
+            Gemm::adding(n, d, lines).run(MatRef::rows(ds, n).t(), q_rows, MatMut::rows(dk, d));
+            Gemm::adding(n, d, lines).run(MatRef::rows(p, n).t(), dout_rows, MatMut::rows(dv, d));
         }
     });
     let mut dq = device.alloc::<T>(b * t * h * d);

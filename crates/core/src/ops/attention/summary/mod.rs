@@ -5,7 +5,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::device::simd::{self, simd};
+use crate::device::cpu::simd::{self, simd};
 use crate::error::{Result, ensure};
 use crate::number::with_number;
 use crate::ops::softmax::softmax_row;

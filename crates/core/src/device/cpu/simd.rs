@@ -2,57 +2,10 @@
 //! target's baseline, and the processor picks at run time. All three do the same operations in the same order (sums run
 //! in [`LANES`] fixed lanes, every multiply-add is fused), so they give the same bits.
 
-use std::sync::atomic::{AtomicU8, Ordering};
-
 use crate::device::CpuNumber;
 
 /// Independent partial sums of a reduction: one 512-bit register of f32.
 pub const LANES: usize = 16;
-
-/// Instruction set in use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Level {
-    /// Whatever the target guarantees.
-    Baseline = 0,
-    /// AVX2 and FMA.
-    Avx2 = 1,
-    /// AVX-512 F, BW, DQ and VL.
-    Avx512 = 2,
-}
-
-/// The best instruction set of this processor, found once: kernels ask for every row.
-#[inline]
-pub fn level() -> Level {
-    static FOUND: AtomicU8 = AtomicU8::new(u8::MAX);
-    match FOUND.load(Ordering::Relaxed) {
-        0 => Level::Baseline,
-        1 => Level::Avx2,
-        2 => Level::Avx512,
-        _ => {
-            let level = detect();
-            FOUND.store(level as u8, Ordering::Relaxed);
-            level
-        }
-    }
-}
-
-#[cold]
-fn detect() -> Level {
-    #[cfg(target_arch = "x86_64")]
-    {
-        if is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq")
-            && is_x86_feature_detected!("avx512vl")
-        {
-            return Level::Avx512;
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            return Level::Avx2;
-        }
-    }
-    Level::Baseline
-}
 
 /// Defines a function over `T: CpuNumber` that is compiled once per instruction set. Helpers called in the body must be
 /// `#[inline(always)]`, or they stay at the baseline.
@@ -72,12 +25,12 @@ macro_rules! simd {
                 fn avx2<T: $crate::device::CpuNumber>($($arg: $ty),*) $(-> $ret)? {
                     generic::<T>($($arg),*)
                 }
-                match $crate::device::simd::level() {
+                match $crate::device::cpu::level::level() {
                     // SAFETY: `level` found these features on this processor.
-                    $crate::device::simd::Level::Avx512 => return unsafe { avx512::<T>($($arg),*) },
+                    $crate::device::cpu::level::Level::Avx512 => return unsafe { avx512::<T>($($arg),*) },
                     // SAFETY: as above.
-                    $crate::device::simd::Level::Avx2 => return unsafe { avx2::<T>($($arg),*) },
-                    $crate::device::simd::Level::Baseline => {}
+                    $crate::device::cpu::level::Level::Avx2 => return unsafe { avx2::<T>($($arg),*) },
+                    $crate::device::cpu::level::Level::Baseline => {}
                 }
             }
             generic::<T>($($arg),*)
@@ -86,16 +39,25 @@ macro_rules! simd {
 }
 pub(crate) use simd;
 
-/// Asks for the cache line at an address, inside an allocation or not.
+/// Prefetches the cache line at an address, inside an allocation or not.
 #[inline(always)]
 pub fn prefetch<T>(at: *const T) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: a prefetch never faults; every x86-64 processor has it.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
     let _ = at;
+}
+
+/// Prefetches rows that are about to be read and written: a short visit is over before the processor has guessed what comes
+/// next.
+#[inline]
+pub fn prefetch_rows<T>(rows: &[T]) {
+    for line in rows.chunks(64 / size_of::<T>()) {
+        prefetch(line.as_ptr());
+    }
 }
 
 /// Adds the lanes pairwise: a fixed tree.

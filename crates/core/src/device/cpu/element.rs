@@ -1,9 +1,9 @@
 //! What the CPU adds to an element type: where its buffers come from, and the register kernels for it.
 
-use super::kernel::Block;
-use super::simd::Level;
-use super::softmax::Steps;
-use super::words::Words;
+use super::kernel_bf16::{self, Bf16Kernels};
+use super::kernel_f32::Operands;
+use super::level::Level;
+use super::softmax::{self, SoftmaxKernels};
 use super::{Buffer, Pool, Pools};
 use crate::number::{Compute, DType, Element, Number};
 
@@ -26,7 +26,8 @@ impl CpuData {
     }
 }
 
-/// An element type that the CPU keeps buffers of.
+/// An element type that the CPU keeps buffers of. Sealed: the free lists are not visible outside, and a buffer checks the layout of
+/// its elements when it is compiled.
 pub trait CpuElement: Element {
     /// The free list for this type.
     fn pool(pools: &Pools) -> &Pool<Self>;
@@ -59,21 +60,21 @@ pub trait CpuNumber: Number + CpuElement {
     /// The hand-written register kernels on m rows by n columns of a matrix product, where [`CpuNumber::has_kernel`].
     ///
     /// # Safety
-    /// As [`super::kernel::run_f32`].
-    unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, block: Block<Self>);
+    /// As [`super::kernel_f32::run_f32`].
+    unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, operands: Operands<Self>);
     /// Transposes a square in registers. Returns whether this instruction set has it.
     ///
     /// # Safety
-    /// As [`super::kernel::transpose_f32`].
+    /// As [`super::transpose::transpose_f32`].
     unsafe fn transpose(level: Level, from: *const Self, stride: usize, out: *mut Self, width: usize) -> bool;
     /// The loops of block-wise softmax in registers; `None` if this type or processor has none.
-    fn steps() -> Option<Steps<Self>>;
+    fn softmax_kernels() -> Option<SoftmaxKernels<Self>>;
     /// What multiplies bf16 operands; `None` if this type or processor has nothing.
-    fn words() -> Option<Words<Self>>;
+    fn bf16_kernels() -> Option<Bf16Kernels<Self>>;
 }
 
 macro_rules! number {
-    ($t:ty, $variant:ident, $other:ident, $has_kernel:expr, $kernel:path, $transpose:path, $steps:path, $words:path) => {
+    ($t:ty, $variant:ident, $other:ident, $has_kernel:expr, $kernel:path, $transpose:path, $softmax:path, $bf16:path) => {
         impl CpuNumber for $t {
             fn wrap(buffer: Buffer<Self>) -> CpuData {
                 CpuData::$variant(buffer)
@@ -95,20 +96,20 @@ macro_rules! number {
                 level != Level::Baseline && $has_kernel
             }
             #[inline(always)]
-            unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, block: Block<Self>) {
+            unsafe fn kernel(level: Level, m: usize, n: usize, k: usize, operands: Operands<Self>) {
                 // SAFETY: the caller's contract is the callee's.
-                unsafe { $kernel(level, m, n, k, block) }
+                unsafe { $kernel(level, m, n, k, operands) }
             }
             #[inline(always)]
             unsafe fn transpose(level: Level, from: *const Self, stride: usize, out: *mut Self, width: usize) -> bool {
                 // SAFETY: the caller's contract is the callee's.
                 unsafe { $transpose(level, from, stride, out, width) }
             }
-            fn steps() -> Option<Steps<Self>> {
-                $steps()
+            fn softmax_kernels() -> Option<SoftmaxKernels<Self>> {
+                $softmax()
             }
-            fn words() -> Option<Words<Self>> {
-                $words()
+            fn bf16_kernels() -> Option<Bf16Kernels<Self>> {
+                $bf16()
             }
         }
     };
@@ -116,7 +117,7 @@ macro_rules! number {
 
 /// There is none.
 #[inline(always)]
-unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Block<T>) {
+unsafe fn no_kernel<T>(_: Level, _: usize, _: usize, _: usize, _: Operands<T>) {
     unreachable!("this type has no kernel")
 }
 
@@ -127,21 +128,20 @@ unsafe fn no_transpose<T>(_: Level, _: *const T, _: usize, _: *mut T, _: usize) 
 }
 
 #[cfg(target_arch = "x86_64")]
-use super::{kernel::run_f32, kernel::transpose_f32, softmax::f32_steps, words::bf16};
-use super::{softmax::none as no_steps, words::none as no_words};
+use super::{kernel_f32::run_f32, transpose::transpose_f32};
 
 #[cfg(target_arch = "x86_64")]
-number!(f32, F32, F64, true, run_f32, transpose_f32, f32_steps, bf16);
+number!(f32, F32, F64, true, run_f32, transpose_f32, softmax::of_f32, kernel_bf16::of_f32);
 #[cfg(not(target_arch = "x86_64"))]
-number!(f32, F32, F64, false, no_kernel, no_transpose, no_steps, no_words);
-number!(f64, F64, F32, false, no_kernel, no_transpose, no_steps, no_words);
+number!(f32, F32, F64, false, no_kernel, no_transpose, softmax::none, kernel_bf16::none);
+number!(f64, F64, F32, false, no_kernel, no_transpose, softmax::none, kernel_bf16::none);
 
 impl Compute {
     /// What multiplies rounded operands; `None` where nothing is rounded.
-    pub(crate) fn words<T: CpuNumber>(self) -> Option<Words<T>> {
+    pub(crate) fn bf16_kernels<T: CpuNumber>(self) -> Option<Bf16Kernels<T>> {
         match self {
             Compute::Full => None,
-            Compute::Bf16 => T::words(),
+            Compute::Bf16 => T::bf16_kernels(),
         }
     }
 }

@@ -1,0 +1,132 @@
+//! Strided matrices, the operands of products, and how many elements they span.
+
+/// Elements from the first to the last, both included, of an array with these (extent, stride) axes: 0 if it is empty, `None`
+/// if the number overflows. What a raw kernel may touch is checked with it.
+#[inline(always)]
+pub fn span<const N: usize>(axes: [(usize, usize); N]) -> Option<usize> {
+    if axes.iter().any(|&(extent, _)| extent == 0) {
+        return Some(0);
+    }
+    let mut last = 0usize;
+    for (extent, stride) in axes {
+        last = last.checked_add((extent - 1).checked_mul(stride)?)?;
+    }
+    last.checked_add(1)
+}
+
+/// Whether `len` elements hold an array with these (extent, stride) axes.
+#[inline(always)]
+pub fn holds<const N: usize>(len: usize, axes: [(usize, usize); N]) -> bool {
+    span(axes).is_some_and(|span| span <= len)
+}
+
+/// A strided read-only matrix: element (i, p) is `data[i * row_stride + p * col_stride]`.
+#[derive(Clone, Copy)]
+pub struct MatRef<'a, T> {
+    /// Elements.
+    pub data: &'a [T],
+    /// Distance of rows.
+    pub row_stride: usize,
+    /// Distance of columns.
+    pub col_stride: usize,
+}
+
+impl<'a, T> MatRef<'a, T> {
+    /// Row-major, with `row_stride` elements from one row to the next.
+    #[inline(always)]
+    pub fn rows(data: &'a [T], row_stride: usize) -> Self {
+        MatRef { data, row_stride, col_stride: 1 }
+    }
+
+    /// The transpose.
+    #[inline(always)]
+    pub fn t(self) -> Self {
+        MatRef { data: self.data, row_stride: self.col_stride, col_stride: self.row_stride }
+    }
+
+    /// What begins at element (i, p).
+    #[inline(always)]
+    pub fn from(self, i: usize, p: usize) -> Self {
+        MatRef { data: &self.data[i * self.row_stride + p * self.col_stride..], ..self }
+    }
+
+    /// Whether rows or columns are contiguous.
+    pub fn has_unit_stride(self) -> bool {
+        self.row_stride == 1 || self.col_stride == 1
+    }
+
+    /// # Panics
+    /// When the data does not hold `rows` by `cols` elements.
+    #[inline(always)]
+    pub fn assert_holds(self, name: &str, rows: usize, cols: usize) {
+        let axes = [(rows, self.row_stride), (cols, self.col_stride)];
+        assert!(holds(self.data.len(), axes), "{name} holds [{rows}, {cols}]");
+    }
+}
+
+/// A matrix to write, whose rows are contiguous and `row_stride` apart.
+pub struct MatMut<'a, T> {
+    /// Elements.
+    pub data: &'a mut [T],
+    /// Distance of rows.
+    pub row_stride: usize,
+}
+
+impl<'a, T> MatMut<'a, T> {
+    /// Rows that are `row_stride` apart.
+    #[inline(always)]
+    pub fn rows(data: &'a mut [T], row_stride: usize) -> Self {
+        MatMut { data, row_stride }
+    }
+
+    /// # Panics
+    /// When the data does not hold `rows` by `cols` elements.
+    #[inline(always)]
+    pub fn assert_holds(&self, name: &str, rows: usize, cols: usize) {
+        assert!(holds(self.data.len(), [(rows, self.row_stride), (cols, 1)]), "{name} holds [{rows}, {cols}]");
+    }
+}
+
+/// Packed columns of a right operand: panels as wide as a register kernel, each `[k, width]` and contiguous, `stride` apart.
+#[derive(Clone, Copy)]
+pub struct Panels<'a, T> {
+    /// Elements, from the first panel on.
+    pub data: &'a [T],
+    /// Distance of panels.
+    pub stride: usize,
+}
+
+/// A matrix to write, kept in panels of columns as wide as a register kernel: column j of row i is element
+/// `i * row_stride + j / width * panel_stride + j % width`. With a panel stride of `width` it is row-major.
+pub struct PanelsMut<'a, T> {
+    /// Elements.
+    pub data: &'a mut [T],
+    /// Distance of rows.
+    pub row_stride: usize,
+    /// Distance of panels.
+    pub panel_stride: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_reaches_from_the_first_element_to_the_last() {
+        for (rows, row_stride, cols, col_stride) in [(1, 0, 1, 0), (3, 7, 5, 1), (4, 1, 6, 9), (2, 3, 1, 100)] {
+            let last = (0..rows * cols).map(|e| e / cols * row_stride + e % cols * col_stride).max().unwrap();
+            assert_eq!(span([(rows, row_stride), (cols, col_stride)]), Some(last + 1));
+        }
+        assert_eq!(span([(0, usize::MAX), (3, usize::MAX)]), Some(0));
+        assert_eq!(span([(3, usize::MAX), (0, usize::MAX)]), Some(0));
+    }
+
+    /// Wrapped, each of these would fit into eight elements.
+    #[test]
+    fn a_span_that_overflows_is_held_by_nothing() {
+        assert_eq!(span([(3, 1 << (usize::BITS - 1)), (1, 1)]), None);
+        assert_eq!(span([(2, usize::MAX), (2, 1)]), None);
+        assert!(!holds(8, [(3, 1 << (usize::BITS - 1)), (1, 1)]));
+        assert!(!holds(8, [(2, usize::MAX - 3), (2, 4), (2, 2)]));
+    }
+}

@@ -1,0 +1,268 @@
+use super::operands::{LhsRows, Products, RhsBlocks};
+use super::softmax::{Lanes, differentiate, row_dot};
+use super::tile::{QueryTile, are_contiguous, gather, scatter};
+use super::{BACKWARD_TASKS, HeadTile, QUERY_TILE, STEP_ROWS, Visits, interleave, owner};
+use crate::device::cpu::kernel_bf16::Bf16Kernels;
+use crate::device::cpu::simd::{LANES, prefetch_rows};
+use crate::device::{Buffer, CpuDevice, CpuNumber, Shared};
+use crate::number::Compute;
+use crate::ops::attention::Dims;
+
+/// Gradients of [`super::forward`].
+pub(crate) struct Gradients<T: CpuNumber> {
+    pub dq: Buffer<T>,
+    pub dk: Buffer<T>,
+    pub dv: Buffer<T>,
+    /// one number per entry; empty where there is no bias
+    pub dbias: Buffer<T>,
+}
+
+/// What every task of a pass reads.
+struct Backward<'a, T: CpuNumber, V> {
+    device: &'a CpuDevice,
+    bf16: Option<Bf16Kernels<T>>,
+    dims: Dims,
+    q: &'a [T],
+    out: &'a [T],
+    lse: &'a [T],
+    dout: &'a [T],
+    keys_lhs: LhsRows<'a, T>,
+    values_lhs: LhsRows<'a, T>,
+    keys_rhs: RhsBlocks<'a, T>,
+    visits: &'a V,
+    bias: &'a [T],
+    log2_e: T,
+    /// 1 / sqrt d, and that times log2 e
+    factor: T,
+    scale: T,
+}
+
+/// What a task owns.
+struct Task<'a, T> {
+    /// number of its (batch, kv head)
+    bg: usize,
+    dk: &'a mut [T],
+    dv: &'a mut [T],
+    tiles: Vec<TaskTile<'a, T>>,
+}
+
+/// A tile of a task, its first entry, and the gradient of the bias of its entries.
+struct TaskTile<'a, T> {
+    tile: usize,
+    first_entry: usize,
+    dbias: &'a mut [T],
+}
+
+/// What the blocks of a tile add to: the task's dk and dv `[t, d]`, and the gradient of the bias.
+struct TileGrads<'a, T> {
+    dk: &'a mut [T],
+    dv: &'a mut [T],
+    first_entry: usize,
+    dbias: &'a mut [T],
+}
+
+/// What a task computes with.
+struct Scratch<T: CpuNumber> {
+    products: Products<T>,
+    q: QueryTile<T>,
+    dout: QueryTile<T>,
+    lanes: Lanes<T>,
+    /// of the rows that work on a block: scores and dp, then p and ds, `[keys, lanes]`; delta; sums of ds; dq `[lanes, d]`
+    p: Buffer<T>,
+    ds: Buffer<T>,
+    step_delta: Buffer<T>,
+    totals: Buffer<T>,
+    step_dq: Buffer<T>,
+    /// of the tile: <out, dout> of every row, and dq
+    delta: Buffer<T>,
+    dq: Buffer<T>,
+}
+
+impl<T: CpuNumber, V: Visits> Backward<'_, T, V> {
+    fn scratch(&self) -> Scratch<T> {
+        let (device, Dims { d, .. }, group) = (self.device, self.dims, self.dims.group());
+        let (width, per_step) = (self.visits.block_size(), (STEP_ROWS / group).max(1));
+        let lanes = (per_step * group).next_multiple_of(LANES);
+        let products = Products::new(device, self.bf16, lanes, width, d);
+        Scratch {
+            q: QueryTile::new(device, &products, per_step, group * d),
+            dout: QueryTile::new(device, &products, per_step, group * d),
+            products,
+            lanes: Lanes::new(device, lanes),
+            p: device.alloc(width * lanes),
+            ds: device.alloc(width * lanes),
+            step_delta: device.zeros(lanes),
+            totals: device.alloc(lanes),
+            step_dq: device.alloc(lanes * d),
+            delta: device.alloc(QUERY_TILE * group),
+            dq: device.alloc(QUERY_TILE * group * d),
+        }
+    }
+
+    /// Tiles of one kv head: their dq, and the task's dk and dv.
+    fn run(&self, task: Task<T>, shared_dq: &Shared<T>) {
+        let (Dims { t, h, g, d, .. }, group) = (self.dims, self.dims.group());
+        let Task { bg, dk, dv, tiles } = task;
+        dk.fill(T::ZERO);
+        dv.fill(T::ZERO);
+        let s = &mut self.scratch();
+        for TaskTile { tile, first_entry, dbias } in tiles {
+            let first = tile * QUERY_TILE;
+            let at = HeadTile { batch: bg / g, kv: bg % g, first, rows: QUERY_TILE.min(t - first) };
+            let base = at.base(self.dims);
+            s.dq.fill(T::ZERO);
+            for (slot, delta) in s.delta.iter_mut().enumerate().take(at.rows * group) {
+                let place = (base + slot / group * h + slot % group) * d;
+                *delta = row_dot(&self.out[place..][..d], &self.dout[place..][..d]);
+            }
+            s.q.fill(&s.products, &self.q[base * d..], h * d, at.rows);
+            s.dout.fill(&s.products, &self.dout[base * d..], h * d, at.rows);
+            let grads = &mut TileGrads { dk, dv, first_entry, dbias };
+            self.visits.for_each(at.batch, at.kv, tile, |block, queries, entries| {
+                self.block(at, block, queries, entries, s, grads);
+            });
+            for (r, dq) in s.dq.chunks_exact(group * d).enumerate().take(at.rows) {
+                // SAFETY: the heads of this kv head of a query of this tile, which no other task has.
+                unsafe { shared_dq.piece((base + r * h) * d, group * d) }.copy_from_slice(dq);
+            }
+        }
+    }
+    /// The keys of a block and the queries that attend it, as many of them at a time as a step takes.
+    fn block(
+        &self,
+        at: HeadTile,
+        block: usize,
+        queries: &[u32],
+        entries: &[u32],
+        s: &mut Scratch<T>,
+        grads: &mut TileGrads<T>,
+    ) {
+        let (Dims { t, d, .. }, group, width) = (self.dims, self.dims.group(), self.visits.block_size());
+        let (key0, per_step) = (block * width, s.q.per_step);
+        let all_keys = width.min(t - key0);
+        let (key, value) = (self.keys_lhs.from(at.batch, at.kv, key0), self.values_lhs.from(at.batch, at.kv, key0));
+        let key_rhs = self.keys_rhs.block(at.batch, at.kv, block);
+        let (dk, dv) = (&mut grads.dk[key0 * d..], &mut grads.dv[key0 * d..]);
+        prefetch_rows(&dk[..all_keys * d]);
+        prefetch_rows(&dv[..all_keys * d]);
+        for (i, queries) in queries.chunks(per_step).enumerate() {
+            let m = queries.len() * group;
+            let keys = all_keys.min(at.sees(queries[queries.len() - 1], key0));
+            let entries = if entries.is_empty() { entries } else { &entries[i * per_step..][..queries.len()] };
+            s.lanes.take(queries, group, keys, |query| at.sees(query, key0));
+            let (q_rows, q_columns) = s.q.of(&s.products, queries);
+            let (dout_rows, dout_columns) = s.dout.of(&s.products, queries);
+            s.products.over_d((keys, s.lanes.used), key, q_columns, &mut s.p);
+            s.products.over_d((keys, s.lanes.used), value, dout_columns, &mut s.ds);
+            self.shift_by_lse(at, queries, entries, &mut s.lanes);
+            gather(&s.delta, queries, group, &mut s.step_delta);
+            let scales = (self.scale, self.factor);
+            differentiate(&mut s.p, &mut s.ds, keys, &s.lanes, scales, &s.step_delta, &mut s.totals);
+            for (&e, totals) in entries.iter().zip(s.totals.chunks_exact(group)) {
+                let mut sum = T::ZERO;
+                totals.iter().for_each(|&x| sum += x);
+                grads.dbias[e as usize - grads.first_entry] = sum;
+            }
+            let len = group * d;
+            if are_contiguous(queries) {
+                let dq = &mut s.dq[queries[0] as usize * len..];
+                s.products.over_keys((m, keys), &s.ds, key_rhs, dq, true);
+            } else {
+                // through a copy, so that the sums run in the same order as in place
+                gather(&s.dq, queries, len, &mut s.step_dq);
+                s.products.over_keys((m, keys), &s.ds, key_rhs, &mut s.step_dq, true);
+                scatter(&s.step_dq[..m * d], queries, len, &mut s.dq);
+            }
+            s.products.over_rows(keys, &s.ds, q_rows, dk);
+            s.products.over_rows(keys, &s.p, dout_rows, dv);
+        }
+    }
+
+    /// Sets what is added to the scores of the queries: their bias minus lse, both to base 2.
+    fn shift_by_lse(&self, at: HeadTile, queries: &[u32], entries: &[u32], lanes: &mut Lanes<T>) {
+        let (h, group, base) = (self.dims.h, self.dims.group(), at.base(self.dims));
+        for (j, (&query, shifts)) in queries.iter().zip(lanes.bias.chunks_exact_mut(group)).enumerate() {
+            let bias = entries.get(j).map_or(T::ZERO, |&e| self.bias[e as usize] * self.log2_e);
+            let lse = &self.lse[base + query as usize * h..][..group];
+            shifts.iter_mut().zip(lse).for_each(|(shift, &lse)| *shift = bias - lse);
+        }
+    }
+}
+
+/// Which tiles each of `splits` tasks a (batch, kv head) has. `entries_per_tile` as in [`backward`].
+fn deal<'a, T>(
+    (dk, dv): (&'a mut [T], &'a mut [T]),
+    mut dbias: &'a mut [T],
+    entries_per_tile: &[usize],
+    dims: Dims,
+    splits: usize,
+) -> Vec<Task<'a, T>> {
+    let Dims { b, t, g, d, .. } = dims;
+    let mut tasks: Vec<Task<T>> = Vec::with_capacity(b * g * splits);
+    for (i, (dk, dv)) in dk.chunks_mut(t * d).zip(dv.chunks_mut(t * d)).enumerate() {
+        tasks.push(Task { bg: i / splits, dk, dv, tiles: Vec::new() });
+    }
+    let (tiles, mut first_entry) = (t.div_ceil(QUERY_TILE), 0);
+    for (bg, tile) in (0..b * g).flat_map(|bg| (0..tiles).map(move |tile| (bg, tile))) {
+        let n = entries_per_tile.get(bg * tiles + tile).copied().unwrap_or(0);
+        let (mine, others) = dbias.split_at_mut(n);
+        dbias = others;
+        tasks[bg * splits + owner(tile, splits)].tiles.push(TaskTile { tile, first_entry, dbias: mine });
+        first_entry += n;
+    }
+    tasks
+}
+
+/// What a pass made, and what its gradients are computed from: out `[b, t, h, d]` and lse `[b, t, h]` of
+/// [`super::forward`], and the gradient of out.
+#[derive(Clone, Copy)]
+pub(crate) struct Outputs<'a, T> {
+    pub out: &'a [T],
+    pub lse: &'a [T],
+    pub dout: &'a [T],
+}
+
+/// Backward of [`super::forward`]. `entries_per_tile` lists the number of entries of every (batch, kv head, tile), in order, or
+/// is empty where there is no bias.
+pub(crate) fn backward<T: CpuNumber>(
+    device: &CpuDevice,
+    compute: Compute,
+    dims: Dims,
+    (q, k, v): (&[T], &[T], &[T]),
+    Outputs { out, lse, dout }: Outputs<T>,
+    visits: &impl Visits,
+    (bias, entries_per_tile): (&[T], &[usize]),
+) -> Gradients<T> {
+    let Dims { b, t, h, g, d } = dims;
+    let bf16 = compute.bf16_kernels::<T>();
+    let pass = Backward {
+        device,
+        bf16,
+        dims,
+        q,
+        out,
+        lse,
+        dout,
+        keys_lhs: LhsRows::new(device, bf16, k, dims),
+        values_lhs: LhsRows::new(device, bf16, v, dims),
+        keys_rhs: RhsBlocks::new(device, bf16, k, dims, visits.block_size()),
+        visits,
+        bias,
+        log2_e: T::of(std::f64::consts::LOG2_E),
+        factor: T::of(1.0 / (d as f64).sqrt()),
+        scale: T::of(std::f64::consts::LOG2_E / (d as f64).sqrt()),
+    };
+    // two at least: a thread that waits for the last task of another waits half as long
+    let splits = BACKWARD_TASKS.div_ceil(b * g).max(2).min(t.div_ceil(QUERY_TILE)).max(1);
+    let mut dq = device.alloc::<T>(b * t * h * d);
+    let mut dbias = device.alloc::<T>(bias.len());
+    let (mut dk_parts, mut dv_parts) =
+        (device.alloc::<T>(b * g * splits * t * d), device.alloc::<T>(b * g * splits * t * d));
+    let tasks = deal((&mut dk_parts, &mut dv_parts), &mut dbias, entries_per_tile, dims, splits);
+    let shared_dq = Shared::new(&mut dq);
+    device.for_each(tasks, |task| pass.run(task, &shared_dq));
+    let (mut dk, mut dv) = (device.alloc::<T>(b * t * g * d), device.alloc::<T>(b * t * g * d));
+    interleave(device, &dk_parts, (b, g, t, d), splits, &mut dk);
+    interleave(device, &dv_parts, (b, g, t, d), splits, &mut dv);
+    Gradients { dq, dk, dv, dbias }
+}
