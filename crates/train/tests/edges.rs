@@ -159,3 +159,73 @@ fn a_limit_on_file_sizes_is_an_error_of_the_file() {
     assert!(text.contains("the checkpoint could not be saved; earlier checkpoints are kept"), "{text}");
     assert!(s.checkpoints().is_empty(), "no half-written checkpoint stays: {:?}", s.checkpoints());
 }
+
+/// Every file below a folder with its content, run.lock and logs aside.
+fn content(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all = Vec::new();
+    let mut folders = vec![folder.to_path_buf()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if !path.ends_with("run.lock") {
+                all.push((path.clone(), fs::read(&path).unwrap()));
+            }
+        }
+    }
+    all.sort();
+    all
+}
+
+#[test]
+fn a_comparison_never_takes_runs_of_another_configuration_or_corpus() {
+    let s = Sandbox::new();
+    let compare = |set: &[&str], more: &[&str]| {
+        let mut c = s.command(&["compare"], &[&["run.steps=5", "log.tensorboard=false"], set].concat());
+        c.args(["--arms", "dense,dash", "--seeds", "1", "--out", "cmp"]).args(more).output().unwrap()
+    };
+    error_of(&compare(&[], &[]), 0);
+    let folder = s.0.path().join("cmp");
+    let before = content(&folder);
+    assert!(before.iter().any(|(path, _)| path.ends_with("report.md")));
+    // each of them changes a number of the report: the model, the optimiser, what is measured, what is read
+    for (set, key) in [
+        ("model.width=64", "model.width: 32 -> 64"),
+        ("optim.lr=1e-6", "optim.lr: 0.003 -> 0.000001"),
+        ("eval.batches=1", "eval.batches: 2 -> 1"),
+        ("data.vocab_size=290", "data.vocab_size: 300 -> 290"),
+    ] {
+        for more in [&[][..], &["--report-only"]] {
+            let text = error_of(&compare(&[set], more), 2);
+            assert!(text.contains("made differently") && text.contains(key), "{text}");
+        }
+    }
+    fs::write(s.0.path().join("corpus.txt"), "another text. ".repeat(9000)).unwrap();
+    assert!(error_of(&compare(&["data.vocab_size=260"], &[]), 2).contains("data.vocab_size"));
+    assert_eq!(content(&folder), before, "a refused comparison changes nothing");
+}
+
+#[test]
+fn the_fate_of_a_compared_run_is_its_exit_status() {
+    let s = Sandbox::new();
+    // dies without a word, as a process that the system kills does
+    let mut compare = s.command(&["compare"], &["run.steps=100000", "checkpoint.every=100000", "eval.every=100000"]);
+    let mut compare = compare
+        .args(["--arms", "dense", "--seeds", "1", "--out", "cmp"])
+        .stderr(Stdio::piped())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let log = s.0.path().join("cmp/logs/dense-s0.log");
+    while !fs::read_to_string(&log).unwrap_or_default().contains("step 5/") {
+        assert!(compare.try_wait().unwrap().is_none(), "compare goes on while its run does");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let kill = "kill -KILL $(pgrep -P \"$0\")";
+    assert!(Command::new("sh").args(["-c", kill, &compare.id().to_string()]).status().unwrap().success());
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut compare.stderr.take().unwrap(), &mut text).unwrap();
+    assert_eq!(compare.wait().unwrap().code(), Some(1), "{text}");
+    assert!(text.contains("dense-s0 FAILED: signal 9"), "{text}");
+}

@@ -1,39 +1,60 @@
-//! In what two configurations differ, and whether it matters.
+//! In what two configurations differ, and what the difference can change.
 
 use toml::Value;
 
 use super::Config;
 
+/// What a difference between two configurations can change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Effect {
+    /// Neither weights nor figures: threads, places, how often something is told.
+    Nothing,
+    /// What is measured, not what is trained.
+    Figures,
+    /// The weights.
+    Weights,
+}
+
+/// A key in which two configurations differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// `key: one -> other`
+    pub text: String,
+    /// What it can change.
+    pub effect: Effect,
+}
+
+/// Keys that start with one of these change less than the weights; all others may change them.
+const EFFECTS: [(&str, Effect); 9] = [
+    ("run.threads", Effect::Nothing),
+    ("run.dir", Effect::Nothing),
+    ("run.name", Effect::Nothing),
+    ("data.cache", Effect::Nothing),
+    ("log.", Effect::Nothing),
+    ("checkpoint.", Effect::Nothing),
+    ("model.recompute", Effect::Nothing),
+    ("eval.", Effect::Figures),
+    ("probe.", Effect::Figures),
+];
+
 impl Config {
-    /// Keys in which two configurations differ, as `key: this, that`, and whether the difference can change the weights.
-    pub fn differences(&self, other: &Config) -> Vec<(String, bool)> {
+    /// Keys in which two configurations differ.
+    pub fn differences(&self, other: &Config) -> Vec<Difference> {
         let flat = |c: &Config| {
             let mut out = std::collections::BTreeMap::new();
             // through the text, so that settings are compiled for one serialiser
             flatten("", &Value::Table(c.to_toml().parse().expect("a configuration is TOML")), &mut out);
+            out.retain(|k, _| !k.starts_with("compare"));
             out
         };
-        let (mut a, mut b) = (flat(self), flat(other));
-        a.retain(|k, _| !k.starts_with("compare"));
-        b.retain(|k, _| !k.starts_with("compare"));
-        let neutral = [
-            "run.threads",
-            "run.dir",
-            "run.name",
-            "data.cache",
-            "log.",
-            "eval.",
-            "checkpoint.",
-            "probe.",
-            "model.recompute",
-        ];
+        let (a, b) = (flat(self), flat(other));
         let keys: std::collections::BTreeSet<_> = a.keys().chain(b.keys()).collect();
         let text = |v: Option<&String>| v.map_or("nothing".to_string(), Clone::clone);
         keys.into_iter()
             .filter(|k| a.get(*k) != b.get(*k))
-            .map(|k| {
-                let matters = !neutral.iter().any(|n| k.starts_with(n));
-                (format!("{k}: {} -> {}", text(a.get(k)), text(b.get(k))), matters)
+            .map(|k| Difference {
+                text: format!("{k}: {} -> {}", text(a.get(k)), text(b.get(k))),
+                effect: EFFECTS.iter().find(|(start, _)| k.starts_with(start)).map_or(Effect::Weights, |e| e.1),
             })
             .collect()
     }

@@ -25,6 +25,7 @@ use toml::{Table, Value};
 
 pub use compare::{Arm, Compare};
 pub use data::Data;
+pub use diff::{Difference, Effect};
 pub use error::{ConfigError, LoadError};
 pub use eval::{Checkpoint, Eval, Log};
 pub use optim::{Optim, Schedule};
@@ -222,10 +223,13 @@ mod tests {
     #[test]
     fn differences_name_keys_and_whether_they_matter() {
         let a = load(MINIMAL, &[]).unwrap();
-        let b = load(MINIMAL, &["optim.lr=2e-3", "run.threads=2"]).unwrap();
-        assert_eq!(
-            a.differences(&b),
-            [("optim.lr: 0.001 -> 0.002".into(), true), ("run.threads: 0 -> 2".into(), false)]
-        );
+        let b = load(MINIMAL, &["optim.lr=2e-3", "run.threads=2", "eval.batches=3"]).unwrap();
+        let found: Vec<_> = a.differences(&b).into_iter().map(|d| (d.text, d.effect)).collect();
+        let wanted = [
+            ("eval.batches: 8 -> 3", Effect::Figures),
+            ("optim.lr: 0.001 -> 0.002", Effect::Weights),
+            ("run.threads: 0 -> 2", Effect::Nothing),
+        ];
+        assert_eq!(found, wanted.map(|(text, effect)| (text.to_string(), effect)));
     }
 }

@@ -19,7 +19,7 @@ use super::probe::Probe;
 use super::router::initial_gamma;
 use super::tasks::Router;
 use super::trainer::{StepStats, Trainer};
-use crate::config::Config;
+use crate::config::{Config, Difference, Effect};
 use crate::console::{self, tell};
 use crate::failure::{Failure, Result};
 use crate::files::replace_file;
@@ -62,8 +62,8 @@ fn stand(config: &Config, start: Start, folder: &Path, data_hash: &str, device: 
     }
     let checkpoints = Checkpoints::of(folder);
     let differences = Config::of_run(folder)?.differences(config);
-    let (matter, neutral): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| d.1);
-    let names = |d: Vec<(String, bool)>| d.into_iter().map(|d| d.0).collect::<Vec<_>>().join("; ");
+    let (matter, neutral): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| d.effect == Effect::Weights);
+    let names = |d: Vec<Difference>| d.into_iter().map(|d| d.text).collect::<Vec<_>>().join("; ");
     if !neutral.is_empty() {
         tell!("resuming with {}", names(neutral));
     }

@@ -25,6 +25,7 @@ use crate::console::tell;
 use crate::failure::{Failure, Result};
 use crate::files::replace_file;
 use crate::signals::Interrupt;
+use crate::training::lock::RunLock;
 use crate::training::material::Material;
 use crate::training::preflight::duration;
 
@@ -35,12 +36,16 @@ use crate::training::preflight::duration;
 /// the report; it is an error only when no run finished.
 pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
     let began = Instant::now();
-    let hash = Material::of(plan.base())?.hash;
+    let data = Material::of(plan.base())?;
+    let _lock = RunLock::take(&plan.out)?;
+    let runs = plan.runs();
+    for (run, config) in &runs {
+        run.check_same(config, &data)?;
+    }
     for folder in ["runs", "configs", "logs"] {
         let path = plan.out.join(folder);
         std::fs::create_dir_all(&path).with_context(|| format!("{} cannot be created", path.display()))?;
     }
-    let runs = plan.runs();
     for (run, config) in &runs {
         replace_file(&run.config, config.to_toml().as_bytes())?;
     }
@@ -83,7 +88,8 @@ pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Res
         for (run, mut child) in active {
             match child.try_wait().context("a run cannot be waited for")? {
                 None => still.push((run, child)),
-                Some(_) => {
+                Some(status) => {
+                    run.ended(status)?;
                     let line = match run.outcome() {
                         Outcome::Done => format!("{} done", run.name()),
                         Outcome::Unfinished => format!("{} stopped", run.name()),
@@ -99,7 +105,7 @@ pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Res
         bar.set_message(active.iter().map(|(r, _)| r.name()).collect::<Vec<_>>().join(" "));
     }
     bar.finish_and_clear();
-    let written = report::write(plan, &runs, &hash)?;
+    let written = report::write(plan, &runs, &data.hash)?;
     tell!("{} after {}", written.display(), duration(began.elapsed().as_secs_f64()));
     if interrupt.requested() {
         return Err(Failure::Interrupted);
@@ -115,7 +121,11 @@ pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Res
 /// # Errors
 /// When runs cannot be paired.
 pub fn report_only(plan: &Plan) -> Result<PathBuf> {
-    let hash = Material::of(plan.base())?.hash;
-    let runs: Vec<Run> = plan.runs().into_iter().map(|(run, _)| run).collect();
-    report::write(plan, &runs, &hash)
+    let data = Material::of(plan.base())?;
+    let runs = plan.runs();
+    for (run, config) in &runs {
+        run.check_same(config, &data)?;
+    }
+    let runs: Vec<Run> = runs.into_iter().map(|(run, _)| run).collect();
+    report::write(plan, &runs, &data.hash)
 }

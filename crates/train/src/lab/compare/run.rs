@@ -1,13 +1,21 @@
 //! One run of a comparison: its process, and what its folder tells.
 
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::Context;
+use dash_data::Tokenizer;
 use serde_json::Value;
 
+use crate::config::{Config, Effect};
 use crate::failure::{Failure, Result};
 use crate::training::checkpoint::{self, Checkpoints};
+use crate::training::material::Material;
+
+/// Begins the last line of a log whose process has ended.
+const ENDED: &str = "ended with ";
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,22 +56,89 @@ impl Run {
         checkpoint::read_state(&newest?).ok().map(|s| s.step)
     }
 
-    /// How it ended, or where it stands.
+    /// How it ended, or where it stands: its checkpoint, and the exit status that [`Run::ended`] wrote down. What the run said
+    /// is only quoted.
     pub fn outcome(&self) -> Outcome {
         if self.saved() == Some(self.steps) {
             return Outcome::Done;
         }
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-        match log.rfind("error: ") {
-            Some(at) => Outcome::Failed(log[at + 7..].trim().to_string()),
-            None => Outcome::Unfinished,
+        let last = log.lines().next_back().unwrap_or_default();
+        let Some(ended) = last.strip_prefix(ENDED) else { return Outcome::Unfinished };
+        if [0, 130].iter().any(|status| ended == format!("status {status}")) {
+            return Outcome::Unfinished;
         }
+        let said = log[..log.len() - last.len()].trim_end();
+        let said = match said.rfind("error: ").or(said.rfind("panicked at ")) {
+            Some(at) => said[at..].trim_start_matches("error: "),
+            None => "without a message; signal 9 is what a system out of memory sends",
+        };
+        Outcome::Failed(format!("{ended}: {said}"))
     }
 
-    /// The last step in its record.
+    /// Writes the exit status of its process down, as the last line of its log.
+    ///
+    /// # Errors
+    /// When the log cannot be written.
+    pub fn ended(&self, status: ExitStatus) -> anyhow::Result<()> {
+        let how = match status.code() {
+            Some(code) => format!("status {code}"),
+            // "signal: 9 (SIGKILL)"
+            None => status.to_string().replace("signal: ", "signal "),
+        };
+        let append = || File::options().append(true).open(&self.log)?.write_all(format!("\n{ENDED}{how}\n").as_bytes());
+        append().with_context(|| format!("{} cannot be written", self.log.display()))
+    }
+
+    /// Refuses a folder that holds a run of another configuration, corpus or tokenizer, before anything is written: its
+    /// numbers would stand under this comparison's names.
+    ///
+    /// # Errors
+    /// Names the folder and every key that differs.
+    pub fn check_same(&self, config: &Config, data: &Material) -> Result<()> {
+        if !self.folder.join("config.toml").exists() {
+            return Ok(());
+        }
+        let theirs = Config::of_run(&self.folder)?.differences(config);
+        let mut differs: Vec<String> =
+            theirs.into_iter().filter(|d| d.effect != Effect::Nothing).map(|d| d.text).collect();
+        let (newest, _) = Checkpoints::of(&self.folder).newest();
+        if let Some(state) = newest.and_then(|p| checkpoint::read_state(&p).ok())
+            && state.data_hash != data.hash
+        {
+            differs.push(format!("prepared corpus: {} -> {}", state.data_hash, data.hash));
+        }
+        let theirs = self.folder.join("tokenizer.json");
+        if let Some(ours) = &data.tokenizer
+            && theirs.is_file()
+            && Tokenizer::load(&theirs)?.hash() != ours.hash()
+        {
+            differs.push("tokenizer.json: another one".into());
+        }
+        if differs.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::request(format!(
+            "{}: holds a run that was made differently ({}); its numbers would stand under other settings. Choose another --out, or \
+             remove that folder",
+            self.folder.display(),
+            differs.join("; ")
+        )))
+    }
+
+    /// The last step in its record, of which only the end is read: it grows with the run, and this is asked for while runs train.
     pub fn logged(&self) -> u64 {
-        let text = std::fs::read_to_string(self.folder.join("metrics.jsonl")).unwrap_or_default();
-        let last = text.lines().rev().find_map(|l| serde_json::from_str::<Value>(l).ok());
+        const END: u64 = 256 << 10;
+        let read = || -> std::io::Result<Vec<u8>> {
+            let mut file = File::open(self.folder.join("metrics.jsonl"))?;
+            let length = file.metadata()?.len();
+            file.seek(SeekFrom::Start(length.saturating_sub(END)))?;
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let bytes = read().unwrap_or_default();
+        let last = bytes.rsplit(|b| *b == b'\n').find_map(|line| serde_json::from_slice::<Value>(line).ok());
         last.and_then(|v| v["step"].as_u64()).unwrap_or(0)
     }
 
