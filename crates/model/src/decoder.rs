@@ -3,20 +3,20 @@
 use std::sync::Arc;
 
 use dash_core::ops::{
-    RopeTable, embedding, index_select, linear, linear_add, linear_cross_entropy, reshape, rmsnorm, rope, sigmoid,
-    swiglu, token_nll,
+    RopeTable, embedding, index_select, linear, linear_add, linear_cross_entropy, reshape, rmsnorm, swiglu, token_nll,
 };
 use dash_core::{DType, Device, Error, Result, Tape, Tensor, Var};
 
-use crate::attention::{Branches, Inputs, Reroute, attend};
-use crate::config::{Attention, ModelConfig};
-use crate::params::{Params, slots};
+use crate::attention::{Attention, Inputs, Knob, Layer, Reroute, attend};
+use crate::config::ModelConfig;
+use crate::params::{Params, Places, parameters};
 use crate::router::RouterTrace;
 
 /// A decoder: configuration, parameters and rotary angles.
 pub struct Model {
     config: ModelConfig,
     params: Params,
+    places: Places,
     rope: RopeTable,
 }
 
@@ -32,7 +32,8 @@ impl Model {
     /// A fresh model for sequences of up to `positions` tokens.
     ///
     /// # Errors
-    /// When the head width is odd. Check the configuration first for a message that names the key.
+    /// When the head width is odd, or the parameters are too many to count. Check the configuration first for a message
+    /// that names the key.
     pub fn new(
         config: ModelConfig,
         vocab: usize,
@@ -41,6 +42,7 @@ impl Model {
         device: &Device,
         dtype: DType,
     ) -> Result<Self> {
+        parameters(&config, vocab).map_err(|e| Error::invalid("model", e.to_string()))?;
         let params = Params::init(&config, vocab, seed, device, dtype);
         Self::with_params(config, params, positions)
     }
@@ -51,7 +53,8 @@ impl Model {
     /// When the head width is odd.
     pub fn with_params(config: ModelConfig, params: Params, positions: usize) -> Result<Self> {
         let rope = RopeTable::new(positions, config.head_dim, config.rope_theta)?;
-        Ok(Model { config, params, rope })
+        let places = Places::of(&config);
+        Ok(Model { config, params, places, rope })
     }
 
     /// Its configuration.
@@ -87,16 +90,25 @@ impl Model {
         let mut config = self.config.clone();
         config.attention = attention;
         let find = |name: &str| self.params.get(name).cloned();
-        let params = Params::from_named(&config, self.vocab(), find).map_err(|e| Error::invalid("attention", e))?;
+        let params = Params::from_named(&config, self.vocab(), find);
+        let params = params.map_err(|e| Error::invalid("attention", e.to_string()))?;
+        self.places = Places::of(&config);
         (self.config, self.params) = (config, params);
         Ok(())
     }
 
-    /// Changes alpha and gamma of DashAttention; another attention has neither and stays as it is.
-    pub fn set_knobs(&mut self, alpha: f64, gamma: f64) {
-        if let Attention::Dash(d) = &mut self.config.attention {
-            (d.alpha, d.gamma) = (alpha, gamma);
+    /// Changes alpha and gamma where the attention has them as knobs.
+    pub fn set_knobs(&mut self, alpha: Option<f64>, gamma: Option<f64>) {
+        for (knob, value) in [(Knob::Alpha, alpha), (Knob::Gamma, gamma)] {
+            if let (Some(knob), Some(value)) = (self.config.attention.knob_mut(knob), value) {
+                *knob = value;
+            }
         }
+    }
+
+    /// Where a layer's learned query of the chunk summaries stands among the parameters and their leaves.
+    pub fn indexer(&self, layer: usize) -> Option<usize> {
+        self.places.indexer(layer)
     }
 
     /// Rows of the embedding.
@@ -139,10 +151,9 @@ impl Model {
         tape.scope(|| "model.embed_tokens".into());
         let mut x = embedding(tape, &leaves[0], ids, &[batch, t])?;
         let mut routers = Vec::with_capacity(c.layers);
-        let count = slots(c).count;
         let recompute = c.recompute && tape.is_recording() && !tape.is_checking() && tape.watcher().is_none();
         for layer in 0..c.layers {
-            let params = &leaves[1 + layer * count..][..count];
+            let params = &leaves[self.places.block(layer)];
             let reroute = reroute.map(|r| match r {
                 // every layer draws its own
                 Reroute::Random(seed) => Reroute::Random(seed.wrapping_add(layer as u64)),
@@ -155,7 +166,7 @@ impl Model {
             x = y;
         }
         tape.scope(|| "model.norm".into());
-        Ok(Forward { hidden: rmsnorm(tape, &x, &leaves[1 + c.layers * count], c.norm_eps)?, routers })
+        Ok(Forward { hidden: rmsnorm(tape, &x, &leaves[self.places.block(c.layers).start], c.norm_eps)?, routers })
     }
 
     /// The sum of the tokens' cross-entropies over `divisor`, usually the number of tokens of the global batch.
@@ -248,49 +259,24 @@ struct Block {
 impl Block {
     /// `x [b, t, c]` to `[b, t, c]` with the block's parameters, in their order.
     fn run(&self, tape: &Tape, params: &[Var], x: &Var) -> Result<(Var, Option<RouterTrace>)> {
-        let (c, p, layer) = (&self.config, slots(&self.config), self.layer);
-        let (batch, t) = (self.batch, self.tokens);
+        let (c, layer) = (&self.config, self.layer);
+        let [input_norm, wq, wk, wv, wo, own @ .., post_norm, gate, up, down] = params else {
+            return Err(Error::invalid("block", format!("{} parameters are too few", params.len())));
+        };
         tape.scope(|| format!("model.layers.{layer}.self_attn"));
-        let a = rmsnorm(tape, x, &params[p.input_norm], c.norm_eps)?;
-        let heads = |w: usize, n: usize| reshape(tape, &linear(tape, &a, &params[w])?, &[batch, t, n, c.head_dim]);
-        let q = rope(tape, &heads(p.q, c.heads)?, &self.rope, 0)?;
-        let k = rope(tape, &heads(p.k, c.kv_heads)?, &self.rope, 0)?;
-        let v = heads(p.v, c.kv_heads)?;
-        let own = |slot: Option<usize>| slot.map(|i| &params[i]);
-        let inputs = Inputs {
-            q: &q,
-            k: &k,
-            v: &v,
-            indexer: own(p.indexer),
-            diagonal: own(p.diagonal),
-            nsa: None,
-            reroute: self.reroute.as_ref(),
-        };
-        let (o, trace) = match &p.nsa {
-            None => attend(tape, &c.attention, inputs)?,
-            Some(n) => {
-                let rotated = |w: usize| rope(tape, &heads(w, c.kv_heads)?, &self.rope, 0);
-                let (k_compressed, k_window) = (rotated(n.k_compressed)?, rotated(n.k_window)?);
-                let (v_compressed, v_window) = (heads(n.v_compressed, c.kv_heads)?, heads(n.v_window, c.kv_heads)?);
-                let gates = sigmoid(tape, &linear(tape, &a, &params[n.gates])?)?;
-                let nsa = Branches {
-                    k_compressed: &k_compressed,
-                    v_compressed: &v_compressed,
-                    k_window: &k_window,
-                    v_window: &v_window,
-                    compress_k: &params[n.compress_k],
-                    compress_v: &params[n.compress_v],
-                    position: &params[n.position],
-                    gates: &reshape(tape, &gates, &[batch, t, c.heads, 3])?,
-                };
-                attend(tape, &c.attention, Inputs { nsa: Some(nsa), ..inputs })?
-            }
-        };
-        let x = linear_add(tape, &reshape(tape, &o, &[batch, t, c.heads * c.head_dim])?, &params[p.o], x)?;
+        let a = rmsnorm(tape, x, input_norm, c.norm_eps)?;
+        let inputs = Layer { x: &a, params: own, config: c, rope: &self.rope };
+        let q = inputs.rotated_heads(tape, wq, c.heads)?;
+        let k = inputs.rotated_heads(tape, wk, c.kv_heads)?;
+        let v = inputs.heads(tape, wv, c.kv_heads)?;
+        let own = c.attention.project(tape, &inputs)?;
+        let inputs = Inputs { q: &q, k: &k, v: &v, own: &own, reroute: self.reroute.as_ref() };
+        let (o, trace) = attend(tape, &c.attention, &inputs)?;
+        let o = reshape(tape, &o, &[self.batch, self.tokens, c.heads * c.head_dim])?;
+        let x = linear_add(tape, &o, wo, x)?;
         tape.scope(|| format!("model.layers.{layer}.mlp"));
-        let m = rmsnorm(tape, &x, &params[p.post_norm], c.norm_eps)?;
-        let weights = [p.gate, p.up, p.down].map(|w| &params[w]);
-        Ok((swiglu(tape, &m, weights, Some(&x))?, trace))
+        let m = rmsnorm(tape, &x, post_norm, c.norm_eps)?;
+        Ok((swiglu(tape, &m, [gate, up, down], Some(&x))?, trace))
     }
 
     /// The same bits, keeping only `x`: backward runs the block again on a tape of its own (Chen et al. 2016, arXiv

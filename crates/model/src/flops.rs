@@ -1,6 +1,6 @@
 //! Floating-point operations of a training step, counted, so that a speed can be put next to the hardware's limit.
 
-use crate::config::{Attention, ModelConfig};
+use crate::config::ModelConfig;
 
 /// Operations per token, forward and backward; a multiply-add counts as two.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,28 +21,17 @@ impl Flops {
     }
 }
 
-/// Operations per token at sequence length `t`, when a query attends `attended` keys on average ([`Attention::attended`]).
+/// Operations per token at sequence length `t`, when a query attends `attended` keys on average
+/// ([`crate::attention::Variant::attended`]).
 pub fn flops(c: &ModelConfig, vocab: usize, t: usize, attended: f64) -> Flops {
     let (h, g, d) = (c.heads as f64, c.kv_heads as f64, c.head_dim as f64);
-    let (width, layers, t) = (c.width as f64, c.layers as f64, t as f64);
-    let mut block = 2.0 * width * h * d + 2.0 * width * g * d + 3.0 * width * c.ffn as f64;
-    let visible = (t + 1.0) / 2.0;
-    let candidates = match c.attention {
-        Attention::Dense | Attention::TokenEntmax { .. } => 0.0,
-        Attention::TopK { chunk_size, .. } => visible / chunk_size as f64,
-        Attention::Dash(s) => visible / s.chunk_size as f64,
-        Attention::InfLlmV2(w) => visible / w.stride as f64,
-        Attention::Nsa(n) => {
-            // two more pairs of keys and values, the gates, and a window's key and value every `stride` tokens
-            block += 4.0 * width * g * d + 3.0 * width * h;
-            block += 2.0 * g * (n.windows.length as f64 / n.windows.stride as f64) * d * d;
-            visible / n.windows.stride as f64
-        }
-    };
+    let (width, layers) = (c.width as f64, c.layers as f64);
+    let own = c.attention.cost(c, t);
+    let block = 2.0 * width * h * d + 2.0 * width * g * d + 3.0 * width * c.ffn as f64 + own.products;
     Flops {
         matmul: 6.0 * (layers * block + width * vocab as f64),
         attention: 3.0 * layers * 4.0 * h * d * attended,
-        routing: layers * 2.0 * h * d * candidates.floor(),
+        routing: layers * 2.0 * h * d * own.candidates.floor(),
     }
 }
 
@@ -65,7 +54,7 @@ mod tests {
             init_std: 0.02,
             compute: Default::default(),
             recompute: false,
-            attention: Attention::Dense,
+            attention: crate::Dense {}.into(),
         };
         let f = flops(&c, 4096, 1024, c.attention.attended(1024, 0.0));
         // 6 x (2 x 65536 + 2 x 16384 + 3 x 176128) + 1048576 = 5,201,920 matrix elements

@@ -1,10 +1,8 @@
-//! The parameters: names, shapes, decay and initialisation, in one place.
+//! The parameters: names, shapes, groups and initialisation of all but the attention variants' own, and all of them as a list.
 //!
 //! | parameter | initial value |
 //! |---|---|
 //! | norms | 1 |
-//! | `self_attn.indexer_q`, `self_attn.diagonal`, `self_attn.compress_position` | 0 (mean pooling; no bias) |
-//! | `self_attn.compress_k`, `self_attn.compress_v` | normal, `1 / sqrt(length d)`: a compressed key has a key's size |
 //! | `o_proj`, `down_proj` (into the residual stream) | normal, `init_std / sqrt(2 layers)` |
 //! | every other matrix | normal, `init_std` |
 //!
@@ -14,7 +12,65 @@
 use dash_core::rng::Rng;
 use dash_core::{DType, Device, Tensor};
 
-use crate::config::{Attention, ModelConfig};
+use crate::config::ModelConfig;
+use crate::error::{ConfigError, ParamError};
+
+/// The learned query `[g * d]` of the chunk summaries.
+pub const INDEXER: &str = "self_attn.indexer_q";
+
+/// How a parameter starts.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// At 1.
+    Ones,
+    /// At 0.
+    Zeros,
+    /// Normal with this standard deviation.
+    Normal(f64),
+}
+
+/// Which parameters an optimiser treats alike.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Group {
+    /// One row a token: the embedding and the output projection.
+    Embedding,
+    /// Every other matrix.
+    Matrix,
+    /// Norms, biases and the learned queries of summaries.
+    Vector,
+}
+
+impl Group {
+    /// Weight decay applies to matrices only: norms, biases and the indexer keep their scale.
+    pub fn decays(self) -> bool {
+        self != Group::Vector
+    }
+}
+
+/// What a parameter is before it has values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ParamSpec {
+    /// Hugging Face name; that of a layer's parameter without `model.layers.N.`.
+    pub name: String,
+    /// Extents.
+    pub shape: Vec<usize>,
+    /// Start.
+    pub init: Init,
+    /// Group.
+    pub group: Group,
+}
+
+impl ParamSpec {
+    /// A parameter.
+    pub fn new(name: impl Into<String>, shape: Vec<usize>, init: Init, group: Group) -> Self {
+        ParamSpec { name: name.into(), shape, init, group }
+    }
+
+    /// [`INDEXER`]. It starts at 0: the summaries are means.
+    pub fn indexer(c: &ModelConfig) -> Self {
+        ParamSpec::new(INDEXER, vec![c.kv_heads * c.head_dim], Init::Zeros, Group::Vector)
+    }
+}
 
 /// A named tensor.
 #[derive(Debug, Clone)]
@@ -23,132 +79,104 @@ pub struct Param {
     pub name: String,
     /// Value.
     pub value: Tensor,
+    /// Group.
+    pub group: Group,
 }
 
 /// All parameters in a fixed order.
 #[derive(Debug, Clone)]
 pub struct Params(Vec<Param>);
 
-/// Where each parameter stands among those of its block; see [`block_shapes`].
-pub(crate) struct Slots {
-    /// number of parameters of a block
-    pub count: usize,
-    pub input_norm: usize,
-    pub q: usize,
-    pub k: usize,
-    pub v: usize,
-    pub o: usize,
-    pub indexer: Option<usize>,
-    pub diagonal: Option<usize>,
-    pub nsa: Option<NsaSlots>,
-    pub post_norm: usize,
-    pub gate: usize,
-    pub up: usize,
-    pub down: usize,
-}
-
-/// Parameters of native sparse attention. The chosen chunks use `k_proj` and `v_proj`; the compressed and the sliding
-/// branch have their own.
-pub(crate) struct NsaSlots {
-    pub k_compressed: usize,
-    pub v_compressed: usize,
-    pub k_window: usize,
-    pub v_window: usize,
-    /// `[g * length * d, d]`
-    pub compress_k: usize,
-    pub compress_v: usize,
-    /// `[g * length * d]`, added to a window's keys before they are compressed
-    pub position: usize,
-    /// `[3 h, c]`: logits of the gates, for each head compressed, chosen, sliding
-    pub gates: usize,
-}
-
-fn block_shapes(c: &ModelConfig) -> Vec<(&'static str, Vec<usize>)> {
+/// The parameters of a block, in the order in which the decoder takes them apart: five, those of the attention variant, four.
+fn block(c: &ModelConfig) -> Vec<ParamSpec> {
     let (h, g, d) = (c.heads, c.kv_heads, c.head_dim);
-    let mut shapes = vec![
-        ("input_layernorm.weight", vec![c.width]),
-        ("self_attn.q_proj.weight", vec![h * d, c.width]),
-        ("self_attn.k_proj.weight", vec![g * d, c.width]),
-        ("self_attn.v_proj.weight", vec![g * d, c.width]),
-        ("self_attn.o_proj.weight", vec![c.width, h * d]),
+    let norm = |name| ParamSpec::new(name, vec![c.width], Init::Ones, Group::Vector);
+    let matrix = |name, rows, cols| ParamSpec::new(name, vec![rows, cols], Init::Normal(c.init_std), Group::Matrix);
+    let residual = Init::Normal(c.init_std / (2.0 * c.layers as f64).sqrt());
+    let into_residual = |name, cols| ParamSpec::new(name, vec![c.width, cols], residual, Group::Matrix);
+    let mut all = vec![
+        norm("input_layernorm.weight"),
+        matrix("self_attn.q_proj.weight", h * d, c.width),
+        matrix("self_attn.k_proj.weight", g * d, c.width),
+        matrix("self_attn.v_proj.weight", g * d, c.width),
+        into_residual("self_attn.o_proj.weight", h * d),
     ];
-    if matches!(c.attention, Attention::Dash(_) | Attention::TopK { indexer: true, .. }) {
-        shapes.push(("self_attn.indexer_q", vec![g * d]));
-    }
-    if let Attention::Dash(dash) = c.attention
-        && dash.diagonal
-    {
-        shapes.push(("self_attn.diagonal", vec![g]));
-    }
-    if let Attention::Nsa(nsa) = c.attention {
-        let window = nsa.windows.length * d;
-        shapes.extend([
-            ("self_attn.k_proj_compressed.weight", vec![g * d, c.width]),
-            ("self_attn.v_proj_compressed.weight", vec![g * d, c.width]),
-            ("self_attn.k_proj_window.weight", vec![g * d, c.width]),
-            ("self_attn.v_proj_window.weight", vec![g * d, c.width]),
-            ("self_attn.compress_k.weight", vec![g * window, d]),
-            ("self_attn.compress_v.weight", vec![g * window, d]),
-            ("self_attn.compress_position", vec![g * window]),
-            ("self_attn.branch_gate.weight", vec![3 * h, c.width]),
-        ]);
-    }
-    shapes.extend([
-        ("post_attention_layernorm.weight", vec![c.width]),
-        ("mlp.gate_proj.weight", vec![c.ffn, c.width]),
-        ("mlp.up_proj.weight", vec![c.ffn, c.width]),
-        ("mlp.down_proj.weight", vec![c.width, c.ffn]),
+    all.extend(c.attention.params(c));
+    all.extend([
+        norm("post_attention_layernorm.weight"),
+        matrix("mlp.gate_proj.weight", c.ffn, c.width),
+        matrix("mlp.up_proj.weight", c.ffn, c.width),
+        into_residual("mlp.down_proj.weight", c.ffn),
     ]);
-    shapes
+    all
 }
 
-/// Name and shape of every parameter, in order.
-pub(crate) fn shapes(c: &ModelConfig, vocab: usize) -> Vec<(String, Vec<usize>)> {
-    let mut all = vec![("model.embed_tokens.weight".to_string(), vec![vocab, c.width])];
-    for layer in 0..c.layers {
-        all.extend(block_shapes(c).into_iter().map(|(name, shape)| (format!("model.layers.{layer}.{name}"), shape)));
+/// Where a layer's parameters stand in the list of all.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Places {
+    /// of a block
+    count: usize,
+    /// of [`INDEXER`] in its block
+    indexer: Option<usize>,
+}
+
+impl Places {
+    pub(crate) fn of(c: &ModelConfig) -> Self {
+        let block = block(c);
+        Places { count: block.len(), indexer: block.iter().position(|p| p.name == INDEXER) }
     }
-    all.push(("model.norm.weight".into(), vec![c.width]));
+
+    /// Of a layer.
+    pub(crate) fn block(&self, layer: usize) -> std::ops::Range<usize> {
+        let first = 1 + layer * self.count;
+        first..first + self.count
+    }
+
+    /// Of a layer's indexer.
+    pub(crate) fn indexer(&self, layer: usize) -> Option<usize> {
+        self.indexer.map(|i| self.block(layer).start + i)
+    }
+}
+
+/// Every parameter of a model, in order: embedding, blocks, final norm, and the output projection where it is not the
+/// embedding.
+pub(crate) fn specs(c: &ModelConfig, vocab: usize) -> Vec<ParamSpec> {
+    let table = |name| ParamSpec::new(name, vec![vocab, c.width], Init::Normal(c.init_std), Group::Embedding);
+    let mut all = vec![table("model.embed_tokens.weight")];
+    let block = block(c);
+    for layer in 0..c.layers {
+        let in_layer = |p: &ParamSpec| ParamSpec { name: format!("model.layers.{layer}.{}", p.name), ..p.clone() };
+        all.extend(block.iter().map(in_layer));
+    }
+    all.push(ParamSpec::new("model.norm.weight", vec![c.width], Init::Ones, Group::Vector));
     if !c.tie_embeddings {
-        all.push(("lm_head.weight".into(), vec![vocab, c.width]));
+        all.push(table("lm_head.weight"));
     }
     all
 }
 
-/// Number of scalars of a model.
-pub fn parameters(c: &ModelConfig, vocab: usize) -> usize {
-    shapes(c, vocab).iter().map(|(_, shape)| shape.iter().product::<usize>()).sum()
-}
+/// Scalars of a model at most: 2^40 take 16 TiB with their gradients and moments in f32.
+const MOST_PARAMETERS: usize = 1 << 40;
 
-/// Where the parameters of a block stand; block `layer` starts at parameter `1 + layer * count`.
-pub(crate) fn slots(c: &ModelConfig) -> Slots {
-    let names: Vec<_> = block_shapes(c).into_iter().map(|(name, _)| name).collect();
-    let find = |name: &str| names.iter().position(|n| *n == name);
-    let must = |name: &str| find(name).expect("every block has it");
-    Slots {
-        count: names.len(),
-        input_norm: must("input_layernorm.weight"),
-        q: must("self_attn.q_proj.weight"),
-        k: must("self_attn.k_proj.weight"),
-        v: must("self_attn.v_proj.weight"),
-        o: must("self_attn.o_proj.weight"),
-        indexer: find("self_attn.indexer_q"),
-        diagonal: find("self_attn.diagonal"),
-        nsa: find("self_attn.k_proj_compressed.weight").map(|_| NsaSlots {
-            k_compressed: must("self_attn.k_proj_compressed.weight"),
-            v_compressed: must("self_attn.v_proj_compressed.weight"),
-            k_window: must("self_attn.k_proj_window.weight"),
-            v_window: must("self_attn.v_proj_window.weight"),
-            compress_k: must("self_attn.compress_k.weight"),
-            compress_v: must("self_attn.compress_v.weight"),
-            position: must("self_attn.compress_position"),
-            gates: must("self_attn.branch_gate.weight"),
-        }),
-        post_norm: must("post_attention_layernorm.weight"),
-        gate: must("mlp.gate_proj.weight"),
-        up: must("mlp.up_proj.weight"),
-        down: must("mlp.down_proj.weight"),
-    }
+/// Number of scalars of a model, from extents that [`ModelConfig::check`] has accepted.
+///
+/// # Errors
+/// When they are more than 2^40: no machine that this program knows holds them.
+pub fn parameters(c: &ModelConfig, vocab: usize) -> Result<usize, ConfigError> {
+    let numel = |p: &ParamSpec| p.shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent));
+    let sum = |specs: &[ParamSpec]| specs.iter().try_fold(0usize, |sum, p| sum.checked_add(numel(p)?));
+    // without the list of all layers, which may be long
+    let once = sum(&specs(&ModelConfig { layers: 0, ..c.clone() }, vocab));
+    let all = sum(&block(c)).and_then(|n| n.checked_mul(c.layers)).and_then(|n| n.checked_add(once?));
+    all.filter(|&n| n <= MOST_PARAMETERS).ok_or_else(|| {
+        let count = all.map_or("more than 2^64".to_string(), |n| format!("{:.1e}", n as f64));
+        let what = format!(
+            "{} with {} layers, {} heads of {}, ffn {} and {vocab} tokens makes {count} parameters; at most 2^40 (1.1e12) are \
+             taken",
+            c.width, c.layers, c.heads, c.head_dim, c.ffn
+        );
+        ConfigError::new("model.width", what)
+    })
 }
 
 /// FNV-1a: a fixed map from a name to a random stream.
@@ -159,44 +187,39 @@ fn stream_of(name: &str) -> u64 {
 impl Params {
     /// Fresh values from a seed.
     pub fn init(c: &ModelConfig, vocab: usize, seed: u64, device: &Device, dtype: DType) -> Self {
-        let residual = c.init_std / (2.0 * c.layers as f64).sqrt();
-        let value = |name: &str, shape: &[usize]| {
-            let std = match name.rsplit('.').nth(1).unwrap_or("") {
-                "o_proj" | "down_proj" => residual,
-                "compress_k" | "compress_v" => (c.kv_heads as f64 / shape[0] as f64).sqrt(),
-                _ => c.init_std,
+        let fresh = |ParamSpec { name, shape, init, group }: ParamSpec| {
+            let value = match init {
+                Init::Ones => Tensor::full(device, &shape, dtype, 1.0),
+                Init::Zeros => Tensor::zeros(device, &shape, dtype),
+                Init::Normal(std) => {
+                    Tensor::normal(device, &shape, dtype, std, &mut Rng::stream(seed, stream_of(&name)))
+                }
             };
-            if name.ends_with("norm.weight") {
-                Tensor::full(device, shape, dtype, 1.0)
-            } else if shape.len() == 1 {
-                Tensor::zeros(device, shape, dtype)
-            } else {
-                Tensor::normal(device, shape, dtype, std, &mut Rng::stream(seed, stream_of(name)))
-            }
+            Param { name, value, group }
         };
-        let named = shapes(c, vocab).into_iter().map(|(name, shape)| Param { value: value(&name, &shape), name });
-        Params(named.collect())
+        Params(specs(c, vocab).into_iter().map(fresh).collect())
     }
 
     /// Takes values by name.
     ///
     /// # Errors
-    /// Names the first parameter that is missing or has another shape, or the first value that is no parameter.
+    /// Names the first parameter that is missing or has another shape.
     pub fn from_named(
         c: &ModelConfig,
         vocab: usize,
         mut find: impl FnMut(&str) -> Option<Tensor>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, ParamError> {
         let mut list = Vec::new();
-        for (name, shape) in shapes(c, vocab) {
-            let value = find(&name).ok_or_else(|| format!("parameter {name} is missing"))?;
-            if value.shape() != shape {
-                return Err(format!(
-                    "parameter {name} has shape {:?}, the configuration asks for {shape:?}",
-                    value.shape()
-                ));
-            }
-            list.push(Param { name, value });
+        for ParamSpec { name, shape, group, .. } in specs(c, vocab) {
+            let value = match find(&name) {
+                Some(value) if value.shape() == shape => value,
+                Some(value) => {
+                    let what = format!("has shape {:?}, the configuration asks for {shape:?}", value.shape());
+                    return Err(ParamError { name, what });
+                }
+                None => return Err(ParamError { name, what: "is missing".into() }),
+            };
+            list.push(Param { name, value, group });
         }
         Ok(Params(list))
     }
@@ -229,12 +252,5 @@ impl Params {
     /// Number of scalars.
     pub fn numel(&self) -> usize {
         self.0.iter().map(|p| p.value.numel()).sum()
-    }
-}
-
-impl Param {
-    /// Weight decay applies to matrices only: norms, biases and the indexer keep their scale.
-    pub fn decays(&self) -> bool {
-        self.value.shape().len() == 2
     }
 }

@@ -4,17 +4,25 @@ use std::sync::Arc;
 
 use dash_core::ops::attention::RouterGradient;
 use dash_core::{DType, Tape, Tensor, testing};
-use dash_model::{Attention, Dash, Model, ModelConfig};
+use dash_model::{Attention, Dash, Dense, Model, ModelConfig, TopK, VARIANTS};
 
 const VOCAB: usize = 50;
 const T: usize = 37;
 
 fn dash() -> Dash {
-    let Some(Attention::Dash(d)) = Attention::preset("dash") else { panic!("a preset") };
-    Dash { chunk_size: 8, gamma: 8.0, ..d }
+    Dash { chunk_size: 8, gamma: 8.0, ..Dash::default() }
 }
 
-fn model(attention: Attention, dtype: DType) -> Model {
+fn topk(chunk_size: usize, top: usize) -> Attention {
+    TopK { chunk_size, top, ..TopK::default() }.into()
+}
+
+/// Every variant at sizes that route here.
+fn variants() -> impl Iterator<Item = Attention> {
+    VARIANTS.iter().map(|v| v.with(v.small))
+}
+
+fn model(attention: impl Into<Attention>, dtype: DType) -> Model {
     let config = ModelConfig {
         layers: 2,
         width: 24,
@@ -29,7 +37,7 @@ fn model(attention: Attention, dtype: DType) -> Model {
         init_std: 0.5,
         compute: Default::default(),
         recompute: false,
-        attention,
+        attention: attention.into(),
     };
     Model::new(config, VOCAB, T, 3, &testing::device(), dtype).unwrap()
 }
@@ -46,7 +54,7 @@ fn logits(m: &Model, ids: &[u32]) -> Tensor {
 /// Parameter names and gradients, `None` where nothing reaches.
 type Named = Vec<(String, Option<Vec<f64>>)>;
 
-fn gradients(attention: Attention) -> (Vec<f64>, Named) {
+fn gradients(attention: impl Into<Attention>) -> (Vec<f64>, Named) {
     let m = model(attention, DType::F64);
     let (x, y): (Arc<[u32]>, _) = (ids(1).into(), ids(2));
     let t = Tape::new();
@@ -60,27 +68,25 @@ fn gradients(attention: Attention) -> (Vec<f64>, Named) {
 
 #[test]
 fn topk_with_every_chunk_is_dense() {
-    let dense = logits(&model(Attention::Dense, DType::F64), &ids(1)).to_f64();
-    let all =
-        logits(&model(Attention::TopK { chunk_size: 8, top: 5, gamma: 1.0, indexer: false }, DType::F64), &ids(1));
+    let dense = logits(&model(Dense {}, DType::F64), &ids(1)).to_f64();
+    let all = logits(&model(topk(8, 5), DType::F64), &ids(1));
     assert!(testing::relative_error(&all, &dense) < 1e-12);
-    let some =
-        logits(&model(Attention::TopK { chunk_size: 8, top: 2, gamma: 1.0, indexer: false }, DType::F64), &ids(1));
+    let some = logits(&model(topk(8, 2), DType::F64), &ids(1));
     assert!(testing::relative_error(&some, &dense) > 1e-3);
 }
 
 #[test]
 fn one_chunk_is_dense() {
-    let dense = logits(&model(Attention::Dense, DType::F64), &ids(1)).to_f64();
+    let dense = logits(&model(Dense {}, DType::F64), &ids(1)).to_f64();
     let long = Dash { chunk_size: T, ..dash() };
-    for a in [Attention::Dash(long), Attention::TopK { chunk_size: T + 3, top: 1, gamma: 1.0, indexer: false }] {
+    for a in [long.into(), topk(T + 3, 1)] {
         assert!(testing::relative_error(&logits(&model(a, DType::F64), &ids(1)), &dense) < 1e-12);
     }
 }
 
 #[test]
 fn the_router_gradient_changes_gradients_and_no_forward_bit() {
-    let with = |router_gradient| gradients(Attention::Dash(Dash { router_gradient, ..dash() }));
+    let with = |router_gradient| gradients(Dash { router_gradient, ..dash() });
     let (full, stopped) = (with(RouterGradient::Full), with(RouterGradient::Stopped));
     let ste = with(RouterGradient::StraightThrough);
     assert!(full.0[0].to_bits() == stopped.0[0].to_bits() && full.0[0].to_bits() == ste.0[0].to_bits());
@@ -95,11 +101,7 @@ fn the_router_gradient_changes_gradients_and_no_forward_bit() {
 
 #[test]
 fn a_later_token_changes_no_earlier_logit() {
-    for a in [
-        Attention::Dense,
-        Attention::TopK { chunk_size: 8, top: 2, gamma: 1.0, indexer: false },
-        Attention::Dash(dash()),
-    ] {
+    for a in variants() {
         let m = model(a, DType::F32);
         let (before, mut changed) = (ids(1), ids(1));
         changed[20] = (changed[20] + 1) % VOCAB as u32;
@@ -111,7 +113,7 @@ fn a_later_token_changes_no_earlier_logit() {
 
 #[test]
 fn permuting_the_batch_permutes_the_logits() {
-    for a in [Attention::Dense, Attention::Dash(dash())] {
+    for a in variants() {
         let m = model(a, DType::F32);
         let x = ids(1);
         let swapped: Vec<u32> = x[T..].iter().chain(&x[..T]).copied().collect();
@@ -123,7 +125,7 @@ fn permuting_the_batch_permutes_the_logits() {
 
 #[test]
 fn the_router_of_these_tests_is_neither_dense_nor_empty() {
-    let m = model(Attention::Dash(dash()), DType::F64);
+    let m = model(dash(), DType::F64);
     let (_, traces) = m.nll((&ids(1).into(), &ids(2)), 2, None).unwrap();
     for stats in traces.into_iter().map(|t| t.unwrap().stats()) {
         assert!(stats.density > 0.3 && stats.density < 0.98, "{stats:?}");
@@ -134,16 +136,54 @@ fn the_router_of_these_tests_is_neither_dense_nor_empty() {
 
 #[test]
 fn variants_start_from_equal_weights_wherever_shapes_agree() {
-    let (a, b) = (model(Attention::Dense, DType::F32), model(Attention::Dash(dash()), DType::F32));
-    for p in a.params().iter() {
-        assert_eq!(p.value.to_f64(), b.params().get(&p.name).unwrap().to_f64(), "{}", p.name);
+    let dense = model(Dense {}, DType::F32);
+    for a in variants() {
+        let m = model(a, DType::F32);
+        for p in dense.params().iter() {
+            assert_eq!(p.value.to_f64(), m.params().get(&p.name).unwrap().to_f64(), "{}: {}", a.kind(), p.name);
+        }
+        let own = a.params(m.config());
+        assert_eq!(m.params().len(), dense.params().len() + 2 * own.len(), "{}", a.kind());
+        let numel = own.iter().map(|p| 2 * p.shape.iter().product::<usize>()).sum::<usize>();
+        assert_eq!(m.params().numel(), dense.params().numel() + numel);
+        assert_eq!(dash_model::parameters(m.config(), VOCAB), Ok(m.params().numel()));
+        for layer in 0..2 {
+            let at = m.indexer(layer).map(|i| m.params().iter().nth(i).unwrap().name.clone());
+            let has = own.iter().any(|p| p.name.ends_with("indexer_q"));
+            assert_eq!(at, has.then(|| format!("model.layers.{layer}.self_attn.indexer_q")));
+        }
     }
-    assert_eq!(b.params().len(), a.params().len() + 2);
+}
+
+#[test]
+fn extents_that_no_machine_holds_are_refused_with_the_largest() {
+    let config = |change: &dyn Fn(&mut ModelConfig)| {
+        let mut c = model(Dense {}, DType::F32).config().clone();
+        change(&mut c);
+        c.check().unwrap_err().to_string()
+    };
+    let width = config(&|c| c.width = 1_000_000_000_000);
+    assert_eq!(width, "model.width: 1000000000000 is above 1048576, the largest that is taken");
+    assert!(config(&|c| c.ffn = usize::MAX).contains("model.ffn: 18446744073709551615 is above 4194304"));
+    assert_eq!(config(&|c| c.layers = 0), "model.layers: is 0; it must be at least 1");
+    let all = config(&|c| {
+        (c.layers, c.width, c.heads, c.kv_heads, c.head_dim, c.ffn) =
+            (1 << 14, 1 << 20, 1 << 16, 1 << 16, 1 << 16, 1 << 22);
+    });
+    assert!(all.contains("makes more than 2^64 parameters; at most 2^40"), "{all}");
+    let some = config(&|c| (c.layers, c.width, c.ffn) = (1 << 14, 1 << 20, 1 << 20));
+    assert!(some.contains("makes 5.4e16 parameters"), "{some}");
+    // sizes of a variant enter its parameters
+    let nsa = config(&|c| {
+        (c.kv_heads, c.heads, c.head_dim) = (1 << 16, 1 << 16, 1 << 16);
+        c.attention = dash_model::Nsa { length: 1 << 31, ..Default::default() }.into();
+    });
+    assert!(nsa.contains("makes more than 2^64 parameters"), "{nsa}");
 }
 
 #[test]
 fn recomputing_blocks_changes_no_bit_and_halves_the_memory_of_activations() {
-    for attention in [Attention::Dense, Attention::Dash(dash())] {
+    for attention in variants() {
         let device = testing::device();
         let dash_core::Device::Cpu(cpu) = &device;
         let run = |recompute: bool| {

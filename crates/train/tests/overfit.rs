@@ -3,20 +3,17 @@
 use dash_core::Device;
 use dash_core::rng::Rng;
 use dash_data::{Batch, LoaderState};
+use dash_model::Attention;
 use train::config::Config;
 use train::trainer::Trainer;
 
 #[test]
 fn every_variant_learns_one_batch_by_heart() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/test.toml");
-    let kinds = ["dense", "topk", "dash", "dash-stopped", "dash-ste", "dash-released"];
-    for kind in kinds {
-        let attention = match kind {
-            "dense" => "model.attention={kind=\"dense\"}".to_string(),
-            _ => format!("model.attention={{kind=\"{kind}\",chunk_size=8,gamma=4.0}}"),
-        };
-        let set = [attention, "run.steps=150".into(), "optim.lr=1e-2".into(), "optim.weight_decay=0.0".into()];
-        let config = Config::load(&path, &set).unwrap();
+    for kind in dash_model::kinds() {
+        let set = ["run.steps=150", "optim.lr=1e-2", "optim.weight_decay=0.0"].map(String::from);
+        let mut config = Config::load(&path, &set).unwrap();
+        config.model.attention = Attention::small(kind).unwrap();
         let device = Device::cpu(2);
         let mut trainer = Trainer::new(&config, &device).unwrap();
         let mut rng = Rng::new(5);

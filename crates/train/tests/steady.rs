@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use dash_core::Device;
 use dash_data::Batch;
+use dash_model::VARIANTS;
 use train::config::Config;
 use train::trainer::Trainer;
 
@@ -37,7 +38,7 @@ fn a_step_reuses_the_memory_of_the_step_before() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/bench-cpu.toml");
     let sizes = ["model.layers=2", "data.seq_len=256", "data.batch_size=2"].map(String::from);
     for compute in ["f32", "bf16"] {
-        for kind in ["dense", "topk", "dash", "token-entmax", "infllmv2", "nsa"] {
+        for kind in VARIANTS.iter().map(|v| v.kind) {
             let attention = [format!("model.attention.kind={kind}"), format!("model.compute={compute}")];
             let config = Config::load(&path, &[&sizes[..], &attention[..]].concat()).unwrap();
             // one thread, so that which tasks hold scratch memory at once does not vary

@@ -1,11 +1,13 @@
 //! DashAttention (arXiv 2605.18753): learned chunk summaries, entmax routing, and attention to the routed chunks with the
 //! log-probability of each as a bias, differentiable end to end.
 
-use dash_core::ops::attention::{Entmax, chunk_summary, entmax_routing};
+use dash_core::ops::attention::{Center, Entmax, RouterGradient, chunk_summary, entmax_routing};
 use dash_core::{Error, Result, Tape};
 
-use super::{Attended, Inputs};
-use crate::config::Dash;
+use super::keys::{Range, Value, settings};
+use super::{Attended, Attention, Chunks, Cost, Export, Inputs, Knob, Loader, Preset, Spec, Variant};
+use crate::config::ModelConfig;
+use crate::params::{Group, Init, ParamSpec};
 use crate::router::RouterTrace;
 
 /// The places where the router takes its queries and keys: what comes back there came through the choice.
@@ -13,20 +15,161 @@ pub const ROUTER_Q: &str = "router.q";
 /// See [`ROUTER_Q`].
 pub const ROUTER_K: &str = "router.k";
 
-pub fn attend(tape: &Tape, x: Inputs, s: &Dash) -> Result<Attended> {
-    let qbar = x.indexer.ok_or_else(|| Error::invalid("dash", "the layer has no self_attn.indexer_q"))?;
-    let settings = Entmax {
-        chunk_size: s.chunk_size,
-        alpha: s.alpha,
-        gamma: s.gamma,
-        sigma: s.sigma,
-        center: s.center,
-        gradient: s.router_gradient,
-    };
-    let (q, k) = (tape.watch(ROUTER_Q, x.q)?, tape.watch(ROUTER_K, x.k)?);
-    let kbar = chunk_summary(tape, &k, qbar, s.chunk_size)?;
-    let routing = entmax_routing(tape, &q, &kbar, x.diagonal, settings)?;
-    let (out, list) = x.attend_to(tape, routing.list.clone(), Some(routing.bias.clone()))?;
-    let trace = if x.reroute.is_some() { RouterTrace::hard(list) } else { RouterTrace::soft(routing) };
-    Ok((out, Some(trace)))
+/// Range of an entmax exponent.
+pub(super) const ALPHA: Range = Range::above(1.0, 2.0, "1 is softmax, 2 is sparsemax");
+
+/// The own chunk's bias of each kv head.
+const DIAGONAL: &str = "self_attn.diagonal";
+
+settings! {
+    /// Settings of DashAttention.
+    pub struct Dash {
+        /// Tokens of a chunk.
+        chunk_size: usize = 64, Range::at_least(1, "a chunk has at least one token");
+        /// Exponent of the entmax; larger is sparser.
+        alpha: f64 = 1.5, ALPHA;
+        /// Factor on the routing scores; larger is sparser.
+        gamma: f64 = 1.0, Range::positive("");
+        /// Divides the bias.
+        sigma: f64 = 1.0, Range::positive("it divides the bias");
+        /// What is subtracted from log w: nothing, its mean over the support, or that mean without a gradient.
+        center: Center = Center::None, Range::ANY;
+        /// What the gradient of the bias does: all of it, nothing, or that of softmax in the place of entmax.
+        router_gradient: RouterGradient = RouterGradient::Full, Range::ANY;
+        /// A learned bias of the own chunk, one a kv head.
+        diagonal: bool = false, Range::ANY;
+    }
+}
+
+/// See [`Spec`].
+pub static SPEC: Spec = Spec {
+    kind: "dash",
+    about: "DashAttention: entmax routing over learned chunk summaries, with a gradient through the choice (arXiv 2605.18753).",
+    presets: &[
+        Preset {
+            name: "dash-released",
+            about: "As the released checkpoints: almost no bias, and it is centred.",
+            values: &[("sigma", Value::Number(1e6)), ("center", Value::Name("mean"))],
+        },
+        Preset {
+            name: "dash-stopped",
+            about: "The same forward pass, no gradient through the choice.",
+            values: &[("router_gradient", Value::Name("stopped"))],
+        },
+        Preset {
+            name: "dash-ste",
+            about: "The same forward pass, the gradient of softmax through the choice.",
+            values: &[("router_gradient", Value::Name("straight-through"))],
+        },
+    ],
+    keys: Dash::KEYS,
+    build: |given| Dash::from_given(given).into(),
+    small: &[("chunk_size", Value::Size(4)), ("gamma", Value::Number(2.0))],
+    golden: &["q", "k", "v", "summary_query", "diagonal"],
+};
+
+impl Dash {
+    /// For the routing room.
+    pub fn entmax(&self) -> Entmax {
+        Entmax {
+            chunk_size: self.chunk_size,
+            alpha: self.alpha,
+            gamma: self.gamma,
+            sigma: self.sigma,
+            center: self.center,
+            gradient: self.router_gradient,
+        }
+    }
+
+    /// Why the public `dash_attn` package cannot run a model, if it cannot.
+    fn beyond_public_package(&self, head_dim: usize, positions: usize) -> Option<String> {
+        let power = |n: usize| n >= 16 && n.is_power_of_two();
+        if self.alpha != 1.5 {
+            return Some(format!("alpha is {}, the package has 1.5", self.alpha));
+        }
+        if self.diagonal {
+            return Some("it has a learned diagonal".into());
+        }
+        if self.center == Center::None && self.sigma != 1.0 {
+            return Some(format!("sigma is {} without centring, the package has 1", self.sigma));
+        }
+        if !power(self.chunk_size) || !power(head_dim) {
+            return Some(format!(
+                "chunk size {} and head width {head_dim} must be powers of two, 16 or more",
+                self.chunk_size
+            ));
+        }
+        (positions.div_ceil(self.chunk_size) > 512).then(|| "it has more than 512 chunks".into())
+    }
+}
+
+impl Variant for Dash {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn params(&self, config: &ModelConfig) -> Vec<ParamSpec> {
+        let diagonal = || ParamSpec::new(DIAGONAL, vec![config.kv_heads], Init::Zeros, Group::Vector);
+        std::iter::once(ParamSpec::indexer(config)).chain(self.diagonal.then(diagonal)).collect()
+    }
+
+    /// Kept: list, weights, bias and head weights, at a density of one half.
+    fn cost(&self, config: &ModelConfig, t: usize) -> Cost {
+        let (h, g) = (config.heads as f64, config.kv_heads as f64);
+        let chunks = t as f64 / self.chunk_size as f64;
+        let candidates = (t as f64 + 1.0) / 2.0 / self.chunk_size as f64;
+        Cost { candidates, kept: 0.25 * chunks * (5.0 * g + h), ..Cost::default() }
+    }
+
+    fn chunks(&self) -> Option<Chunks> {
+        Some(Chunks { size: self.chunk_size, top: None })
+    }
+
+    fn knob_mut(&mut self, knob: Knob) -> Option<&mut f64> {
+        match knob {
+            Knob::Alpha => Some(&mut self.alpha),
+            Knob::Gamma => Some(&mut self.gamma),
+        }
+    }
+
+    fn gradient_is_exact(&self) -> bool {
+        self.router_gradient == RouterGradient::Full
+    }
+
+    fn adopt(&mut self, _own: &Attention, has: &dyn Fn(&str) -> bool) {
+        self.diagonal = has(DIAGONAL);
+    }
+
+    fn export(&self, config: &ModelConfig, positions: usize) -> Export {
+        let note = match self.beyond_public_package(config.head_dim, positions) {
+            Some(why) => Export::own(SPEC.kind, &why).note,
+            None => "This is a DashAttention model. The public `dash_attn` package loads it \
+                (`dash_attn.models.llama.LlamaForCausalLM`), and `AutoModelForCausalLM.from_pretrained(folder, \
+                trust_remote_code=True)` with the `modeling_dashlab.py` beside this file. Stock `transformers` without \
+                `trust_remote_code` loads it too, as a dense Llama that ignores `self_attn.indexer_q`: that is another \
+                function, and its logits differ from `parity.safetensors`."
+                .into(),
+        };
+        let keys = vec![
+            ("chunk_size", Value::Size(self.chunk_size)),
+            ("scaling_factor", Value::Number(self.gamma)),
+            ("sigma", Value::Number(self.sigma)),
+            ("estimate_diagonal", Value::Flag(self.center != Center::None)),
+        ];
+        Export { loader: Loader::Llama, keys, note }
+    }
+
+    fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {
+        let (qbar, diagonal) = match x.own {
+            [qbar] => (qbar, None),
+            [qbar, diagonal] => (qbar, Some(diagonal)),
+            other => return Err(Error::invalid("dash", format!("{} parameters, not 1 or 2", other.len()))),
+        };
+        let (q, k) = (tape.watch(ROUTER_Q, x.q)?, tape.watch(ROUTER_K, x.k)?);
+        let kbar = chunk_summary(tape, &k, qbar, self.chunk_size)?;
+        let routing = entmax_routing(tape, &q, &kbar, diagonal, self.entmax())?;
+        let (out, list) = x.attend_to(tape, routing.list.clone(), Some(routing.bias.clone()))?;
+        let trace = if x.reroute.is_some() { RouterTrace::hard(list) } else { RouterTrace::soft(routing) };
+        Ok((out, Some(trace)))
+    }
 }

@@ -3,8 +3,38 @@
 use dash_core::ops::attention::dense_attention;
 use dash_core::{Result, Tape};
 
-use super::{Attended, Inputs};
+use super::keys::settings;
+use super::{Attended, Export, Inputs, Loader, Spec, Variant};
+use crate::config::ModelConfig;
 
-pub fn attend(tape: &Tape, x: Inputs) -> Result<Attended> {
-    Ok((dense_attention(tape, x.q, x.k, x.v)?, None))
+settings! {
+    /// Dense attention has no settings.
+    pub struct Dense {}
+}
+
+/// See [`Spec`].
+pub static SPEC: Spec = Spec {
+    kind: "dense",
+    about: "Causal softmax over all earlier tokens.",
+    presets: &[],
+    keys: Dense::KEYS,
+    build: |given| Dense::from_given(given).into(),
+    small: &[],
+    golden: &["q", "k", "v"],
+};
+
+impl Variant for Dense {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn export(&self, _config: &ModelConfig, _positions: usize) -> Export {
+        let note = "This is a dense Llama: `transformers.LlamaForCausalLM.from_pretrained(folder)` computes the logits in \
+            `parity.safetensors`.";
+        Export { loader: Loader::Stock, keys: Vec::new(), note: note.into() }
+    }
+
+    fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {
+        Ok((dense_attention(tape, x.q, x.k, x.v)?, None))
+    }
 }

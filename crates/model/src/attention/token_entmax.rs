@@ -3,8 +3,35 @@
 use dash_core::ops::attention::{Span, span_attention};
 use dash_core::{Result, Tape};
 
-use super::{Attended, Inputs};
+use super::dash::ALPHA;
+use super::keys::settings;
+use super::{Attended, Inputs, Spec, Variant};
 
-pub fn attend(tape: &Tape, x: Inputs, alpha: f64) -> Result<Attended> {
-    Ok((span_attention(tape, x.q, x.k, x.v, Span::Causal, alpha)?, None))
+settings! {
+    /// Settings of token-level entmax.
+    pub struct TokenEntmax {
+        /// Exponent of the entmax; larger is sparser.
+        alpha: f64 = 1.5, ALPHA;
+    }
+}
+
+/// See [`Spec`].
+pub static SPEC: Spec = Spec {
+    kind: "token-entmax",
+    about: "Dense alpha-entmax over all earlier tokens, without chunks (arXiv 1905.05702).",
+    presets: &[],
+    keys: TokenEntmax::KEYS,
+    build: |given| TokenEntmax::from_given(given).into(),
+    small: &[],
+    golden: &["q", "k", "v"],
+};
+
+impl Variant for TokenEntmax {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {
+        Ok((span_attention(tape, x.q, x.k, x.v, Span::Causal, self.alpha)?, None))
+    }
 }

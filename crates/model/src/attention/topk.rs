@@ -5,16 +5,69 @@
 use dash_core::ops::attention::{chunk_summary, topk_routing};
 use dash_core::{Result, Tape, Tensor};
 
-use super::{Attended, Inputs};
+use super::keys::{Range, Value, settings};
+use super::{Attended, Attention, Chunks, Cost, Inputs, Spec, Variant};
+use crate::config::ModelConfig;
+use crate::params::{INDEXER, ParamSpec};
 use crate::router::RouterTrace;
 
-pub fn attend(tape: &Tape, x: Inputs, chunk_size: usize, top: usize, gamma: f64) -> Result<Attended> {
-    let k = &x.k.value;
-    let constants = Tape::inference();
-    let zeros = || Tensor::zeros(k.device(), &[k.shape()[2] * k.shape()[3]], k.dtype());
-    let qbar = constants.leaf(x.indexer.map_or_else(zeros, |q| q.value.clone()));
-    let kbar = chunk_summary(&constants, x.k, &qbar, chunk_size)?;
-    let list = topk_routing(&x.q.value, &kbar.value, chunk_size, top, gamma)?;
-    let (out, list) = x.attend_to(tape, list, None)?;
-    Ok((out, Some(RouterTrace::hard(list))))
+settings! {
+    /// Settings of the hard twin.
+    pub struct TopK {
+        /// Tokens of a chunk.
+        chunk_size: usize = 64, Range::at_least(1, "a chunk has at least one token");
+        /// Attended chunks, the own one included.
+        top: usize = 4, Range::at_least(1, "a query always attends its own chunk");
+        /// Factor on the scores (changes the group mean of several heads, not the order of one).
+        gamma: f64 = 1.0, Range::positive("");
+        /// Summaries use `indexer_q`, as a model that was trained as dash has it; it gets no gradient here.
+        indexer: bool = false, Range::ANY;
+    }
+}
+
+/// See [`Spec`].
+pub static SPEC: Spec = Spec {
+    kind: "topk",
+    about: "The hard twin of dash: same summaries and scores, the best chunks, no bias, no gradient.",
+    presets: &[],
+    keys: TopK::KEYS,
+    build: |given| TopK::from_given(given).into(),
+    small: &[("chunk_size", Value::Size(4)), ("top", Value::Size(3))],
+    golden: &["q", "k", "v", "summary_query"],
+};
+
+impl Variant for TopK {
+    fn spec(&self) -> &'static Spec {
+        &SPEC
+    }
+
+    fn params(&self, config: &ModelConfig) -> Vec<ParamSpec> {
+        if self.indexer { vec![ParamSpec::indexer(config)] } else { Vec::new() }
+    }
+
+    /// Kept: the list, at a density of one half.
+    fn cost(&self, config: &ModelConfig, t: usize) -> Cost {
+        let chunks = t as f64 / self.chunk_size as f64;
+        let candidates = (t as f64 + 1.0) / 2.0 / self.chunk_size as f64;
+        Cost { candidates, kept: 0.25 * chunks * 3.0 * config.kv_heads as f64, ..Cost::default() }
+    }
+
+    fn chunks(&self) -> Option<Chunks> {
+        Some(Chunks { size: self.chunk_size, top: Some(self.top) })
+    }
+
+    fn adopt(&mut self, _own: &Attention, has: &dyn Fn(&str) -> bool) {
+        self.indexer = has(INDEXER);
+    }
+
+    fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {
+        let k = &x.k.value;
+        let constants = Tape::inference();
+        let zeros = || Tensor::zeros(k.device(), &[k.shape()[2] * k.shape()[3]], k.dtype());
+        let qbar = constants.leaf(x.own.first().map_or_else(zeros, |q| q.value.clone()));
+        let kbar = chunk_summary(&constants, x.k, &qbar, self.chunk_size)?;
+        let list = topk_routing(&x.q.value, &kbar.value, self.chunk_size, self.top, self.gamma)?;
+        let (out, list) = x.attend_to(tape, list, None)?;
+        Ok((out, Some(RouterTrace::hard(list))))
+    }
 }

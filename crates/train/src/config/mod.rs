@@ -187,7 +187,7 @@ mod tests {
         assert_eq!((config.optim.lr, config.run.name.as_str(), config.model.head_dim), (3e-4, "b", 8));
         assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
         let dense = load(MINIMAL, &["model.attention.kind=dense"]).unwrap();
-        assert_eq!(dense.model.attention, Attention::Dense);
+        assert_eq!(dense.model.attention, dash_model::Dense {}.into());
         let stopped = load(MINIMAL, &["model.attention.sigma=2.0", "model.attention.kind=dash-stopped"]).unwrap();
         let Attention::Dash(d) = stopped.model.attention else { panic!() };
         assert_eq!((d.chunk_size, d.sigma, d.router_gradient), (8, 1.0, RouterGradient::Stopped));

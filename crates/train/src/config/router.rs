@@ -1,6 +1,7 @@
-//! `[router]`: alpha and gamma of DashAttention over the steps, and the share of attended tokens that a controller holds.
+//! `[router]`: the attention's knobs, alpha and gamma, over the steps, and the share of attended tokens that a controller holds.
 
 use dash_model::Attention;
+use dash_model::attention::Knob;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, wrong};
@@ -54,11 +55,16 @@ impl RouterPlan {
         if *self == Self::default() {
             return Ok(());
         }
-        let Attention::Dash(dash) = attention else {
+        let moved = [
+            ("router.alpha", Knob::Alpha, self.alpha.is_some()),
+            ("router.gamma", Knob::Gamma, self.gamma.is_some()),
+            ("router.target_density", Knob::Gamma, self.target_density.is_some()),
+        ];
+        if let Some((key, knob, _)) = moved.iter().find(|(_, knob, on)| *on && attention.knob(*knob).is_none()) {
             let what =
-                format!("steers alpha and gamma of dash, but the attention is {}; remove the table", attention.kind());
-            return wrong("router", what);
-        };
+                format!("moves {knob}, but the attention is {}, which has no such knob; remove it", attention.kind());
+            return wrong(key, what);
+        }
         if let Some(a) = self.alpha
             && ![a.from, a.to].iter().all(|x| *x > 1.0 && *x <= 2.0)
         {
@@ -73,12 +79,12 @@ impl RouterPlan {
             if self.gamma.is_some() {
                 return wrong("router.gamma", "cannot be scheduled while target_density moves it; remove one of them");
             }
-            let (low, high) = Self::feasible(dash.chunk_size, t);
+            let size = attention.chunk_size().unwrap_or(t);
+            let (low, high) = Self::feasible(size, t);
             if !(target >= low && target <= high) {
                 let what = format!(
-                    "{target} is out of reach: with chunks of {} and {t} tokens a query attends between {low:.4} (its own chunk and \
-                     one more) and {high} of what it sees",
-                    dash.chunk_size
+                    "{target} is out of reach: with chunks of {size} and {t} tokens a query attends between {low:.4} (its own chunk and \
+                     one more) and {high} of what it sees"
                 );
                 return wrong("router.target_density", what);
             }
@@ -104,13 +110,14 @@ mod tests {
         let ConfigError { key, what } = plan.check(&dash, 256).unwrap_err();
         // own chunk 32.5 on average, one more of 64 for the 192 later queries: (32.5 + 48) / 128.5
         assert!(key == "router.target_density" && what.contains("between 0.6265"), "{what}");
-        assert!(plan.check(&Attention::Dense, 256).unwrap_err().what.contains("the attention is dense"));
+        let dense = Attention::preset("dense").unwrap();
+        assert!(plan.check(&dense, 256).unwrap_err().what.contains("the attention is dense"));
         let both = RouterPlan {
             gamma: Some(Ramp { from: 1.0, to: 2.0, steps: 3 }),
             target_density: Some(0.7),
             ..Default::default()
         };
         assert_eq!(both.check(&dash, 256).unwrap_err().key, "router.gamma");
-        assert!(RouterPlan::default().check(&Attention::Dense, 256).is_ok());
+        assert!(RouterPlan::default().check(&dense, 256).is_ok());
     }
 }

@@ -9,7 +9,7 @@ use super::error::LoadError;
 const TEXT_KEYS: [&str; 7] =
     ["run.name", "run.dir", "run.device", "data.path", "data.tokenizer", "data.cache", "eval.sample_prompt"];
 
-/// Writes `a.b = value` into the table; another attention kind drops the knobs that it does not have. The value is read as
+/// Writes `a.b = value` into the table; another attention kind drops the keys that it does not have. The value is read as
 /// TOML and, failing that or where the key holds text, as a string.
 ///
 /// # Errors
@@ -36,8 +36,9 @@ pub fn apply(table: &mut Table, assignment: &str) -> Result<(), LoadError> {
     if key == "model.attention.kind"
         && let Some(kind) = value.as_str()
     {
-        // knobs of another kind in the file would be refused; what both kinds have stays
-        place.retain(|knob, _| Attention::size_keys(kind).contains(&knob));
+        // keys of another kind in the file would be refused; the numbers that both kinds have stay
+        let kept = Attention::kept_keys(kind);
+        place.retain(|key, _| kept.contains(&key));
     }
     place.insert(last.to_string(), value);
     Ok(())

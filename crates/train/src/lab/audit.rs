@@ -9,7 +9,7 @@ use dash_core::ops::attention::{
 use dash_core::rng::Rng;
 use dash_core::testing::{GRADIENT_ERROR, grad_errors, normal};
 use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor, Var, ops};
-use dash_model::{KINDS, Model, ModelConfig};
+use dash_model::{Attention, Model, ModelConfig, kinds};
 use serde_json::{Value, json};
 
 use super::peer;
@@ -260,18 +260,11 @@ const SAMPLED: usize = 6;
 /// Whole models of every kind that has the gradient of its function: every parameter tensor, some elements of each.
 fn models_against_differences(device: &Device) -> Result<Vec<Check>> {
     let mut out = Vec::new();
-    for kind in KINDS.iter().filter(|k| !["dash-stopped", "dash-ste"].contains(k)) {
-        let sizes = match *kind {
-            "dense" | "token-entmax" => String::new(),
-            "topk" => ",chunk_size=4,top=3".into(),
-            "infllmv2" => ",chunk_size=4,top=3".into(),
-            "nsa" => ",chunk_size=4,top=3,window=5".into(),
-            _ => ",chunk_size=4,gamma=2.0".into(),
-        };
-        let text = format!(
-            "layers=2\nwidth=12\nheads=4\nkv_heads=2\nhead_dim=4\nffn=10\ninit_std=0.4\nattention={{kind=\"{kind}\"{sizes}}}\n"
-        );
-        let config: ModelConfig = toml::from_str(&text).expect("a model");
+    let small = |kind| (kind, Attention::small(kind).expect("a kind"));
+    for (kind, attention) in kinds().into_iter().map(small).filter(|(_, a)| a.gradient_is_exact()) {
+        let text = "layers=2\nwidth=12\nheads=4\nkv_heads=2\nhead_dim=4\nffn=10\ninit_std=0.4\n";
+        let config: ModelConfig = toml::from_str(text).expect("a model");
+        let config = ModelConfig { attention, ..config };
         let mut model = Model::new(config, 13, 23, 5, device, DType::F64)?;
         let mut rng = Rng::new(6);
         // no parameter at its initial zero, which could hide a factor

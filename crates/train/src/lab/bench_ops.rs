@@ -149,19 +149,9 @@ pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool)
     // the configuration's own router where it has one; else one that routes random keys
     let dash = match m.attention {
         Attention::Dash(dash) => dash,
-        _ => match Attention::preset("dash") {
-            Some(Attention::Dash(dash)) => Dash { gamma: 4.0, ..dash },
-            _ => unreachable!("dash is a preset"),
-        },
+        _ => Dash { gamma: 4.0, ..Dash::default() },
     };
-    let mut settings = Entmax {
-        chunk_size: chunk,
-        alpha: dash.alpha,
-        gamma: dash.gamma,
-        sigma: dash.sigma,
-        center: dash.center,
-        gradient: dash.router_gradient,
-    };
+    let mut settings = Dash { chunk_size: chunk, ..dash }.entmax();
     let qbar = Tensor::zeros(&device, &[g * d], DType::F32);
     let mut summarised = qkv.to_vec();
     summarised.push(qbar);

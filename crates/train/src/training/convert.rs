@@ -1,6 +1,6 @@
 //! The same weights with another kind of attention.
 
-use dash_model::{Attention, KINDS, Windows};
+use dash_model::{Attention, kinds};
 
 use crate::config::Config;
 use crate::failure::{Failure, Result};
@@ -22,45 +22,21 @@ pub struct Other<'a> {
 pub fn other_attention(config: &Config, asked: &Other, attended: f64) -> Result<Attention> {
     let kind = asked.kind;
     let own = &config.model.attention;
-    let Some(mut other) = Attention::preset(kind) else {
-        return Err(Failure::request(format!("--as: {kind:?} is none of {}", KINDS.join(", "))));
+    let Some(other) = Attention::preset(kind) else {
+        return Err(Failure::request(format!("--as: {kind:?} is none of {}", kinds().join(", "))));
     };
     let t = config.data.seq_len;
     let size = asked.chunk_size.or(own.chunk_size()).or(other.chunk_size()).unwrap_or(1).max(1);
     let chunks = t.div_ceil(size);
     let nearest = (1..=chunks).find(|&n| Attention::listed_at(size, n, t) >= attended).unwrap_or(chunks);
-    let wanted = asked.top.unwrap_or(nearest);
+    let top = asked.top.unwrap_or(nearest);
     if other.chunk_size().is_some() && chunks < 2 {
         let what = format!("--chunk-size: {size} leaves nothing to route in sequences of {t}; give one below {t}");
         return Err(Failure::request(what));
     }
-    if other.top().is_some() && !(1..=chunks).contains(&wanted) {
-        return Err(Failure::request(format!(
-            "--top: {wanted} is not between 1 and the {chunks} chunks of a sequence"
-        )));
+    if other.top().is_some() && !(1..=chunks).contains(&top) {
+        return Err(Failure::request(format!("--top: {top} is not between 1 and the {chunks} chunks of a sequence")));
     }
-    match (&mut other, own) {
-        (Attention::Dash(d), Attention::Dash(mine)) => {
-            (d.chunk_size, d.alpha, d.gamma, d.diagonal) = (size, mine.alpha, mine.gamma, mine.diagonal);
-        }
-        (Attention::Dash(d), _) => d.chunk_size = size,
-        (Attention::TopK { chunk_size, top, gamma, indexer }, own) => {
-            (*chunk_size, *top) = (size, wanted);
-            if let Attention::Dash(mine) = own {
-                (*gamma, *indexer) = (mine.gamma, true);
-            }
-        }
-        (Attention::InfLlmV2(w), _) => {
-            *w = Windows {
-                chunk_size: size,
-                top: wanted,
-                length: (size / 2).max(1),
-                stride: (size / 4).max(1),
-                init: 0,
-                local: 1,
-            };
-        }
-        _ => {}
-    }
-    Ok(other)
+    let other = Attention::converted(kind, &config.model, size, top);
+    other.map_err(|e| Failure::request(format!("--as {kind}: {e}")))
 }

@@ -3,38 +3,16 @@
 use std::path::Path;
 
 use anyhow::Context;
-use dash_core::ops::attention::Center;
 use dash_data::Tokenizer;
-use dash_model::{Attention, Dash, Model};
+use dash_model::Model;
+use dash_model::attention::{Export, Loader};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
 use super::checkpoint::write_safetensors;
 use crate::config::Config;
 
-/// Why the public `dash_attn` package cannot run a model, if it cannot.
-fn beyond_public_package(a: &Attention, head_dim: usize, positions: usize) -> Option<String> {
-    let Attention::Dash(d) = a else { return Some("its attention is not DashAttention".into()) };
-    let power = |n: usize| n >= 16 && n.is_power_of_two();
-    if d.alpha != 1.5 {
-        return Some(format!("alpha is {}, the package has 1.5", d.alpha));
-    }
-    if d.diagonal {
-        return Some("it has a learned diagonal".into());
-    }
-    if d.center == Center::None && d.sigma != 1.0 {
-        return Some(format!("sigma is {} without centring, the package has 1", d.sigma));
-    }
-    if !power(d.chunk_size) || !power(head_dim) {
-        return Some(format!(
-            "chunk size {} and head width {head_dim} must be powers of two, 16 or more",
-            d.chunk_size
-        ));
-    }
-    (positions.div_ceil(d.chunk_size) > 512).then(|| "it has more than 512 chunks".into())
-}
-
-fn config_json(config: &Config, end_of_text: u32) -> Value {
+fn config_json(config: &Config, export: &Export, end_of_text: u32) -> Value {
     let m = &config.model;
     let mut json = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": config.data.vocab_size,
@@ -48,48 +26,27 @@ fn config_json(config: &Config, end_of_text: u32) -> Value {
         "torch_dtype": "float32", "dtype": "float32", "transformers_version": "4.56.0",
         "dashlab": {"attention": m.attention},
     });
-    if m.attention != Attention::Dense {
+    if export.loader != Loader::Stock {
         json["auto_map"] = json!({
             "AutoConfig": "modeling_dashlab.DashLabConfig", "AutoModelForCausalLM": "modeling_dashlab.DashLabForCausalLM",
         });
-        if !matches!(m.attention, Attention::Dash(_)) {
-            // no public loader knows these: a name that stock transformers refuses instead of computing a dense Llama
-            json["model_type"] = json!("dashlab");
-            json["architectures"] = json!(["DashLabForCausalLM"]);
-        }
     }
-    if let Attention::Dash(Dash { chunk_size, gamma, sigma, center, .. }) = m.attention {
-        json["chunk_size"] = json!(chunk_size);
-        json["scaling_factor"] = json!(gamma);
-        json["sigma"] = json!(sigma);
-        json["estimate_diagonal"] = json!(center != Center::None);
+    if export.loader == Loader::Own {
+        // a name that stock transformers refuses instead of computing a dense Llama
+        json["model_type"] = json!("dashlab");
+        json["architectures"] = json!(["DashLabForCausalLM"]);
+    }
+    for (key, value) in &export.keys {
+        json[key] = json!(value);
     }
     json
 }
 
-fn readme(config: &Config) -> String {
-    let m = &config.model;
-    let how = match (&m.attention, beyond_public_package(&m.attention, m.head_dim, config.data.seq_len)) {
-        (Attention::Dense, _) => "This is a dense Llama: `transformers.LlamaForCausalLM.from_pretrained(folder)` computes the logits \
-            in `parity.safetensors`."
-            .to_string(),
-        (Attention::Dash(_), None) => "This is a DashAttention model. The public `dash_attn` package loads it \
-            (`dash_attn.models.llama.LlamaForCausalLM`), and `AutoModelForCausalLM.from_pretrained(folder, \
-            trust_remote_code=True)` with the `modeling_dashlab.py` beside this file. Stock `transformers` without \
-            `trust_remote_code` loads it too, as a dense Llama that ignores `self_attn.indexer_q`: that is another function, \
-            and its logits differ from `parity.safetensors`."
-            .to_string(),
-        (a, why) => format!(
-            "This is a model with {} attention{}. `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` computes \
-             the logits in `parity.safetensors` with the `modeling_dashlab.py` beside this file; no other public loader knows it.",
-            a.kind(),
-            why.map_or(String::new(), |why| format!(" ({why})"))
-        ),
-    };
+fn readme(config: &Config, export: &Export) -> String {
     format!(
-        "# {}\n\nExported by DashLab from `config.toml` beside this file.\n\n{how}\n\n`parity.safetensors` holds `ids` [1, t] and the \
+        "# {}\n\nExported by DashLab from `config.toml` beside this file.\n\n{}\n\n`parity.safetensors` holds `ids` [1, t] and the \
          `logits` [1, t, vocab] that this engine computes for them in f32; `oracle/check_export.py` of DashLab compares.\n",
-        config.run.name
+        config.run.name, export.note
     )
 }
 
@@ -106,6 +63,7 @@ pub fn export(
 ) -> anyhow::Result<()> {
     // the values that training ended with, where a schedule or a controller moved them
     let config = &Config { model: model.config().clone(), ..config.clone() };
+    let export = config.model.attention.export(&config.model, config.data.seq_len);
     std::fs::create_dir_all(out).with_context(|| format!("{} cannot be created", out.display()))?;
     let write = |name: &str, bytes: &[u8]| {
         let path = out.join(name);
@@ -115,8 +73,8 @@ pub fn export(
     let end = dash_data::END_OF_TEXT;
     let end_id = tokenizer.map_or(0, Tokenizer::end_of_text);
     write_safetensors(&out.join("model.safetensors"), model.params().iter().map(|p| (p.name.clone(), &p.value)))?;
-    write("config.json", &pretty(config_json(config, end_id))?)?;
-    if config.model.attention != Attention::Dense {
+    write("config.json", &pretty(config_json(config, &export, end_id))?)?;
+    if export.loader != Loader::Stock {
         write("modeling_dashlab.py", include_bytes!("../modeling_dashlab.py"))?;
     }
     write("config.toml", config.to_toml().as_bytes())?;
@@ -136,7 +94,7 @@ pub fn export(
     });
     write("generation_config.json", &pretty(generation)?)?;
     write("parity.safetensors", &parity(model, config, sample)?)?;
-    write("README.md", readme(config).as_bytes())
+    write("README.md", readme(config, &export).as_bytes())
 }
 
 /// ids and logits of a text of several chunks, ragged at the end where the sequence allows it.

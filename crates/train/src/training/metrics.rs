@@ -74,7 +74,11 @@ impl Metrics {
         line["attended_tokens"] = number(attended);
         line["flops_per_token"] = number(flops(&config.model, config.data.vocab_size, t, attended).total());
         if let Some(knobs) = s.knobs {
-            (line["alpha"], line["gamma"]) = (json!(knobs.alpha), json!(knobs.gamma));
+            for (key, value) in [("alpha", knobs.alpha), ("gamma", knobs.gamma)] {
+                if let Some(value) = value {
+                    line[key] = json!(value);
+                }
+            }
         }
         let n = s.routers.len() as f64;
         let mean = |f: fn(&super::trainer::LayerStats) -> f64| s.routers.iter().map(f).sum::<f64>() / n;

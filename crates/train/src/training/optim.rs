@@ -44,7 +44,7 @@ impl Optimizer {
                 beta1: o.beta1,
                 beta2: o.beta2,
                 eps: o.eps,
-                weight_decay: if param.decays() { o.weight_decay } else { 0.0 },
+                weight_decay: if param.group.decays() { o.weight_decay } else { 0.0 },
                 step: self.step,
                 grad_scale,
             };

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use dash_core::{DType, Device, Tape, Tensor, ops};
 use dash_data::Shard;
-use dash_model::{Attention, Model, flops};
+use dash_model::{Model, flops};
 
 use crate::config::Config;
 
@@ -25,19 +25,7 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     // Kept per token and layer: block input and its norm, q k v before rope is freed, q k after, attention output and
     // lse, residual, its norm, gate, up.
     let layer = 4.0 * c + 2.0 * h * d + 2.0 * g * d + h + 2.0 * f;
-    let routed = match m.attention {
-        Attention::Dense => 0.0,
-        // list, weights, bias and head weights at a density of one half
-        Attention::TopK { chunk_size, .. } => 0.25 * config.data.seq_len as f64 / chunk_size as f64 * 3.0 * g,
-        Attention::Dash(s) => 0.25 * config.data.seq_len as f64 / s.chunk_size as f64 * (5.0 * g + h),
-        Attention::TokenEntmax { .. } => 0.0,
-        Attention::InfLlmV2(w) => w.top as f64 * 3.0 * g,
-        // the list, the other branches' keys, values, outputs and gated outputs, and the windows' tokens
-        Attention::Nsa(n) => {
-            let repeated = n.windows.length as f64 / n.windows.stride as f64;
-            n.windows.top as f64 * 3.0 * g + 4.0 * g * d + 5.0 * h * d + 3.0 * repeated * g * d
-        }
-    };
+    let own = m.attention.cost(m, config.data.seq_len).kept;
     let logits = 1024.0f64.min(tokens) * config.data.vocab_size as f64;
     let head = 2.0 * tokens * c + config.data.vocab_size as f64 * c;
     // the feed-forward layer with the gradient that enters it, or attention
@@ -45,7 +33,7 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     let backward = ffn.max(tokens * (4.0 * h * d + 4.0 * g * d));
     // with recomputation: every block's input, and one block in full
     let layers = m.layers as f64;
-    let kept = if m.recompute { layers * c + layer + routed } else { layers * (layer + routed) };
+    let kept = if m.recompute { layers * c + layer + own } else { layers * (layer + own) };
     PROCESS + 4.0 * (4.0 * params as f64 + tokens * kept + logits + head + backward)
 }
 
@@ -68,23 +56,17 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
     let per_step = config.tokens_per_step();
     let total = per_step as f64 * config.run.steps as f64;
     let (t, attention) = (config.data.seq_len, &config.model.attention);
-    let soft = matches!(attention, Attention::Dash(_));
-    let listed = match (attention.chunk_size(), attention.top()) {
-        (Some(s), Some(top)) => Attention::listed_at(s, top, t),
-        _ => 0.5 * (t as f64 + 1.0) / 2.0,
+    let (listed, assumed) = match attention.listed(t) {
+        Some(listed) => (listed, ""),
+        None => (0.5 * (t as f64 + 1.0) / 2.0, " (assuming half of the tokens are attended)"),
     };
     let work = flops(&config.model, config.data.vocab_size, t, attention.attended(t, listed));
     let step_flops = work.total() * per_step as f64;
     let rate = matmul_rate(device);
     let seconds = step_flops * config.run.steps as f64 / (rate * STEP_EFFICIENCY);
-    let attention = match &config.model.attention {
-        a if a.chunk_size().is_none() => a.kind().to_string(),
-        a => format!(
-            "{}, {} chunks of {}",
-            a.kind(),
-            config.data.seq_len.div_ceil(a.chunk_size().unwrap_or(1)),
-            a.chunk_size().unwrap_or(1)
-        ),
+    let attention = match attention.chunk_size() {
+        None => attention.kind().to_string(),
+        Some(size) => format!("{}, {} chunks of {size}", attention.kind(), t.div_ceil(size)),
     };
     let task = config.task.as_ref().map(|t| format!("task {}", serde_json::json!(t.kind).as_str().unwrap_or_default()));
     let text = (train_tokens > 0).then(|| {
@@ -97,7 +79,6 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
         0usize => String::new(),
         bytes => format!(" and {:.0} MB of mapped text", bytes as f64 / 1e6),
     };
-    let assumed = if soft { " (assuming half of the tokens are attended)" } else { "" };
     format!(
         "run       {}\n\
          model     {:.2} M parameters, {} layers, width {}, {} heads, {} kv heads, attention {attention}\n\

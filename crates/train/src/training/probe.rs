@@ -12,7 +12,7 @@ use dash_core::ops::attention::{BlockList, PAIRS, SCORES};
 use dash_core::ops::grad_norm;
 use dash_core::{Tape, Tensor, Watcher};
 use dash_data::Batch;
-use dash_model::attention::{ROUTER_K, ROUTER_Q};
+use dash_model::attention::{Knob, ROUTER_K, ROUTER_Q};
 use dash_model::{Model, RouterTrace};
 use serde_json::{Value, json};
 
@@ -173,9 +173,8 @@ impl Probe {
         let grads = tape.backward(&loss)?;
         let mut out = Vec::new();
         for (layer, trace) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?))) {
-            let name = format!("model.layers.{layer}.self_attn.indexer_q");
-            let slot = model.params().iter().position(|p| p.name == name);
-            let indexer = slot.and_then(|i| grads.get(&leaves[i])).map_or(0.0, |g| grad_norm([g]));
+            let gradient = model.indexer(layer).and_then(|i| grads.get(&leaves[i]));
+            let indexer = gradient.map_or(0.0, |g| grad_norm([g]));
             out.push(self.layer(model, layer, trace, &recorder, indexer));
         }
         Ok((loss.value.item()?, out))
@@ -209,10 +208,7 @@ impl Probe {
         let pairs = gradient(PAIRS).map_or(0.0, |x| x[0]);
         let scores = gradient(SCORES);
         let soft = trace.probabilities().map(|(w, p)| (w.to_f64(), p.to_f64()));
-        let alpha = match c.attention {
-            dash_model::Attention::Dash(dash) => dash.alpha,
-            _ => 1.5,
-        };
+        let alpha = c.attention.knob(Knob::Alpha);
 
         let mut squares = vec![0.0; h];
         let mut edge = [(0.0, 0u64); EDGE_BINS];
@@ -235,7 +231,7 @@ impl Probe {
                     let (size, p) = (ds[e * group + i].abs(), p[e * group + i]);
                     squares[kv * group + i] += size * size;
                     score_values.push(size);
-                    if p > 0.0 {
+                    if let Some(alpha) = alpha.filter(|_| p > 0.0) {
                         let u = p.powf(alpha - 1.0);
                         let bin = ((-u.log2()).floor().max(0.0) as usize).min(EDGE_BINS - 1);
                         edge[bin].0 += size;
@@ -342,7 +338,7 @@ mod tests {
     use dash_core::rng::Rng;
     use dash_core::{DType, Device};
     use dash_data::LoaderState;
-    use dash_model::{Attention, ModelConfig};
+    use dash_model::{Attention, ModelConfig, TopK};
 
     /// Moves the value of one place along a direction.
     struct Nudge {
@@ -362,13 +358,7 @@ mod tests {
     }
 
     fn tiny(kind: &str) -> (Model, Batch) {
-        let mut attention = Attention::preset(kind).unwrap();
-        if let Attention::Dash(d) = &mut attention {
-            (d.chunk_size, d.gamma) = (4, 2.0);
-        }
-        if let Attention::TopK { chunk_size, top, .. } = &mut attention {
-            (*chunk_size, *top) = (4, 3);
-        }
+        let attention = Attention::small(kind).unwrap();
         let config = ModelConfig {
             layers: 2,
             width: 16,
@@ -478,13 +468,13 @@ mod tests {
             }
         }
         let at = |model: &mut Model, gamma: f64| {
-            model.set_knobs(1.5, gamma);
+            model.set_knobs(Some(1.5), Some(gamma));
             loss(model, &batch, Rc::new(Recorder::default()))
         };
         let slope = (at(&mut model, 2.0 + 1e-5) - at(&mut model, 2.0 - 1e-5)) / 2e-5;
         assert!((2.0 * slope - inner).abs() <= 1e-6 * inner.abs().max(1e-3), "{} {inner}", 2.0 * slope);
         // and each head's norm is that of the recorded score gradients
-        model.set_knobs(1.5, 2.0);
+        model.set_knobs(Some(1.5), Some(2.0));
         let (_, layers) = Probe::new(&batch, 2).run(&model).unwrap();
         for (layer, probe) in layers.iter().enumerate() {
             let key = (format!("model.layers.{layer}.self_attn"), SCORES.to_string());
@@ -507,7 +497,7 @@ mod tests {
             }
         }
         let (mut model, batch) = tiny("dash");
-        model.set_knobs(1.5, 1e-9);
+        model.set_knobs(Some(1.5), Some(1e-9));
         for layer in Probe::new(&batch, 2).run(&model).unwrap().1 {
             assert!((layer.captured_mass - 1.0).abs() < 1e-12 && layer.recall == 1.0);
             // all but those of the four queries that see one chunk: its p is 1 whatever its score
@@ -517,7 +507,7 @@ mod tests {
         }
         // a hard choice of the own chunk alone leaves every other chunk dead, for as long as it lasts
         let (mut model, batch) = tiny("topk");
-        model.set_attention(Attention::TopK { chunk_size: 4, top: 1, gamma: 1.0, indexer: false }).unwrap();
+        model.set_attention(TopK { chunk_size: 4, top: 1, ..TopK::default() }.into()).unwrap();
         let mut probe = Probe::new(&batch, 2);
         for n in 1..=STAYS {
             let layer = probe.run(&model).unwrap().1.remove(0);

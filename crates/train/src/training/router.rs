@@ -1,5 +1,6 @@
-//! alpha and gamma of DashAttention while a run goes on: schedules, and a controller that holds the attended tokens at a target.
+//! The attention's knobs, alpha and gamma, while a run goes on: schedules, and a controller that holds the attended tokens at a target.
 
+use dash_model::attention::Knob;
 use dash_model::{Attention, Model, RouterTrace};
 use serde::{Deserialize, Serialize};
 
@@ -11,22 +12,20 @@ const GAIN: f64 = 0.05;
 /// Where gamma stays, so that a router that cannot reach its target does not drift without end.
 pub const GAMMA: (f64, f64) = (1e-3, 1e5);
 
-/// alpha and gamma that are in force; part of a checkpoint.
+/// alpha and gamma that are in force, each where the attention has it as a knob; part of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Knobs {
     /// See `model.attention.alpha`.
-    pub alpha: f64,
+    pub alpha: Option<f64>,
     /// See `model.attention.gamma`.
-    pub gamma: f64,
+    pub gamma: Option<f64>,
 }
 
 impl Knobs {
-    /// Those of a model, where its attention has them.
+    /// Those of a model, where its attention has any.
     pub fn of(attention: &Attention) -> Option<Self> {
-        match attention {
-            Attention::Dash(d) => Some(Knobs { alpha: d.alpha, gamma: d.gamma }),
-            _ => None,
-        }
+        let knobs = Knobs { alpha: attention.knob(Knob::Alpha), gamma: attention.knob(Knob::Gamma) };
+        (knobs.alpha.is_some() || knobs.gamma.is_some()).then_some(knobs)
     }
 }
 
@@ -42,18 +41,15 @@ pub fn attended_share(traces: &[Option<RouterTrace>]) -> Option<f64> {
 
 /// Before update `step`: what the schedules say, on top of what is in force.
 pub fn apply(plan: &RouterPlan, model: &mut Model, step: u64) {
-    let Some(mut knobs) = Knobs::of(&model.config().attention) else { return };
-    knobs.alpha = plan.alpha.map_or(knobs.alpha, |r| r.at(step));
-    knobs.gamma = plan.gamma.map_or(knobs.gamma, |r| r.at(step));
-    model.set_knobs(knobs.alpha, knobs.gamma);
+    model.set_knobs(plan.alpha.map(|r| r.at(step)), plan.gamma.map(|r| r.at(step)));
 }
 
 /// After an update: moves gamma towards the target.
 pub fn control(plan: &RouterPlan, model: &mut Model, traces: &[Option<RouterTrace>]) {
     let (Some(target), Some(share)) = (plan.target_density, attended_share(traces)) else { return };
-    let Some(knobs) = Knobs::of(&model.config().attention) else { return };
-    let gamma = knobs.gamma * (GAIN * (share / target).ln()).exp();
-    model.set_knobs(knobs.alpha, gamma.clamp(GAMMA.0, GAMMA.1));
+    let Some(gamma) = model.config().attention.knob(Knob::Gamma) else { return };
+    let gamma = gamma * (GAIN * (share / target).ln()).exp();
+    model.set_knobs(None, Some(gamma.clamp(GAMMA.0, GAMMA.1)));
 }
 
 /// Tokens that the starting gamma is found on, at least, where there are as many: a fresh model routes all text alike.
@@ -89,19 +85,17 @@ pub fn initial_gamma(
     ids: &std::sync::Arc<[u32]>,
     batch: usize,
 ) -> dash_core::Result<()> {
-    let (Some(target), Some(knobs)) = (plan.target_density, Knobs::of(&model.config().attention)) else {
-        return Ok(());
-    };
-    let alpha = plan.alpha.map_or(knobs.alpha, |r| r.from);
+    let Some(target) = plan.target_density else { return Ok(()) };
+    let alpha = plan.alpha.map(|r| r.from);
     let length = ids.len() / batch;
     let batch = START_TOKENS.div_ceil(length).min(batch);
     let ids = &ids[..batch * length].into();
     let gamma = gamma_for(target, HALVINGS, |gamma| {
-        model.set_knobs(alpha, gamma);
+        model.set_knobs(alpha, Some(gamma));
         let tape = dash_core::Tape::inference();
         let leaves = model.leaves(&tape);
         Ok::<_, dash_core::Error>(attended_share(&model.forward(&tape, &leaves, ids, batch)?.routers).unwrap_or(1.0))
     })?;
-    model.set_knobs(alpha, gamma);
+    model.set_knobs(alpha, Some(gamma));
     Ok(())
 }

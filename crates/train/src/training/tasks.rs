@@ -105,11 +105,10 @@ impl LengthResult {
 /// Fixed sequences at every length, that training never draws.
 pub struct TaskSet(Vec<(usize, Vec<Batch>)>);
 
-/// Whether some layer attends the evidence's chunk when it asks; everything is attended where nothing routes.
+/// Whether some layer attends the evidence's chunk when it asks, or its window reaches it; everything is attended where nothing
+/// routes.
 fn seen(attention: &Attention, routers: &[Option<RouterTrace>], kv_heads: usize, q: &Question) -> bool {
-    if let Attention::Nsa(n) = attention
-        && q.at - q.evidence < n.window
-    {
+    if q.at - q.evidence < attention.window() {
         return true;
     }
     routers.iter().any(|trace| match trace {

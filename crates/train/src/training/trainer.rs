@@ -109,9 +109,7 @@ impl Trainer {
         let mut routers = Vec::new();
         if with_routers {
             for (layer, trace) in traces.into_iter().enumerate().filter_map(|(i, t)| Some((i, t?))) {
-                let name = format!("model.layers.{layer}.self_attn.indexer_q");
-                let slot = self.model.params().iter().position(|p| p.name == name);
-                let gradient = slot.and_then(|i| total[i].as_ref());
+                let gradient = self.model.indexer(layer).and_then(|i| total[i].as_ref());
                 let indexer_gradient = gradient.map_or(0.0, |g| dash_core::ops::grad_norm([g]));
                 routers.push(LayerStats { layer, router: trace.stats(), indexer_gradient });
             }

@@ -1,7 +1,6 @@
-use dash_core::ops::attention::{Center, RouterGradient};
 use dash_core::rng::Rng;
 use dash_core::{DType, Tape, Tensor};
-use dash_model::{Attention, Dash, Model, ModelConfig, Params};
+use dash_model::{Dash, Dense, Model, ModelConfig, Params};
 use train::config::{Optim, Schedule};
 use train::optim::Optimizer;
 
@@ -9,18 +8,12 @@ use crate::files::{Golden, all, error};
 
 fn model(g: &Golden, dtype: DType) -> Model {
     let attention = match g.text("attention") {
-        "dense" => Attention::Dense,
+        "dense" => Dense {}.into(),
         "dash" => {
             assert_eq!(g.text("center"), "none", "{}", g.name);
-            Attention::Dash(Dash {
-                chunk_size: g.size("chunk_size"),
-                alpha: g.number("alpha"),
-                gamma: g.number("gamma"),
-                sigma: g.number("sigma"),
-                center: Center::None,
-                router_gradient: RouterGradient::Full,
-                diagonal: false,
-            })
+            let (chunk_size, alpha) = (g.size("chunk_size"), g.number("alpha"));
+            let (gamma, sigma) = (g.number("gamma"), g.number("sigma"));
+            Dash { chunk_size, alpha, gamma, sigma, ..Dash::default() }.into()
         }
         other => panic!("{}: attention {other}", g.name),
     };

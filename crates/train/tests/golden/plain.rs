@@ -3,8 +3,20 @@
 
 use dash_core::ops::attention::{BlockList, Center, RouterGradient};
 use dash_core::{Result, Tape, Tensor, Var, ops};
-use dash_model::attention::Inputs;
-use dash_model::{Dash, Nsa};
+use dash_model::attention::{self, Inputs};
+use dash_model::{Attention, Dash, Nsa};
+
+/// The plain twin of a variant. A hard choice is data: the plain formula attends what the engine chose.
+pub fn attend(t: &Tape, a: &Attention, x: &Inputs) -> Result<Var> {
+    let chosen = || attention::attend(&Tape::inference(), a, x).map(|o| o.1.expect("it routes"));
+    match a {
+        Attention::Dense(_) => dense(t, x.q, x.k, x.v),
+        Attention::TokenEntmax(c) => token_entmax(t, x.q, x.k, x.v, c.alpha),
+        Attention::Dash(c) => dash(t, x.q, x.k, x.v, &x.own[0], x.own.get(1), c),
+        Attention::TopK(_) | Attention::InfLlmV2(_) => listed(t, x.q, x.k, x.v, chosen()?.list()),
+        Attention::Nsa(c) => nsa(t, x, chosen()?.list(), c),
+    }
+}
 
 /// Extents; tensors here are `[b, heads, t, d]`.
 #[derive(Clone, Copy)]
@@ -32,7 +44,7 @@ fn heads_first(t: &Tape, x: &Var) -> Result<Var> {
 }
 
 /// Softmax of `q k^T / sqrt d + bias` where `allowed [t, t]` (or more leading axes) is true, times v.
-fn attend(t: &Tape, q: &Var, k: &Var, v: &Var, allowed: &[bool], bias: Option<&Var>) -> Result<Var> {
+fn masked(t: &Tape, q: &Var, k: &Var, v: &Var, allowed: &[bool], bias: Option<&Var>) -> Result<Var> {
     let s = dims(q, k);
     let (q, k, v) = (heads_first(t, q)?, heads_first(t, k)?, heads_first(t, v)?);
     let k = ops::transpose(t, &ops::index_select(t, &k, 1, &s.head_of())?, &[0, 1, 3, 2])?;
@@ -48,7 +60,7 @@ fn attend(t: &Tape, q: &Var, k: &Var, v: &Var, allowed: &[bool], bias: Option<&V
 
 pub fn dense(t: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
     let n = q.value.shape()[1];
-    attend(t, q, k, v, &(0..n * n).map(|i| i % n <= i / n).collect::<Vec<_>>(), None)
+    masked(t, q, k, v, &(0..n * n).map(|i| i % n <= i / n).collect::<Vec<_>>(), None)
 }
 
 /// Attention to a given list without a bias.
@@ -60,7 +72,7 @@ pub fn listed(t: &Tape, q: &Var, k: &Var, v: &Var, list: &BlockList) -> Result<V
         let chunks = list.chunks_of(batch, s.head_of()[head], query);
         allowed.extend((0..s.t).map(|j| j <= query && chunks.contains(&((j / list.chunk_size()) as u32))));
     }
-    attend(t, q, k, v, &allowed, None)
+    masked(t, q, k, v, &allowed, None)
 }
 
 fn summaries(t: &Tape, k: &Var, qbar: &Var, s: usize) -> Result<Var> {
@@ -127,7 +139,7 @@ pub fn dash(t: &Tape, q: &Var, k: &Var, v: &Var, qbar: &Var, diagonal: Option<&V
         let row = (batch * e.g + e.head_of()[head]) * e.t + query;
         allowed.extend((0..e.t).map(|j| j <= query && (j / s == query / s || routed[row * e.t + j])));
     }
-    attend(t, q, k, v, &allowed, Some(&bias))
+    masked(t, q, k, v, &allowed, Some(&bias))
 }
 
 /// Adds `diagonal [g]` to the bias `[b, g, t, t]` of the own chunk's tokens.
@@ -143,7 +155,7 @@ fn dense_with_diagonal(t: &Tape, q: &Var, k: &Var, v: &Var, diagonal: Option<&Va
     let e = dims(q, k);
     let zeros = t.leaf(Tensor::zeros(q.value.device(), &[e.b, e.g, e.t, e.t], q.value.dtype()));
     let bias = ops::index_select(t, &with_diagonal(t, &zeros, diagonal, e, e.t)?, 1, &e.head_of())?;
-    attend(t, q, k, v, &(0..e.t * e.t).map(|i| i % e.t <= i / e.t).collect::<Vec<_>>(), Some(&bias))
+    masked(t, q, k, v, &(0..e.t * e.t).map(|i| i % e.t <= i / e.t).collect::<Vec<_>>(), Some(&bias))
 }
 
 /// Dense alpha-entmax attention over tokens.
@@ -160,14 +172,16 @@ pub fn token_entmax(t: &Tape, q: &Var, k: &Var, v: &Var, alpha: f64) -> Result<V
 
 /// Native sparse attention, arXiv 2502.11089, with the chosen chunks given.
 pub fn nsa(t: &Tape, i: &Inputs, list: &BlockList, c: &Nsa) -> Result<Var> {
-    let x = i.nsa.as_ref().expect("nsa has branches");
+    let [k_compressed, v_compressed, k_window, v_window, compress_k, compress_v, position, gates] = i.own else {
+        panic!("nsa has eight inputs of its own")
+    };
     let s = dims(i.q, i.k);
-    let (length, stride) = (c.windows.length, c.windows.stride);
+    let (length, stride) = (c.length, c.stride);
     let m = if s.t < length { 0 } else { (s.t - length) / stride + 1 };
-    let gate = |y: &Var, branch: usize| ops::mul(t, y, &ops::index_select(t, x.gates, 3, &[branch])?);
+    let gate = |y: &Var, branch: usize| ops::mul(t, y, &ops::index_select(t, gates, 3, &[branch])?);
     let mut out = gate(&listed(t, i.q, i.k, i.v, list)?, 1)?;
     let near: Vec<bool> = (0..s.t * s.t).map(|j| j % s.t <= j / s.t && j / s.t - j % s.t < c.window).collect();
-    out = ops::add(t, &out, &gate(&attend(t, i.q, x.k_window, x.v_window, &near, None)?, 2)?)?;
+    out = ops::add(t, &out, &gate(&masked(t, i.q, k_window, v_window, &near, None)?, 2)?)?;
     // window by window: [b, g, length * d] times [g, length * d, d]
     let compressed = |y: &Var, weight: &Var, position: Option<&Var>| -> Result<Vec<Var>> {
         let weight = ops::reshape(t, weight, &[s.g, length * s.d, s.d])?;
@@ -181,8 +195,8 @@ pub fn nsa(t: &Tape, i: &Inputs, list: &BlockList, c: &Nsa) -> Result<Var> {
         };
         (0..m).map(one).collect()
     };
-    let keys = compressed(x.k_compressed, x.compress_k, Some(x.position))?;
-    let values = compressed(x.v_compressed, x.compress_v, None)?;
+    let keys = compressed(k_compressed, compress_k, Some(position))?;
+    let values = compressed(v_compressed, compress_v, None)?;
     if m == 0 {
         return Ok(out);
     }

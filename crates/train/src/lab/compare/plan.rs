@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use dash_model::KINDS;
+use dash_model::kinds;
 
 use super::run::Run;
 use crate::config::{Arm, Compare, Config};
@@ -42,14 +42,14 @@ impl Plan {
             set: vec![format!("model.attention.kind={name}")],
             baseline: String::new(),
         };
-        let known = || table.arm.iter().map(|a| a.name.as_str()).chain(KINDS).collect::<Vec<_>>().join(", ");
+        let known = || table.arm.iter().map(|a| a.name.as_str()).chain(kinds()).collect::<Vec<_>>().join(", ");
         let chosen: Vec<Arm> = match (arms.is_empty(), table.arm.is_empty()) {
             (true, true) => ["dense", "topk", "dash", "dash-stopped"].map(|k| preset(&k.to_string())).to_vec(),
             (true, false) => table.arm.clone(),
             _ => {
                 let find = |name: &String| match table.arm.iter().find(|a| a.name == *name) {
                     Some(arm) => Ok(arm.clone()),
-                    None if KINDS.contains(&name.as_str()) => Ok(preset(name)),
+                    None if kinds().contains(&name.as_str()) => Ok(preset(name)),
                     None => Err(Failure::request(format!("--arms: {name:?} is none of {}", known()))),
                 };
                 arms.iter().map(find).collect::<Result<_>>()?

@@ -343,7 +343,7 @@ fn budget(plan: &Plan, rows: &Rows) -> Table {
         let params = dash_model::parameters(&config.model, config.data.vocab_size);
         vec![
             arm.clone(),
-            params.to_string(),
+            params.map_or("too many to count".into(), |n| n.to_string()),
             plus_minus(&mean("val", "attended_tokens")),
             plus_minus(&mean("val", "density")),
             plus_minus(&mean("train", "flops_per_token")),

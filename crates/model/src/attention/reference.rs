@@ -1,0 +1,52 @@
+//! The reference of `[model.attention]`, from the registry.
+
+use std::fmt::Write;
+
+use super::keys::{Key, Type};
+use super::{Attention, Spec, VARIANTS};
+
+/// Markdown: for every variant its kind and presets, and each key with type, default, range and meaning.
+pub fn reference() -> String {
+    let mut out = String::new();
+    for spec in VARIANTS {
+        let default = spec.with(&[]);
+        _ = writeln!(out, "### `kind = \"{}\"`\n\n{}\n", spec.kind, spec.about);
+        for preset in spec.presets {
+            let values = preset.values.iter().map(|(key, value)| format!("{key} = {value}")).collect::<Vec<_>>();
+            _ = writeln!(out, "Preset `{}` (`{}`): {}\n", preset.name, values.join(", "), preset.about);
+        }
+        if spec.keys.is_empty() {
+            _ = writeln!(out, "No further keys.\n");
+            continue;
+        }
+        _ = writeln!(out, "| key | type | default | range | meaning |\n|---|---|---|---|---|");
+        for key in spec.keys {
+            let (takes, range) = (type_of(key), key.range);
+            let meaning = key.meaning.trim();
+            _ = writeln!(
+                out,
+                "| `{}` | {takes} | {} | {range} | {meaning} |",
+                key.name,
+                default_of(spec, key, &default)
+            );
+        }
+        out.push('\n');
+    }
+    out
+}
+
+fn type_of(key: &Key) -> String {
+    match key.takes {
+        Type::Size => "integer".into(),
+        Type::Number => "number".into(),
+        Type::Flag => "boolean".into(),
+        Type::Choice(names) => names.iter().map(|n| format!("`\"{n}\"`")).collect::<Vec<_>>().join(", "),
+    }
+}
+
+/// The value, with the expression where it follows from other keys.
+fn default_of(spec: &Spec, key: &Key, default: &Attention) -> String {
+    let value = default.value(key.name).map_or(String::new(), |v| v.to_string());
+    let follows = spec.keys.iter().any(|k| k.name != key.name && key.default.contains(k.name));
+    if follows { format!("`{}`, here {value}", key.default) } else { format!("`{value}`") }
+}
