@@ -3,6 +3,7 @@
 pub mod keys;
 mod reference;
 mod reroute;
+mod table;
 mod variant;
 mod windows;
 

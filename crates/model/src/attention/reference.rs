@@ -7,7 +7,10 @@ use super::{Attention, Spec, VARIANTS};
 
 /// Markdown: for every variant its kind and presets, and each key with type, default, range and meaning.
 pub fn reference() -> String {
-    let mut out = String::new();
+    let mut out = String::from(
+        "`kind` names a variant or one of its presets; without it, it is `\"dash\"`. A variant takes the keys of its table; a key of \
+         another one is refused.\n\n",
+    );
     for spec in VARIANTS {
         let default = spec.with(&[]);
         _ = writeln!(out, "### `kind = \"{}\"`\n\n{}\n", spec.kind, spec.about);

@@ -73,9 +73,6 @@ const TEXT: &str = "[run]\nsteps = 3\n[data]\nvocab_size = 300\nseq_len = 256\nb
     [model]\nlayers = 1\nwidth = 16\nheads = 2\nkv_heads = 1\nffn = 24\n\
     [task]\nkind = \"recall\"\n";
 
-const ATTENTION: &str = "`kind` is one of `\"dash\"`, `\"topk\"`, `\"infllmv2\"`, `\"nsa\"`, `\"token-entmax\"`, `\"dense\"`, or a preset: \
-    `\"dash-released\"`, `\"dash-stopped\"`, `\"dash-ste\"`. README shows the keys of each.";
-
 struct Field {
     name: String,
     kind: String,
@@ -180,7 +177,7 @@ fn page() -> String {
         _ = writeln!(out, "## `[{place}]`\n");
         table(&mut out, place, &fields(name, source), defaults.get(place));
     }
-    _ = writeln!(out, "## `[model.attention]`\n\n{ATTENTION}");
+    _ = writeln!(out, "## `[model.attention]`\n\n{}", dash_model::attention::reference());
     for (title, name, source) in PARTS {
         out.truncate(out.trim_end().len());
         _ = writeln!(out, "\n\n## {title}\n");
