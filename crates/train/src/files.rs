@@ -42,3 +42,36 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     write_synced(&aside, bytes)?;
     std::fs::rename(&aside, path).with_context(|| format!("{} cannot be renamed into place", aside.display()))
 }
+
+/// Puts a folder in the place of `path` by rename: `write` fills it aside, and a reader finds the old folder or the new one.
+///
+/// # Errors
+/// When it cannot be written; what stood at `path` stays then.
+pub fn replace_folder(path: &Path, write: impl FnOnce(&Path) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let beside = |what: &str| {
+        let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+        path.with_file_name(format!(".{name}.{what}-{}", std::process::id()))
+    };
+    let (aside, old) = (beside("tmp"), beside("old"));
+    let run = || -> anyhow::Result<()> {
+        std::fs::create_dir_all(&aside).with_context(|| format!("{} cannot be created", aside.display()))?;
+        write(&aside)?;
+        for entry in std::fs::read_dir(&aside)? {
+            File::open(entry?.path())?.sync_all()?;
+        }
+        sync_folder(&aside)?;
+        if path.exists() {
+            std::fs::rename(path, &old).with_context(|| format!("{} cannot be moved aside", path.display()))?;
+        }
+        std::fs::rename(&aside, path).with_context(|| format!("{} cannot be renamed into place", aside.display()))
+    };
+    let done = run();
+    if done.is_err() {
+        let _ = std::fs::remove_dir_all(&aside);
+        if !path.exists() && old.exists() {
+            let _ = std::fs::rename(&old, path);
+        }
+    }
+    let _ = std::fs::remove_dir_all(&old);
+    done
+}

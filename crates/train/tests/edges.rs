@@ -229,3 +229,59 @@ fn the_fate_of_a_compared_run_is_its_exit_status() {
     assert_eq!(compare.wait().unwrap().code(), Some(1), "{text}");
     assert!(text.contains("dense-s0 FAILED: signal 9"), "{text}");
 }
+
+/// `train ARGS` in the sandbox, without a configuration.
+fn plain(s: &Sandbox, args: &[&str]) -> Output {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_train"));
+    c.args(args).current_dir(s.0.path()).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn an_export_never_takes_the_place_of_anything_but_an_older_export() {
+    let s = Sandbox::new();
+    assert!(s.command(&[], &["log.tensorboard=false"]).output().unwrap().status.success());
+    fs::create_dir(s.0.path().join("mine")).unwrap();
+    fs::write(s.0.path().join("mine/notes.txt"), "precious").unwrap();
+    let before = content(s.0.path());
+    let export = |out: &str| plain(&s, &["export", "--checkpoint", "runs/run", "--out", out]);
+    for (out, why) in [
+        ("runs/run", "is a run"),
+        ("runs/run/checkpoints/step-00000020", "is a checkpoint"),
+        ("mine", "holds something else"),
+        ("mine/notes.txt", "is a file"),
+        ("..", "is no name"),
+    ] {
+        let text = error_of(&export(out), 2);
+        assert!(text.contains(why), "{out}: {text}");
+    }
+    assert_eq!(content(s.0.path()), before, "a refused export changes nothing");
+    error_of(&export("hf"), 0);
+    let first = content(&s.0.path().join("hf"));
+    fs::write(s.0.path().join("hf/left-over.json"), "{}").unwrap();
+    error_of(&export("hf/"), 0);
+    assert_eq!(content(&s.0.path().join("hf")), first, "the older export is replaced whole");
+    // a server under another user reads the weights
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |name: &str| fs::metadata(s.0.path().join("hf").join(name)).unwrap().permissions().mode();
+    assert_eq!(mode("model.safetensors"), mode("config.json"));
+}
+
+#[test]
+fn resume_auto_starts_or_continues_and_extend_says_what_happens_to_the_schedule() {
+    let s = Sandbox::new();
+    let run = |args: &[&str], set: &[&str]| s.command(&[], set).args(args).output().unwrap();
+    error_of(&run(&["--resume=auto"], &["run.steps=10"]), 0);
+    assert_eq!(s.checkpoints().last().unwrap(), "step-00000010");
+    let text = error_of(&run(&["--resume=auto"], &["run.steps=10"]), 0);
+    assert!(text.contains("resuming from") && text.contains("(step 10)"), "{text}");
+    // the same command with another length is not silently another schedule
+    assert!(error_of(&run(&["--resume"], &["run.steps=15"]), 2).contains("run.steps: 10 -> 15"));
+    let text = error_of(&run(&["--extend", "10"], &[]), 2);
+    assert!(text.contains("10 is not above the 10 updates"), "{text}");
+    let text = error_of(&run(&["--extend", "15"], &[]), 0);
+    // cosine from 3e-3 to a tenth of it: the tenth update had the lowest rate, the eleventh of fifteen has a higher one
+    assert!(text.contains("the learning rate goes from 3.00e-4 to"), "{text}");
+    assert_eq!(s.checkpoints().last().unwrap(), "step-00000015");
+    // what else differs is refused as ever
+    assert!(error_of(&run(&["--extend", "20"], &["optim.lr=1e-3"]), 2).contains("optim.lr"));
+}

@@ -5,19 +5,22 @@ use clap::Args;
 use super::config_args::OptionalConfig;
 use crate::failure::{Failure, Result};
 use crate::signals::Interrupt;
-use crate::training::run::{Start, train};
+use crate::training::run::{Resume, Start, train};
 
 /// Arguments.
 #[derive(Args)]
 pub struct TrainArgs {
     #[command(flatten)]
     config: OptionalConfig,
-    /// Continue from the newest whole checkpoint of the run
-    #[arg(long)]
-    resume: bool,
+    /// Continue from the newest whole checkpoint of the run; --resume=auto starts the run where there is none yet
+    #[arg(long, value_name = "auto", num_args = 0..=1, require_equals = true, default_missing_value = "yes")]
+    resume: Option<Resume>,
     /// With --resume: continue although the configuration or the data changed
     #[arg(long, requires = "resume")]
     allow_changes: bool,
+    /// Continue a run up to this many updates in all, and say what that does to the schedule
+    #[arg(long, value_name = "STEPS", conflicts_with = "resume", requires = "config")]
+    extend: Option<u64>,
 }
 
 /// Runs the command.
@@ -26,6 +29,11 @@ pub struct TrainArgs {
 /// As [`train`].
 pub fn run(args: &TrainArgs) -> Result<()> {
     let needed = || Failure::request("--config FILE is needed, for example --config configs/small.toml");
-    let config = args.config.load()?.ok_or_else(needed)?;
-    train(&config, Start { resume: args.resume, allow_changes: args.allow_changes }, Interrupt::install)
+    let mut config = args.config.load()?.ok_or_else(needed)?;
+    let resume = if args.extend.is_some() { Some(Resume::Yes) } else { args.resume };
+    if let Some(steps) = args.extend {
+        config.run.steps = steps;
+    }
+    let start = Start { resume, allow_changes: args.allow_changes, extend: args.extend.is_some() };
+    train(&config, start, Interrupt::install)
 }

@@ -79,8 +79,13 @@ pub fn write_safetensors<'a>(path: &Path, tensors: impl Iterator<Item = (String,
     let views: dash_core::Result<Vec<_>> =
         tensors.map(|(name, tensor)| Ok((name, Written(tensor, tensor.as_slice()?)))).collect();
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize_to_file(views?, Some(metadata), path)
-        .with_context(|| format!("{} cannot be written", path.display()))
+    let write = || -> anyhow::Result<()> {
+        // safetensors writes a temporary file that its owner alone may read, and renames it: give it what the umask gives
+        let permissions = std::fs::File::create(path)?.metadata()?.permissions();
+        safetensors::serialize_to_file(views?, Some(metadata), path)?;
+        Ok(std::fs::set_permissions(path, permissions)?)
+    };
+    write().with_context(|| format!("{} cannot be written", path.display()))
 }
 
 /// Reads f32 tensors.

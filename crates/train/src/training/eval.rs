@@ -190,7 +190,8 @@ pub fn unigram_loss(train: &[Arc<Shard>], set: &ValidationSet, vocab: usize) -> 
 /// # Errors
 /// When it is none of the three.
 pub fn model_folder(path: &Path) -> anyhow::Result<std::path::PathBuf> {
-    if path.join("model.safetensors").is_file() {
+    // a folder with checkpoints is a run, whatever else lies in it
+    if path.join("model.safetensors").is_file() && !path.join("checkpoints").is_dir() {
         return Ok(path.to_path_buf());
     }
     let (newest, damaged) = super::checkpoint::Checkpoints::of(path).newest();

@@ -50,7 +50,7 @@ impl Metrics {
             }
         }
         let lines = OpenOptions::new().create(true).append(true).open(&path)?;
-        let events = tensorboard.then(|| EventFile::create(&folder.join("tensorboard"), complain));
+        let events = tensorboard.then(|| EventFile::open(&folder.join("tensorboard"), step, complain));
         Ok(Metrics { lines: Some(lines), events })
     }
 

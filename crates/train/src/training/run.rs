@@ -17,6 +17,7 @@ use super::metrics::Metrics;
 use super::preflight;
 use super::probe::Probe;
 use super::router::initial_gamma;
+use super::schedule::learning_rate;
 use super::tasks::Router;
 use super::trainer::{StepStats, Trainer};
 use crate::config::{Config, Difference, Effect};
@@ -29,9 +30,20 @@ use crate::signals::Interrupt;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Start {
     /// Continue from the newest whole checkpoint.
-    pub resume: bool,
+    pub resume: Option<Resume>,
     /// Continue although configuration or data changed.
     pub allow_changes: bool,
+    /// Continue although `run.steps` changed.
+    pub extend: bool,
+}
+
+/// Which folders a run may continue in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Resume {
+    /// One that holds a run.
+    Yes,
+    /// Any: one that holds no run gets one. For supervisors, which repeat one command.
+    Auto,
 }
 
 struct Stand {
@@ -40,28 +52,59 @@ struct Stand {
     tokens: u64,
 }
 
-/// Refuses to start over a run, and to resume where there is none, before any work.
-fn check_folder(folder: &Path, resume: bool) -> Result<()> {
+/// Whether the folder's run is continued. Refuses to start over a run, and to resume where there is none, before any work.
+fn continues(folder: &Path, resume: Option<Resume>) -> Result<bool> {
     match (resume, folder.join("config.toml").exists()) {
-        (false, true) => Err(Failure::request(format!(
+        (None, true) => Err(Failure::request(format!(
             "{}: holds a run already; continue it with --resume, or choose another name with --set run.name=NAME",
             folder.display()
         ))),
-        (true, false) => Err(Failure::request(format!(
-            "{}: nothing to resume; leave out --resume to start the run",
+        (Some(Resume::Yes), false) => Err(Failure::request(format!(
+            "{}: nothing to resume; leave out --resume to start the run, or say --resume=auto to start or continue it",
             folder.display()
         ))),
-        _ => Ok(()),
+        (_, holds) => Ok(holds),
     }
 }
 
+/// Refuses an extension that is none, and says what a longer run does to the learning rate.
+fn tell_extension(old: &Config, new: &Config, done: u64) -> Result<()> {
+    let (from, to) = (old.run.steps, new.run.steps);
+    if to <= done {
+        return Err(Failure::request(format!("--extend: {to} is not above the {done} updates that the run has made")));
+    }
+    let rate = |c: &Config| learning_rate(&c.optim, done + 1, c.run.steps);
+    let (before, after) = (rate(old), rate(new));
+    // the last update of the old schedule has no next one: its rate is where the schedule ended
+    if before == after {
+        tell!("extending from {from} to {to} updates; the learning rate goes on at {after:.2e}");
+    } else {
+        let ended = learning_rate(&old.optim, done.clamp(1, from), from);
+        tell!(
+            "extending from {from} to {to} updates; the schedule is stretched over all of them, so the learning rate goes from {ended:.2e} \
+             to {after:.2e}"
+        );
+    }
+    Ok(())
+}
+
 /// A fresh start, or the newest whole checkpoint.
-fn stand(config: &Config, start: Start, folder: &Path, data_hash: &str, device: &Device) -> Result<Stand> {
-    if !start.resume {
+fn stand(
+    config: &Config,
+    (start, resumes): (Start, bool),
+    folder: &Path,
+    data_hash: &str,
+    device: &Device,
+) -> Result<Stand> {
+    if !resumes {
         return Ok(Stand { trainer: Trainer::new(config, device)?, data: LoaderState::default(), tokens: 0 });
     }
     let checkpoints = Checkpoints::of(folder);
-    let differences = Config::of_run(folder)?.differences(config);
+    let old = Config::of_run(folder)?;
+    let mut differences = old.differences(config);
+    if start.extend {
+        differences.retain(|d| !d.text.starts_with("run.steps:"));
+    }
     let (matter, neutral): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| d.effect == Effect::Weights);
     let names = |d: Vec<Difference>| d.into_iter().map(|d| d.text).collect::<Vec<_>>().join("; ");
     if !neutral.is_empty() {
@@ -93,6 +136,9 @@ fn stand(config: &Config, start: Start, folder: &Path, data_hash: &str, device: 
         return Ok(Stand { trainer: Trainer::new(config, device)?, data: LoaderState::default(), tokens: 0 });
     };
     let (trainer, state) = checkpoint::load(&path, config, device)?;
+    if start.extend {
+        tell_extension(&old, config, state.step)?;
+    }
     tell!("resuming from {} (step {})", path.display(), state.step);
     Ok(Stand { trainer, data: state.data, tokens: state.tokens })
 }
@@ -104,15 +150,15 @@ fn stand(config: &Config, start: Start, folder: &Path, data_hash: &str, device: 
 pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
     let began = Instant::now();
     let folder = config.folder();
-    check_folder(&folder, start.resume)?;
+    continues(&folder, start.resume)?;
     let material = Material::of(config)?;
     let data_hash = material.hash.clone();
     let device = device(config);
     let _lock = RunLock::take(&folder)?;
     // another process may have made a run of the folder while this one prepared its data
-    check_folder(&folder, start.resume)?;
+    let resumes = continues(&folder, start.resume)?;
     console::record_to(&folder.join("run.log"));
-    let Stand { mut trainer, data, mut tokens } = stand(config, start, &folder, &data_hash, &device)?;
+    let Stand { mut trainer, data, mut tokens } = stand(config, (start, resumes), &folder, &data_hash, &device)?;
     let interrupt = interrupt()?;
     let d = &config.data;
     let mut loader = material.loader(config, data)?;

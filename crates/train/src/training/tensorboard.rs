@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::BufWriter;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use protobuf::Message;
@@ -22,22 +22,71 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64())
 }
 
+/// The records of an event file up to where it is damaged: length, its checksum, data, its checksum.
+fn records(mut bytes: &[u8]) -> Vec<Event> {
+    let mut events = Vec::new();
+    loop {
+        let Some((head, rest)) = bytes.split_first_chunk::<12>() else { return events };
+        let length = u64::from_le_bytes(*head.first_chunk().expect("12 bytes hold 8"));
+        let Some(whole) = usize::try_from(length).ok().and_then(|n| n.checked_add(4)) else { return events };
+        if rest.len() < whole {
+            return events;
+        }
+        let Ok(event) = Event::parse_from_bytes(&rest[..whole - 4]) else { return events };
+        events.push(event);
+        bytes = &rest[whole..];
+    }
+}
+
+/// The one event file of a folder, opened to be appended to, without what came after `step`: a resumed run writes that
+/// again, and a curve must not go back. Several files (a clock that was set back puts the later one first) become one.
+fn reopen(folder: &Path, step: u64) -> std::io::Result<(File, bool)> {
+    std::fs::create_dir_all(folder)?;
+    let is_events =
+        |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("events.out.tfevents."));
+    let mut old: Vec<PathBuf> =
+        std::fs::read_dir(folder)?.filter_map(|e| Some(e.ok()?.path())).filter(is_events).collect();
+    old.sort();
+    let Some(first) = old.first().cloned() else {
+        let name = format!("events.out.tfevents.{:010}.dashlab.{}", now() as u64, std::process::id());
+        return Ok((File::create(folder.join(name))?, true));
+    };
+    let mut kept: Vec<Event> = Vec::new();
+    for path in &old {
+        let events = records(&std::fs::read(path)?).into_iter();
+        kept.extend(events.filter(|e| !e.has_file_version() && e.get_step() as u64 <= step));
+    }
+    // stable: figures of one step stay in their order
+    kept.sort_by_key(Event::get_step);
+    let aside = folder.join(".events.tmp");
+    let mut writer = RecordWriter::new(BufWriter::new(File::create(&aside)?));
+    for event in std::iter::once(version()).chain(kept) {
+        writer.write(&event.write_to_bytes().map_err(std::io::Error::other)?)?;
+    }
+    writer.flush()?;
+    std::fs::rename(&aside, &first)?;
+    old.iter().skip(1).try_for_each(std::fs::remove_file)?;
+    Ok((File::options().append(true).open(first)?, false))
+}
+
+/// What an event file begins with.
+fn version() -> Event {
+    let mut event = Event::new();
+    event.set_wall_time(now());
+    event.set_file_version("brain.Event:2".into());
+    event
+}
+
 impl EventFile {
-    /// A new file in `folder`; `complain` is told of the first failure, if there is one.
-    pub fn create(folder: &Path, complain: fn(&str)) -> Self {
-        let open = || {
-            std::fs::create_dir_all(folder)?;
-            // TensorBoard sorts by name: a resumed run's file comes after the first.
-            let name = format!("events.out.tfevents.{:017.6}.dashlab.{}", now(), std::process::id());
-            File::create(folder.join(name))
-        };
+    /// The event file of `folder`, without what came after `step`; `complain` is told of the first failure, if there is one.
+    pub fn open(folder: &Path, step: u64, complain: fn(&str)) -> Self {
         let mut file = EventFile { writer: None, complain };
-        match open() {
-            Ok(f) => {
+        match reopen(folder, step) {
+            Ok((f, fresh)) => {
                 file.writer = Some(RecordWriter::new(BufWriter::new(f)));
-                let mut event = Event::new();
-                event.set_file_version("brain.Event:2".into());
-                file.write(event);
+                if fresh {
+                    file.write(version());
+                }
             }
             Err(e) => file.fail(&e),
         }
@@ -107,5 +156,43 @@ impl EventFile {
         {
             self.fail(&e);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// (step, tag) of every number in the folder, in the order that TensorBoard reads them: file by file, by name.
+    fn read(folder: &Path) -> Vec<(i64, String)> {
+        let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+        files.sort();
+        let events = files.iter().flat_map(|f| records(&std::fs::read(f).unwrap()));
+        let numbers = events.filter(|e| e.has_summary());
+        numbers.map(|e| (e.get_step(), e.get_summary().get_value()[0].get_tag().to_string())).collect()
+    }
+
+    #[test]
+    fn a_resumed_curve_never_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let fill = |from: u64, steps: std::ops::RangeInclusive<u64>| {
+            let mut file = EventFile::open(dir.path(), from, |e| panic!("{e}"));
+            for step in steps {
+                file.scalar("loss", step as f64, step);
+                file.scalar("lr", 0.1, step);
+            }
+            file.flush();
+        };
+        fill(0, 1..=18);
+        // a crash cuts the last record, a clock set back names the next file before the first
+        let first = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+        let bytes = std::fs::read(&first).unwrap();
+        std::fs::write(&first, &bytes[..bytes.len() - 5]).unwrap();
+        std::fs::write(dir.path().join("events.out.tfevents.0000000001.dashlab.1"), &bytes).unwrap();
+        fill(10, 11..=20);
+        let steps: Vec<i64> = read(dir.path()).into_iter().filter(|(_, tag)| tag == "loss").map(|(s, _)| s).collect();
+        assert!(steps.is_sorted() && steps.last() == Some(&20), "{steps:?}");
+        assert_eq!(steps.iter().filter(|s| **s > 10).count(), 10);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 }
