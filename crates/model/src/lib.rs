@@ -18,5 +18,5 @@ pub use decoder::{Forward, Model};
 pub use error::{ConfigError, ParamError};
 pub use flops::{Flops, flops};
 pub use generate::{Sampling, generate};
-pub use params::{Group, Init, Param, ParamSpec, Params, parameters};
+pub use params::{Group, INDEXER, Init, Param, ParamSpec, Params, parameters};
 pub use router::{RouterStats, RouterTrace};

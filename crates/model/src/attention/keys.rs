@@ -1,4 +1,4 @@
-//! The keys of `[model.attention]`: every variant declares its own with [`settings!`], and reading, writing, range checks,
+//! The keys of `[model.attention]`: every variant declares its own with `settings!`, and reading, writing, range checks,
 //! messages and the reference of keys follow from that declaration.
 
 use std::fmt;
@@ -219,7 +219,7 @@ impl Given {
     }
 }
 
-/// What [`settings!`] makes of a declaration.
+/// What `settings!` makes of a declaration.
 pub trait Settings: fmt::Debug {
     /// All keys, in the order of the declaration.
     fn keys(&self) -> &'static [Key];

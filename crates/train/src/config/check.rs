@@ -16,6 +16,7 @@ impl Config {
         self.checkpoint.check()?;
         self.log.check()?;
         self.model.check()?;
+        dash_model::parameters(&self.model, self.data.vocab_size)?;
         self.check_chunks()?;
         self.check_task()?;
         self.router.check(&self.model.attention, self.data.seq_len)
