@@ -1,14 +1,14 @@
 //! Tensors, a tape, and the ops of a small language model, each with its gradient.
 //!
 //! The crate knows no model, no file, no configuration and no environment variable. Device, generator and tape are
-//! passed to whoever needs them; nothing here is global and nothing here prints.
+//! passed to whoever needs them; nothing here is global but the counter that numbers tapes, and nothing here prints.
 //!
 //! Shape letters, used in every comment: `b` batch, `t` tokens, `h` query heads, `g` key/value heads, `d` head width,
 //! `c` model width, `f` MLP width, `v` vocabulary, `n` chunks, `s` chunk size.
 //!
 //! ```
 //! use dash_core::{Device, Tape, Tensor, ops};
-//! let device = Device::cpu(1);
+//! let device = Device::cpu(1)?;
 //! let tape = Tape::new();
 //! let x = tape.leaf(Tensor::from_vec(&device, &[2, 2], vec![1.0f64, 2.0, 3.0, 4.0])?);
 //! let y = ops::sum_all(&tape, &ops::mul(&tape, &x, &x)?)?;
@@ -18,7 +18,9 @@
 //! ```
 
 pub mod device;
+mod dispatch;
 mod error;
+mod ids;
 mod number;
 pub mod ops;
 pub mod rng;
@@ -30,7 +32,8 @@ pub mod testing;
 
 pub use device::{CpuDevice, Device};
 pub use error::{Error, Result};
+pub use ids::{IGNORE, Ids};
 pub use number::{Compute, DType, Element, Host, Number};
 pub use storage::Storage;
-pub use tape::{Grads, Id, Tape, Var, Watcher};
+pub use tape::{Grads, Id, ScalarCell, Tape, Var, Watcher};
 pub use tensor::Tensor;

@@ -5,8 +5,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::device::CpuNumber;
+use crate::dispatch::same_place;
 use crate::error::{Error, Result, ensure};
 use crate::number::Compute;
 use crate::tensor::Tensor;
@@ -20,9 +21,15 @@ pub struct Var {
 }
 
 /// Where the gradient of a variable is collected. A backward closure that needs no input value keeps this instead of the
-/// [`Var`], so that the value's memory can go.
-#[derive(Debug, Clone, Copy)]
-pub struct Id(usize);
+/// [`Var`], so that the value's memory can go. It knows its tape: gradients of one tape are never taken for those of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Id {
+    tape: u64,
+    index: usize,
+}
+
+/// Numbers tapes, so that an [`Id`] can tell its own. Nothing that is computed depends on the numbers.
+static TAPES: AtomicU64 = AtomicU64::new(0);
 
 impl Var {
     /// Where its gradient is collected.
@@ -50,8 +57,34 @@ pub trait Watcher {
     fn gradient(&self, scope: &str, name: &str, gradient: &Tensor);
 }
 
+/// Where a backward pass leaves a scalar that is no gradient of a variable. It stays on the device until someone reads it.
+/// Clones share the place.
+#[derive(Debug, Clone, Default)]
+pub struct ScalarCell(Rc<RefCell<Option<Tensor>>>);
+
+impl ScalarCell {
+    /// Leaves a scalar.
+    pub fn set(&self, value: Tensor) {
+        self.0.replace(Some(value));
+    }
+
+    /// The scalar, where a backward pass has been.
+    pub fn get(&self) -> Option<Tensor> {
+        self.0.borrow().clone()
+    }
+
+    /// The scalar on the host, 0 before backward: waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read(&self) -> Result<f64> {
+        self.get().map_or(Ok(0.0), |scalar| scalar.item())
+    }
+}
+
 /// A Wengert list.
 pub struct Tape {
+    number: u64,
     nodes: RefCell<Vec<Node>>,
     next: Cell<usize>,
     recording: bool,
@@ -61,8 +94,11 @@ pub struct Tape {
     watcher: Option<Rc<dyn Watcher>>,
 }
 
-/// Gradients by variable.
-pub struct Grads(Vec<Option<Tensor>>);
+/// Gradients by variable of one tape.
+pub struct Grads {
+    tape: u64,
+    slots: Vec<Option<Tensor>>,
+}
 
 impl Default for Tape {
     fn default() -> Self {
@@ -74,6 +110,7 @@ impl Tape {
     /// A tape that records.
     pub fn new() -> Self {
         Tape {
+            number: TAPES.fetch_add(1, Ordering::Relaxed),
             nodes: RefCell::default(),
             next: Cell::new(0),
             recording: true,
@@ -153,22 +190,22 @@ impl Tape {
 
     /// Puts an input or a parameter on the tape.
     pub fn leaf(&self, value: Tensor) -> Var {
-        let id = self.next.get();
-        self.next.set(id + 1);
-        Var { id: Id(id), value }
+        let index = self.next.get();
+        self.next.set(index + 1);
+        Var { id: Id { tape: self.number, index }, value }
     }
 
     /// Appends an op: its output, and what turns the output's gradient into gradients of the inputs.
     ///
     /// # Errors
-    /// Only on a checking tape: [`Error::NonFinite`].
+    /// Only on a checking tape: [`Error::NonFinite`]. (Such a tape reads every value on the host.)
     pub fn record(
         &self,
         name: &'static str,
         value: Tensor,
         backward: impl FnOnce(Tensor, &mut Grads) -> Result<()> + 'static,
     ) -> Result<Var> {
-        if self.checking && !value.is_finite() {
+        if self.checking && !value.is_finite()? {
             return Err(Error::NonFinite { at: self.scope.borrow().clone(), op: name, what: "output" });
         }
         let out = self.leaf(value);
@@ -185,16 +222,19 @@ impl Tape {
     /// When `out` has more than one element, or an op's backward fails.
     pub fn backward(self, out: &Var) -> Result<Grads> {
         ensure!(out.value.numel() == 1, "backward", "the output must be a scalar, got shape {:?}", out.value.shape());
-        let seed = Tensor::full(out.value.device(), out.value.shape(), out.value.dtype(), 1.0);
+        let seed = Tensor::full(out.value.device(), out.value.shape(), out.value.dtype(), 1.0)?;
         self.backward_from(out, seed)
     }
 
     /// Gradients of the inner product of `seed` and `out`. Everything the tape kept is freed as the walk passes it.
     ///
     /// # Errors
-    /// When the tape does not record, the seed's shape is another, or an op's backward fails.
+    /// When the tape does not record, `out` is of another tape, the seed has another shape, type or device, or an op's
+    /// backward fails.
     pub fn backward_from(self, out: &Var, seed: Tensor) -> Result<Grads> {
         ensure!(self.recording, "backward", "this tape does not record");
+        ensure!(out.id.tape == self.number, "backward", "the output is a variable of another tape");
+        same_place("backward", &out.value, &seed)?;
         ensure!(
             seed.shape() == out.value.shape(),
             "backward",
@@ -202,11 +242,11 @@ impl Tape {
             seed.shape(),
             out.value.shape()
         );
-        let mut grads = Grads(vec![None; self.next.get()]);
-        grads.0[out.id.0] = Some(seed);
+        let mut grads = Grads { tape: self.number, slots: vec![None; self.next.get()] };
+        grads.add(out.id, seed)?;
         for node in self.nodes.into_inner().into_iter().rev() {
-            let Some(dy) = grads.0[node.out.0].take() else { continue };
-            if self.checking && !dy.is_finite() {
+            let Some(dy) = grads.slots[node.out.index].take() else { continue };
+            if self.checking && !dy.is_finite()? {
                 return Err(Error::NonFinite { at: node.scope, op: node.name, what: "gradient of the output" });
             }
             (node.backward)(dy, &mut grads).map_err(|e| match e {
@@ -219,41 +259,174 @@ impl Tape {
 }
 
 impl Grads {
-    /// The gradient of a leaf; `None` if nothing that it reaches was differentiated. Gradients of intermediate values
-    /// are freed during the walk.
-    pub fn get(&self, var: &Var) -> Option<&Tensor> {
-        self.0[var.id.0].as_ref()
+    fn slot(&mut self, id: Id) -> Option<&mut Option<Tensor>> {
+        if id.tape == self.tape { self.slots.get_mut(id.index) } else { None }
     }
 
-    /// Takes the gradient of a leaf out.
+    /// The gradient of a leaf; `None` if nothing that it reaches was differentiated, or the variable is of another tape.
+    /// Gradients of intermediate values are freed during the walk.
+    pub fn get(&self, var: &Var) -> Option<&Tensor> {
+        if var.id.tape == self.tape { self.slots.get(var.id.index)?.as_ref() } else { None }
+    }
+
+    /// Takes the gradient of a leaf out; `None` as for [`Grads::get`].
     pub fn take(&mut self, var: &Var) -> Option<Tensor> {
-        self.0[var.id.0].take()
+        self.slot(var.id)?.take()
     }
 
     /// Takes the gradient that a variable has received so far out, for an op that adds to it in place and gives it back with
     /// [`Grads::add`], and true; where nothing has been received, or its memory is shared, fresh memory to be written, and
     /// false.
-    pub(crate) fn begin<T: CpuNumber>(&mut self, var: &Var) -> (Tensor, bool) {
-        match self.0[var.id.0].take_if(|sum| sum.is_unique()) {
-            Some(sum) => (sum, true),
-            None => {
-                let fresh = var.value.cpu().alloc::<T>(var.value.numel());
-                (Tensor::from_buffer(var.value.shape(), fresh), false)
-            }
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub(crate) fn begin(&mut self, var: &Var) -> Result<(Tensor, bool)> {
+        match self.slot(var.id).and_then(|slot| slot.take_if(|sum| sum.is_unique())) {
+            Some(sum) => Ok((sum, true)),
+            None => Ok((Tensor::empty(var.value.device(), var.value.shape(), var.value.dtype())?, false)),
         }
     }
 
     /// Adds to the gradient of a variable.
     ///
     /// # Errors
-    /// When the shape differs from what the variable has received before.
+    /// When the variable is of another tape, or what it has received before has another shape, type or device.
     pub fn add(&mut self, id: Id, d: Tensor) -> Result<()> {
-        match &mut self.0[id.0] {
-            Some(sum) => sum.accumulate(&d),
-            slot => {
+        match self.slot(id) {
+            None => Err(Error::invalid("grads", "the variable is of another tape than the one that is walked")),
+            Some(Some(sum)) => sum.accumulate(&d),
+            Some(slot) => {
                 *slot = Some(d);
                 Ok(())
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::Device;
+    use crate::number::DType;
+    use crate::ops;
+    use crate::testing::device;
+
+    fn scalar(device: &Device, value: f64) -> Tensor {
+        Tensor::full(device, &[], DType::F64, value).unwrap()
+    }
+
+    #[test]
+    fn a_variable_of_another_tape_has_no_gradient_and_takes_none() {
+        let d = device();
+        let (ours, theirs) = (Tape::new(), Tape::new());
+        let x = ours.leaf(scalar(&d, 3.0));
+        // the same index on both tapes, and one that ours does not have
+        let (same, far) = (theirs.leaf(scalar(&d, 5.0)), (0..9).map(|_| theirs.leaf(scalar(&d, 5.0))).last().unwrap());
+        let y = ops::mul(&ours, &x, &x).unwrap();
+        let mut grads = ours.backward(&y).unwrap();
+        assert_eq!(grads.get(&x).unwrap().item().unwrap(), 6.0);
+        for foreign in [&same, &far] {
+            assert!(grads.get(foreign).is_none() && grads.take(foreign).is_none());
+            let error = grads.add(foreign.id(), scalar(&d, 1.0)).unwrap_err().to_string();
+            assert!(error.contains("another tape"), "{error}");
+        }
+        assert_eq!(grads.take(&x).unwrap().item().unwrap(), 6.0);
+        assert!(grads.take(&x).is_none());
+    }
+
+    #[test]
+    fn an_op_on_a_variable_of_another_tape_fails_in_backward_and_does_not_mix() {
+        let d = device();
+        let (ours, theirs) = (Tape::new(), Tape::new());
+        let (x, foreign) = (ours.leaf(scalar(&d, 3.0)), theirs.leaf(scalar(&d, 5.0)));
+        let y = ops::mul(&ours, &x, &foreign).unwrap();
+        assert!(ours.backward(&y).err().unwrap().to_string().contains("another tape"));
+        let tape = Tape::new();
+        assert!(tape.backward(&foreign).err().unwrap().to_string().contains("a variable of another tape"));
+    }
+
+    #[test]
+    fn a_tape_that_does_not_record_refuses_backward_and_keeps_nothing() {
+        let d = device();
+        let tape = Tape::inference();
+        let x = tape.leaf(scalar(&d, 3.0));
+        let y = ops::mul(&tape, &x, &x).unwrap();
+        assert!(tape.nodes.borrow().is_empty());
+        assert_eq!(tape.backward(&y).err().unwrap().to_string(), "backward: this tape does not record");
+    }
+
+    #[test]
+    fn the_seed_fits_the_output() {
+        let d = device();
+        let output = || {
+            let tape = Tape::new();
+            let x = tape.leaf(Tensor::full(&d, &[2], DType::F64, 1.0).unwrap());
+            let y = ops::scale(&tape, &x, 2.0).unwrap();
+            (tape, y)
+        };
+        let fails = |seed: Option<Tensor>| {
+            let (tape, y) = output();
+            let result = match seed {
+                Some(seed) => tape.backward_from(&y, seed),
+                None => tape.backward(&y),
+            };
+            result.err().unwrap().to_string()
+        };
+        assert!(fails(None).contains("the output must be a scalar, got shape [2]"));
+        assert!(fails(Some(scalar(&d, 1.0))).contains("seed [] for an output [2]"));
+        let single = Tensor::full(&d, &[2], DType::F32, 1.0).unwrap();
+        assert!(fails(Some(single)).contains("inputs live apart: F64 [2]"));
+        assert!(fails(Some(Tensor::full(&device(), &[2], DType::F64, 1.0).unwrap())).contains("inputs live apart"));
+    }
+
+    #[test]
+    fn a_checking_tape_names_scope_op_and_side() {
+        let d = device();
+        let tape = Tape::checking();
+        tape.scope(|| "model.layers.3".into());
+        let zero = tape.leaf(scalar(&d, 0.0));
+        let error = ops::ln(&tape, &zero).unwrap_err().to_string();
+        assert_eq!(error, "the output of ln in model.layers.3 is not finite");
+
+        let tape = Tape::checking();
+        tape.scope(|| "model.norm".into());
+        let x = tape.leaf(scalar(&d, 2.0));
+        let id = x.id();
+        let infinite = scalar(&d, f64::INFINITY);
+        let y = tape.record("steep", scalar(&d, 1.0), move |_, grads| grads.add(id, infinite)).unwrap();
+        tape.scope(|| "lm_head".into());
+        let z = ops::scale(&tape, &y, 1.0).unwrap();
+        // a leaf's own gradient is checked by whoever uses it; an op's is when the walk comes to it
+        assert!(tape.backward(&z).is_ok());
+
+        let tape = Tape::checking();
+        tape.scope(|| "model.norm".into());
+        let x = tape.leaf(scalar(&d, 2.0));
+        let y = ops::scale(&tape, &x, 1.0).unwrap();
+        let id = y.id();
+        let infinite = scalar(&d, f64::INFINITY);
+        tape.scope(|| "lm_head".into());
+        let z = tape.record("steep", scalar(&d, 1.0), move |_, grads| grads.add(id, infinite)).unwrap();
+        let error = tape.backward(&z).err().unwrap().to_string();
+        assert_eq!(error, "the gradient of the output of scale in model.norm is not finite");
+    }
+
+    #[test]
+    fn scopes_are_kept_only_where_someone_asks() {
+        let plain = Tape::new();
+        plain.scope(|| unreachable!("nobody asks"));
+        assert_eq!(plain.scope_name(), "");
+        let checking = Tape::checking();
+        checking.scope(|| "a".into());
+        checking.scope(|| "b".into());
+        assert_eq!(checking.scope_name(), "b");
+    }
+
+    #[test]
+    fn a_scalar_waits_on_the_device_until_it_is_read() {
+        let cell = ScalarCell::default();
+        assert_eq!(cell.read().unwrap(), 0.0);
+        cell.clone().set(scalar(&device(), 2.5));
+        assert_eq!(cell.read().unwrap(), 2.5);
     }
 }

@@ -3,15 +3,18 @@
 use std::sync::Arc;
 
 use crate::device::cpu::simd::add_into;
-use crate::device::{Buffer, Device};
-use crate::device::{CpuData, CpuNumber};
+use crate::device::{Buffer, CpuData, CpuDevice, CpuNumber, Device};
+use crate::dispatch::{on_device, same_place};
 use crate::error::{Error, Result, ensure};
 use crate::number::{DType, Host, Number, with_number};
 use crate::rng::Rng;
 use crate::shape::numel;
 use crate::storage::Storage;
 
-/// A value. Cloning shares the numbers; writing to a shared one copies first.
+/// A value on a device. Cloning shares the numbers; writing to a shared one copies first.
+///
+/// Its numbers reach the host by name only: [`Tensor::to_vec`], [`Tensor::to_f64`] and [`Tensor::item`] copy and wait for the
+/// device, [`Tensor::as_slice`] borrows and works on the CPU alone. No op reads them.
 #[derive(Debug, Clone)]
 pub struct Tensor {
     shape: Vec<usize>,
@@ -23,42 +26,61 @@ impl Tensor {
     /// A tensor of these elements, copied to the device.
     ///
     /// # Errors
-    /// When the length does not fit the shape.
+    /// When the length does not fit the shape, or the device has no memory left.
     pub fn from_vec<T: Number>(device: &Device, shape: &[usize], data: Vec<T>) -> Result<Self> {
         ensure!(data.len() == numel(shape), "from_vec", "{} elements do not fill shape {shape:?}", data.len());
-        Ok(match T::host(&data) {
-            Host::F32(data) => Self::from_buffer(shape, device.as_cpu().copy(data)),
-            Host::F64(data) => Self::from_buffer(shape, device.as_cpu().copy(data)),
-        })
+        match (device, T::host(&data)) {
+            (Device::Cpu(cpu), Host::F32(data)) => Ok(Self::from_buffer(shape, cpu.copy(data))),
+            (Device::Cpu(cpu), Host::F64(data)) => Ok(Self::from_buffer(shape, cpu.copy(data))),
+        }
     }
 
-    /// Takes over a buffer whose length fits the shape.
+    /// Takes over a buffer of the CPU whose length fits the shape.
     pub(crate) fn from_buffer<T: CpuNumber>(shape: &[usize], buffer: Buffer<T>) -> Self {
         assert_eq!(buffer.len(), numel(shape), "a kernel fills the shape it announces");
         let device = Device::Cpu(buffer.device().clone());
         Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::Cpu(T::wrap(buffer))), device }
     }
 
+    /// Memory for a kernel to fill: the elements are unspecified.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub(crate) fn empty(device: &Device, shape: &[usize], dtype: DType) -> Result<Self> {
+        match device {
+            Device::Cpu(cpu) => Ok(with_number!(dtype, T => Self::from_buffer(shape, cpu.alloc::<T>(numel(shape))))),
+        }
+    }
+
     /// All elements `value`.
-    pub fn full(device: &Device, shape: &[usize], dtype: DType, value: f64) -> Self {
-        with_number!(dtype, T => {
-            let mut buffer = device.as_cpu().alloc::<T>(numel(shape));
-            buffer.fill(T::of(value));
-            Self::from_buffer(shape, buffer)
-        })
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub fn full(device: &Device, shape: &[usize], dtype: DType, value: f64) -> Result<Self> {
+        match device {
+            Device::Cpu(cpu) => with_number!(dtype, T => {
+                let mut buffer = cpu.alloc::<T>(numel(shape));
+                buffer.fill(T::of(value));
+                Ok(Self::from_buffer(shape, buffer))
+            }),
+        }
     }
 
     /// All elements zero.
-    pub fn zeros(device: &Device, shape: &[usize], dtype: DType) -> Self {
+    ///
+    /// # Errors
+    /// As [`Tensor::full`].
+    pub fn zeros(device: &Device, shape: &[usize], dtype: DType) -> Result<Self> {
         Self::full(device, shape, dtype, 0.0)
     }
 
-    /// Independent normals with standard deviation `std`.
-    pub fn normal(device: &Device, shape: &[usize], dtype: DType, std: f64, rng: &mut Rng) -> Self {
+    /// Independent normals with standard deviation `std`, drawn on the host: the same on every device.
+    ///
+    /// # Errors
+    /// As [`Tensor::full`].
+    pub fn normal(device: &Device, shape: &[usize], dtype: DType, std: f64, rng: &mut Rng) -> Result<Self> {
         with_number!(dtype, T => {
-            let mut buffer = device.as_cpu().alloc::<T>(numel(shape));
-            buffer.iter_mut().for_each(|x| *x = T::of(std * rng.normal()));
-            Self::from_buffer(shape, buffer)
+            Self::from_vec(device, shape, (0..numel(shape)).map(|_| T::of(std * rng.normal())).collect())
         })
     }
 
@@ -82,8 +104,9 @@ impl Tensor {
         &self.device
     }
 
-    pub(crate) fn cpu(&self) -> &crate::device::CpuDevice {
-        self.device.as_cpu()
+    /// Its memory.
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
     }
 
     /// The extents as an array.
@@ -103,25 +126,20 @@ impl Tensor {
         (self.numel().checked_div(width).unwrap_or(0), width)
     }
 
-    /// The numbers.
+    /// The numbers, borrowed: on the CPU alone.
     ///
     /// # Errors
-    /// When the element type is another.
+    /// When the element type is another, or the tensor is not in host memory.
     pub fn as_slice<T: Number>(&self) -> Result<&[T]> {
-        let Storage::Cpu(data) = &*self.storage;
-        let host = match data {
-            CpuData::F32(buffer) => Host::F32(buffer),
-            CpuData::F64(buffer) => Host::F64(buffer),
+        let host = match &*self.storage {
+            Storage::Cpu(CpuData::F32(buffer)) => Host::F32(buffer),
+            Storage::Cpu(CpuData::F64(buffer)) => Host::F64(buffer),
         };
-        T::of_host(host).ok_or_else(|| {
-            Error::invalid("as_slice", format!("tensor is {:?}, asked for {:?}", self.dtype(), T::DTYPE))
-        })
+        T::of_host(host).ok_or_else(|| self.not_of("as_slice", T::DTYPE))
     }
 
-    /// The numbers, inside a kernel that was dispatched on the element type.
-    pub(crate) fn data<T: CpuNumber>(&self) -> &[T] {
-        let Storage::Cpu(data) = &*self.storage;
-        T::buffer(data).expect("dispatched on this element type")
+    fn not_of(&self, op: &'static str, dtype: DType) -> Error {
+        Error::invalid(op, format!("the tensor is {:?} on {}, asked for {dtype:?}", self.dtype(), self.device))
     }
 
     /// Whether no other tensor shares the memory.
@@ -129,37 +147,65 @@ impl Tensor {
         Arc::get_mut(&mut self.storage).is_some()
     }
 
-    /// The numbers, to be overwritten; copies them first if they are shared.
-    pub(crate) fn data_mut<T: CpuNumber>(&mut self) -> &mut [T] {
+    /// The numbers, to be overwritten by a kernel of the CPU; copies them first if they are shared.
+    ///
+    /// # Errors
+    /// When the element type is another, or the tensor is not in host memory.
+    pub(crate) fn cpu_mut<T: CpuNumber>(&mut self, op: &'static str) -> Result<&mut [T]> {
+        let error = self.not_of(op, T::DTYPE);
         if !self.is_unique() {
-            let mut buffer = self.cpu().alloc::<T>(self.numel());
-            buffer.copy_from_slice(self.data::<T>());
-            self.storage = Arc::new(Storage::Cpu(T::wrap(buffer)));
+            self.storage = match &*self.storage {
+                Storage::Cpu(data) => Arc::new(Storage::Cpu(data.copy())),
+            };
         }
-        let Storage::Cpu(data) = Arc::get_mut(&mut self.storage).expect("not shared any more");
-        T::buffer_mut(data).expect("dispatched on this element type")
+        match Arc::get_mut(&mut self.storage).expect("its only owner") {
+            Storage::Cpu(data) => T::buffer_mut(data).map(|buffer| &mut buffer[..]).ok_or(error),
+        }
     }
 
-    /// A copy of the numbers.
+    /// The numbers, for a kernel of this CPU that takes them beside inputs of another type.
+    ///
+    /// # Errors
+    /// When they live elsewhere, or the element type is another.
+    pub(crate) fn on_cpu<T: CpuNumber>(&self, op: &'static str, cpu: &CpuDevice) -> Result<&[T]> {
+        match (&self.device, &*self.storage) {
+            (Device::Cpu(own), Storage::Cpu(data)) if own.is(cpu) => {
+                T::buffer(data).map(|buffer| &buffer[..]).ok_or_else(|| self.not_of(op, T::DTYPE))
+            }
+            (Device::Cpu(_), Storage::Cpu(_)) => {
+                Err(Error::invalid(op, format!("an input lives on {}, the others on {cpu:?}", self.device)))
+            }
+        }
+    }
+
+    /// A copy of the numbers, on the host: waits for the device.
     ///
     /// # Errors
     /// When the element type is another.
     pub fn to_vec<T: Number>(&self) -> Result<Vec<T>> {
-        self.as_slice().map(<[T]>::to_vec)
+        match &*self.storage {
+            Storage::Cpu(_) => self.as_slice().map(<[T]>::to_vec),
+        }
     }
 
-    /// A copy of the numbers as doubles.
-    pub fn to_f64(&self) -> Vec<f64> {
-        with_number!(self.dtype(), T => self.data::<T>().iter().map(|x| x.f64()).collect())
+    /// A copy of the numbers as doubles, on the host: waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn to_f64(&self) -> Result<Vec<f64>> {
+        match self.dtype() {
+            DType::F32 => Ok(self.to_vec::<f32>()?.into_iter().map(f64::from).collect()),
+            DType::F64 => self.to_vec(),
+        }
     }
 
-    /// The only element.
+    /// The only element, on the host: waits for the device.
     ///
     /// # Errors
     /// When there is not exactly one.
     pub fn item(&self) -> Result<f64> {
         ensure!(self.numel() == 1, "item", "shape {:?} has {} elements", self.shape, self.numel());
-        Ok(self.to_f64()[0])
+        Ok(self.to_f64()?[0])
     }
 
     /// The same numbers under another shape.
@@ -177,36 +223,38 @@ impl Tensor {
     }
 
     /// The same numbers in another element type.
-    pub fn to_dtype(&self, dtype: DType) -> Self {
+    ///
+    /// # Errors
+    /// As [`Tensor::full`].
+    pub fn to_dtype(&self, dtype: DType) -> Result<Self> {
         if dtype == self.dtype() {
-            return self.clone();
+            return Ok(self.clone());
         }
-        with_number!(dtype, T => {
-            let mut buffer = self.cpu().alloc::<T>(self.numel());
-            with_number!(self.dtype(), S => {
-                for (y, x) in buffer.iter_mut().zip(self.data::<S>()) {
-                    *y = T::of(x.f64());
-                }
-            });
-            Self::from_buffer(&self.shape, buffer)
-        })
+        on_device!("to_dtype", [self]; Cpu<S>(cpu, [x]) => with_number!(dtype, T => {
+            let mut buffer = cpu.alloc::<T>(x.len());
+            buffer.iter_mut().zip(x).for_each(|(y, x): (_, &S)| *y = T::of(x.f64()));
+            Ok(Self::from_buffer(&self.shape, buffer))
+        }))
     }
 
-    /// Whether every element is finite.
-    pub fn is_finite(&self) -> bool {
-        with_number!(self.dtype(), T => self.data::<T>().iter().all(|x| x.is_finite()))
+    /// Whether every element is finite: the host waits for the answer.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn is_finite(&self) -> Result<bool> {
+        on_device!("is_finite", [self]; Cpu<T>(_, [x]) => Ok(x.iter().all(|x: &T| x.is_finite())))
     }
 
     /// Adds `other` in place (copying first if the numbers are shared).
     ///
     /// # Errors
-    /// When shapes or element types differ.
+    /// When shapes, element types or devices differ.
     pub fn accumulate(&mut self, other: &Tensor) -> Result<()> {
-        ensure!(self.shape == other.shape, "accumulate", "gradient {:?} against {:?}", self.shape, other.shape);
-        let device = self.cpu().clone();
-        with_number!(self.dtype(), T => {
-            let x = other.as_slice::<T>()?;
-            device.for_chunks(self.data_mut::<T>(), ELEMENTWISE, |i, out| {
+        let op = "accumulate";
+        ensure!(self.shape == other.shape, op, "gradient {:?} against {:?}", self.shape, other.shape);
+        same_place(op, self, other)?;
+        on_device!(op, [other]; Cpu<T>(cpu, [x]) => {
+            cpu.for_chunks(self.cpu_mut::<T>(op)?, ELEMENTWISE, |i, out| {
                 add_into(&x[i * ELEMENTWISE..], out);
             });
         });
@@ -216,9 +264,3 @@ impl Tensor {
 
 /// Elements a task of an elementwise kernel handles: 64 KiB of f32, long against the microsecond that a task costs.
 pub(crate) const ELEMENTWISE: usize = 16 * 1024;
-
-/// Checks that two tensors have the same element type and returns it.
-pub(crate) fn same_dtype(op: &'static str, a: &Tensor, b: &Tensor) -> Result<DType> {
-    ensure!(a.dtype() == b.dtype(), op, "element types {:?} and {:?} differ", a.dtype(), b.dtype());
-    Ok(a.dtype())
-}

@@ -12,18 +12,26 @@ pub const ODD_LENGTHS: [usize; 6] = [1, 5, 37, 63, 97, 257];
 
 /// A device of two threads whose fresh memory is NaN, so that an element that no kernel wrote shows.
 pub fn device() -> Device {
-    Device::Cpu(CpuDevice::new(2, true))
+    Device::Cpu(CpuDevice::new(2, true).expect("the operating system gives two threads"))
+}
+
+/// The CPU of a device, for a test of one of its kernels.
+#[cfg(test)]
+pub(crate) fn cpu(device: &Device) -> &CpuDevice {
+    match device {
+        Device::Cpu(cpu) => cpu,
+    }
 }
 
 /// Standard normals in f64.
 pub fn normal(device: &Device, shape: &[usize], seed: u64) -> Tensor {
-    Tensor::normal(device, shape, DType::F64, 1.0, &mut Rng::new(seed))
+    Tensor::normal(device, shape, DType::F64, 1.0, &mut Rng::new(seed)).expect("the device has memory")
 }
 
 /// Largest absolute difference over the largest absolute value of `want` (over 1 if `want` is all zero). NaN counts as
 /// infinitely far.
 pub fn relative_error(got: &Tensor, want: &[f64]) -> f64 {
-    let got = got.to_f64();
+    let got = got.to_f64().expect("the device answers");
     assert_eq!(got.len(), want.len(), "number of elements");
     let scale = want.iter().fold(0.0f64, |m, x| m.max(x.abs()));
     let worst = got.iter().zip(want).fold(0.0f64, |m, (a, b)| {
@@ -54,21 +62,21 @@ pub fn grad_errors(
     let vars = leaves(&tape, inputs);
     let out = f(&tape, &vars)?;
     let seed = normal(out.value.device(), out.value.shape(), 99);
-    let weights = seed.to_f64();
+    let weights = seed.to_f64()?;
     let grads = tape.backward_from(&out, seed)?;
     let value = |xs: &[Tensor]| -> Result<f64> {
         let tape = Tape::inference();
         let out = g(&tape, &leaves(&tape, xs))?;
-        Ok(out.value.to_f64().iter().zip(&weights).map(|(a, b)| a * b).sum())
+        Ok(out.value.to_f64()?.iter().zip(&weights).map(|(a, b)| a * b).sum())
     };
     let mut errors = Vec::with_capacity(inputs.len());
     for (k, x) in inputs.iter().enumerate() {
         let missing = || Error::invalid("grad_errors", format!("input {k} has no gradient"));
-        let got = grads.get(&vars[k]).ok_or_else(missing)?.to_f64();
+        let got = grads.get(&vars[k]).ok_or_else(missing)?.to_f64()?;
         let step = 1e-5;
         let shifted = |i: usize, by: f64| {
             let mut xs = inputs.to_vec();
-            let mut data = x.to_f64();
+            let mut data = x.to_f64()?;
             data[i] += by;
             xs[k] = Tensor::from_vec(x.device(), x.shape(), data)?;
             value(&xs)

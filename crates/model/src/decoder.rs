@@ -1,11 +1,9 @@
 //! Embedding, blocks, final norm, loss: the life of a token in one file.
 
-use std::sync::Arc;
-
 use dash_core::ops::{
     RopeTable, embedding, index_select, linear, linear_add, linear_cross_entropy, reshape, rmsnorm, swiglu, token_nll,
 };
-use dash_core::{DType, Device, Error, Result, Tape, Tensor, Var};
+use dash_core::{DType, Device, Error, Ids, Result, Tape, Tensor, Var};
 
 use crate::attention::{Attention, Inputs, Knob, Layer, Reroute, attend};
 use crate::config::ModelConfig;
@@ -43,7 +41,7 @@ impl Model {
         dtype: DType,
     ) -> Result<Self> {
         parameters(&config, vocab).map_err(|e| Error::invalid("model", e.to_string()))?;
-        let params = Params::init(&config, vocab, seed, device, dtype);
+        let params = Params::init(&config, vocab, seed, device, dtype)?;
         Self::with_params(config, params, positions)
     }
 
@@ -52,7 +50,9 @@ impl Model {
     /// # Errors
     /// When the head width is odd.
     pub fn with_params(config: ModelConfig, params: Params, positions: usize) -> Result<Self> {
-        let rope = RopeTable::new(positions, config.head_dim, config.rope_theta)?;
+        let first = params.iter().next().ok_or_else(|| Error::invalid("model", "there are no parameters"))?;
+        let (device, dtype) = (first.value.device(), first.value.dtype());
+        let rope = RopeTable::new(device, dtype, positions, config.head_dim, config.rope_theta)?;
         let places = Places::of(&config);
         Ok(Model { config, params, places, rope })
     }
@@ -75,6 +75,14 @@ impl Model {
     /// Where its weights live.
     pub fn device(&self) -> &Device {
         self.params.iter().next().expect("a model has parameters").value.device()
+    }
+
+    /// Token ids or targets, `batch` sequences one after the other, as `[b, t]` on the model's device.
+    ///
+    /// # Errors
+    /// When they do not divide into `batch` sequences, or the device has no memory left.
+    pub fn ids(&self, ids: &[u32], batch: usize) -> Result<Ids> {
+        Ids::new(self.device(), &[batch, ids.len() / batch.max(1)], ids)
     }
 
     /// Longest sequence it has rotary angles for.
@@ -126,30 +134,25 @@ impl Model {
         if self.config.tie_embeddings { &leaves[0] } else { &leaves[leaves.len() - 1] }
     }
 
-    /// Runs the decoder on `ids`, `batch` sequences one after the other.
+    /// Runs the decoder on `ids [b, t]`.
     ///
     /// # Errors
     /// When an id is not below the vocabulary, or a sequence is longer than [`Model::positions`].
-    pub fn forward(&self, tape: &Tape, leaves: &[Var], ids: &Arc<[u32]>, batch: usize) -> Result<Forward> {
-        self.forward_as(tape, leaves, ids, batch, None)
+    pub fn forward(&self, tape: &Tape, leaves: &[Var], ids: &Ids) -> Result<Forward> {
+        self.forward_as(tape, leaves, ids, None)
     }
 
     /// [`Model::forward`] with another router in every layer.
     ///
     /// # Errors
     /// As [`Model::forward`].
-    pub fn forward_as(
-        &self,
-        tape: &Tape,
-        leaves: &[Var],
-        ids: &Arc<[u32]>,
-        batch: usize,
-        reroute: Option<&Reroute>,
-    ) -> Result<Forward> {
+    pub fn forward_as(&self, tape: &Tape, leaves: &[Var], ids: &Ids, reroute: Option<&Reroute>) -> Result<Forward> {
         let c = &self.config;
-        let t = ids.len() / batch;
+        let &[batch, t] = ids.shape() else {
+            return Err(Error::invalid("model", format!("token ids are [b, t], not {:?}", ids.shape())));
+        };
         tape.scope(|| "model.embed_tokens".into());
-        let mut x = embedding(tape, &leaves[0], ids, &[batch, t])?;
+        let mut x = embedding(tape, &leaves[0], ids)?;
         let mut routers = Vec::with_capacity(c.layers);
         let recompute = c.recompute && tape.is_recording() && !tape.is_checking() && tape.watcher().is_none();
         for layer in 0..c.layers {
@@ -177,29 +180,27 @@ impl Model {
         &self,
         tape: &Tape,
         leaves: &[Var],
-        (ids, targets): (&Arc<[u32]>, &[u32]),
-        batch: usize,
+        (ids, targets): (&Ids, &Ids),
         divisor: f64,
     ) -> Result<(Var, Vec<Option<RouterTrace>>)> {
-        let f = self.forward(tape, leaves, ids, batch)?;
+        let f = self.forward(tape, leaves, ids)?;
         tape.scope(|| "lm_head".into());
         let loss = linear_cross_entropy(tape, &f.hidden, self.head(leaves), targets, divisor)?;
         Ok((loss, f.routers))
     }
 
-    /// Cross-entropy of every token in nats, in order, without gradients.
+    /// Cross-entropy of every token in nats, `[b * t]`, without gradients.
     ///
     /// # Errors
     /// As [`Model::loss`].
     pub fn nll(
         &self,
-        (ids, targets): (&Arc<[u32]>, &[u32]),
-        batch: usize,
+        (ids, targets): (&Ids, &Ids),
         reroute: Option<&Reroute>,
-    ) -> Result<(Vec<f64>, Vec<Option<RouterTrace>>)> {
+    ) -> Result<(Tensor, Vec<Option<RouterTrace>>)> {
         let tape = Tape::inference().computing(self.config.compute.into());
         let leaves = self.leaves(&tape);
-        let f = self.forward_as(&tape, &leaves, ids, batch, reroute)?;
+        let f = self.forward_as(&tape, &leaves, ids, reroute)?;
         Ok((token_nll(&f.hidden.value, &self.head(&leaves).value, targets, tape.compute())?, f.routers))
     }
 
@@ -207,41 +208,41 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::forward`].
-    pub fn logits(&self, ids: &Arc<[u32]>, batch: usize) -> Result<Tensor> {
+    pub fn logits(&self, ids: &Ids) -> Result<Tensor> {
         let tape = Tape::inference().computing(self.config.compute.into());
         let leaves = self.leaves(&tape);
-        let f = self.forward(&tape, &leaves, ids, batch)?;
+        let f = self.forward(&tape, &leaves, ids)?;
         Ok(linear(&tape, &f.hidden, self.head(&leaves))?.value)
     }
 
-    /// Logits `[rows, v]` of some of the `batch * t` positions, and what the routers chose.
+    /// Logits `[rows, v]` of some of the `b * t` positions, and what the routers chose.
     ///
     /// # Errors
     /// As [`Model::forward`], or when a row does not exist.
     pub fn logits_at(
         &self,
-        ids: &Arc<[u32]>,
-        batch: usize,
+        ids: &Ids,
         rows: &[usize],
         reroute: Option<&Reroute>,
     ) -> Result<(Tensor, Vec<Option<RouterTrace>>)> {
         let tape = Tape::inference().computing(self.config.compute.into());
         let leaves = self.leaves(&tape);
-        let f = self.forward_as(&tape, &leaves, ids, batch, reroute)?;
+        let f = self.forward_as(&tape, &leaves, ids, reroute)?;
         let hidden = reshape(&tape, &f.hidden, &[ids.len(), self.config.width])?;
-        let logits = linear(&tape, &index_select(&tape, &hidden, 0, rows)?, self.head(&leaves))?;
+        let logits =
+            linear(&tape, &index_select(&tape, &hidden, 0, &Ids::places(ids.device(), rows)?)?, self.head(&leaves))?;
         Ok((logits.value, f.routers))
     }
 
-    /// Logits `[v]` of the position after one sequence.
+    /// Logits `[v]` of the position after one sequence `[1, t]`.
     ///
     /// # Errors
     /// As [`Model::forward`].
-    pub fn last_logits(&self, ids: &Arc<[u32]>) -> Result<Tensor> {
+    pub fn last_logits(&self, ids: &Ids) -> Result<Tensor> {
         let tape = Tape::inference().computing(self.config.compute.into());
         let leaves = self.leaves(&tape);
-        let f = self.forward(&tape, &leaves, ids, 1)?;
-        let last = index_select(&tape, &f.hidden, 1, &[ids.len() - 1])?;
+        let f = self.forward(&tape, &leaves, ids)?;
+        let last = index_select(&tape, &f.hidden, 1, &Ids::places(ids.device(), &[ids.len().saturating_sub(1)])?)?;
         linear(&tape, &last, self.head(&leaves))?.value.reshape(&[self.vocab()])
     }
 }
@@ -296,8 +297,8 @@ impl Block {
                     grads.add(outer.id(), d)?;
                 }
             }
-            if let (Some(told), Some(trace)) = (told, trace) {
-                told.set(trace.gradient_cell().get());
+            if let (Some(told), Some(norm)) = (told, trace.and_then(|trace| trace.gradient_cell().get())) {
+                told.set(norm);
             }
             Ok(())
         })?;

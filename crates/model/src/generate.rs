@@ -1,7 +1,7 @@
 //! Sampling text from a model.
 
+use dash_core::Result;
 use dash_core::rng::Rng;
-use dash_core::{DType, Result};
 
 use crate::decoder::Model;
 
@@ -31,8 +31,8 @@ pub fn generate(
     let mut ids = prompt.to_vec();
     for _ in 0..max_tokens {
         let context = &ids[ids.len().saturating_sub(model.positions())..];
-        let logits = model.last_logits(&context.into())?.to_dtype(DType::F64);
-        let next = draw(logits.as_slice()?, sampling, rng);
+        let logits = model.last_logits(&model.ids(context, 1)?)?.to_f64()?;
+        let next = draw(&logits, sampling, rng);
         ids.push(next);
         if !emit(next) {
             break;

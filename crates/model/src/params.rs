@@ -186,7 +186,10 @@ fn stream_of(name: &str) -> u64 {
 
 impl Params {
     /// Fresh values from a seed.
-    pub fn init(c: &ModelConfig, vocab: usize, seed: u64, device: &Device, dtype: DType) -> Self {
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub fn init(c: &ModelConfig, vocab: usize, seed: u64, device: &Device, dtype: DType) -> dash_core::Result<Self> {
         let fresh = |ParamSpec { name, shape, init, group }: ParamSpec| {
             let value = match init {
                 Init::Ones => Tensor::full(device, &shape, dtype, 1.0),
@@ -195,9 +198,9 @@ impl Params {
                     Tensor::normal(device, &shape, dtype, std, &mut Rng::stream(seed, stream_of(&name)))
                 }
             };
-            Param { name, value, group }
+            Ok(Param { name, value: value?, group })
         };
-        Params(specs(c, vocab).into_iter().map(fresh).collect())
+        Ok(Params(specs(c, vocab).into_iter().map(fresh).collect::<dash_core::Result<_>>()?))
     }
 
     /// Takes values by name.

@@ -1,18 +1,14 @@
 //! What a router did, and the figures a run reports of it.
 
-use std::cell::Cell;
-use std::rc::Rc;
-use std::sync::Arc;
-
-use dash_core::Tensor;
-use dash_core::ops::attention::{BlockList, Routing};
+use dash_core::ops::attention::{Routes, Routing};
+use dash_core::{Result, ScalarCell, Tensor};
 
 /// The choice of one layer in one forward pass.
 pub struct RouterTrace {
-    list: Arc<BlockList>,
+    routes: Routes,
     bias: Option<Tensor>,
     soft: Option<(Tensor, Tensor)>,
-    score_gradient: Rc<Cell<f64>>,
+    score_gradient: ScalarCell,
 }
 
 /// Figures of one layer. A *row* is a (batch, kv head, query) triple; rows in the first chunk have nothing to route and
@@ -41,14 +37,14 @@ pub struct RouterStats {
 
 impl RouterTrace {
     /// A hard choice.
-    pub fn hard(list: Arc<BlockList>) -> Self {
-        RouterTrace { list, bias: None, soft: None, score_gradient: Rc::default() }
+    pub fn hard(routes: Routes) -> Self {
+        RouterTrace { routes, bias: None, soft: None, score_gradient: ScalarCell::default() }
     }
 
     /// A choice with a bias.
     pub fn soft(routing: Routing) -> Self {
         RouterTrace {
-            list: routing.list,
+            routes: routing.routes,
             bias: Some(routing.bias.value),
             soft: Some((routing.weights, routing.heads)),
             score_gradient: routing.score_gradient,
@@ -60,37 +56,41 @@ impl RouterTrace {
         self.soft.as_ref().map(|(w, p)| (w, p))
     }
 
-    /// Who attended what.
-    pub fn list(&self) -> &BlockList {
-        &self.list
+    /// Who attended what, where it was computed.
+    pub fn routes(&self) -> &Routes {
+        &self.routes
     }
 
     /// Where backward leaves the norm of the gradient that reaches the routing scores.
-    pub(crate) fn gradient_cell(&self) -> Rc<Cell<f64>> {
+    pub(crate) fn gradient_cell(&self) -> ScalarCell {
         self.score_gradient.clone()
     }
 
-    /// The figures; call after backward to have the gradient in them.
-    pub fn stats(&self) -> RouterStats {
-        let (b, g, t) = self.list.extents();
-        let bias = self.bias.as_ref().map(Tensor::to_f64);
+    /// The figures, found on the host; call after backward to have the gradient in them.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn stats(&self) -> Result<RouterStats> {
+        let list = self.routes.to_host()?;
+        let (b, g, t) = list.extents();
+        let bias = self.bias.as_ref().map(|bias| list.per_entry(bias)).transpose()?;
         let mut s = RouterStats {
             density: 0.0,
             active_chunks: 0.0,
-            tokens: self.list.mean_tokens(),
+            tokens: list.mean_tokens(),
             histogram: Vec::new(),
             empty: 0.0,
             bias_mean: 0.0,
             bias_max: 0.0,
-            score_gradient: self.score_gradient.get(),
+            score_gradient: self.score_gradient.read()?,
             rows: 0,
         };
         let mut routed = 0u64;
         for batch in 0..b {
             for kv in 0..g {
-                for query in self.list.chunk_size()..t {
-                    let entries = self.list.entries_of(batch, kv, query);
-                    let (active, visible) = (entries.len(), query / self.list.chunk_size() + 1);
+                for query in list.chunk_size()..t {
+                    let entries = list.entries_of(batch, kv, query);
+                    let (active, visible) = (entries.len(), query / list.chunk_size() + 1);
                     s.rows += 1;
                     s.density += active as f64 / visible as f64;
                     s.active_chunks += active as f64;
@@ -114,6 +114,6 @@ impl RouterTrace {
         s.active_chunks /= rows;
         s.empty /= rows;
         s.bias_mean /= routed.max(1) as f64;
-        s
+        Ok(s)
     }
 }

@@ -1,7 +1,5 @@
 //! What must hold between variants, whatever the weights.
 
-use std::sync::Arc;
-
 use dash_core::ops::attention::RouterGradient;
 use dash_core::{DType, Tape, Tensor, testing};
 use dash_model::{Attention, Dash, Dense, Model, ModelConfig, TopK, VARIANTS};
@@ -48,7 +46,7 @@ fn ids(seed: u64) -> Vec<u32> {
 }
 
 fn logits(m: &Model, ids: &[u32]) -> Tensor {
-    m.logits(&ids.into(), ids.len() / T).unwrap()
+    m.logits(&m.ids(ids, ids.len() / T).unwrap()).unwrap()
 }
 
 /// Parameter names and gradients, `None` where nothing reaches.
@@ -56,19 +54,19 @@ type Named = Vec<(String, Option<Vec<f64>>)>;
 
 fn gradients(attention: impl Into<Attention>) -> (Vec<f64>, Named) {
     let m = model(attention, DType::F64);
-    let (x, y): (Arc<[u32]>, _) = (ids(1).into(), ids(2));
+    let (x, y) = (m.ids(&ids(1), 2).unwrap(), m.ids(&ids(2), 2).unwrap());
     let t = Tape::new();
     let leaves = m.leaves(&t);
-    let (loss, _) = m.loss(&t, &leaves, (&x, &y), 2, 2.0 * T as f64).unwrap();
-    let value = loss.value.to_f64();
+    let (loss, _) = m.loss(&t, &leaves, (&x, &y), 2.0 * T as f64).unwrap();
+    let value = loss.value.to_f64().unwrap();
     let g = t.backward(&loss).unwrap();
-    let named = m.params().iter().zip(&leaves).map(|(p, l)| (p.name.clone(), g.get(l).map(Tensor::to_f64)));
+    let named = m.params().iter().zip(&leaves).map(|(p, l)| (p.name.clone(), g.get(l).map(|x| x.to_f64().unwrap())));
     (value, named.collect())
 }
 
 #[test]
 fn topk_with_every_chunk_is_dense() {
-    let dense = logits(&model(Dense {}, DType::F64), &ids(1)).to_f64();
+    let dense = logits(&model(Dense {}, DType::F64), &ids(1)).to_f64().unwrap();
     let all = logits(&model(topk(8, 5), DType::F64), &ids(1));
     assert!(testing::relative_error(&all, &dense) < 1e-12);
     let some = logits(&model(topk(8, 2), DType::F64), &ids(1));
@@ -77,7 +75,7 @@ fn topk_with_every_chunk_is_dense() {
 
 #[test]
 fn one_chunk_is_dense() {
-    let dense = logits(&model(Dense {}, DType::F64), &ids(1)).to_f64();
+    let dense = logits(&model(Dense {}, DType::F64), &ids(1)).to_f64().unwrap();
     let long = Dash { chunk_size: T, ..dash() };
     for a in [long.into(), topk(T + 3, 1)] {
         assert!(testing::relative_error(&logits(&model(a, DType::F64), &ids(1)), &dense) < 1e-12);
@@ -105,7 +103,7 @@ fn a_later_token_changes_no_earlier_logit() {
         let m = model(a, DType::F32);
         let (before, mut changed) = (ids(1), ids(1));
         changed[20] = (changed[20] + 1) % VOCAB as u32;
-        let (x, y) = (logits(&m, &before).to_f64(), logits(&m, &changed).to_f64());
+        let (x, y) = (logits(&m, &before).to_f64().unwrap(), logits(&m, &changed).to_f64().unwrap());
         assert_eq!(x[..20 * VOCAB], y[..20 * VOCAB], "{}", a.kind());
         assert_ne!(x[20 * VOCAB..T * VOCAB], y[20 * VOCAB..T * VOCAB]);
     }
@@ -117,7 +115,7 @@ fn permuting_the_batch_permutes_the_logits() {
         let m = model(a, DType::F32);
         let x = ids(1);
         let swapped: Vec<u32> = x[T..].iter().chain(&x[..T]).copied().collect();
-        let (a, b) = (logits(&m, &x).to_f64(), logits(&m, &swapped).to_f64());
+        let (a, b) = (logits(&m, &x).to_f64().unwrap(), logits(&m, &swapped).to_f64().unwrap());
         assert_eq!(a[..T * VOCAB], b[T * VOCAB..]);
         assert_eq!(a[T * VOCAB..], b[..T * VOCAB]);
     }
@@ -126,8 +124,8 @@ fn permuting_the_batch_permutes_the_logits() {
 #[test]
 fn the_router_of_these_tests_is_neither_dense_nor_empty() {
     let m = model(dash(), DType::F64);
-    let (_, traces) = m.nll((&ids(1).into(), &ids(2)), 2, None).unwrap();
-    for stats in traces.into_iter().map(|t| t.unwrap().stats()) {
+    let (_, traces) = m.nll((&m.ids(&ids(1), 2).unwrap(), &m.ids(&ids(2), 2).unwrap()), None).unwrap();
+    for stats in traces.into_iter().map(|t| t.unwrap().stats().unwrap()) {
         assert!(stats.density > 0.3 && stats.density < 0.98, "{stats:?}");
         assert_eq!(stats.histogram.iter().sum::<u64>(), stats.rows);
         assert!(stats.bias_max >= stats.bias_mean && stats.bias_mean > 0.0);
@@ -140,7 +138,13 @@ fn variants_start_from_equal_weights_wherever_shapes_agree() {
     for a in variants() {
         let m = model(a, DType::F32);
         for p in dense.params().iter() {
-            assert_eq!(p.value.to_f64(), m.params().get(&p.name).unwrap().to_f64(), "{}: {}", a.kind(), p.name);
+            assert_eq!(
+                p.value.to_f64().unwrap(),
+                m.params().get(&p.name).unwrap().to_f64().unwrap(),
+                "{}: {}",
+                a.kind(),
+                p.name
+            );
         }
         let own = a.params(m.config());
         assert_eq!(m.params().len(), dense.params().len() + 2 * own.len(), "{}", a.kind());
@@ -190,17 +194,17 @@ fn recomputing_blocks_changes_no_bit_and_halves_the_memory_of_activations() {
             let config = ModelConfig { layers: 6, ..model(attention, DType::F32).config().clone() };
             let config = ModelConfig { recompute, ..config };
             let m = Model::new(config, VOCAB, T, 3, &device, DType::F32).unwrap();
-            let (x, y): (Arc<[u32]>, _) = (ids(1).into(), ids(2));
+            let (x, y) = (m.ids(&ids(1), 2).unwrap(), m.ids(&ids(2), 2).unwrap());
             cpu.reset_peak();
             let before = cpu.peak_bytes();
             let t = Tape::new();
             let leaves = m.leaves(&t);
-            let (loss, traces) = m.loss(&t, &leaves, (&x, &y), 2, 2.0 * T as f64).unwrap();
+            let (loss, traces) = m.loss(&t, &leaves, (&x, &y), 2.0 * T as f64).unwrap();
             let kept = cpu.peak_bytes() - before;
-            let mut bits: Vec<f64> = loss.value.to_f64();
+            let mut bits: Vec<f64> = loss.value.to_f64().unwrap();
             let g = t.backward(&loss).unwrap();
-            leaves.iter().for_each(|l| bits.extend(g.get(l).unwrap().to_f64()));
-            bits.extend(traces.iter().flatten().map(|t| t.stats().score_gradient));
+            leaves.iter().for_each(|l| bits.extend(g.get(l).unwrap().to_f64().unwrap()));
+            bits.extend(traces.iter().flatten().map(|t| t.stats().unwrap().score_gradient));
             (bits, kept)
         };
         let (plain, recomputed) = (run(false), run(true));

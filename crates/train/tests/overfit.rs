@@ -14,7 +14,7 @@ fn every_variant_learns_one_batch_by_heart() {
         let set = ["run.steps=150", "optim.lr=1e-2", "optim.weight_decay=0.0"].map(String::from);
         let mut config = Config::load(&path, &set).unwrap();
         config.model.attention = Attention::small(kind).unwrap();
-        let device = Device::cpu(2);
+        let device = Device::cpu(2).unwrap();
         let mut trainer = Trainer::new(&config, &device).unwrap();
         let mut rng = Rng::new(5);
         let n = config.data.batch_size * config.data.seq_len;

@@ -42,7 +42,7 @@ fn a_step_reuses_the_memory_of_the_step_before() {
             let attention = [format!("model.attention.kind={kind}"), format!("model.compute={compute}")];
             let config = Config::load(&path, &[&sizes[..], &attention[..]].concat()).unwrap();
             // one thread, so that which tasks hold scratch memory at once does not vary
-            let mut trainer = Trainer::new(&config, &Device::cpu(1)).unwrap();
+            let mut trainer = Trainer::new(&config, &Device::cpu(1).unwrap()).unwrap();
             let ids = |factor: u32| (0..512).map(move |i| i * factor % 4096);
             let (inputs, targets) = (ids(7919).collect(), ids(7907).collect());
             let batch = Batch { inputs, targets, batch: 2, state: Default::default(), questions: Vec::new() };

@@ -1,4 +1,8 @@
 //! Devices offer memory and a way to run work, never ops.
+//!
+//! A device is one variant of [`Device`], one of [`crate::Storage`] and one of each other value that lives on devices
+//! ([`crate::Ids`], [`crate::ops::attention::Routes`]). Every door matches all of them, without a wildcard: the compiler then
+//! names each door that has no answer yet.
 
 pub(crate) mod cpu;
 pub mod cuda;
@@ -6,6 +10,8 @@ pub mod cuda;
 pub use cpu::level::{Level, level};
 pub use cpu::{Buffer, CpuData, CpuDevice, multiply_add_probe};
 pub(crate) use cpu::{CpuElement, CpuNumber, Shared};
+
+use crate::error::Result;
 
 /// Where a tensor lives and its ops run.
 #[derive(Debug, Clone)]
@@ -16,14 +22,35 @@ pub enum Device {
 
 impl Device {
     /// A CPU device with `threads` worker threads (0: one per logical core). Results do not depend on the number.
-    pub fn cpu(threads: usize) -> Self {
-        Device::Cpu(CpuDevice::new(threads, false))
+    ///
+    /// # Errors
+    /// When the operating system refuses the threads.
+    pub fn cpu(threads: usize) -> Result<Self> {
+        Ok(Device::Cpu(CpuDevice::new(threads, false)?))
     }
 
     /// Short name for messages.
     pub fn name(&self) -> &'static str {
         match self {
             Device::Cpu(_) => "cpu",
+        }
+    }
+
+    /// Whether both are the same device, not only of the same kind: memory of one is memory of the other.
+    pub fn is(&self, other: &Device) -> bool {
+        match (self, other) {
+            (Device::Cpu(a), Device::Cpu(b)) => a.is(b),
+        }
+    }
+
+    /// Waits until everything that was handed to the device has run: for timings.
+    ///
+    /// # Errors
+    /// When something of it failed.
+    pub fn synchronize(&self) -> Result<()> {
+        match self {
+            // a CPU's ops return when they are done
+            Device::Cpu(_) => Ok(()),
         }
     }
 
@@ -34,11 +61,12 @@ impl Device {
             Device::Cpu(cpu) => cpu.enter(f),
         }
     }
+}
 
-    /// The CPU behind it.
-    pub(crate) fn as_cpu(&self) -> &CpuDevice {
+impl std::fmt::Display for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
-            Device::Cpu(cpu) => cpu,
+            Device::Cpu(cpu) => write!(f, "{cpu:?}"),
         }
     }
 }

@@ -109,7 +109,7 @@ pub(crate) mod testing {
 
         /// The numbers of a tensor on the card.
         pub fn tensor(&self, x: &Tensor, kind: Kind) -> CudaBuffer {
-            let x = x.to_f64();
+            let x = x.to_f64().unwrap();
             match kind {
                 Kind::F64 => self.0.upload("test", &x),
                 Kind::F32 => self.0.upload("test", &x.iter().map(|&x| x as f32).collect::<Vec<_>>()),
@@ -164,7 +164,7 @@ pub(crate) mod testing {
                 Kind::F32 => f64::from(x as f32),
                 _ => x,
             };
-            Tensor::from_vec(&device, shape, x.to_f64().into_iter().map(round).collect()).unwrap()
+            Tensor::from_vec(&device, shape, x.to_f64().unwrap().into_iter().map(round).collect()).unwrap()
         };
         shapes.iter().enumerate().map(make).collect()
     }
@@ -197,7 +197,7 @@ pub(crate) mod testing {
 
     /// Asserts that the numbers agree, and that every one was written.
     pub fn compare(name: &str, got: &CudaBuffer, want: &Tensor, bound: Bound) {
-        let (got, want) = (numbers(got), want.to_f64());
+        let (got, want) = (numbers(got), want.to_f64().unwrap());
         assert_eq!(got.len(), want.len(), "{name}");
         assert!(want.iter().all(|x| x.is_finite()), "{name}: the reference is finite");
         let scale = want.iter().fold(f64::MIN_POSITIVE, |m, x| m.max(x.abs()));

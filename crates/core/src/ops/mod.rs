@@ -24,11 +24,11 @@ mod adamw;
 mod grad_norm;
 
 pub use adamw::{AdamW, adamw};
-pub use cross_entropy::{IGNORE, linear_cross_entropy, token_nll};
+pub use cross_entropy::{linear_cross_entropy, token_nll};
 pub use elementwise::{add, exp, ln, mask_fill, mul, scale, sigmoid, sub};
 pub use embedding::embedding;
 pub use entmax::entmax;
-pub use grad_norm::grad_norm;
+pub use grad_norm::{clip_factor, grad_norm};
 pub use layout::{index_select, reshape, transpose};
 pub use matmul::{linear, linear_add, matmul};
 pub use reduce::{sum_all, sum_axis};

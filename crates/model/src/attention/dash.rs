@@ -168,8 +168,8 @@ impl Variant for Dash {
         let (q, k) = (tape.watch(ROUTER_Q, x.q)?, tape.watch(ROUTER_K, x.k)?);
         let kbar = chunk_summary(tape, &k, qbar, self.chunk_size)?;
         let routing = entmax_routing(tape, &q, &kbar, diagonal, self.entmax())?;
-        let (out, list) = x.attend_to(tape, routing.list.clone(), Some(routing.bias.clone()))?;
-        let trace = if x.reroute.is_some() { RouterTrace::hard(list) } else { RouterTrace::soft(routing) };
+        let (out, routes) = x.attend_to(tape, routing.routes.clone(), Some(routing.bias.clone()))?;
+        let trace = if x.reroute.is_some() { RouterTrace::hard(routes) } else { RouterTrace::soft(routing) };
         Ok((out, Some(trace)))
     }
 }

@@ -6,7 +6,7 @@
 
 use dash_core::ops::attention::{Pooling, WindowChoice, window_routing};
 use dash_core::ops::{index_select, reshape, scale, sum_axis};
-use dash_core::{Result, Tape, Tensor};
+use dash_core::{Ids, Result, Tape, Tensor};
 
 use super::keys::{Range, Value, settings};
 use super::{Attended, Attention, Chunks, Cost, Inputs, Spec, Variant, windows};
@@ -79,9 +79,9 @@ impl Variant for InfLlmV2 {
 
     fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {
         let w = self.choice();
-        let list = window_routing(&x.q.value, &pooled(&x.k.value, &w)?, w)?;
-        let (out, list) = x.attend_to(tape, list, None)?;
-        Ok((out, Some(RouterTrace::hard(list))))
+        let routes = window_routing(&x.q.value, &pooled(&x.k.value, &w)?, w)?;
+        let (out, routes) = x.attend_to(tape, routes, None)?;
+        Ok((out, Some(RouterTrace::hard(routes))))
     }
 }
 
@@ -90,7 +90,7 @@ fn pooled(k: &Tensor, w: &WindowChoice) -> Result<Tensor> {
     let [b, t, g, d] = k.dims("infllmv2")?;
     let tape = Tape::inference();
     let tokens = windows::tokens(t, w);
-    let windows = index_select(&tape, &tape.leaf(k.clone()), 1, &tokens)?;
+    let windows = index_select(&tape, &tape.leaf(k.clone()), 1, &Ids::places(k.device(), &tokens)?)?;
     let windows = reshape(&tape, &windows, &[b, tokens.len() / w.length, w.length, g, d])?;
     Ok(scale(&tape, &sum_axis(&tape, &windows, 2)?, 1.0 / w.length as f64)?.value)
 }

@@ -7,7 +7,7 @@
 
 use dash_core::ops::attention::{Pooling, Span, WindowChoice, span_attention, window_routing};
 use dash_core::ops::{add, index_select, linear, matmul, mul, reshape, sigmoid, transpose};
-use dash_core::{Error, Result, Tape, Var};
+use dash_core::{Error, Ids, Result, Tape, Var};
 
 use super::keys::{Range, Value, settings};
 use super::{Attended, Chunks, Cost, Inputs, Layer, Spec, Variant, windows};
@@ -61,6 +61,7 @@ impl Nsa {
         let length = self.length;
         let tokens = windows::tokens(t, &self.choice());
         let m = tokens.len() / length;
+        let tokens = Ids::places(x.value.device(), &tokens)?;
         let windows = reshape(tape, &index_select(tape, x, 1, &tokens)?, &[b * m, length, g, d])?;
         let mut windows = transpose(tape, &windows, &[2, 0, 1, 3])?;
         if let Some(position) = position {
@@ -151,15 +152,16 @@ impl Variant for Nsa {
         let w = self.choice();
         let k = self.compressed(tape, k_compressed, compress_k, Some(position))?;
         let v = self.compressed(tape, v_compressed, compress_v, None)?;
-        let list = window_routing(&x.q.value, &k.value, w)?;
-        let (chosen, list) = x.attend_to(tape, list, None)?;
+        let routes = window_routing(&x.q.value, &k.value, w)?;
+        let (chosen, routes) = x.attend_to(tape, routes, None)?;
         let branches = [
             span_attention(tape, x.q, &k, &v, windows::span(&w), 1.0)?,
             chosen,
             span_attention(tape, x.q, k_window, v_window, Span::Sliding(self.window), 1.0)?,
         ];
-        let gated = |i: usize| mul(tape, &branches[i], &index_select(tape, gates, 3, &[i])?);
+        let gate = |i: usize| index_select(tape, gates, 3, &Ids::places(gates.value.device(), &[i])?);
+        let gated = |i: usize| mul(tape, &branches[i], &gate(i)?);
         let out = add(tape, &add(tape, &gated(0)?, &gated(1)?)?, &gated(2)?)?;
-        Ok((out, Some(RouterTrace::hard(list))))
+        Ok((out, Some(RouterTrace::hard(routes))))
     }
 }

@@ -1,11 +1,9 @@
 //! Another router in the place of a model's own, to separate what was learned from how it is routed. For evaluation: the
-//! choice has no gradient.
+//! choice has no gradient. Reads the model's own choice on the host.
 
-use std::sync::Arc;
-
-use dash_core::ops::attention::BlockList;
+use dash_core::ops::attention::Routes;
 use dash_core::rng::Rng;
-use dash_core::{Device, Result, Tape, Tensor, Var};
+use dash_core::{Result, Tape, Var};
 
 /// Who chooses.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,23 +16,18 @@ pub enum Reroute {
 }
 
 impl Reroute {
-    /// The new list, and a bias per entry where there was one.
-    pub(super) fn apply(
-        &self,
-        tape: &Tape,
-        device: &Device,
-        list: &Arc<BlockList>,
-        bias: Option<&Var>,
-    ) -> Result<(Arc<BlockList>, Option<Var>)> {
+    /// The new routes, and a bias per entry where there was one.
+    pub(super) fn apply(&self, tape: &Tape, routes: &Routes, bias: Option<&Var>) -> Result<(Routes, Option<Var>)> {
+        let list = routes.to_host()?;
         let extents = list.extents();
         let s = list.chunk_size();
-        let old = bias.map(|b| b.value.to_f64());
+        let old = bias.map(|b| list.per_entry(&b.value)).transpose()?;
         let mut values = Vec::new();
         let mut rng = match self {
             Reroute::Random(seed) => Rng::new(*seed),
             Reroute::Oracle(_) => Rng::new(0),
         };
-        let new = BlockList::from_choice(device, extents, s, |batch, kv, query, chunks| {
+        let new = Routes::from_choice(routes.device(), extents, s, |batch, kv, query, chunks| {
             let own = list.chunks_of(batch, kv, query);
             let (_, earlier) = own.split_last().expect("the own chunk");
             let entries = list.entries_of(batch, kv, query);
@@ -65,11 +58,11 @@ impl Reroute {
                     }
                 }
             }
-        });
+        })?;
         let bias = match bias {
             None => None,
-            Some(b) => Some(tape.leaf(Tensor::from_vec(device, &[new.len()], values)?.to_dtype(b.value.dtype()))),
+            Some(b) => Some(tape.leaf(new.entries_from_host(&values, b.value.dtype())?)),
         };
-        Ok((Arc::new(new), bias))
+        Ok((new, bias))
     }
 }

@@ -64,10 +64,10 @@ impl Variant for TopK {
         let k = &x.k.value;
         let constants = Tape::inference();
         let zeros = || Tensor::zeros(k.device(), &[k.shape()[2] * k.shape()[3]], k.dtype());
-        let qbar = constants.leaf(x.own.first().map_or_else(zeros, |q| q.value.clone()));
+        let qbar = constants.leaf(x.own.first().map_or_else(zeros, |q| Ok(q.value.clone()))?);
         let kbar = chunk_summary(&constants, x.k, &qbar, self.chunk_size)?;
-        let list = topk_routing(&x.q.value, &kbar.value, self.chunk_size, self.top, self.gamma)?;
-        let (out, list) = x.attend_to(tape, list, None)?;
-        Ok((out, Some(RouterTrace::hard(list))))
+        let routes = topk_routing(&x.q.value, &kbar.value, self.chunk_size, self.top, self.gamma)?;
+        let (out, routes) = x.attend_to(tape, routes, None)?;
+        Ok((out, Some(RouterTrace::hard(routes))))
     }
 }

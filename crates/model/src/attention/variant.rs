@@ -1,8 +1,6 @@
 //! What a variant of attention is: one type that implements [`Variant`] and one [`Spec`] beside it.
 
-use std::sync::Arc;
-
-use dash_core::ops::attention::{BlockList, block_attention};
+use dash_core::ops::attention::{Routes, block_attention};
 use dash_core::ops::{RopeTable, linear, reshape, rope};
 use dash_core::{Result, Tape, Var};
 
@@ -176,17 +174,12 @@ pub struct Inputs<'a> {
 
 impl Inputs<'_> {
     /// Attention to the chosen chunks, or to what [`Inputs::reroute`] puts in their place, and who was attended.
-    pub(super) fn attend_to(
-        &self,
-        tape: &Tape,
-        list: Arc<BlockList>,
-        bias: Option<Var>,
-    ) -> Result<(Var, Arc<BlockList>)> {
-        let (list, bias) = match self.reroute {
-            None => (list, bias),
-            Some(other) => other.apply(tape, self.q.value.device(), &list, bias.as_ref())?,
+    pub(super) fn attend_to(&self, tape: &Tape, routes: Routes, bias: Option<Var>) -> Result<(Var, Routes)> {
+        let (routes, bias) = match self.reroute {
+            None => (routes, bias),
+            Some(other) => other.apply(tape, &routes, bias.as_ref())?,
         };
-        Ok((block_attention(tape, self.q, self.k, self.v, &list, bias.as_ref())?, list))
+        Ok((block_attention(tape, self.q, self.k, self.v, &routes, bias.as_ref())?, routes))
     }
 }
 

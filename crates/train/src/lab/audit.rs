@@ -3,12 +3,12 @@
 //! flat, peaked and tied rows. Exit status 1 on any miss.
 
 use dash_core::ops::attention::{
-    BlockList, Center, Entmax, RouterGradient, Span, block_attention, chunk_summary, dense_attention, entmax_routing,
+    Center, Entmax, RouterGradient, Routes, Span, block_attention, chunk_summary, dense_attention, entmax_routing,
     span_attention, topk_routing,
 };
 use dash_core::rng::Rng;
 use dash_core::testing::{GRADIENT_ERROR, grad_errors, normal};
-use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor, Var, ops};
+use dash_core::{DType, Device, Ids, Result as CoreResult, Tape, Tensor, Var, ops};
 use dash_model::{Attention, Model, ModelConfig, kinds};
 use serde_json::{Value, json};
 
@@ -38,7 +38,7 @@ type Op<'a> = Box<dyn Fn(&Tape, &[Var]) -> CoreResult<Var> + 'a>;
 /// [`Failure::Run`] naming what missed.
 pub fn audit(as_json: bool) -> Result<()> {
     // two threads: results do not depend on it, and a poisoned device would only slow the differences
-    let device = Device::cpu(2);
+    let device = Device::cpu(2)?;
     let mut checks = ops_against_differences(&device)?;
     checks.extend(routing_against_differences(&device)?);
     checks.extend(models_against_differences(&device)?);
@@ -84,11 +84,13 @@ fn ops_against_differences(device: &Device) -> CoreResult<Vec<Check>> {
         seed += 1;
         normal(device, shape, seed)
     };
-    let targets = [3u32, 0, ops::IGNORE, 6, 3];
-    let ids: std::sync::Arc<[u32]> = [2u32, 0, 2, 5].into();
-    let rope = ops::RopeTable::new(7, 6, 1e4)?;
+    let targets = Ids::new(device, &[5], &[3, 0, dash_core::IGNORE, 6, 3])?;
+    let ids = Ids::new(device, &[2, 2], &[2, 0, 2, 5])?;
+    let (mask, places) = (Ids::mask(device, &[3], &[true, false, false])?, Ids::places(device, &[3, 0, 3])?);
+    let rope = ops::RopeTable::new(device, DType::F64, 7, 6, 1e4)?;
     // chunks wider than the 16 lanes of a vector, so that both the lanes and what is left over are checked
     let list = topk_routing(&x(&[1, 61, 1, 4]), &x(&[1, 3, 1, 4]), 18, 3, 1.0)?;
+    let entries = list.to_host()?.len();
     let windows = Span::Windows { length: 4, stride: 2 };
     let mut cases: Vec<(&str, Vec<Tensor>, Op)> = vec![
         ("add", vec![x(&[2, 3]), x(&[3])], Box::new(|t, v| ops::add(t, &v[0], &v[1]))),
@@ -98,10 +100,10 @@ fn ops_against_differences(device: &Device) -> CoreResult<Vec<Check>> {
         ("exp", vec![x(&[5])], Box::new(|t, v| ops::exp(t, &v[0]))),
         ("ln", vec![x(&[5])], Box::new(|t, v| ops::ln(t, &ops::exp(t, &v[0])?))),
         ("sigmoid", vec![x(&[5])], Box::new(|t, v| ops::sigmoid(t, &v[0]))),
-        ("mask_fill", vec![x(&[2, 3])], Box::new(|t, v| ops::mask_fill(t, &v[0], &[true, false, false], 2.0))),
+        ("mask_fill", vec![x(&[2, 3])], Box::new(|t, v| ops::mask_fill(t, &v[0], &mask, 2.0))),
         ("reshape", vec![x(&[2, 3])], Box::new(|t, v| ops::reshape(t, &v[0], &[3, 2]))),
         ("transpose", vec![x(&[2, 3, 4])], Box::new(|t, v| ops::transpose(t, &v[0], &[2, 0, 1]))),
-        ("index_select", vec![x(&[2, 4, 3])], Box::new(|t, v| ops::index_select(t, &v[0], 1, &[3, 0, 3]))),
+        ("index_select", vec![x(&[2, 4, 3])], Box::new(|t, v| ops::index_select(t, &v[0], 1, &places))),
         ("sum_axis", vec![x(&[2, 3, 4])], Box::new(|t, v| ops::sum_axis(t, &v[0], 1))),
         ("sum_all", vec![x(&[2, 3])], Box::new(|t, v| ops::sum_all(t, &v[0]))),
         ("matmul", vec![x(&[2, 3, 5]), x(&[2, 5, 4])], Box::new(|t, v| ops::matmul(t, &v[0], &v[1]))),
@@ -122,7 +124,7 @@ fn ops_against_differences(device: &Device) -> CoreResult<Vec<Check>> {
             vec![x(&[2, 3, 5]), x(&[37, 5]), x(&[37, 5]), x(&[5, 37]), x(&[2, 3, 5])],
             Box::new(|t, v| ops::swiglu(t, &v[0], [&v[1], &v[2], &v[3]], Some(&v[4]))),
         ),
-        ("embedding", vec![x(&[6, 3])], Box::new(|t, v| ops::embedding(t, &v[0], &ids, &[2, 2]))),
+        ("embedding", vec![x(&[6, 3])], Box::new(|t, v| ops::embedding(t, &v[0], &ids))),
         (
             "linear_cross_entropy",
             vec![x(&[5, 4]), x(&[7, 4])],
@@ -136,7 +138,7 @@ fn ops_against_differences(device: &Device) -> CoreResult<Vec<Check>> {
         ),
         (
             "block_attention, with a bias",
-            vec![x(&[1, 61, 2, 3]), x(&[1, 61, 1, 3]), x(&[1, 61, 1, 3]), x(&[list.len()])],
+            vec![x(&[1, 61, 2, 3]), x(&[1, 61, 1, 3]), x(&[1, 61, 1, 3]), x(&[entries])],
             Box::new(|t, v| block_attention(t, &v[0], &v[1], &v[2], &list, Some(&v[3]))),
         ),
     ];
@@ -163,20 +165,21 @@ const SETTINGS: Entmax =
 fn dash(t: &Tape, v: &[Var], settings: Entmax) -> CoreResult<Var> {
     let kbar = chunk_summary(t, &v[1], &v[3], settings.chunk_size)?;
     let routing = entmax_routing(t, &v[0], &kbar, v.get(4), settings)?;
-    block_attention(t, &v[0], &v[1], &v[2], &routing.list, Some(&routing.bias))
+    block_attention(t, &v[0], &v[1], &v[2], &routing.routes, Some(&routing.bias))
 }
 
 /// log of the group mean of softmax over the earlier chunks, at the listed entries, from primitives: what straight-through
 /// differentiates. 0 for the own chunk.
-fn soft_log(t: &Tape, q: &Var, kbar: &Var, list: &BlockList, gamma: f64) -> CoreResult<Var> {
+fn soft_log(t: &Tape, q: &Var, kbar: &Var, routes: &Routes, gamma: f64) -> CoreResult<Var> {
     let ([b, tokens, h, d], [_, n, g, _]) = (q.value.dims("audit")?, kbar.value.dims("audit")?);
-    let group = h / g;
-    let head_of: Vec<usize> = (0..h).map(|i| i / group).collect();
+    let (group, device, list) = (h / g, q.value.device(), routes.to_host()?);
+    let head_of = Ids::places(device, &(0..h).map(|i| i / group).collect::<Vec<_>>())?;
     let q = ops::transpose(t, q, &[0, 2, 1, 3])?;
     let keys = ops::transpose(t, &ops::index_select(t, kbar, 2, &head_of)?, &[0, 2, 3, 1])?;
     let scores = ops::scale(t, &ops::matmul(t, &q, &keys)?, gamma / (d as f64).sqrt())?;
     let s = list.chunk_size();
     let later: Vec<bool> = (0..tokens * n).map(|i| i % n >= i / n / s).collect();
+    let later = Ids::mask(device, &[tokens, n], &later)?;
     let p = ops::softmax(t, &ops::mask_fill(t, &scores, &later, f64::NEG_INFINITY)?)?;
     let p = ops::sum_axis(t, &ops::reshape(t, &p, &[b, g, group, tokens, n])?, 2)?;
     let p = ops::scale(t, &ops::reshape(t, &p, &[b * g * tokens * n])?, 1.0 / group as f64)?;
@@ -188,6 +191,7 @@ fn soft_log(t: &Tape, q: &Var, kbar: &Var, list: &BlockList, gamma: f64) -> Core
             own.push(is_own);
         }
     }
+    let (places, own) = (Ids::places(device, &places)?, Ids::mask(device, &[own.len()], &own)?);
     let p = ops::mask_fill(t, &ops::index_select(t, &p, 0, &places)?, &own, 1.0)?;
     ops::ln(t, &p)
 }
@@ -222,8 +226,8 @@ fn routing_against_differences(device: &Device) -> CoreResult<Vec<Check>> {
         let v: Vec<Var> = inputs.iter().map(|x| t.leaf(x.clone())).collect();
         let kbar = chunk_summary(&t, &v[1], &v[3], 4)?;
         let routing = entmax_routing(&t, &v[0], &kbar, None, SETTINGS)?;
-        let soft = soft_log(&t, &v[0], &kbar, &routing.list, SETTINGS.gamma)?;
-        (routing.list, routing.bias.value, soft.value)
+        let soft = soft_log(&t, &v[0], &kbar, &routing.routes, SETTINGS.gamma)?;
+        (routing.routes, routing.bias.value, soft.value)
     };
     let (list, bias, soft) = (&fixed.0, &fixed.1, &fixed.2);
     let stopped = |t: &Tape, v: &[Var]| block_attention(t, &v[0], &v[1], &v[2], list, Some(&t.leaf(bias.clone())));
@@ -269,27 +273,27 @@ fn models_against_differences(device: &Device) -> Result<Vec<Check>> {
         let mut rng = Rng::new(6);
         // no parameter at its initial zero, which could hide a factor
         for p in model.params_mut().iter_mut().filter(|p| p.value.shape().len() == 1) {
-            let moved = p.value.to_f64().iter().map(|x| x + 0.3 * rng.normal()).collect();
+            let moved = p.value.to_f64()?.iter().map(|x| x + 0.3 * rng.normal()).collect();
             p.value = Tensor::from_vec(device, p.value.shape(), moved)?;
         }
-        let ids: std::sync::Arc<[u32]> = (0..46).map(|_| rng.below(13) as u32).collect();
-        let targets: Vec<u32> = (0..46).map(|_| rng.below(13) as u32).collect();
+        let mut draw = || (0..46).map(|_| rng.below(13) as u32).collect::<Vec<u32>>();
+        let (ids, targets) = (model.ids(&draw(), 2)?, model.ids(&draw(), 2)?);
         let loss = |model: &Model, tape: &Tape| -> CoreResult<(Var, Vec<Var>)> {
             let leaves = model.leaves(tape);
-            Ok((model.loss(tape, &leaves, (&ids, &targets), 2, 46.0)?.0, leaves))
+            Ok((model.loss(tape, &leaves, (&ids, &targets), 46.0)?.0, leaves))
         };
         let tape = Tape::new();
         let (value, leaves) = loss(&model, &tape)?;
         let grads = tape.backward(&value)?;
         let mut worst = (0.0f64, String::new());
         for (i, leaf) in leaves.iter().enumerate() {
-            let Some(g) = grads.get(leaf).map(Tensor::to_f64) else {
+            let Some(g) = grads.get(leaf).map(Tensor::to_f64).transpose()? else {
                 return Err(Failure::Run(anyhow::anyhow!(
                     "{kind}: {} has no gradient",
                     model.params().iter().nth(i).map_or("", |p| &p.name)
                 )));
             };
-            let base = leaf.value.to_f64();
+            let base = leaf.value.to_f64()?;
             let scale = g.iter().fold(1e-3f64, |m, x| m.max(x.abs()));
             for _ in 0..SAMPLED {
                 let at = rng.below(base.len());
@@ -359,8 +363,8 @@ fn solve(device: &Device, dtype: DType, rows: &[Vec<f64>], alpha: f64) -> CoreRe
     for row in rows {
         // the solver sees rounded scores; so does the sorted solution
         let tape = Tape::inference();
-        let z = tape.leaf(Tensor::from_vec(device, &[row.len()], row.clone())?.to_dtype(dtype));
-        let (p, z) = (ops::entmax(&tape, &z, alpha)?.value.to_f64(), z.value.to_f64());
+        let z = tape.leaf(Tensor::from_vec(device, &[row.len()], row.clone())?.to_dtype(dtype)?);
+        let (p, z) = (ops::entmax(&tape, &z, alpha)?.value.to_f64()?, z.value.to_f64()?);
         let top = z.iter().copied().fold(f64::MIN, f64::max);
         let x: Vec<f64> = z.iter().map(|z| (alpha - 1.0) * (z - top)).collect();
         worst = worst.max((p.iter().sum::<f64>() - 1.0).abs());
@@ -414,7 +418,7 @@ mod tests {
     #[test]
     fn everything_passes() {
         let checks = |c: CoreResult<Vec<Check>>| c.unwrap();
-        let device = Device::cpu(2);
+        let device = Device::cpu(2).unwrap();
         let all =
             checks(ops_against_differences(&device)).into_iter().chain(checks(routing_against_differences(&device)));
         for c in all.chain(models_against_differences(&device).unwrap()).chain(solver(&device).unwrap()) {

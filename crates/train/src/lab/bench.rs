@@ -47,7 +47,7 @@ fn random_batches(config: &Config, rng: &mut Rng) -> Vec<Batch> {
 /// # Errors
 /// When a step fails.
 pub fn steps_in_turn(config: &Config) -> Result<()> {
-    let mut trainer = Trainer::new(config, &device_of(config))?;
+    let mut trainer = Trainer::new(config, &device_of(config)?)?;
     let mut rng = Rng::new(config.run.seed);
     for _ in std::io::stdin().lines().map_while(std::result::Result::ok) {
         let batches = random_batches(config, &mut rng);
@@ -63,7 +63,7 @@ pub fn steps_in_turn(config: &Config) -> Result<()> {
 /// # Errors
 /// When a step fails.
 pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
-    let device = device_of(config);
+    let device = device_of(config)?;
     let mut trainer = Trainer::new(config, &device)?;
     let mut rng = Rng::new(config.run.seed);
     let d = &config.data;
@@ -119,7 +119,7 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
 /// # Errors
 /// When an op refuses.
 pub fn peers(config: &Config, steps: usize, as_json: bool) -> Result<()> {
-    let (dfdx, ours) = super::peer::block_speed(&device_of(config), steps)?;
+    let (dfdx, ours) = super::peer::block_speed(&device_of(config)?, steps)?;
     if as_json {
         print_line!("{}", json!({"dfdx_ms": dfdx * 1e3, "ours_ms": ours * 1e3, "ratio": dfdx / ours}))?;
     } else {

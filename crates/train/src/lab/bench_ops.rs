@@ -5,7 +5,6 @@
 //! and each output written once; its share is floor / time.
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::Instant;
 
 use dash_core::device::{level, multiply_add_probe};
@@ -13,7 +12,7 @@ use dash_core::ops::attention::{
     Entmax, Span, block_attention, chunk_summary, dense_attention, entmax_routing, span_attention,
 };
 use dash_core::rng::Rng;
-use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor, Var, ops};
+use dash_core::{DType, Device, Ids, Result as CoreResult, Tape, Tensor, Var, ops};
 use dash_model::{Attention, Dash};
 use serde_json::{Value, json};
 
@@ -97,7 +96,7 @@ fn time(inputs: &[Tensor], steps: usize, f: impl Fn(&Tape, &[Var]) -> CoreResult
 /// # Errors
 /// When an op refuses the sizes, or the density is out of reach.
 pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool) -> Result<()> {
-    let device = device_of(config);
+    let device = device_of(config)?;
     let top = ceilings(&device);
     let m = &config.model;
     let (b, t) = (config.data.batch_size, config.data.seq_len);
@@ -107,34 +106,34 @@ pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool)
     let mut normal = |shape: &[usize]| Tensor::normal(&device, shape, DType::F32, 1.0, &mut rng);
     let elements = |x: &[f64]| 4.0 * x.iter().sum::<f64>();
     let (nf, cf, ff, vf) = (n as f64, c as f64, f as f64, v as f64);
-    let qkv = [normal(&[b, t, h, d]), normal(&[b, t, g, d]), normal(&[b, t, g, d])];
+    let qkv = [normal(&[b, t, h, d])?, normal(&[b, t, g, d])?, normal(&[b, t, g, d])?];
     let qkv_bytes = 3.0 * elements(&[2.0 * nf * (h * d) as f64, 2.0 * nf * (g * d) as f64]);
     let mut rooms: Vec<Room> = Vec::new();
     let mut add = |name, seconds, flops, bytes| rooms.push(Room { name, seconds, flops, bytes });
 
-    let x = normal(&[n, c]);
-    let (wq, wf, wd) = (normal(&[h * d, c]), normal(&[f, c]), normal(&[c, f]));
+    let x = normal(&[n, c])?;
+    let (wq, wf, wd) = (normal(&[h * d, c])?, normal(&[f, c])?, normal(&[c, f])?);
     let s = time(&[x.clone(), wq], steps, |t, v| ops::linear(t, &v[0], &v[1]))?;
     add("linear width -> heads", s, 6.0 * nf * cf * (h * d) as f64, 3.0 * elements(&[nf * cf, nf * (h * d) as f64]));
     let s = time(&[x.clone(), wf], steps, |t, v| ops::linear(t, &v[0], &v[1]))?;
     add("linear width -> ffn", s, 6.0 * nf * cf * ff, 3.0 * elements(&[nf * cf, nf * ff, cf * ff]));
-    let s = time(&[normal(&[n, f]), wd], steps, |t, v| ops::linear(t, &v[0], &v[1]))?;
+    let s = time(&[normal(&[n, f])?, wd], steps, |t, v| ops::linear(t, &v[0], &v[1]))?;
     add("linear ffn -> width", s, 6.0 * nf * cf * ff, 3.0 * elements(&[nf * cf, nf * ff, cf * ff]));
-    let s = time(&[x.clone(), normal(&[c])], steps, |t, v| ops::rmsnorm(t, &v[0], &v[1], 1e-6))?;
+    let s = time(&[x.clone(), normal(&[c])?], steps, |t, v| ops::rmsnorm(t, &v[0], &v[1], 1e-6))?;
     add("rmsnorm", s, 12.0 * nf * cf, elements(&[5.0 * nf * cf]));
-    let table = ops::RopeTable::new(t, d, 1e4)?;
+    let table = ops::RopeTable::new(&device, DType::F32, t, d, 1e4)?;
     let s = time(&qkv[..1], steps, |t, v| ops::rope(t, &v[0], &table, 0))?;
     add("rope (queries)", s, 6.0 * nf * (h * d) as f64, elements(&[4.0 * nf * (h * d) as f64]));
-    let weights = [normal(&[f, c]), normal(&[f, c]), normal(&[c, f])];
+    let weights = [normal(&[f, c])?, normal(&[f, c])?, normal(&[c, f])?];
     let inputs: Vec<Tensor> = std::iter::once(x.clone()).chain(weights).collect();
     let s = time(&inputs, steps, |t, v| ops::swiglu(t, &v[0], [&v[1], &v[2], &v[3]], None))?;
     add("swiglu", s, (18.0 * cf + 40.0) * nf * ff, elements(&[4.0 * nf * cf, 4.0 * nf * ff, 9.0 * cf * ff]));
     let s = time(&[x.clone(), x.clone()], steps, |t, v| ops::add(t, &v[0], &v[1]))?;
     add("add", s, nf * cf, elements(&[3.0 * nf * cf]));
-    let ids: Arc<[u32]> = (0..n).map(|i| (i * 7919 % v) as u32).collect();
-    let s = time(&[normal(&[v, c])], steps, |t, w| ops::embedding(t, &w[0], &ids, &[n]))?;
+    let ids = Ids::places(&device, &(0..n).map(|i| i * 7919 % v).collect::<Vec<_>>())?;
+    let s = time(&[normal(&[v, c])?], steps, |t, w| ops::embedding(t, &w[0], &ids))?;
     add("embedding", s, nf * cf, elements(&[4.0 * nf * cf, vf * cf]));
-    let s = time(&[x, normal(&[v, c])], steps, |t, v| ops::linear_cross_entropy(t, &v[0], &v[1], &ids, nf))?;
+    let s = time(&[x, normal(&[v, c])?], steps, |t, v| ops::linear_cross_entropy(t, &v[0], &v[1], &ids, nf))?;
     add("cross-entropy", s, 6.0 * nf * cf * vf, elements(&[2.0 * nf * cf, 2.0 * vf * cf]));
     let s = time(&qkv, steps, |t, v| dense_attention(t, &v[0], &v[1], &v[2]))?;
     let keys = (t as f64 + 1.0) / 2.0;
@@ -152,7 +151,7 @@ pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool)
         _ => Dash { gamma: 4.0, ..Dash::default() },
     };
     let mut settings = Dash { chunk_size: chunk, ..dash }.entmax();
-    let qbar = Tensor::zeros(&device, &[g * d], DType::F32);
+    let qbar = Tensor::zeros(&device, &[g * d], DType::F32)?;
     let mut summarised = qkv.to_vec();
     summarised.push(qbar);
     let s = time(&summarised[1..], steps, |t, v| chunk_summary(t, &v[0], &v[2], chunk))?;
@@ -163,7 +162,8 @@ pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool)
     let visible = (b * g) as f64 * (0..t).map(|i| (i / chunk + 1) as f64).sum::<f64>();
     let route = |settings| entmax_routing(&probe, &leaves[0], &kbar, None, settings);
     if let Some(target) = density {
-        let share = |gamma| CoreResult::Ok(route(Entmax { gamma, ..settings })?.list.len() as f64 / visible);
+        let share =
+            |gamma| CoreResult::Ok(route(Entmax { gamma, ..settings })?.routes.to_host()?.len() as f64 / visible);
         let (most, least) = (share(GAMMA.0)?, share(GAMMA.1)?);
         if !(least..=most).contains(&target) {
             return Err(Failure::request(format!(
@@ -173,7 +173,7 @@ pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool)
         settings.gamma = gamma_for(target, 24, share)?;
     }
     let routing = route(settings)?;
-    let entries = routing.list.len() as f64;
+    let entries = routing.routes.to_host()?.len() as f64;
     let density = entries / visible;
     let routed = [qkv[0].clone(), kbar.value.clone()];
     let s = time(&routed, steps, |t, v| Ok(entmax_routing(t, &v[0], &v[1], None, settings)?.bias))?;
@@ -181,20 +181,20 @@ pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool)
     let work = 2.0 * nf * (h * d) as f64 * keys / chunk as f64 + 4.0 * entries * group * d as f64;
     add("entmax routing", s, work, elements(&[3.0 * nf * (h * d) as f64, entries * (3.0 + group)]));
     let attended = [qkv[0].clone(), qkv[1].clone(), qkv[2].clone(), routing.bias.value.clone()];
-    let list = routing.list;
-    let s = time(&attended, steps, |t, v| block_attention(t, &v[0], &v[1], &v[2], &list, Some(&v[3])))?;
+    let routes = routing.routes;
+    let s = time(&attended, steps, |t, v| block_attention(t, &v[0], &v[1], &v[2], &routes, Some(&v[3])))?;
     add("block attention", s, 12.0 * entries * chunk as f64 * group * d as f64, qkv_bytes);
 
-    let grad = normal(&[4 << 20]);
-    let (mut p, mut m1, mut m2) = (grad.clone(), Tensor::zeros(&device, &[4 << 20], DType::F32), grad.clone());
-    let settings =
-        ops::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1, grad_scale: 1.0 };
+    let grad = normal(&[4 << 20])?;
+    let (mut p, mut m1, mut m2) = (grad.clone(), Tensor::zeros(&device, &[4 << 20], DType::F32)?, grad.clone());
+    let settings = ops::AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, step: 1 };
+    let one = Tensor::full(&device, &[], DType::F64, 1.0)?;
     m2.accumulate(&grad)?;
-    ops::adamw(settings, &mut p, &mut m1, &mut m2, &grad)?;
-    let s = best(steps, || ops::adamw(settings, &mut p, &mut m1, &mut m2, &grad).expect("shapes agree"));
+    ops::adamw(settings, &mut p, &mut m1, &mut m2, &grad, &one)?;
+    let s = best(steps, || ops::adamw(settings, &mut p, &mut m1, &mut m2, &grad, &one).expect("shapes agree"));
     add("adamw (4 M)", s, 16.0 * (4 << 20) as f64, 7.0 * 4.0 * (4 << 20) as f64);
     let s = best(steps, || {
-        black_box(ops::grad_norm([&grad]));
+        black_box(ops::grad_norm(&device, [&grad]).expect("one device"));
     });
     add("grad norm (4 M)", s, 2.0 * (4 << 20) as f64, 4.0 * (4 << 20) as f64);
 

@@ -203,7 +203,7 @@ fn by_us(numbers: &Numbers, device: &Device, dtype: DType, kind: Kind) -> CoreRe
             _ if rows == 1 => Ours::from_vec(device, &[C], numbers.0[i].clone()),
             _ => Ours::from_vec(device, &[cols, rows], transposed(&numbers.0[i], rows, cols)),
         };
-        Ok(x?.to_dtype(dtype))
+        x?.to_dtype(dtype)
     };
     let values = (0..12).map(tensor).collect::<CoreResult<Vec<Ours>>>()?;
     let start = Instant::now();
@@ -224,7 +224,7 @@ fn by_us(numbers: &Numbers, device: &Device, dtype: DType, kind: Kind) -> CoreRe
                 gradient: RouterGradient::Full,
             };
             let routing = entmax_routing(&t, &q, &chunk_summary(&t, &k, &v[11], S)?, None, settings)?;
-            block_attention(&t, &q, &k, &values_, &routing.list, Some(&routing.bias))?
+            block_attention(&t, &q, &k, &values_, &routing.routes, Some(&routing.bias))?
         }
     };
     let x = ops::add(&t, &v[0], &ops::linear(&t, &ops::reshape(&t, &o, &[B, T, C])?, &v[5])?)?;
@@ -233,12 +233,13 @@ fn by_us(numbers: &Numbers, device: &Device, dtype: DType, kind: Kind) -> CoreRe
     let grads = t.backward_from(&y, values[10].clone())?;
     let seconds = start.elapsed().as_secs_f64();
     let gradient = |i: usize| {
-        let g = grads.get(&v[i]).expect("every input is reached").to_f64();
+        let g = grads.get(&v[i]).expect("every input is reached").to_f64()?;
         let (rows, cols) = SHAPES[i];
-        if rows == 1 || i == 0 { g } else { (0..rows * cols).map(|j| g[j % cols * rows + j / cols]).collect() }
+        let transposed = || (0..rows * cols).map(|j| g[j % cols * rows + j / cols]).collect();
+        CoreResult::Ok(if rows == 1 || i == 0 { g } else { transposed() })
     };
     let inputs = (0..10).chain((kind == Kind::Dash).then_some(11));
-    Ok((inputs.map(gradient).collect(), seconds))
+    Ok((inputs.map(gradient).collect::<CoreResult<_>>()?, seconds))
 }
 
 /// Median seconds of forward + backward: (dfdx, ours).
@@ -300,7 +301,7 @@ mod tests {
     #[test]
     fn dfdx_agrees_on_every_gradient_of_a_block() {
         for (kind, gradients) in [(Kind::Dense, 10), (Kind::Dash, 11)] {
-            let all = opinions(&Device::cpu(2), kind).unwrap();
+            let all = opinions(&Device::cpu(2).unwrap(), kind).unwrap();
             assert_eq!(all.len(), gradients);
             for o in all {
                 assert!(o.dfdx < ALLOWED, "{kind:?} {}: dfdx differs from f64 by {:e}", o.name, o.dfdx);

@@ -35,7 +35,7 @@ pub fn verify_resume(config: &Config) -> Result<()> {
     let mut config = config.clone();
     config.run.steps = 2 * STEPS;
     let material = Material::of(&config)?;
-    let device = device_of(&config);
+    let device = device_of(&config)?;
     let loader = |state| material.loader(&config, state);
     let scratch = std::env::temp_dir().join(format!("dashlab-verify-{}", std::process::id()));
     let result = (|| {

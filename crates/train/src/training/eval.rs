@@ -8,6 +8,7 @@ use dash_data::{Batch, Loader, Shard, Tokenizer};
 use dash_model::{Model, Sampling, generate};
 
 use super::tasks::{LengthResult, Router, TaskSet};
+use super::trainer::batch_ids;
 use crate::config::Config;
 use crate::console::tell;
 use crate::failure::Result;
@@ -107,14 +108,17 @@ impl ValidationSet {
         let mut by_position = vec![0.0; seq_len];
         let (mut layers, mut rows) = (vec![0.0; model.config().layers], 0u64);
         for b in &self.batches {
-            let (nll, routers) = model.nll((&b.inputs, &b.targets), b.batch, router.of(&[]).as_ref())?;
+            let (ids, targets) = batch_ids(model, b)?;
+            let (nll, routers) = model.nll((&ids, &targets), router.of(&[]).as_ref())?;
+            let nll = nll.to_f64()?;
             sum += nll.iter().sum::<f64>();
             bytes += b.targets.iter().map(|&t| self.token_bytes[t as usize] as u64).sum::<u64>();
             tokens += nll.len();
             for (i, x) in nll.iter().enumerate() {
                 by_position[i % seq_len] += x;
             }
-            for (layer, stats) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?.stats()))) {
+            for (layer, trace) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?))) {
+                let stats = trace.stats()?;
                 layers[layer] += stats.density * stats.rows as f64;
                 listed += stats.tokens;
                 routed += 1;

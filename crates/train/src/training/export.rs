@@ -102,9 +102,9 @@ fn parity(model: &Model, config: &Config, sample: &[u32]) -> anyhow::Result<Vec<
     let chunk = config.model.attention.chunk_size().unwrap_or(32);
     let t = (4 * chunk + chunk / 2 + 1).min(config.data.seq_len);
     let ids = &sample[..t];
-    let logits = model.logits(&ids.into(), 1)?;
+    let logits = model.logits(&model.ids(ids, 1)?)?;
     let ids: Vec<u8> = ids.iter().flat_map(|&id| (id as i64).to_le_bytes()).collect();
-    let values: Vec<u8> = logits.as_slice::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let values: Vec<u8> = logits.to_vec::<f32>()?.iter().flat_map(|x| x.to_le_bytes()).collect();
     let views = [
         ("ids", TensorView::new(Dtype::I64, vec![1, t], &ids)?),
         ("logits", TensorView::new(Dtype::F32, logits.shape().to_vec(), &values)?),

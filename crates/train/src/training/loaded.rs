@@ -47,7 +47,7 @@ impl Loaded {
                 "data.vocab_size: {asked}, but the model's tokenizer has {have} entries"
             )));
         }
-        let model = checkpoint::load_model(&folder, &config, &device(&config)).map_err(Failure::Request)?;
+        let model = checkpoint::load_model(&folder, &config, &device(&config)?).map_err(Failure::Request)?;
         Ok(Loaded { folder, config, tokenizer, model })
     }
 }

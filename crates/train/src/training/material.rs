@@ -46,8 +46,11 @@ pub fn prepared(config: &Config) -> Result<Prepared> {
 }
 
 /// The device of a configuration.
-pub fn device(config: &Config) -> Device {
-    Device::cpu(config.run.threads)
+///
+/// # Errors
+/// When the operating system refuses the threads that `run.threads` asks for.
+pub fn device(config: &Config) -> Result<Device> {
+    Device::cpu(config.run.threads).map_err(|e| Failure::request(format!("run.threads = {}: {e}", config.run.threads)))
 }
 
 /// What a run reads: text, a task, or both.

@@ -1,8 +1,8 @@
 //! AdamW over all parameters, with clipping by the global norm.
 
-use dash_core::ops::{AdamW, adamw, grad_norm};
-use dash_core::{Result, Tensor};
-use dash_model::Params;
+use dash_core::ops::{AdamW, adamw, clip_factor, grad_norm};
+use dash_core::{Error, Result, Tensor};
+use dash_model::{Param, Params};
 
 use crate::config::Optim;
 
@@ -18,25 +18,32 @@ pub struct Optimizer {
 
 impl Optimizer {
     /// Zero moments.
-    pub fn new(params: &Params) -> Self {
-        let zeros =
-            || params.iter().map(|p| Tensor::zeros(p.value.device(), p.value.shape(), p.value.dtype())).collect();
-        Optimizer { m: zeros(), v: zeros(), step: 0 }
-    }
-
-    /// One update. A parameter without a gradient stays as it is. Returns the gradient's norm before clipping; if that is
-    /// not finite nothing is changed.
     ///
     /// # Errors
-    /// When shapes differ.
-    pub fn update(&mut self, params: &mut Params, grads: &[Option<Tensor>], lr: f64, o: &Optim) -> Result<f64> {
-        let norm = grad_norm(grads.iter().flatten());
-        if !norm.is_finite() {
-            return Ok(norm);
-        }
+    /// When the device has no memory left.
+    pub fn new(params: &Params) -> Result<Self> {
+        let zero = |p: &Param| Tensor::zeros(p.value.device(), p.value.shape(), p.value.dtype());
+        let zeros = || params.iter().map(zero).collect::<Result<_>>();
+        Ok(Optimizer { m: zeros()?, v: zeros()?, step: 0 })
+    }
+
+    /// One update. A parameter without a gradient stays as it is. Returns the gradient's norm before clipping, a scalar on the
+    /// device: nothing is read on the host. If it or one of `losses`, scalars, is not finite, no parameter and no moment is
+    /// changed; whoever reads that afterwards calls [`Optimizer::undo_step`].
+    ///
+    /// # Errors
+    /// When shapes or devices differ.
+    pub fn update(
+        &mut self,
+        params: &mut Params,
+        (grads, losses): (&[Option<Tensor>], &[Tensor]),
+        lr: f64,
+        o: &Optim,
+    ) -> Result<Tensor> {
+        let first = params.iter().next().ok_or_else(|| Error::invalid("optimizer", "there are no parameters"))?;
+        let norm = grad_norm(first.value.device(), grads.iter().flatten())?;
+        let scale = clip_factor(&norm, o.clip, losses)?;
         self.step += 1;
-        // PyTorch's clip_grad_norm_
-        let grad_scale = if o.clip > 0.0 { (o.clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
         for (i, (param, grad)) in params.iter_mut().zip(grads).enumerate() {
             let Some(grad) = grad else { continue };
             let settings = AdamW {
@@ -46,10 +53,14 @@ impl Optimizer {
                 eps: o.eps,
                 weight_decay: if param.group.decays() { o.weight_decay } else { 0.0 },
                 step: self.step,
-                grad_scale,
             };
-            adamw(settings, &mut param.value, &mut self.m[i], &mut self.v[i], grad)?;
+            adamw(settings, &mut param.value, &mut self.m[i], &mut self.v[i], grad, &scale)?;
         }
         Ok(norm)
+    }
+
+    /// Takes the count of an update back that changed nothing.
+    pub fn undo_step(&mut self) {
+        self.step -= 1;
     }
 }

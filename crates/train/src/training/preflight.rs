@@ -38,19 +38,28 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
 }
 
 /// Rate of a 512-cubed product on this device, in FLOP/s: best of twenty, 30 ms in all.
-pub fn matmul_rate(device: &Device) -> f64 {
+///
+/// # Errors
+/// When the device fails.
+pub fn matmul_rate(device: &Device) -> dash_core::Result<f64> {
     let tape = Tape::inference();
-    let x = tape.leaf(Tensor::full(device, &[512, 512], DType::F32, 0.5));
-    let time = || {
+    let x = tape.leaf(Tensor::full(device, &[512, 512], DType::F32, 0.5)?);
+    let mut best = f64::MAX;
+    for _ in 0..20 {
         let start = Instant::now();
-        let _ = ops::linear(&tape, &x, &x);
-        start.elapsed().as_secs_f64()
-    };
-    2.0 * 512f64.powi(3) / (0..20).map(|_| time()).fold(f64::MAX, f64::min)
+        let product = ops::linear(&tape, &x, &x)?;
+        device.synchronize()?;
+        best = best.min(start.elapsed().as_secs_f64());
+        drop(product);
+    }
+    Ok(2.0 * 512f64.powi(3) / best)
 }
 
 /// The report.
-pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shard>]) -> String {
+///
+/// # Errors
+/// When the device fails.
+pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shard>]) -> dash_core::Result<String> {
     let train_tokens: usize = train.iter().map(|s| s.len()).sum();
     let params = model.params().numel();
     let per_step = config.tokens_per_step();
@@ -62,7 +71,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
     };
     let work = flops(&config.model, config.data.vocab_size, t, attention.attended(t, listed));
     let step_flops = work.total() * per_step as f64;
-    let rate = matmul_rate(device);
+    let rate = matmul_rate(device)?;
     let seconds = step_flops * config.run.steps as f64 / (rate * STEP_EFFICIENCY);
     let attention = match attention.chunk_size() {
         None => attention.kind().to_string(),
@@ -79,7 +88,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
         0usize => String::new(),
         bytes => format!(" and {:.0} MB of mapped text", bytes as f64 / 1e6),
     };
-    format!(
+    Ok(format!(
         "run       {}\n\
          model     {:.2} M parameters, {} layers, width {}, {} heads, {} kv heads, attention {attention}\n\
          data      {}; this run sees {:.1} M tokens, {per_step} a step\n\
@@ -101,7 +110,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
         rate / 1e9,
         memory_bytes(config, params) / 1e6,
         duration(seconds),
-    )
+    ))
 }
 
 /// Seconds for people.

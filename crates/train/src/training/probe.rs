@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::rc::Rc;
 
-use dash_core::ops::attention::{BlockList, PAIRS, SCORES};
+use dash_core::ops::attention::{HostRoutes, PAIRS, SCORES};
 use dash_core::ops::grad_norm;
 use dash_core::{Tape, Tensor, Watcher};
 use dash_data::Batch;
@@ -16,6 +16,7 @@ use dash_model::attention::{Knob, ROUTER_K, ROUTER_Q};
 use dash_model::{Model, RouterTrace};
 use serde_json::{Value, json};
 
+use super::trainer::batch_ids;
 use crate::failure::Result;
 
 /// Probes that a chunk has to be dead in, one after the other, to count as staying dead.
@@ -168,46 +169,56 @@ impl Probe {
         let tape = Tape::new().computing(model.config().compute.into()).watched(recorder.clone());
         let leaves = model.leaves(&tape);
         let b = &self.batch;
-        let (loss, routers) =
-            model.loss(&tape, &leaves, (&b.inputs, &b.targets), b.batch, b.counted().max(1) as f64)?;
+        let (ids, targets) = batch_ids(model, b)?;
+        let (loss, routers) = model.loss(&tape, &leaves, (&ids, &targets), b.counted().max(1) as f64)?;
         let grads = tape.backward(&loss)?;
         let mut out = Vec::new();
         for (layer, trace) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?))) {
             let gradient = model.indexer(layer).and_then(|i| grads.get(&leaves[i]));
-            let indexer = gradient.map_or(0.0, |g| grad_norm([g]));
-            out.push(self.layer(model, layer, trace, &recorder, indexer));
+            let indexer = gradient.map_or(Ok(0.0), |g| grad_norm(g.device(), [g])?.item())?;
+            out.push(self.layer(model, layer, trace, &recorder, indexer)?);
         }
         Ok((loss.value.item()?, out))
     }
 
-    fn layer(&mut self, model: &Model, layer: usize, trace: &RouterTrace, seen: &Recorder, indexer: f64) -> LayerProbe {
+    fn layer(
+        &mut self,
+        model: &Model,
+        layer: usize,
+        trace: &RouterTrace,
+        seen: &Recorder,
+        indexer: f64,
+    ) -> Result<LayerProbe> {
         let scope = format!("model.layers.{layer}.self_attn");
         let key = |name: &str| (scope.clone(), name.to_string());
-        let gradient = |name: &str| seen.gradients.borrow().get(&key(name)).map(Tensor::to_f64);
+        let gradient = |name: &str| seen.gradients.borrow().get(&key(name)).map(Tensor::to_f64).transpose();
         let c = model.config();
-        let (list, d) = (trace.list(), c.head_dim);
+        let (list, d) = (trace.routes().to_host()?, c.head_dim);
         let (b, g, t) = list.extents();
         let (h, group, s) = (c.heads, c.heads / g, list.chunk_size());
 
         let split = |total: &str, router: &str, heads: usize| {
-            let total = gradient(total).unwrap_or_else(|| vec![0.0; b * t * heads * d]);
-            let router = gradient(router).unwrap_or_else(|| vec![0.0; total.len()]);
+            let total = gradient(total)?.unwrap_or_else(|| vec![0.0; b * t * heads * d]);
+            let router = gradient(router)?.unwrap_or_else(|| vec![0.0; total.len()]);
             let own = |x: &[f64], head: usize| -> Vec<f64> {
                 x.chunks_exact(d).skip(head).step_by(heads).flatten().copied().collect()
             };
             let by_head = (0..heads)
                 .map(|head| Split::of(own(&router, head).into_iter(), own(&total, head).into_iter()))
                 .collect::<Vec<_>>();
-            (Split::of(router.iter().copied(), total.iter().copied()), by_head)
+            dash_core::Result::Ok((Split::of(router.iter().copied(), total.iter().copied()), by_head))
         };
-        let (q, q_heads) = split("q", ROUTER_Q, h);
-        let (k, k_heads) = split("k", ROUTER_K, g);
+        let (q, q_heads) = split("q", ROUTER_Q, h)?;
+        let (k, k_heads) = split("k", ROUTER_K, g)?;
 
         let queries = || (0..b * g).flat_map(move |bg| (s..t).map(move |query| (bg / g, bg % g, query)));
         let visible: usize = queries().map(|(_, _, query)| query / s).sum();
-        let pairs = gradient(PAIRS).map_or(0.0, |x| x[0]);
-        let scores = gradient(SCORES);
-        let soft = trace.probabilities().map(|(w, p)| (w.to_f64(), p.to_f64()));
+        let pairs = gradient(PAIRS)?.map_or(0.0, |x| x[0]);
+        let scores = seen.gradients.borrow().get(&key(SCORES)).map(|x| list.per_entry(x)).transpose()?;
+        let soft = match trace.probabilities() {
+            Some((w, p)) => Some((list.per_entry(w)?, list.per_entry(p)?)),
+            None => None,
+        };
         let alpha = c.attention.knob(Knob::Alpha);
 
         let mut squares = vec![0.0; h];
@@ -243,13 +254,13 @@ impl Probe {
                 sums.iter().for_each(|sum| solver_error = solver_error.max((sum - 1.0).abs()));
             }
         }
-        let (dead_chunks, stay_dead) = self.dead(layer, list);
+        let (dead_chunks, stay_dead) = self.dead(layer, &list);
         let values = seen.values.borrow();
-        let inputs = (values[&key("q")].to_f64(), values[&key("k")].to_f64());
-        let (recall, captured_mass) = overlap(list, (&inputs.0, &inputs.1), h, d);
+        let inputs = (values[&key("q")].to_f64()?, values[&key("k")].to_f64()?);
+        let (recall, captured_mass) = overlap(&list, (&inputs.0, &inputs.1), h, d);
         let bound = |bin: usize| 0.5f64.powi(bin as i32);
         let by_edge = edge.iter().enumerate().filter(|(_, (_, n))| *n > 0);
-        LayerProbe {
+        Ok(LayerProbe {
             layer,
             q,
             k,
@@ -268,11 +279,11 @@ impl Probe {
             captured_mass,
             score_values,
             weights,
-        }
+        })
     }
 
     /// (share of chunks that are dead, share that has been for [`STAYS`] probes).
-    fn dead(&mut self, layer: usize, list: &BlockList) -> (f64, f64) {
+    fn dead(&mut self, layer: usize, list: &HostRoutes) -> (f64, f64) {
         let (b, g, t) = list.extents();
         let s = list.chunk_size();
         // a chunk without a later query cannot be chosen
@@ -298,7 +309,7 @@ impl Probe {
 
 /// Over some queries: how many of the chosen earlier chunks are among the equally many with most dense attention (mean over
 /// the group), and how much of dense attention lies in the attended chunks.
-fn overlap(list: &BlockList, (q, k): (&[f64], &[f64]), h: usize, d: usize) -> (f64, f64) {
+fn overlap(list: &HostRoutes, (q, k): (&[f64], &[f64]), h: usize, d: usize) -> (f64, f64) {
     let (b, g, t) = list.extents();
     let (group, s) = (h / g, list.chunk_size());
     let (mut recall, mut recalled, mut captured, mut rows) = (0.0, 0usize, 0.0, 0usize);
@@ -351,7 +362,7 @@ mod tests {
             if (scope, name) != (self.place.0.as_str(), self.place.1) {
                 return None;
             }
-            let moved = value.to_f64().iter().zip(&self.by).map(|(x, d)| x + d).collect();
+            let moved = value.to_f64().unwrap().iter().zip(&self.by).map(|(x, d)| x + d).collect();
             Some(Tensor::from_vec(value.device(), value.shape(), moved).unwrap())
         }
         fn gradient(&self, _: &str, _: &str, _: &Tensor) {}
@@ -374,7 +385,7 @@ mod tests {
             recompute: false,
             attention,
         };
-        let device = Device::cpu(1);
+        let device = Device::cpu(1).unwrap();
         let model = Model::new(config, 17, 26, 3, &device, DType::F64).unwrap();
         let mut rng = Rng::new(4);
         let mut ids = || (0..2 * 26).map(|_| rng.below(17) as u32).collect::<Vec<u32>>();
@@ -391,8 +402,8 @@ mod tests {
     fn loss(model: &Model, batch: &Batch, watcher: Rc<dyn Watcher>) -> f64 {
         let tape = Tape::new().watched(watcher);
         let leaves = model.leaves(&tape);
-        let ids = (&batch.inputs, &batch.targets[..]);
-        model.loss(&tape, &leaves, ids, 2, batch.targets.len() as f64).unwrap().0.value.item().unwrap()
+        let (ids, targets) = batch_ids(model, batch).unwrap();
+        model.loss(&tape, &leaves, (&ids, &targets), batch.targets.len() as f64).unwrap().0.value.item().unwrap()
     }
 
     /// Norm of the gradient with respect to the value at a place, by central differences element by element. A step of 1e-5
@@ -442,16 +453,16 @@ mod tests {
         let recorder = Rc::new(Recorder::default());
         let tape = Tape::new().watched(recorder.clone());
         let leaves = model.leaves(&tape);
-        let ids = (&batch.inputs, &batch.targets[..]);
-        let (value, routers) = model.loss(&tape, &leaves, ids, 2, batch.targets.len() as f64).unwrap();
+        let (ids, targets) = batch_ids(&model, &batch).unwrap();
+        let (value, routers) = model.loss(&tape, &leaves, (&ids, &targets), batch.targets.len() as f64).unwrap();
         tape.backward(&value).unwrap();
         let mut inner = 0.0;
         for (layer, trace) in routers.iter().enumerate() {
-            let list = trace.as_ref().unwrap().list();
+            let list = trace.as_ref().unwrap().routes().to_host().unwrap();
             let key = |name: &str| (format!("model.layers.{layer}.self_attn"), name.to_string());
-            let ds = recorder.gradients.borrow()[&key(SCORES)].to_f64();
+            let ds = recorder.gradients.borrow()[&key(SCORES)].to_f64().unwrap();
             let values = recorder.values.borrow();
-            let (q, k) = (values[&key(ROUTER_Q)].to_f64(), values[&key(ROUTER_K)].to_f64());
+            let (q, k) = (values[&key(ROUTER_Q)].to_f64().unwrap(), values[&key(ROUTER_K)].to_f64().unwrap());
             for (b, kv, query) in (0..2 * 2 * 26).map(|i| (i / 52, i / 26 % 2, i % 26)) {
                 let chunks = list.chunks_of(b, kv, query).iter();
                 for (e, &chunk) in list.entries_of(b, kv, query).zip(chunks).filter(|(_, c)| **c as usize != query / 4)
@@ -478,7 +489,7 @@ mod tests {
         let (_, layers) = Probe::new(&batch, 2).run(&model).unwrap();
         for (layer, probe) in layers.iter().enumerate() {
             let key = (format!("model.layers.{layer}.self_attn"), SCORES.to_string());
-            let all = norm(&recorder.gradients.borrow()[&key].to_f64());
+            let all = norm(&recorder.gradients.borrow()[&key].to_f64().unwrap());
             assert!((norm(&probe.scores) - all).abs() <= 1e-12 && all > 0.0);
             assert!(probe.solver_error < 1e-12 && probe.entropy > 0.0);
         }

@@ -30,13 +30,17 @@ impl Knobs {
 }
 
 /// Mean attended tokens of the routed layers over the visible ones, (t + 1) / 2 a query; `None` where no layer routes.
-pub fn attended_share(traces: &[Option<RouterTrace>]) -> Option<f64> {
+/// Waits for the device.
+///
+/// # Errors
+/// When the device fails.
+pub fn attended_share(traces: &[Option<RouterTrace>]) -> dash_core::Result<Option<f64>> {
     let of = |trace: &RouterTrace| {
-        let (_, _, t) = trace.list().extents();
-        trace.list().mean_tokens() / ((t as f64 + 1.0) / 2.0)
+        let (_, _, t) = trace.routes().extents();
+        Ok(trace.routes().mean_tokens()?.item()? / ((t as f64 + 1.0) / 2.0))
     };
-    let all: Vec<f64> = traces.iter().flatten().map(of).collect();
-    (!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64)
+    let all = traces.iter().flatten().map(of).collect::<dash_core::Result<Vec<f64>>>()?;
+    Ok((!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64))
 }
 
 /// Before update `step`: what the schedules say, on top of what is in force.
@@ -44,9 +48,9 @@ pub fn apply(plan: &RouterPlan, model: &mut Model, step: u64) {
     model.set_knobs(plan.alpha.map(|r| r.at(step)), plan.gamma.map(|r| r.at(step)));
 }
 
-/// After an update: moves gamma towards the target.
-pub fn control(plan: &RouterPlan, model: &mut Model, traces: &[Option<RouterTrace>]) {
-    let (Some(target), Some(share)) = (plan.target_density, attended_share(traces)) else { return };
+/// After an update that attended `share` of what is visible: moves gamma towards the target.
+pub fn control(plan: &RouterPlan, model: &mut Model, share: Option<f64>) {
+    let (Some(target), Some(share)) = (plan.target_density, share) else { return };
     let Some(gamma) = model.config().attention.knob(Knob::Gamma) else { return };
     let gamma = gamma * (GAIN * (share / target).ln()).exp();
     model.set_knobs(None, Some(gamma.clamp(GAMMA.0, GAMMA.1)));
@@ -89,12 +93,12 @@ pub fn initial_gamma(
     let alpha = plan.alpha.map(|r| r.from);
     let length = ids.len() / batch;
     let batch = START_TOKENS.div_ceil(length).min(batch);
-    let ids = &ids[..batch * length].into();
+    let ids = model.ids(&ids[..batch * length], batch)?;
     let gamma = gamma_for(target, HALVINGS, |gamma| {
         model.set_knobs(alpha, Some(gamma));
         let tape = dash_core::Tape::inference();
         let leaves = model.leaves(&tape);
-        Ok::<_, dash_core::Error>(attended_share(&model.forward(&tape, &leaves, ids, batch)?.routers).unwrap_or(1.0))
+        Ok::<_, dash_core::Error>(attended_share(&model.forward(&tape, &leaves, &ids)?.routers)?.unwrap_or(1.0))
     })?;
     model.set_knobs(alpha, Some(gamma));
     Ok(())

@@ -153,7 +153,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     continues(&folder, start.resume)?;
     let material = Material::of(config)?;
     let data_hash = material.hash.clone();
-    let device = device(config);
+    let device = device(config)?;
     let _lock = RunLock::take(&folder)?;
     // another process may have made a run of the folder while this one prepared its data
     let resumes = continues(&folder, start.resume)?;
@@ -167,7 +167,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         let (ids, batch) = set.first();
         initial_gamma(&mut trainer.model, &config.router, ids, batch)?;
     }
-    tell!("{}", preflight::report(config, &trainer.model, &device, &material.train).trim_end());
+    tell!("{}", preflight::report(config, &trainer.model, &device, &material.train)?.trim_end());
     let unigram = (!material.train.is_empty()).then(|| unigram_loss(&material.train, &set, d.vocab_size));
     if let Some(unigram) = unigram {
         tell!("unigram   {unigram:.3} nats a token is what the validation text costs without context");

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use dash_core::ops::attention::HostRoutes;
 use dash_data::{Batch, Question, Task};
 use dash_model::attention::Reroute;
 use dash_model::{Attention, Model, RouterTrace};
@@ -107,15 +108,15 @@ pub struct TaskSet(Vec<(usize, Vec<Batch>)>);
 
 /// Whether some layer attends the evidence's chunk when it asks, or its window reaches it; everything is attended where nothing
 /// routes.
-fn seen(attention: &Attention, routers: &[Option<RouterTrace>], kv_heads: usize, q: &Question) -> bool {
+fn seen(attention: &Attention, lists: &[Option<HostRoutes>], kv_heads: usize, q: &Question) -> bool {
     if q.at - q.evidence < attention.window() {
         return true;
     }
-    routers.iter().any(|trace| match trace {
+    lists.iter().any(|list| match list {
         None => true,
-        Some(trace) => {
-            let chunk = (q.evidence / trace.list().chunk_size()) as u32;
-            (0..kv_heads).any(|kv| trace.list().chunks_of(q.sequence, kv, q.at).contains(&chunk))
+        Some(list) => {
+            let chunk = (q.evidence / list.chunk_size()) as u32;
+            (0..kv_heads).any(|kv| list.chunks_of(q.sequence, kv, q.at).contains(&chunk))
         }
     })
 }
@@ -153,19 +154,21 @@ impl TaskSet {
             for b in batches {
                 let rows: Vec<usize> = b.questions.iter().map(|q| q.sequence * length + q.at).collect();
                 let reroute = router.of(&b.questions);
-                let (logits, routers) = model.logits_at(&b.inputs, b.batch, &rows, reroute.as_ref())?;
-                let logits = logits.to_f64();
+                let (logits, routers) = model.logits_at(&model.ids(&b.inputs, b.batch)?, &rows, reroute.as_ref())?;
+                let logits = logits.to_f64()?;
+                let host = |trace: &Option<RouterTrace>| trace.as_ref().map(|t| t.routes().to_host()).transpose();
+                let lists = routers.iter().map(host).collect::<dash_core::Result<Vec<_>>>()?;
                 for ((q, &row), logits) in b.questions.iter().zip(&rows).zip(logits.chunks_exact(model.vocab())) {
                     let answer = b.targets[row] as usize;
                     let top = logits.iter().copied().fold(f64::MIN, f64::max);
                     let best = logits.iter().position(|&x| x == top);
                     loss += top + logits.iter().map(|x| (x - top).exp()).sum::<f64>().ln() - logits[answer];
-                    let (right, seen) = (best == Some(answer), seen(&c.attention, &routers, c.kv_heads, q));
+                    let (right, seen) = (best == Some(answer), seen(&c.attention, &lists, c.kv_heads, q));
                     score.add(right, seen);
                     by_distance.entry((q.at - q.evidence + 1).next_power_of_two()).or_default().add(right, seen);
                 }
                 for (layer, trace) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?))) {
-                    let (stats, share) = (trace.stats(), b.batch as f64 / sequences);
+                    let (stats, share) = (trace.stats()?, b.batch as f64 / sequences);
                     layers[layer] += stats.density * share;
                     listed += stats.tokens * share / c.layers as f64;
                 }

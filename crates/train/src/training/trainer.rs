@@ -1,6 +1,6 @@
 //! One update as a function: batches -> loss -> backward -> clip -> update.
 
-use dash_core::{DType, Device, Error, Tape, Tensor};
+use dash_core::{DType, Device, Error, Ids, Tape, Tensor, ops};
 use dash_data::Batch;
 use dash_model::{Model, RouterStats};
 
@@ -31,7 +31,7 @@ pub struct StepStats {
     pub routers: Vec<LayerStats>,
     /// alpha and gamma of the update, where the attention has them.
     pub knobs: Option<Knobs>,
-    /// Attended tokens over visible tokens, where the attention routes.
+    /// Attended tokens over visible tokens, where the attention routes and the step logs or steers by it.
     pub attended: Option<f64>,
 }
 
@@ -46,6 +46,14 @@ pub struct LayerStats {
     pub indexer_gradient: f64,
 }
 
+/// A batch's ids and targets `[b, t]` on the model's device.
+///
+/// # Errors
+/// When they do not divide into the batch's sequences, or the device has no memory left.
+pub fn batch_ids(model: &Model, batch: &Batch) -> dash_core::Result<(Ids, Ids)> {
+    Ok((model.ids(&batch.inputs, batch.batch)?, model.ids(&batch.targets, batch.batch)?))
+}
+
 impl Trainer {
     /// Fresh weights and moments.
     ///
@@ -54,7 +62,7 @@ impl Trainer {
     pub fn new(config: &Config, device: &Device) -> Result<Self> {
         let (c, t) = (&config.model, config.positions());
         let model = Model::new(c.clone(), config.data.vocab_size, t, config.run.seed, device, DType::F32)?;
-        let optimizer = Optimizer::new(model.params());
+        let optimizer = Optimizer::new(model.params())?;
         Ok(Trainer { model, optimizer })
     }
 
@@ -75,18 +83,14 @@ impl Trainer {
         let tokens: usize = batches.iter().map(Batch::counted).sum();
         router::apply(&config.router, &mut self.model, step);
         let mut total: Vec<Option<Tensor>> = vec![None; self.model.params().len()];
-        let mut loss_sum = 0.0;
+        let mut losses = Vec::with_capacity(batches.len());
         let mut traces = Vec::new();
         for batch in batches {
             let tape = Tape::new().computing(config.model.compute.into());
             let leaves = self.model.leaves(&tape);
-            let (loss, routers) =
-                self.model.loss(&tape, &leaves, (&batch.inputs, &batch.targets), batch.batch, tokens as f64)?;
-            let value = loss.value.item()?;
-            if !value.is_finite() {
-                return Err(self.not_finite(step, "loss", batch));
-            }
-            loss_sum += value;
+            let (ids, targets) = batch_ids(&self.model, batch)?;
+            let (loss, routers) = self.model.loss(&tape, &leaves, (&ids, &targets), tokens as f64)?;
+            losses.push(loss.value.clone());
             let mut grads = tape.backward(&loss)?;
             for (sum, leaf) in total.iter_mut().zip(&leaves) {
                 match (sum.as_mut(), grads.take(leaf)) {
@@ -97,24 +101,36 @@ impl Trainer {
             }
             traces = routers;
         }
-        let grad_norm = self.optimizer.update(self.model.params_mut(), &total, lr, &config.optim)?;
+        let norm = self.optimizer.update(self.model.params_mut(), (&total, &losses), lr, &config.optim)?;
+        // the step is handed out: what follows is read on the host, and nothing before it was
+        let values = losses.iter().map(Tensor::item).collect::<dash_core::Result<Vec<f64>>>()?;
+        let grad_norm = norm.item()?;
+        if let Some(bad) = values.iter().position(|loss| !loss.is_finite()) {
+            self.optimizer.undo_step();
+            return Err(self.not_finite(step, "loss", &batches[bad]));
+        }
         if !grad_norm.is_finite() {
-            let name = self.model.params().iter().zip(&total).find(|(_, g)| g.as_ref().is_some_and(|g| !g.is_finite()));
+            self.optimizer.undo_step();
+            let infinite = |g: &Option<Tensor>| g.as_ref().is_some_and(|g| !g.is_finite().unwrap_or(true));
+            let name = self.model.params().iter().zip(&total).find(|(_, g)| infinite(g));
             let what = name.map_or("gradient norm".into(), |(p, _)| format!("gradient of {}", p.name));
             return Err(self.not_finite(step, &what, &batches[0]));
         }
         let knobs = Knobs::of(&self.model.config().attention);
-        let attended = attended_share(&traces);
-        router::control(&config.router, &mut self.model, &traces);
+        let attended = match with_routers || config.router.target_density.is_some() {
+            true => attended_share(&traces)?,
+            false => None,
+        };
+        router::control(&config.router, &mut self.model, attended);
         let mut routers = Vec::new();
         if with_routers {
             for (layer, trace) in traces.into_iter().enumerate().filter_map(|(i, t)| Some((i, t?))) {
                 let gradient = self.model.indexer(layer).and_then(|i| total[i].as_ref());
-                let indexer_gradient = gradient.map_or(0.0, |g| dash_core::ops::grad_norm([g]));
-                routers.push(LayerStats { layer, router: trace.stats(), indexer_gradient });
+                let indexer_gradient = gradient.map_or(Ok(0.0), |g| ops::grad_norm(g.device(), [g])?.item())?;
+                routers.push(LayerStats { layer, router: trace.stats()?, indexer_gradient });
             }
         }
-        Ok(StepStats { loss: loss_sum, grad_norm, lr, routers, knobs, attended })
+        Ok(StepStats { loss: values.iter().sum(), grad_norm, lr, routers, knobs, attended })
     }
 
     /// Refuses weights or optimizer state that are not finite: they must not reach a checkpoint, because a run that continues
@@ -124,12 +140,14 @@ impl Trainer {
     /// A failed run that names the first parameter and the step of the checkpoint that is good.
     pub fn check_weights(&self, step: u64, saved: Option<u64>) -> Result<()> {
         let o = &self.optimizer;
-        let finite = |(p, (m, v)): &(&dash_model::Param, (&Tensor, &Tensor))| {
-            p.value.is_finite() && m.is_finite() && v.is_finite()
-        };
-        let Some((bad, _)) = self.model.params().iter().zip(o.m.iter().zip(&o.v)).find(|x| !finite(x)) else {
-            return Ok(());
-        };
+        let mut bad = None;
+        for (p, (m, v)) in self.model.params().iter().zip(o.m.iter().zip(&o.v)) {
+            if !(p.value.is_finite()? && m.is_finite()? && v.is_finite()?) {
+                bad = Some(p);
+                break;
+            }
+        }
+        let Some(bad) = bad else { return Ok(()) };
         let kept = match saved {
             Some(step) => format!("The checkpoint of step {step} is kept; resume from it with"),
             None => "There is no checkpoint yet; start again with".to_string(),
@@ -143,12 +161,18 @@ impl Trainer {
 
     /// Runs the batch again on a tape that checks every output.
     fn not_finite(&self, step: u64, what: &str, batch: &Batch) -> Failure {
-        let first = self.model.params().iter().find(|p| !p.value.is_finite()).map(|p| format!("parameter {}", p.name));
+        let first = self
+            .model
+            .params()
+            .iter()
+            .find(|p| !p.value.is_finite().unwrap_or(true))
+            .map(|p| format!("parameter {}", p.name));
         let first = first.or_else(|| {
             let tape = Tape::checking().computing(self.model.config().compute.into());
             let leaves = self.model.leaves(&tape);
-            let ids = (&batch.inputs, &batch.targets[..]);
-            let loss = self.model.loss(&tape, &leaves, ids, batch.batch, batch.targets.len() as f64);
+            let loss = batch_ids(&self.model, batch).and_then(|(ids, targets)| {
+                self.model.loss(&tape, &leaves, (&ids, &targets), batch.targets.len() as f64)
+            });
             match loss.and_then(|(loss, _)| tape.backward(&loss)) {
                 Err(Error::NonFinite { at, op, what }) => Some(format!("the {what} of {op} in {at}")),
                 _ => None,
@@ -161,5 +185,13 @@ impl Trainer {
             "step {step}: the {what} is not finite; {first}. The weights of the last checkpoint are kept; resume from it with a lower \
              optim.lr, a longer optim.warmup_steps or a smaller optim.clip"
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn data_and_ops_ignore_the_same_target() {
+        assert_eq!(dash_data::IGNORE, dash_core::IGNORE);
     }
 }

@@ -51,7 +51,7 @@ fn run(g: &Golden, dtype: DType, f: impl Fn(&Tape, &Inputs) -> Result<Var>) -> V
     let mut results = vec![("out".to_string(), swap(&out.value))];
     let grads = t.backward_from(&out, swap(&g.tensor("grad_out", dtype))).unwrap();
     for (name, leaf) in names.iter().zip(&leaves) {
-        let zeros = || Tensor::zeros(leaf.value.device(), leaf.value.shape(), dtype);
+        let zeros = || Tensor::zeros(leaf.value.device(), leaf.value.shape(), dtype).unwrap();
         let d = grads.get(leaf).cloned().unwrap_or_else(zeros);
         results.push((format!("grad.{name}"), if is_activation(g, name) { swap(&d) } else { d }));
     }

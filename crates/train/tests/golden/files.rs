@@ -80,7 +80,7 @@ impl Golden {
 
     pub fn tensor(&self, name: &str, dtype: DType) -> Tensor {
         let (shape, data) = self.tensors.get(name).unwrap_or_else(|| panic!("{} has no {name}", self.name));
-        Tensor::from_vec(&self.device, shape, data.clone()).unwrap().to_dtype(dtype)
+        Tensor::from_vec(&self.device, shape, data.clone()).unwrap().to_dtype(dtype).unwrap()
     }
 
     pub fn ids(&self, name: &str) -> Vec<u32> {
@@ -106,7 +106,7 @@ impl Golden {
 
 /// Largest difference and largest golden value. NaN is infinitely far.
 pub fn difference(got: &Tensor, want: &[f64]) -> (f64, f64) {
-    let got = got.to_f64();
+    let got = got.to_f64().unwrap();
     assert_eq!(got.len(), want.len());
     let worst = got
         .iter()

@@ -1,5 +1,5 @@
 use dash_core::rng::Rng;
-use dash_core::{DType, Tape, Tensor};
+use dash_core::{DType, Ids, Tape, Tensor};
 use dash_model::{Dash, Dense, Model, ModelConfig, Params};
 use train::config::{Optim, Schedule};
 use train::optim::Optimizer;
@@ -39,14 +39,19 @@ fn model(g: &Golden, dtype: DType) -> Model {
     Model::with_params(config, params, g.shape("ids")[1]).unwrap()
 }
 
+/// Ids and targets `[b, t]` of a case.
+fn batch(m: &Model, g: &Golden) -> (Ids, Ids) {
+    let ids = |name| m.ids(&g.ids(name), g.shape("ids")[0]).unwrap();
+    (ids("ids"), ids("targets"))
+}
+
 /// Logits, loss and every gradient.
 fn results(m: &Model, g: &Golden) -> Vec<(String, Tensor)> {
-    let (ids, targets) = (g.ids("ids").into(), g.ids("targets"));
-    let batch = g.shape("ids")[0];
+    let (ids, targets) = batch(m, g);
     let t = Tape::new();
     let leaves = m.leaves(&t);
-    let (loss, _) = m.loss(&t, &leaves, (&ids, &targets), batch, targets.len() as f64).unwrap();
-    let mut out = vec![("logits".into(), m.logits(&ids, batch).unwrap()), ("loss".into(), loss.value.clone())];
+    let (loss, _) = m.loss(&t, &leaves, (&ids, &targets), targets.len() as f64).unwrap();
+    let mut out = vec![("logits".into(), m.logits(&ids).unwrap()), ("loss".into(), loss.value.clone())];
     let mut grads = t.backward(&loss).unwrap();
     for (p, leaf) in m.params().iter().zip(&leaves) {
         out.push((format!("grad.{}", p.name), grads.take(leaf).unwrap()));
@@ -75,7 +80,8 @@ fn golden_model_f32() {
         for _ in 0..4 {
             let mut m = model(&g, DType::F64);
             for p in m.params_mut().iter_mut() {
-                let moved = p.value.to_f64().iter().map(|x| x * (1.0 + f32::EPSILON as f64 * rng.normal())).collect();
+                let moved =
+                    p.value.to_f64().unwrap().iter().map(|x| x * (1.0 + f32::EPSILON as f64 * rng.normal())).collect();
                 p.value = Tensor::from_vec(p.value.device(), p.value.shape(), moved).unwrap();
             }
             for (name, got) in results(&m, &g) {
@@ -107,20 +113,20 @@ fn golden_model_ten_adamw_losses() {
     };
     for g in all("model") {
         let mut m = model(&g, DType::F64);
-        let mut optimizer = Optimizer::new(m.params());
-        let (ids, targets) = (g.ids("ids").into(), g.ids("targets"));
+        let mut optimizer = Optimizer::new(m.params()).unwrap();
+        let (ids, targets) = batch(&m, &g);
         for (i, want) in g.numbers("losses").iter().enumerate() {
             let t = Tape::new();
             let leaves = m.leaves(&t);
-            let sizes = (g.shape("ids")[0], targets.len() as f64);
-            let (loss, _) = m.loss(&t, &leaves, (&ids, &targets), sizes.0, sizes.1).unwrap();
+            let (loss, _) = m.loss(&t, &leaves, (&ids, &targets), targets.len() as f64).unwrap();
             let got = loss.value.item().unwrap();
             assert!((got - want).abs() <= 1e-9 * want, "{}: loss {i} is {got}, the oracle's {want}", g.name);
             let mut grads = t.backward(&loss).unwrap();
+            let losses = [loss.value.clone()];
             drop(loss);
             let grads: Vec<Option<Tensor>> = leaves.iter().map(|l| grads.take(l)).collect();
             drop(leaves);
-            optimizer.update(m.params_mut(), &grads, 1e-3, &optim).unwrap();
+            optimizer.update(m.params_mut(), (&grads, &losses), 1e-3, &optim).unwrap();
         }
     }
 }

@@ -1,8 +1,8 @@
 //! The attention variants composed from primitives, with t x t matrices and nothing clever: what the fused rooms are
 //! compared with, and in f32 what their error is measured against.
 
-use dash_core::ops::attention::{BlockList, Center, RouterGradient};
-use dash_core::{Result, Tape, Tensor, Var, ops};
+use dash_core::ops::attention::{Center, HostRoutes, RouterGradient};
+use dash_core::{Ids, Result, Tape, Tensor, Var, ops};
 use dash_model::attention::{self, Inputs};
 use dash_model::{Attention, Dash, Nsa};
 
@@ -13,9 +13,19 @@ pub fn attend(t: &Tape, a: &Attention, x: &Inputs) -> Result<Var> {
         Attention::Dense(_) => dense(t, x.q, x.k, x.v),
         Attention::TokenEntmax(c) => token_entmax(t, x.q, x.k, x.v, c.alpha),
         Attention::Dash(c) => dash(t, x.q, x.k, x.v, &x.own[0], x.own.get(1), c),
-        Attention::TopK(_) | Attention::InfLlmV2(_) => listed(t, x.q, x.k, x.v, chosen()?.list()),
-        Attention::Nsa(c) => nsa(t, x, chosen()?.list(), c),
+        Attention::TopK(_) | Attention::InfLlmV2(_) => listed(t, x.q, x.k, x.v, &chosen()?.routes().to_host()?),
+        Attention::Nsa(c) => nsa(t, x, &chosen()?.routes().to_host()?, c),
     }
+}
+
+/// Rows of an axis, by a list on the host.
+fn select(t: &Tape, x: &Var, axis: usize, places: &[usize]) -> Result<Var> {
+    ops::index_select(t, x, axis, &Ids::places(x.value.device(), places)?)
+}
+
+/// `value` where a mask on the host is true.
+fn fill(t: &Tape, x: &Var, mask: &[bool], value: f64) -> Result<Var> {
+    ops::mask_fill(t, x, &Ids::mask(x.value.device(), &[mask.len()], mask)?, value)
 }
 
 /// Extents; tensors here are `[b, heads, t, d]`.
@@ -47,14 +57,14 @@ fn heads_first(t: &Tape, x: &Var) -> Result<Var> {
 fn masked(t: &Tape, q: &Var, k: &Var, v: &Var, allowed: &[bool], bias: Option<&Var>) -> Result<Var> {
     let s = dims(q, k);
     let (q, k, v) = (heads_first(t, q)?, heads_first(t, k)?, heads_first(t, v)?);
-    let k = ops::transpose(t, &ops::index_select(t, &k, 1, &s.head_of())?, &[0, 1, 3, 2])?;
-    let v = ops::index_select(t, &v, 1, &s.head_of())?;
+    let k = ops::transpose(t, &select(t, &k, 1, &s.head_of())?, &[0, 1, 3, 2])?;
+    let v = select(t, &v, 1, &s.head_of())?;
     let mut z = ops::scale(t, &ops::matmul(t, &q, &k)?, 1.0 / (s.d as f64).sqrt())?;
     if let Some(bias) = bias {
         z = ops::add(t, &z, bias)?;
     }
     let masked: Vec<bool> = allowed.iter().map(|a| !a).collect();
-    let p = ops::softmax(t, &ops::mask_fill(t, &z, &masked, f64::NEG_INFINITY)?)?;
+    let p = ops::softmax(t, &fill(t, &z, &masked, f64::NEG_INFINITY)?)?;
     heads_first(t, &ops::matmul(t, &p, &v)?)
 }
 
@@ -64,7 +74,7 @@ pub fn dense(t: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
 }
 
 /// Attention to a given list without a bias.
-pub fn listed(t: &Tape, q: &Var, k: &Var, v: &Var, list: &BlockList) -> Result<Var> {
+pub fn listed(t: &Tape, q: &Var, k: &Var, v: &Var, list: &HostRoutes) -> Result<Var> {
     let s = dims(q, k);
     let mut allowed = Vec::with_capacity(s.b * s.h * s.t * s.t);
     for i in 0..s.b * s.h * s.t {
@@ -79,7 +89,7 @@ fn summaries(t: &Tape, k: &Var, qbar: &Var, s: usize) -> Result<Var> {
     let [b, tokens, g, d] = k.value.dims("summaries")?;
     let n = tokens / s;
     let k = heads_first(t, k)?;
-    let k = ops::index_select(t, &k, 2, &(0..n * s).collect::<Vec<_>>())?;
+    let k = select(t, &k, 2, &(0..n * s).collect::<Vec<_>>())?;
     let k = ops::reshape(t, &k, &[b, g, n, s, d])?;
     let z = ops::sum_axis(t, &ops::mul(t, &k, &ops::reshape(t, qbar, &[g, 1, 1, d])?)?, 4)?;
     let a = ops::softmax(t, &ops::scale(t, &z, 1.0 / (d as f64).sqrt())?)?;
@@ -94,18 +104,18 @@ pub fn dash(t: &Tape, q: &Var, k: &Var, v: &Var, qbar: &Var, diagonal: Option<&V
         return dense_with_diagonal(t, q, k, v, diagonal);
     }
     let constant = |x: Tensor| t.leaf(x);
-    let kbar = ops::index_select(t, &summaries(t, k, qbar, s)?, 1, &e.head_of())?;
+    let kbar = select(t, &summaries(t, k, qbar, s)?, 1, &e.head_of())?;
     let scores = ops::matmul(t, &heads_first(t, q)?, &ops::transpose(t, &kbar, &[0, 1, 3, 2])?)?;
     let scores = ops::scale(t, &scores, c.gamma / (e.d as f64).sqrt())?;
     let hidden: Vec<bool> = (0..e.t * n).map(|i| i % n >= i / n / s).collect();
-    let scores = ops::mask_fill(t, &scores, &hidden, f64::NEG_INFINITY)?;
+    let scores = fill(t, &scores, &hidden, f64::NEG_INFINITY)?;
     let group_mean = |p: &Var| {
         let p = ops::reshape(t, p, &[e.b, e.g, group, e.t, n])?;
         ops::scale(t, &ops::sum_axis(t, &p, 2)?, 1.0 / group as f64)
     };
     let w = group_mean(&ops::entmax(t, &scores, c.alpha)?)?;
-    let off: Vec<bool> = w.value.to_f64().iter().map(|&x| x <= 0.0).collect();
-    let log_on_support = |w: &Var| ops::ln(t, &ops::mask_fill(t, w, &off, 1.0)?);
+    let off: Vec<bool> = w.value.to_f64()?.iter().map(|&x| x <= 0.0).collect();
+    let log_on_support = |w: &Var| ops::ln(t, &fill(t, w, &off, 1.0)?);
     let mut logw = log_on_support(&w)?;
     if c.router_gradient == RouterGradient::StraightThrough {
         let soft = log_on_support(&group_mean(&ops::softmax(t, &scores)?)?)?;
@@ -114,14 +124,14 @@ pub fn dash(t: &Tape, q: &Var, k: &Var, v: &Var, qbar: &Var, diagonal: Option<&V
     }
     if c.center != Center::None {
         let counts: Vec<f64> = off.chunks(n).map(|r| 1.0 / (r.iter().filter(|o| !**o).count().max(1) as f64)).collect();
-        let counts = Tensor::from_vec(w.value.device(), &[e.b, e.g, e.t], counts)?.to_dtype(w.value.dtype());
+        let counts = Tensor::from_vec(w.value.device(), &[e.b, e.g, e.t], counts)?.to_dtype(w.value.dtype())?;
         let mut mu = ops::mul(t, &ops::sum_axis(t, &logw, 3)?, &constant(counts))?;
         if c.center == Center::MeanDetached {
             mu = constant(mu.value.clone());
         }
         logw = ops::sub(t, &logw, &ops::reshape(t, &mu, &[e.b, e.g, e.t, 1])?)?;
     }
-    let mut bias = ops::scale(t, &ops::mask_fill(t, &logw, &off, 0.0)?, 1.0 / c.sigma)?;
+    let mut bias = ops::scale(t, &fill(t, &logw, &off, 0.0)?, 1.0 / c.sigma)?;
     if c.router_gradient == RouterGradient::Stopped {
         bias = constant(bias.value.clone());
     }
@@ -130,9 +140,9 @@ pub fn dash(t: &Tape, q: &Var, k: &Var, v: &Var, qbar: &Var, diagonal: Option<&V
     let on = |i: usize, j: usize| j / s < n && !off[i * n + j / s];
     let routed: Vec<bool> = (0..e.b * e.g * e.t * e.t).map(|i| on(i / e.t, i % e.t)).collect();
     let unrouted: Vec<bool> = routed.iter().map(|r| !r).collect();
-    let bias = ops::mask_fill(t, &ops::index_select(t, &bias, 3, &chunk_of)?, &unrouted, 0.0)?;
+    let bias = fill(t, &select(t, &bias, 3, &chunk_of)?, &unrouted, 0.0)?;
     let bias = with_diagonal(t, &bias, diagonal, e, s)?;
-    let bias = ops::index_select(t, &bias, 1, &e.head_of())?;
+    let bias = select(t, &bias, 1, &e.head_of())?;
     let mut allowed = Vec::with_capacity(e.b * e.h * e.t * e.t);
     for i in 0..e.b * e.h * e.t {
         let (batch, head, query) = (i / (e.h * e.t), i / e.t % e.h, i % e.t);
@@ -146,15 +156,15 @@ pub fn dash(t: &Tape, q: &Var, k: &Var, v: &Var, qbar: &Var, diagonal: Option<&V
 fn with_diagonal(t: &Tape, bias: &Var, diagonal: Option<&Var>, e: Dims, s: usize) -> Result<Var> {
     let Some(diagonal) = diagonal else { return Ok(bias.clone()) };
     let here: Vec<f64> = (0..e.t * e.t).map(|i| (i % e.t / s == i / e.t / s) as u8 as f64).collect();
-    let here = Tensor::from_vec(bias.value.device(), &[e.t, e.t], here)?.to_dtype(bias.value.dtype());
+    let here = Tensor::from_vec(bias.value.device(), &[e.t, e.t], here)?.to_dtype(bias.value.dtype())?;
     ops::add(t, bias, &ops::mul(t, &ops::reshape(t, diagonal, &[e.g, 1, 1])?, &t.leaf(here))?)
 }
 
 /// A sequence shorter than one chunk: the diagonal shifts every logit alike.
 fn dense_with_diagonal(t: &Tape, q: &Var, k: &Var, v: &Var, diagonal: Option<&Var>) -> Result<Var> {
     let e = dims(q, k);
-    let zeros = t.leaf(Tensor::zeros(q.value.device(), &[e.b, e.g, e.t, e.t], q.value.dtype()));
-    let bias = ops::index_select(t, &with_diagonal(t, &zeros, diagonal, e, e.t)?, 1, &e.head_of())?;
+    let zeros = t.leaf(Tensor::zeros(q.value.device(), &[e.b, e.g, e.t, e.t], q.value.dtype())?);
+    let bias = select(t, &with_diagonal(t, &zeros, diagonal, e, e.t)?, 1, &e.head_of())?;
     masked(t, q, k, v, &(0..e.t * e.t).map(|i| i % e.t <= i / e.t).collect::<Vec<_>>(), Some(&bias))
 }
 
@@ -162,23 +172,23 @@ fn dense_with_diagonal(t: &Tape, q: &Var, k: &Var, v: &Var, diagonal: Option<&Va
 pub fn token_entmax(t: &Tape, q: &Var, k: &Var, v: &Var, alpha: f64) -> Result<Var> {
     let s = dims(q, k);
     let (q, k, v) = (heads_first(t, q)?, heads_first(t, k)?, heads_first(t, v)?);
-    let k = ops::transpose(t, &ops::index_select(t, &k, 1, &s.head_of())?, &[0, 1, 3, 2])?;
-    let v = ops::index_select(t, &v, 1, &s.head_of())?;
+    let k = ops::transpose(t, &select(t, &k, 1, &s.head_of())?, &[0, 1, 3, 2])?;
+    let v = select(t, &v, 1, &s.head_of())?;
     let z = ops::scale(t, &ops::matmul(t, &q, &k)?, 1.0 / (s.d as f64).sqrt())?;
     let later: Vec<bool> = (0..s.t * s.t).map(|i| i % s.t > i / s.t).collect();
-    let p = ops::entmax(t, &ops::mask_fill(t, &z, &later, f64::NEG_INFINITY)?, alpha)?;
+    let p = ops::entmax(t, &fill(t, &z, &later, f64::NEG_INFINITY)?, alpha)?;
     heads_first(t, &ops::matmul(t, &p, &v)?)
 }
 
 /// Native sparse attention, arXiv 2502.11089, with the chosen chunks given.
-pub fn nsa(t: &Tape, i: &Inputs, list: &BlockList, c: &Nsa) -> Result<Var> {
+pub fn nsa(t: &Tape, i: &Inputs, list: &HostRoutes, c: &Nsa) -> Result<Var> {
     let [k_compressed, v_compressed, k_window, v_window, compress_k, compress_v, position, gates] = i.own else {
         panic!("nsa has eight inputs of its own")
     };
     let s = dims(i.q, i.k);
     let (length, stride) = (c.length, c.stride);
     let m = if s.t < length { 0 } else { (s.t - length) / stride + 1 };
-    let gate = |y: &Var, branch: usize| ops::mul(t, y, &ops::index_select(t, gates, 3, &[branch])?);
+    let gate = |y: &Var, branch: usize| ops::mul(t, y, &select(t, gates, 3, &[branch])?);
     let mut out = gate(&listed(t, i.q, i.k, i.v, list)?, 1)?;
     let near: Vec<bool> = (0..s.t * s.t).map(|j| j % s.t <= j / s.t && j / s.t - j % s.t < c.window).collect();
     out = ops::add(t, &out, &gate(&masked(t, i.q, k_window, v_window, &near, None)?, 2)?)?;
@@ -187,7 +197,7 @@ pub fn nsa(t: &Tape, i: &Inputs, list: &BlockList, c: &Nsa) -> Result<Var> {
         let weight = ops::reshape(t, weight, &[s.g, length * s.d, s.d])?;
         let one = |w: usize| {
             let tokens: Vec<usize> = (w * stride..w * stride + length).collect();
-            let mut y = ops::transpose(t, &ops::index_select(t, y, 1, &tokens)?, &[2, 0, 1, 3])?;
+            let mut y = ops::transpose(t, &select(t, y, 1, &tokens)?, &[2, 0, 1, 3])?;
             if let Some(position) = position {
                 y = ops::add(t, &y, &ops::reshape(t, position, &[s.g, 1, length, s.d])?)?;
             }
@@ -207,19 +217,19 @@ pub fn nsa(t: &Tape, i: &Inputs, list: &BlockList, c: &Nsa) -> Result<Var> {
         for (w, part) in parts.iter().enumerate() {
             let part = ops::reshape(t, &ops::transpose(t, part, &[1, 0, 2])?, &[s.b, s.g, 1, s.d])?;
             let place: Vec<f64> = (0..m).map(|j| (j == w) as u8 as f64).collect();
-            let place = Tensor::from_vec(q.value.device(), &[m, 1], place)?.to_dtype(q.value.dtype());
+            let place = Tensor::from_vec(q.value.device(), &[m, 1], place)?.to_dtype(q.value.dtype())?;
             let part = ops::mul(t, &part, &t.leaf(place))?;
             sum = Some(match sum {
                 Some(sum) => ops::add(t, &sum, &part)?,
                 None => part,
             });
         }
-        ops::index_select(t, &sum.expect("m > 0"), 1, &s.head_of())
+        select(t, &sum.expect("m > 0"), 1, &s.head_of())
     };
     let (k, v) = (side_by_side(&keys)?, side_by_side(&values)?);
     let z = ops::matmul(t, &q, &ops::transpose(t, &k, &[0, 1, 3, 2])?)?;
     let z = ops::scale(t, &z, 1.0 / (s.d as f64).sqrt())?;
     let hidden: Vec<bool> = (0..s.t * m).map(|j| j % m * stride + length > j / m + 1).collect();
-    let p = ops::softmax(t, &ops::mask_fill(t, &z, &hidden, f64::NEG_INFINITY)?)?;
+    let p = ops::softmax(t, &fill(t, &z, &hidden, f64::NEG_INFINITY)?)?;
     ops::add(t, &out, &gate(&heads_first(t, &ops::matmul(t, &p, &v)?)?, 0)?)
 }

@@ -24,6 +24,14 @@ impl CpuData {
             CpuData::F64(_) => DType::F64,
         }
     }
+
+    /// A copy on the same device.
+    pub(crate) fn copy(&self) -> Self {
+        match self {
+            CpuData::F32(buffer) => CpuData::F32(buffer.device().copy(buffer)),
+            CpuData::F64(buffer) => CpuData::F64(buffer.device().copy(buffer)),
+        }
+    }
 }
 
 /// An element type that the CPU keeps buffers of. Sealed: the free lists are not visible outside, and a buffer checks the layout of

@@ -30,6 +30,8 @@ pub use pool::{Buffer, Pool, Pools};
 use shared::Chunks;
 pub use shared::Shared;
 
+use crate::error::{Error, Result};
+
 /// Handle to the threads and the memory of the host. Clones share both.
 #[derive(Clone)]
 pub struct CpuDevice(Arc<Inner>);
@@ -43,19 +45,26 @@ struct Inner {
 impl CpuDevice {
     /// `threads` workers (0: one per logical core). `poison` fills every new buffer with NaN, so that a test sees an
     /// element that no kernel wrote.
-    pub fn new(threads: usize, poison: bool) -> Self {
-        let threads = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads)
-            .thread_name(|i| format!("dash-{i}"))
-            .build()
-            .expect("the operating system gives threads");
-        CpuDevice(Arc::new(Inner { threads, pools: Pools::default(), poison }))
+    ///
+    /// # Errors
+    /// When the operating system refuses the threads.
+    pub fn new(threads: usize, poison: bool) -> Result<Self> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).thread_name(|i| format!("dash-{i}")).build();
+        let threads = pool.map_err(|e| {
+            Error::invalid("cpu", format!("the operating system refuses {threads} worker threads ({e}); ask for fewer"))
+        })?;
+        Ok(CpuDevice(Arc::new(Inner { threads, pools: Pools::default(), poison })))
+    }
+
+    /// Whether both handles are of one device.
+    pub fn is(&self, other: &CpuDevice) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// A device for tests, whose threads run the kernels of this instruction set: see [`level::available`].
     #[cfg(test)]
     pub(crate) fn at_level(threads: usize, level: level::Level) -> Self {
-        let device = CpuDevice::new(threads, true);
+        let device = CpuDevice::new(threads, true).unwrap();
         device.0.threads.broadcast(|_| level::forced::set(level));
         device
     }

@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn memory_is_reused_and_poisoned() {
-        let device = CpuDevice::new(1, true);
+        let device = CpuDevice::new(1, true).unwrap();
         let first = device.alloc::<f32>(1000);
         assert!(first.iter().all(|x| x.is_nan()));
         let place = first.as_ptr();
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn buffers_begin_at_a_cache_line_and_grow() {
-        let device = CpuDevice::new(1, false);
+        let device = CpuDevice::new(1, false).unwrap();
         let mut list = device.list::<u32>(3);
         for i in 0..1000 {
             list.push(i);

@@ -1,14 +1,13 @@
 //! The thread pool, and every op at every instruction set of this processor, with the same bits.
 
-use std::sync::Arc;
-
 use super::level::{Level, available};
 use super::*;
 use crate::device::Device;
 use crate::error::Result;
+use crate::ids::{IGNORE, Ids};
 use crate::number::DType;
 use crate::ops::attention::{
-    BlockList, Center, Entmax, Pooling, RouterGradient, Span, WindowChoice, block_attention, chunk_summary,
+    Center, Entmax, Pooling, RouterGradient, Routes, Span, WindowChoice, block_attention, chunk_summary,
     dense_attention, entmax_routing, span_attention, topk_routing, window_routing,
 };
 use crate::ops::{self, AdamW, RopeTable};
@@ -25,14 +24,15 @@ struct Run {
 
 impl Run {
     fn input(&self, shape: &[usize], seed: u64) -> Tensor {
-        normal(&self.device, shape, seed).to_dtype(self.dtype)
+        normal(&self.device, shape, seed).to_dtype(self.dtype).unwrap()
     }
 
     fn keep(&mut self, name: &'static str, x: &Tensor) {
-        self.results.push((name, x.to_f64().into_iter().map(f64::to_bits).collect()));
+        self.results.push((name, x.to_f64().unwrap().into_iter().map(f64::to_bits).collect()));
     }
 
-    fn keep_list(&mut self, name: &'static str, list: &BlockList) {
+    fn keep_list(&mut self, name: &'static str, routes: &Routes) {
+        let list = routes.to_host().unwrap();
         let (batch, heads, queries) = list.extents();
         let places = (0..batch * heads * queries).map(|i| (i / (heads * queries), i / queries % heads, i % queries));
         let lists = places.flat_map(|(b, g, t)| list.chunks_of(b, g, t).iter().map(|&c| c as u64).chain([u64::MAX]));
@@ -68,7 +68,8 @@ impl Run {
         let shapes: [&[usize]; 5] = [&[300, 33], &[200, 33], &[200, 33], &[33, 200], &[300, 33]];
         self.op("swiglu", &shapes, |t, v| ops::swiglu(t, &v[0], [&v[1], &v[2], &v[3]], Some(&v[4])));
         self.op("cross entropy", &[&[37, 20], &[97, 20]], |t, v| {
-            let targets: Vec<u32> = (0..37).map(|i| if i == 5 { ops::IGNORE } else { i * 7 % 97 }).collect();
+            let targets: Vec<u32> = (0..37).map(|i| if i == 5 { IGNORE } else { i * 7 % 97 }).collect();
+            let targets = Ids::new(v[0].value.device(), &[37], &targets)?;
             ops::linear_cross_entropy(t, &v[0], &v[1], &targets, 36.0)
         });
     }
@@ -79,22 +80,25 @@ impl Run {
         for alpha in [1.25, 1.5, 2.0] {
             self.op("entmax", &[&[9, 37]], |t, v| ops::entmax(t, &v[0], alpha));
         }
-        self.op("rope", &[&[2, 37, 3, 10]], |t, v| ops::rope(t, &v[0], &RopeTable::new(37, 10, 1e4)?, 0));
+        self.op("rope", &[&[2, 37, 3, 10]], |t, v| {
+            let table = RopeTable::new(v[0].value.device(), v[0].value.dtype(), 37, 10, 1e4)?;
+            ops::rope(t, &v[0], &table, 0)
+        });
         self.op("elementwise", &[&[7, 37], &[7, 37]], |t, v| {
             let (sum, product) = (ops::add(t, &v[0], &v[1])?, ops::mul(t, &v[0], &v[1])?);
             ops::sub(t, &ops::sigmoid(t, &sum)?, &ops::exp(t, &ops::scale(t, &product, 0.1)?)?)
         });
-        let settings =
-            AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.5, step: 3, grad_scale: 0.25 };
+        let settings = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.5, step: 3 };
+        let scale = Tensor::full(&self.device, &[], DType::F64, 0.25).unwrap();
         let mut state = [1, 2, 3].map(|seed| self.input(&[1037], seed));
         let grad = self.input(&[1037], 4);
         let [p, m, v] = &mut state;
         let squares = ops::mul(&Tape::new(), &Tape::new().leaf(v.clone()), &Tape::new().leaf(v.clone()));
         *v = squares.unwrap().value;
-        ops::adamw(settings, p, m, v, &grad).unwrap();
+        ops::adamw(settings, p, m, v, &grad, &scale).unwrap();
         state.iter().for_each(|x| self.keep("adamw", x));
-        let norm = ops::grad_norm([&grad]);
-        self.results.push(("grad_norm", vec![norm.to_bits()]));
+        let norm = ops::grad_norm(&self.device, [&grad]).unwrap();
+        self.keep("grad_norm", &norm);
     }
 
     fn attention(&mut self) {
@@ -116,11 +120,11 @@ impl Run {
             let shapes: [&[usize]; 5] = [q, kv, kv, &[2, 17, 2, 9], &[2]];
             self.op("routed attention", &shapes, |t, v| {
                 let routing = entmax_routing(t, &v[0], &v[3], Some(&v[4]), settings)?;
-                block_attention(t, &v[0], &v[1], &v[2], &routing.list, Some(&routing.bias))
+                block_attention(t, &v[0], &v[1], &v[2], &routing.routes, Some(&routing.bias))
             });
         }
         let (q, kbar) = (self.input(q, 1), self.input(&[2, 17, 2, 9], 2));
-        let list: Arc<BlockList> = topk_routing(&q, &kbar, 8, 4, 1.0).unwrap();
+        let list = topk_routing(&q, &kbar, 8, 4, 1.0).unwrap();
         self.keep_list("top-k routing", &list);
         let windows = Span::Windows { length: 8, stride: 4 };
         let keys = self.input(&[2, windows.keys(137), 2, 9], 3);
@@ -160,7 +164,7 @@ fn every_instruction_set_gives_the_bits_of_the_baseline() {
 #[test]
 fn every_task_runs_once_and_its_result_stands_in_its_place() {
     for threads in [1, 2, 5] {
-        let device = CpuDevice::new(threads, false);
+        let device = CpuDevice::new(threads, false).unwrap();
         for tasks in [0, 1, 2, 3, 64] {
             let mut counts = vec![0u32; 3 * tasks];
             // work inside work
@@ -183,6 +187,6 @@ fn every_task_runs_once_and_its_result_stands_in_its_place() {
 #[test]
 fn ordered_sum_does_not_depend_on_threads() {
     let x: Vec<f64> = (0..100_000).map(|i| ((i * 7919) % 1009) as f64 * 1e-3).collect();
-    let sum = |threads| CpuDevice::new(threads, false).ordered_sum(x.len(), 977, |r| x[r].iter().sum());
+    let sum = |threads| CpuDevice::new(threads, false).unwrap().ordered_sum(x.len(), 977, |r| x[r].iter().sum());
     assert_eq!(sum(1).to_bits(), sum(5).to_bits());
 }

@@ -5,7 +5,9 @@ adamw(R* __restrict__ p, R* __restrict__ m, R* __restrict__ v, const R* __restri
       const double* __restrict__ scale, long long n, R b1, R b2, R c1, R c2, R keep, R step, R root, R eps) {
     const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
     if (at >= n) return;
-    const R d = g[at] * (R)(scale ? *scale : 1.0);
+    const double factor = scale ? *scale : 1.0;
+    if ((__double_as_longlong(factor) & 0x7ff0000000000000ll) == 0x7ff0000000000000ll) return;  // not finite
+    const R d = g[at] * (R)factor;
     const R first = b1 * m[at] + c1 * d, second = b2 * v[at] + c2 * d * d;
     m[at] = first;
     v[at] = second;

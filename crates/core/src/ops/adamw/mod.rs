@@ -7,8 +7,8 @@ pub mod cuda;
 mod tests;
 
 use crate::device::cpu::simd::simd;
+use crate::dispatch::{on_device, same_place};
 use crate::error::{Result, ensure};
-use crate::number::with_number;
 use crate::tensor::{ELEMENTWISE, Tensor};
 
 /// Settings of one update.
@@ -26,18 +26,16 @@ pub struct AdamW {
     pub weight_decay: f64,
     /// Number of this update, from 1.
     pub step: u64,
-    /// Factor on the gradient, from clipping.
-    pub grad_scale: f64,
 }
 
 simd! {
-    fn update<T>(s: AdamW, p: &mut [T], m: &mut [T], v: &mut [T], g: &[T]) {
+    fn update<T>(s: AdamW, grad_scale: f64, p: &mut [T], m: &mut [T], v: &mut [T], g: &[T]) {
         let (b1, b2) = (T::of(s.beta1), T::of(s.beta2));
         let (c1, c2) = (T::of(1.0 - s.beta1), T::of(1.0 - s.beta2));
         let keep = T::of(1.0 - s.lr * s.weight_decay);
         let step = T::of(s.lr / (1.0 - s.beta1.powf(s.step as f64)));
         let root = T::of(1.0 / (1.0 - s.beta2.powf(s.step as f64)).sqrt());
-        let (eps, scale) = (T::of(s.eps), T::of(s.grad_scale));
+        let (eps, scale) = (T::of(s.eps), T::of(grad_scale));
         for ((p, &g), (m, v)) in p.iter_mut().zip(g).zip(m.iter_mut().zip(v)) {
             let g = g * scale;
             *m = b1 * *m + c1 * g;
@@ -47,29 +45,35 @@ simd! {
     }
 }
 
-/// Updates a parameter and its moments in place.
+/// Updates a parameter and its moments in place. `scale` is an f64 scalar that the gradient is multiplied with
+/// ([`crate::ops::clip_factor`]); where it is not finite, nothing changes.
 ///
 /// # Errors
-/// When shapes or element types differ.
-pub fn adamw(settings: AdamW, param: &mut Tensor, m: &mut Tensor, v: &mut Tensor, grad: &Tensor) -> Result<()> {
+/// When shapes, element types or devices differ.
+pub fn adamw(
+    settings: AdamW,
+    param: &mut Tensor,
+    m: &mut Tensor,
+    v: &mut Tensor,
+    grad: &Tensor,
+    scale: &Tensor,
+) -> Result<()> {
+    let op = "adamw";
     for other in [&*m, &*v, grad] {
-        ensure!(
-            other.shape() == param.shape() && other.dtype() == param.dtype(),
-            "adamw",
-            "parameter {:?} {:?}, moment or gradient {:?} {:?}",
-            param.shape(),
-            param.dtype(),
-            other.shape(),
-            other.dtype()
-        );
+        let shape = param.shape();
+        ensure!(other.shape() == shape, op, "parameter {shape:?}, moment or gradient {:?}", other.shape());
+        same_place(op, param, other)?;
     }
-    let device = param.cpu().clone();
-    with_number!(param.dtype(), T => {
-        let g = grad.data::<T>();
-        let len = ELEMENTWISE;
-        device.for_chunks3((param.data_mut::<T>(), len), (m.data_mut(), len), (v.data_mut(), len), |i, p, m, v| {
-            update(settings, p, m, v, &g[i * len..][..p.len()]);
-        });
+    ensure!(scale.numel() == 1, op, "the scale is one number, not {:?}", scale.shape());
+    on_device!(op, [grad]; Cpu<T>(cpu, [g]) => {
+        let scale = scale.on_cpu::<f64>(op, cpu)?[0];
+        if scale.is_finite() {
+            let len = ELEMENTWISE;
+            let (p, m, v) = (param.cpu_mut::<T>(op)?, m.cpu_mut(op)?, v.cpu_mut(op)?);
+            cpu.for_chunks3((p, len), (m, len), (v, len), |i, p, m, v| {
+                update(settings, scale, p, m, v, &g[i * len..][..p.len()]);
+            });
+        }
     });
     Ok(())
 }

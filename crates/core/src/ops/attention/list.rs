@@ -1,13 +1,13 @@
-//! Who attends what: for every (batch, kv head, query) an ascending list of chunks that ends with the query's own, and
+//! Who attends what, on the CPU: for every (batch, kv head, query) an ascending list of chunks that ends with the query's own, and
 //! the same pairs transposed, chunk by chunk, for tiles of neighbouring queries.
 
 use super::engine::{QUERY_TILE, Visits};
-use crate::device::{Buffer, CpuDevice, Device};
+use crate::device::{Buffer, CpuDevice};
 
 /// A list of chunks per query. An *entry* is one (query, chunk) pair; entries are numbered by (batch, kv head, query)
 /// and ascend in the chunk, and a bias tensor has one number per entry.
 #[derive(Debug)]
-pub struct BlockList {
+pub(crate) struct BlockList {
     batch: usize,
     kv_heads: usize,
     queries: usize,
@@ -49,67 +49,40 @@ impl BlockList {
         BlockList { batch, kv_heads, queries, chunk_size, offsets, chunks, tiles }
     }
 
-    /// A list from any choice: `choose(batch, kv head, query, chunks)` pushes earlier chunks in ascending order; the own
-    /// chunk is added.
-    ///
-    /// # Panics
-    /// When the chosen chunks do not ascend or are not all before the query's own.
-    pub fn from_choice(
-        device: &Device,
-        (batch, kv_heads, queries): (usize, usize, usize),
-        chunk_size: usize,
-        mut choose: impl FnMut(usize, usize, usize, &mut Vec<u32>),
-    ) -> Self {
-        let (mut offsets, mut chunks) = (vec![0u32], Vec::new());
-        for i in 0..batch * kv_heads * queries {
-            let (row, query) = (i / queries, i % queries);
-            let before = chunks.len();
-            choose(row / kv_heads, row % kv_heads, query, &mut chunks);
-            chunks.push((query / chunk_size) as u32);
-            assert!(chunks[before..].is_sorted_by(|a, b| a < b), "chosen chunks ascend and are before the own one");
-            offsets.push(u32::try_from(chunks.len()).expect("fewer than 2^32 (query, chunk) pairs"));
-        }
-        let cpu = device.as_cpu();
-        Self::new(cpu, (batch, kv_heads, queries), chunk_size, cpu.copy(&offsets), cpu.copy(&chunks))
-    }
-
     /// Tokens of a chunk.
-    pub fn chunk_size(&self) -> usize {
+    pub(crate) fn chunk_size(&self) -> usize {
         self.chunk_size
     }
 
     /// (batch, kv heads, queries).
-    pub fn extents(&self) -> (usize, usize, usize) {
+    pub(crate) fn extents(&self) -> (usize, usize, usize) {
         (self.batch, self.kv_heads, self.queries)
     }
 
     /// Number of entries.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.chunks.len()
     }
 
-    /// Mean number of tokens that a query attends: whole earlier chunks, and its own up to itself.
-    pub fn mean_tokens(&self) -> f64 {
-        let rows = self.batch * self.kv_heads * self.queries;
-        let own: usize = (0..self.queries).map(|q| q % self.chunk_size + 1).sum();
-        let own = self.batch * self.kv_heads * own;
-        (own + (self.chunks.len() - rows) * self.chunk_size) as f64 / rows.max(1) as f64
-    }
-
-    /// No query at all.
-    pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
-    }
-
     /// The chunks of a query, ascending, its own last.
-    pub fn chunks_of(&self, batch: usize, kv_head: usize, query: usize) -> &[u32] {
+    pub(crate) fn chunks_of(&self, batch: usize, kv_head: usize, query: usize) -> &[u32] {
         &self.chunks[self.entries_of(batch, kv_head, query)]
     }
 
     /// The numbers of a query's entries.
-    pub fn entries_of(&self, batch: usize, kv_head: usize, query: usize) -> std::ops::Range<usize> {
+    pub(crate) fn entries_of(&self, batch: usize, kv_head: usize, query: usize) -> std::ops::Range<usize> {
         let i = (batch * self.kv_heads + kv_head) * self.queries + query;
         self.offsets[i] as usize..self.offsets[i + 1] as usize
+    }
+
+    /// First entry of each query with the end, and the chunks by entry.
+    pub(crate) fn lists(&self) -> (&[u32], &[u32]) {
+        (&self.offsets, &self.chunks)
+    }
+
+    /// The device that owns the memory.
+    pub(crate) fn device(&self) -> &CpuDevice {
+        self.chunks.device()
     }
 
     /// Entries of each tile of queries, in order: how a bias gradient is cut among tasks.

@@ -105,7 +105,8 @@ mod tests {
                 }
                 let tape = Tape::new();
                 let [x, w] = [0, 1].map(|i| tape.leaf(inputs[i].clone()));
-                let loss = linear_cross_entropy(&tape, &x, &w, &targets, rows as f64).unwrap();
+                let ids = crate::Ids::new(inputs[0].device(), &[rows], &targets).unwrap();
+                let loss = linear_cross_entropy(&tape, &x, &w, &ids, rows as f64).unwrap();
                 let grads = tape.backward(&loss).unwrap();
                 let [gx, gw] = [0, 1].map(|i| device.tensor(&inputs[i], kind));
                 let on = device.cuda().upload("targets", &targets).unwrap();

@@ -8,17 +8,16 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
-use crate::device::CpuNumber;
 use crate::device::cpu::simd::{self, simd};
 use crate::device::cpu::{Gemm, MatMut, MatRef};
-use crate::error::{Result, ensure};
-use crate::number::{Compute, with_number};
+use crate::device::{Buffer, CpuDevice, CpuNumber};
+use crate::dispatch::on_device;
+use crate::error::{Error, Result, ensure};
+use crate::ids::{IGNORE, Ids};
+use crate::number::Compute;
 use crate::ops::matmul::{Accumulate, gemm};
 use crate::tape::{Tape, Var};
-use crate::tensor::{ELEMENTWISE, Tensor, same_dtype};
-
-/// A target that takes no part in the loss.
-pub const IGNORE: u32 = u32::MAX;
+use crate::tensor::{ELEMENTWISE, Tensor};
 
 /// Elements of f32 in a cache line.
 const LINE: usize = 16;
@@ -47,15 +46,12 @@ simd! {
     }
 }
 
-fn check(op: &'static str, x: &Tensor, w: &Tensor, targets: &[u32]) -> Result<(usize, usize, usize)> {
+fn check(op: &'static str, x: &Tensor, w: &Tensor, targets: &Ids) -> Result<(usize, usize, usize)> {
     let [vocab, width] = w.dims(op)?;
     let (rows, inner) = x.rows();
     ensure!(inner == width, op, "x has shape {:?}, w has shape {:?}", x.shape(), w.shape());
     ensure!(targets.len() == rows, op, "{} targets for {rows} rows", targets.len());
-    if let Some(&bad) = targets.iter().find(|&&t| t as usize >= vocab && t != IGNORE) {
-        return Err(crate::Error::invalid(op, format!("target {bad} is not below the vocabulary size {vocab}")));
-    }
-    same_dtype(op, x, w)?;
+    targets.check_below(op, "target", vocab, "the vocabulary size")?;
     Ok((rows, width, vocab))
 }
 
@@ -67,20 +63,20 @@ fn stride(vocab: usize) -> usize {
 
 /// Runs `visit(first row, logits)` over blocks of rows of logits `[rows, v]`, [`stride`] apart.
 fn for_logits<T: CpuNumber>(
+    cpu: &CpuDevice,
     compute: Compute,
-    x: &Tensor,
-    w: &Tensor,
+    (x, w): (&[T], &[T]),
     (rows, width, vocab): (usize, usize, usize),
     mut visit: impl FnMut(usize, &mut [T]),
 ) {
     let ld = stride(vocab);
-    let mut logits = x.cpu().alloc::<T>(ROWS.min(rows) * ld);
+    let mut logits = cpu.alloc::<T>(ROWS.min(rows) * ld);
     for first in (0..rows).step_by(ROWS) {
         let m = ROWS.min(rows - first);
         let logits = &mut logits[..m * ld];
-        let (a, b) = (MatRef::rows(&x.data::<T>()[first * width..], width), MatRef::rows(w.data(), width).t());
+        let a = MatRef::rows(&x[first * width..], width);
         let size = Gemm::new(m, vocab, width).with(Accumulate::Overwrite);
-        gemm(x.cpu(), compute, size, a, b, MatMut::rows(&mut *logits, ld));
+        gemm(cpu, compute, size, a, MatRef::rows(w, width).t(), MatMut::rows(&mut *logits, ld));
         visit(first, logits);
     }
 }
@@ -90,81 +86,99 @@ fn for_logits<T: CpuNumber>(
 ///
 /// # Errors
 /// When widths differ, or a target is not below the vocabulary size.
-pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &[u32], divisor: f64) -> Result<Var> {
-    let (rows, width, vocab) = check("cross_entropy", &x.value, &w.value, targets)?;
-    let (device, compute) = (x.value.cpu(), tape.compute());
-    let (loss, grads) = with_number!(x.value.dtype(), T => {
-        let mut total = 0.0;
-        let mut gradients = tape.is_recording().then(|| (device.alloc::<T>(rows * width), device.zeros::<T>(vocab * width)));
-        let factor = T::of(1.0 / divisor);
-        let (recording, ld) = (tape.is_recording(), stride(vocab));
-        for_logits::<T>(compute, &x.value, &w.value, (rows, width, vocab), |first, logits| {
-            let m = logits.len() / ld;
-            let mut nll = device.alloc::<T>(m);
-            device.for_chunks2((&mut *logits, ld), (&mut nll, 1), |i, row, nll| {
-                let (row, target) = (&mut row[..vocab], targets[first + i]);
-                if target == IGNORE {
-                    row.fill(T::ZERO);
-                    nll[0] = T::ZERO;
-                    return;
-                }
-                let (loss, inverse) = nll_row(row, target as usize);
-                nll[0] = loss;
-                if recording {
-                    scale_row(row, inverse * factor);
-                    row[target as usize] -= factor;
-                }
-            });
-            total += nll.iter().map(|x| x.f64()).sum::<f64>();
-            if let Some((dx, dw)) = &mut gradients {
-                let (xs, ws) = (&x.value.data::<T>()[first * width..], w.value.data::<T>());
-                let dx = &mut dx[first * width..][..m * width];
-                let dlogits = MatRef::rows(logits, ld);
-                let size = Gemm::new(m, width, vocab).with(Accumulate::Overwrite);
-                gemm(device, compute, size, dlogits, MatRef::rows(ws, width), MatMut::rows(dx, width));
-                let size = Gemm::new(vocab, width, m).with(Accumulate::Existing);
-                gemm(device, compute, size, dlogits.t(), MatRef::rows(xs, width), MatMut::rows(dw, width));
-            }
-        });
-        let loss = Tensor::full(x.value.device(), &[], x.value.dtype(), total / divisor);
+pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &Ids, divisor: f64) -> Result<Var> {
+    let op = "cross_entropy";
+    let sizes = check(op, &x.value, &w.value, targets)?;
+    let (compute, recording) = (tape.compute(), tape.is_recording());
+    let (loss, grads) = on_device!(op, [&x.value, &w.value]; Cpu<T>(cpu, [xs, ws]) => {
+        let targets = targets.on_cpu(op, cpu)?;
+        let (total, grads) = forward::<T>(cpu, compute, (xs, ws), sizes, targets, recording.then_some(1.0 / divisor));
         let wrap = |(dx, dw)| (Tensor::from_buffer(x.value.shape(), dx), Tensor::from_buffer(w.value.shape(), dw));
-        (loss, gradients.map(wrap))
+        (Tensor::from_buffer(&[], cpu.copy(&[T::of(total / divisor)])), grads.map(wrap))
     });
     let (ix, iw) = (x.id(), w.id());
-    tape.record("cross_entropy", loss, move |dy, out| {
-        let (dx, dw) = grads.expect("a recording tape made them");
-        let factor = dy.item()?;
-        out.add(ix, scaled(dx, factor))?;
-        out.add(iw, scaled(dw, factor))
+    tape.record(op, loss, move |dy, out| {
+        let (dx, dw) = grads.ok_or_else(|| Error::invalid(op, "the tape kept no gradients"))?;
+        out.add(ix, scaled(dx, &dy)?)?;
+        out.add(iw, scaled(dw, &dy)?)
     })
 }
 
-fn scaled(mut x: Tensor, factor: f64) -> Tensor {
-    if factor != 1.0 {
-        let device = x.cpu().clone();
-        with_number!(x.dtype(), T => {
-            device.for_chunks(x.data_mut::<T>(), ELEMENTWISE, |_, piece| scale_row(piece, T::of(factor)));
+/// dx and dw.
+type Gradients<T> = (Buffer<T>, Buffer<T>);
+
+/// The sum of the rows' losses; with `factor`, dx and dw of that times the sum.
+fn forward<T: CpuNumber>(
+    cpu: &CpuDevice,
+    compute: Compute,
+    (xs, ws): (&[T], &[T]),
+    (rows, width, vocab): (usize, usize, usize),
+    targets: &[u32],
+    factor: Option<f64>,
+) -> (f64, Option<Gradients<T>>) {
+    let mut total = 0.0;
+    let mut gradients = factor.map(|_| (cpu.alloc::<T>(rows * width), cpu.zeros::<T>(vocab * width)));
+    let (factor, ld) = (factor.map(T::of), stride(vocab));
+    for_logits::<T>(cpu, compute, (xs, ws), (rows, width, vocab), |first, logits| {
+        let m = logits.len() / ld;
+        let mut nll = cpu.alloc::<T>(m);
+        cpu.for_chunks2((&mut *logits, ld), (&mut nll, 1), |i, row, nll| {
+            let (row, target) = (&mut row[..vocab], targets[first + i]);
+            if target == IGNORE {
+                row.fill(T::ZERO);
+                nll[0] = T::ZERO;
+                return;
+            }
+            let (loss, inverse) = nll_row(row, target as usize);
+            nll[0] = loss;
+            if let Some(factor) = factor {
+                scale_row(row, inverse * factor);
+                row[target as usize] -= factor;
+            }
         });
-    }
-    x
+        total += nll.iter().map(|x| x.f64()).sum::<f64>();
+        if let Some((dx, dw)) = &mut gradients {
+            let dx = &mut dx[first * width..][..m * width];
+            let logits = MatRef::rows(logits, ld);
+            let size = Gemm::new(m, width, vocab).with(Accumulate::Overwrite);
+            gemm(cpu, compute, size, logits, MatRef::rows(ws, width), MatMut::rows(dx, width));
+            let xs = MatRef::rows(&xs[first * width..], width);
+            let size = Gemm::new(vocab, width, m).with(Accumulate::Existing);
+            gemm(cpu, compute, size, logits.t(), xs, MatMut::rows(dw, width));
+        }
+    });
+    (total, gradients)
 }
 
-/// `-log softmax(x w^T)[target]` of every row, in nats; 0 where the target is [`IGNORE`]. No gradient.
+/// x times the scalar `factor`, in place.
+fn scaled(mut x: Tensor, factor: &Tensor) -> Result<Tensor> {
+    on_device!("cross_entropy", [factor]; Cpu<T>(cpu, [factor]) => {
+        let factor: T = factor[0];
+        if factor != T::ONE {
+            cpu.for_chunks(x.cpu_mut::<T>("cross_entropy")?, ELEMENTWISE, |_, piece| scale_row(piece, factor));
+        }
+    });
+    Ok(x)
+}
+
+/// `-log softmax(x w^T)[target]` of every row, in nats, of the inputs' element type: `[rows]`; 0 where the target is
+/// [`IGNORE`]. No gradient.
 ///
 /// # Errors
 /// As [`linear_cross_entropy`].
-pub fn token_nll(x: &Tensor, w: &Tensor, targets: &[u32], compute: Compute) -> Result<Vec<f64>> {
-    let sizes = check("token_nll", x, w, targets)?;
-    with_number!(x.dtype(), T => {
-        let (mut out, ld) = (Vec::with_capacity(sizes.0), stride(sizes.2));
-        for_logits::<T>(compute, x, w, sizes, |first, logits| {
-            let mut nll = x.cpu().alloc::<T>(logits.len() / ld);
-            x.cpu().for_chunks2((logits, ld), (&mut nll, 1), |i, row, nll| {
+pub fn token_nll(x: &Tensor, w: &Tensor, targets: &Ids, compute: Compute) -> Result<Tensor> {
+    let op = "token_nll";
+    let sizes = check(op, x, w, targets)?;
+    on_device!(op, [x, w]; Cpu<T>(cpu, [xs, ws]) => {
+        let (targets, ld) = (targets.on_cpu(op, cpu)?, stride(sizes.2));
+        let mut out = cpu.alloc::<T>(sizes.0);
+        for_logits::<T>(cpu, compute, (xs, ws), sizes, |first, logits| {
+            let nll = &mut out[first..][..logits.len() / ld];
+            cpu.for_chunks2((logits, ld), (nll, 1), |i, row, nll| {
                 let (row, target) = (&mut row[..sizes.2], targets[first + i]);
                 nll[0] = if target == IGNORE { T::ZERO } else { nll_row(row, target as usize).0 };
             });
-            out.extend(nll.iter().map(|x| x.f64()));
         });
-        Ok(out)
+        Ok(Tensor::from_buffer(&[sizes.0], out))
     })
 }

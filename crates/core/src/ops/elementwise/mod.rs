@@ -5,11 +5,12 @@ pub mod cuda;
 mod tests;
 
 use crate::device::cpu::simd::simd;
+use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::number::with_number;
+use crate::ids::Ids;
 use crate::shape::{broadcast, broadcast_strides, numel, walk};
 use crate::tape::{Tape, Var};
-use crate::tensor::{ELEMENTWISE, Tensor, same_dtype};
+use crate::tensor::{ELEMENTWISE, Tensor};
 
 /// What two numbers become.
 #[derive(Debug, Clone, Copy)]
@@ -32,13 +33,37 @@ simd! {
     }
 }
 
-fn binary_value(op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+/// What is done to one element, in f64.
+#[derive(Clone, Copy)]
+enum Unary {
+    Scale(f64),
+    Exp,
+    Ln,
+    Inverse,
+    Sigmoid,
+    /// y (1 - y): the slope of the sigmoid where it is y.
+    SigmoidSlope,
+}
+
+impl Unary {
+    fn of(self, v: f64) -> f64 {
+        match self {
+            Unary::Scale(factor) => v * factor,
+            Unary::Exp => v.exp(),
+            Unary::Ln => v.ln(),
+            Unary::Inverse => 1.0 / v,
+            Unary::Sigmoid => 1.0 / (1.0 + (-v).exp()),
+            Unary::SigmoidSlope => v * (1.0 - v),
+        }
+    }
+}
+
+fn binary(op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let shape = broadcast(op, a.shape(), b.shape())?;
-    let (a, b) = (expand(a, &shape), expand(b, &shape));
-    with_number!(same_dtype(op, &a, &b)?, T => {
-        let (x, y) = (a.data::<T>(), b.data::<T>());
-        let mut out = a.cpu().alloc::<T>(numel(&shape));
-        a.cpu().for_chunks(&mut out, ELEMENTWISE, |i, o| {
+    let (a, b) = (expand(op, a, &shape)?, expand(op, b, &shape)?);
+    on_device!(op, [&a, &b]; Cpu<T>(cpu, [x, y]) => {
+        let mut out = cpu.alloc::<T>(numel(&shape));
+        cpu.for_chunks(&mut out, ELEMENTWISE, |i, o| {
             let range = i * ELEMENTWISE..i * ELEMENTWISE + o.len();
             binary_kernel(kind, &x[range.clone()], &y[range], o);
         });
@@ -47,46 +72,57 @@ fn binary_value(op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Resul
 }
 
 /// Repeats axes of one until the shape is `shape`.
-fn expand(x: &Tensor, shape: &[usize]) -> Tensor {
+fn expand(op: &'static str, x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     if x.shape() == shape {
-        return x.clone();
+        return Ok(x.clone());
     }
     let stride = broadcast_strides(x.shape(), shape);
-    with_number!(x.dtype(), T => {
-        let mut out = x.cpu().alloc::<T>(numel(shape));
-        let data = x.data::<T>();
-        x.cpu().for_chunks(&mut out, ELEMENTWISE, |i, out| {
+    on_device!(op, [x]; Cpu<T>(cpu, [data]) => {
+        let mut out = cpu.alloc::<T>(numel(shape));
+        cpu.for_chunks(&mut out, ELEMENTWISE, |i, out| {
             out.iter_mut().zip(walk(shape, &stride, i * ELEMENTWISE)).for_each(|(o, from)| *o = data[from]);
         });
-        Tensor::from_buffer(shape, out)
+        Ok(Tensor::from_buffer(shape, out))
     })
 }
 
 /// The gradient of [`expand`]: sums what was repeated.
-fn reduce_to(d: Tensor, shape: &[usize]) -> Tensor {
+fn reduce_to(op: &'static str, d: Tensor, shape: &[usize]) -> Result<Tensor> {
     if d.shape() == shape {
-        return d;
+        return Ok(d);
     }
     let stride = broadcast_strides(shape, d.shape());
-    with_number!(d.dtype(), T => {
-        let mut out = d.cpu().zeros::<T>(numel(shape));
-        for (&g, to) in d.data::<T>().iter().zip(walk(d.shape(), &stride, 0)) {
+    on_device!(op, [&d]; Cpu<T>(cpu, [gradient]) => {
+        let mut out = cpu.zeros::<T>(numel(shape));
+        for (&g, to) in gradient.iter().zip(walk(d.shape(), &stride, 0)) {
             out[to] += g;
         }
-        Tensor::from_buffer(shape, out)
+        Ok(Tensor::from_buffer(shape, out))
+    })
+}
+
+fn unary(op: &'static str, kind: Unary, x: &Tensor) -> Result<Tensor> {
+    on_device!(op, [x]; Cpu<T>(cpu, [data]) => {
+        let mut out = cpu.alloc::<T>(data.len());
+        cpu.for_chunks(&mut out, ELEMENTWISE, |i, o| {
+            for (o, v) in o.iter_mut().zip(&data[i * ELEMENTWISE..]) {
+                *o = T::of(kind.of(v.f64()));
+            }
+        });
+        Ok(Tensor::from_buffer(x.shape(), out))
     })
 }
 
 /// `a + b`.
 ///
 /// # Errors
-/// When shapes do not broadcast or element types differ; so for every op of this room.
+/// When shapes do not broadcast, or element types or devices differ; so for every op of this room.
 pub fn add(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
-    let out = binary_value("add", Binary::Add, &a.value, &b.value)?;
+    let out = binary("add", Binary::Add, &a.value, &b.value)?;
     let ((ia, sa), (ib, sb)) = ((a.id(), a.value.shape().to_vec()), (b.id(), b.value.shape().to_vec()));
     tape.record("add", out, move |dy, grads| {
-        grads.add(ia, reduce_to(dy.clone(), &sa))?;
-        grads.add(ib, reduce_to(dy, &sb))
+        grads.add(ia, reduce_to("add", dy.clone(), &sa)?)?;
+        grads.add(ib, reduce_to("add", dy, &sb)?)
     })
 }
 
@@ -95,11 +131,11 @@ pub fn add(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
 /// # Errors
 /// As [`add`].
 pub fn sub(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
-    let out = binary_value("sub", Binary::Sub, &a.value, &b.value)?;
+    let out = binary("sub", Binary::Sub, &a.value, &b.value)?;
     let ((ia, sa), (ib, sb)) = ((a.id(), a.value.shape().to_vec()), (b.id(), b.value.shape().to_vec()));
     tape.record("sub", out, move |dy, grads| {
-        grads.add(ia, reduce_to(dy.clone(), &sa))?;
-        grads.add(ib, reduce_to(map(&dy, |g: f64| -g), &sb))
+        grads.add(ia, reduce_to("sub", dy.clone(), &sa)?)?;
+        grads.add(ib, reduce_to("sub", unary("sub", Unary::Scale(-1.0), &dy)?, &sb)?)
     })
 }
 
@@ -108,25 +144,11 @@ pub fn sub(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
 /// # Errors
 /// As [`add`].
 pub fn mul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
-    let out = binary_value("mul", Binary::Mul, &a.value, &b.value)?;
+    let out = binary("mul", Binary::Mul, &a.value, &b.value)?;
     let (a, b) = (a.clone(), b.clone());
     tape.record("mul", out, move |dy, grads| {
-        grads.add(a.id(), reduce_to(binary_value("mul", Binary::Mul, &dy, &b.value)?, a.value.shape()))?;
-        grads.add(b.id(), reduce_to(binary_value("mul", Binary::Mul, &dy, &a.value)?, b.value.shape()))
-    })
-}
-
-/// Applies a function in f64 to every element.
-fn map(x: &Tensor, f: impl Fn(f64) -> f64 + Sync + Send) -> Tensor {
-    with_number!(x.dtype(), T => {
-        let data = x.data::<T>();
-        let mut out = x.cpu().alloc::<T>(data.len());
-        x.cpu().for_chunks(&mut out, ELEMENTWISE, |i, o| {
-            for (o, v) in o.iter_mut().zip(&data[i * ELEMENTWISE..]) {
-                *o = T::of(f(v.f64()));
-            }
-        });
-        Tensor::from_buffer(x.shape(), out)
+        grads.add(a.id(), reduce_to("mul", binary("mul", Binary::Mul, &dy, &b.value)?, a.value.shape())?)?;
+        grads.add(b.id(), reduce_to("mul", binary("mul", Binary::Mul, &dy, &a.value)?, b.value.shape())?)
     })
 }
 
@@ -135,8 +157,8 @@ fn map(x: &Tensor, f: impl Fn(f64) -> f64 + Sync + Send) -> Tensor {
 /// # Errors
 /// As [`add`].
 pub fn scale(tape: &Tape, x: &Var, factor: f64) -> Result<Var> {
-    let id = x.id();
-    tape.record("scale", map(&x.value, |v| v * factor), move |dy, grads| grads.add(id, map(&dy, |g| g * factor)))
+    let (id, kind) = (x.id(), Unary::Scale(factor));
+    tape.record("scale", unary("scale", kind, &x.value)?, move |dy, grads| grads.add(id, unary("scale", kind, &dy)?))
 }
 
 /// `e^x`.
@@ -144,9 +166,9 @@ pub fn scale(tape: &Tape, x: &Var, factor: f64) -> Result<Var> {
 /// # Errors
 /// As [`add`].
 pub fn exp(tape: &Tape, x: &Var) -> Result<Var> {
-    let y = map(&x.value, f64::exp);
+    let y = unary("exp", Unary::Exp, &x.value)?;
     let (id, kept) = (x.id(), y.clone());
-    tape.record("exp", y, move |dy, grads| grads.add(id, binary_value("exp", Binary::Mul, &dy, &kept)?))
+    tape.record("exp", y, move |dy, grads| grads.add(id, binary("exp", Binary::Mul, &dy, &kept)?))
 }
 
 /// `1 / (1 + e^-x)`.
@@ -154,11 +176,11 @@ pub fn exp(tape: &Tape, x: &Var) -> Result<Var> {
 /// # Errors
 /// As [`add`].
 pub fn sigmoid(tape: &Tape, x: &Var) -> Result<Var> {
-    let y = map(&x.value, |v| 1.0 / (1.0 + (-v).exp()));
+    let y = unary("sigmoid", Unary::Sigmoid, &x.value)?;
     let (id, kept) = (x.id(), y.clone());
     tape.record("sigmoid", y, move |dy, grads| {
-        let slope = map(&kept, |y| y * (1.0 - y));
-        grads.add(id, binary_value("sigmoid", Binary::Mul, &dy, &slope)?)
+        let slope = unary("sigmoid", Unary::SigmoidSlope, &kept)?;
+        grads.add(id, binary("sigmoid", Binary::Mul, &dy, &slope)?)
     })
 }
 
@@ -168,34 +190,40 @@ pub fn sigmoid(tape: &Tape, x: &Var) -> Result<Var> {
 /// As [`add`].
 pub fn ln(tape: &Tape, x: &Var) -> Result<Var> {
     let x = x.clone();
-    tape.record("ln", map(&x.value, f64::ln), move |dy, grads| {
-        let inverse = map(&x.value, |v| 1.0 / v);
-        grads.add(x.id(), binary_value("ln", Binary::Mul, &dy, &inverse)?)
+    tape.record("ln", unary("ln", Unary::Ln, &x.value)?, move |dy, grads| {
+        let inverse = unary("ln", Unary::Inverse, &x.value)?;
+        grads.add(x.id(), binary("ln", Binary::Mul, &dy, &inverse)?)
     })
 }
 
-/// `value` where `mask` is true, `x` elsewhere; the mask covers the last axes and repeats over the leading ones. Replaced
-/// elements get no gradient.
+/// `value` where `mask` is 1, `x` where it is 0 ([`Ids::mask`]); the mask covers the last axes and repeats over the leading
+/// ones. Replaced elements get no gradient.
 ///
 /// # Errors
-/// When the mask's length does not divide the number of elements.
-pub fn mask_fill(tape: &Tape, x: &Var, mask: &[bool], value: f64) -> Result<Var> {
+/// When the mask's length does not divide the number of elements, or it holds something else than 0 and 1.
+pub fn mask_fill(tape: &Tape, x: &Var, mask: &Ids, value: f64) -> Result<Var> {
+    let op = "mask_fill";
     ensure!(
         !mask.is_empty() && x.value.numel().is_multiple_of(mask.len()),
-        "mask_fill",
+        op,
         "a mask of {} elements does not repeat over shape {:?}",
         mask.len(),
         x.value.shape()
     );
-    let fill = |x: &Tensor, mask: &[bool], value: f64| {
-        with_number!(x.dtype(), T => {
-            let mut out = x.cpu().alloc::<T>(x.numel());
-            for ((o, &v), &m) in out.iter_mut().zip(x.data::<T>()).zip(mask.iter().cycle()) {
-                *o = if m { T::of(value) } else { v };
-            }
-            Tensor::from_buffer(x.shape(), out)
-        })
-    };
-    let (id, kept) = (x.id(), mask.to_vec());
-    tape.record("mask_fill", fill(&x.value, mask, value), move |dy, grads| grads.add(id, fill(&dy, &kept, 0.0)))
+    mask.check_below(op, "a mask with", 2, "the largest it may hold and 1 more:")?;
+    mask.check_counted(op, "elements of the mask")?;
+    let (id, kept) = (x.id(), mask.clone());
+    tape.record(op, fill(&x.value, mask, value)?, move |dy, grads| grads.add(id, fill(&dy, &kept, 0.0)?))
+}
+
+fn fill(x: &Tensor, mask: &Ids, value: f64) -> Result<Tensor> {
+    let op = "mask_fill";
+    on_device!(op, [x]; Cpu<T>(cpu, [data]) => {
+        let mask = mask.on_cpu(op, cpu)?;
+        let mut out = cpu.alloc::<T>(data.len());
+        for ((o, &v), &m) in out.iter_mut().zip(data).zip(mask.iter().cycle()) {
+            *o = if m == 1 { T::of(value) } else { v };
+        }
+        Ok(Tensor::from_buffer(x.shape(), out))
+    })
 }

@@ -16,7 +16,11 @@ fn grads_with_and_without_broadcast() {
     check_grad(&x, |t, v| sigmoid(t, &v[0]));
     check_grad(&x, |t, v| scale(t, &v[0], -1.7));
     check_grad(&x, |t, v| ln(t, &exp(t, &v[0])?));
-    check_grad(&x, |t, v| mask_fill(t, &v[0], &[true, false, false, true, false], 2.0));
+    let mask = Ids::mask(&d, &[5], &[true, false, false, true, false]).unwrap();
+    check_grad(&x, |t, v| mask_fill(t, &v[0], &mask, 2.0));
+    let t = Tape::new();
+    let no_mask = Ids::new(&d, &[5], &[0, 1, 2, 0, 0]).unwrap();
+    assert!(mask_fill(&t, &t.leaf(x[0].clone()), &no_mask, 2.0).unwrap_err().to_string().contains("2 is not below"));
 }
 
 #[test]

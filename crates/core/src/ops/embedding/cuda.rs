@@ -92,7 +92,7 @@ mod tests {
                 let ids: Vec<u32> = (0..tokens).map(|i| (i * i % vocab) as u32).collect();
                 let tape = Tape::new();
                 let w = tape.leaf(inputs[0].clone());
-                let out = embedding(&tape, &w, &ids.clone().into(), &[tokens]).unwrap();
+                let out = embedding(&tape, &w, &crate::Ids::new(inputs[0].device(), &[tokens], &ids).unwrap()).unwrap();
                 let grads = tape.backward_from(&out, inputs[1].clone()).unwrap();
                 let on = super::Ids::new(device.cuda(), &ids, vocab).unwrap();
                 let name = format!("{vocab} x {width}, {tokens} {kind:?}");

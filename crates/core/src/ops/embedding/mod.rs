@@ -4,52 +4,42 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-
 use crate::device::{Buffer, CpuDevice};
-use crate::error::{Error, Result};
-use crate::number::with_number;
+use crate::dispatch::on_device;
+use crate::error::Result;
+use crate::ids::Ids;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
 /// Vocabulary rows a task of the backward owns.
 const ROWS: usize = 64;
 
-/// Rows of `w [v, c]` for `ids`, as `[.. shape of ids .., c]`; `shape` is the shape of the ids.
+/// Rows of `w [v, c]` for `ids`, as `[.. shape of ids .., c]`.
 ///
 /// # Errors
-/// When an id is not below `v`, or the number of ids does not fit `shape`.
-pub fn embedding(tape: &Tape, w: &Var, ids: &Arc<[u32]>, shape: &[usize]) -> Result<Var> {
+/// When an id is not below `v`, or [`crate::IGNORE`] is among them.
+pub fn embedding(tape: &Tape, w: &Var, ids: &Ids) -> Result<Var> {
     let [vocab, width] = w.value.dims("embedding")?;
-    if let Some(place) = ids.iter().position(|&id| id as usize >= vocab) {
-        let what = format!("token id {} at place {place} is not below the vocabulary size {vocab}", ids[place]);
-        return Err(Error::invalid("embedding", what));
-    }
-    let mut out_shape = shape.to_vec();
-    out_shape.push(width);
-    crate::error::ensure!(
-        ids.len() * width == crate::shape::numel(&out_shape),
-        "embedding",
-        "{} ids do not fill shape {shape:?}",
-        ids.len()
-    );
-    let y = with_number!(w.value.dtype(), T => {
-        let table = w.value.data::<T>();
-        let mut out = w.value.cpu().alloc::<T>(ids.len() * width);
-        w.value.cpu().for_chunks(&mut out, ROWS * width, |i, rows| {
+    ids.check_below("embedding", "token id", vocab, "the vocabulary size")?;
+    ids.check_counted("embedding", "token ids")?;
+    let mut shape = ids.shape().to_vec();
+    shape.push(width);
+    let y = on_device!("embedding", [&w.value]; Cpu<T>(cpu, [table]) => {
+        let ids = ids.on_cpu("embedding", cpu)?;
+        let mut out = cpu.alloc::<T>(ids.len() * width);
+        cpu.for_chunks(&mut out, ROWS * width, |i, rows| {
             for (row, &id) in rows.chunks_mut(width).zip(&ids[i * ROWS..]) {
                 row.copy_from_slice(&table[id as usize * width..][..width]);
             }
         });
-        Tensor::from_buffer(&out_shape, out)
+        Tensor::from_buffer(&shape, out)
     });
     let (id, ids) = (w.id(), ids.clone());
     tape.record("embedding", y, move |dy, grads| {
-        let (starts, places) = places_by_id(dy.cpu(), &ids, vocab);
-        let dw = with_number!(dy.dtype(), T => {
-            let g = dy.data::<T>();
-            let mut dw = dy.cpu().zeros::<T>(vocab * width);
-            dy.cpu().for_chunks(&mut dw, ROWS * width, |task, rows| {
+        let dw = on_device!("embedding", [&dy]; Cpu<T>(cpu, [g]) => {
+            let (starts, places) = places_by_id(cpu, ids.on_cpu("embedding", cpu)?, vocab);
+            let mut dw = cpu.zeros::<T>(vocab * width);
+            cpu.for_chunks(&mut dw, ROWS * width, |task, rows| {
                 for (r, row) in rows.chunks_mut(width).enumerate() {
                     let v = task * ROWS + r;
                     for &p in &places[starts[v] as usize..starts[v + 1] as usize] {

@@ -15,8 +15,8 @@ mod tests;
 
 use crate::device::CpuNumber;
 use crate::device::cpu::simd::{self, LANES, simd, sum_lanes};
+use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -136,18 +136,16 @@ pub(crate) fn check_alpha(op: &'static str, alpha: f64) -> Result<()> {
 pub fn entmax(tape: &Tape, z: &Var, alpha: f64) -> Result<Var> {
     check_alpha("entmax", alpha)?;
     let (_, width) = z.value.rows();
-    let p = with_number!(z.value.dtype(), T => {
-        let mut out = z.value.cpu().alloc::<T>(z.value.numel());
-        out.copy_from_slice(z.value.data::<T>());
-        z.value.cpu().for_chunks(&mut out, width.max(1), |_, row| entmax_row(row, alpha));
+    let p = on_device!("entmax", [&z.value]; Cpu<T>(cpu, [numbers]) => {
+        let mut out = cpu.copy::<T>(numbers);
+        cpu.for_chunks(&mut out, width.max(1), |_, row| entmax_row(row, alpha));
         Tensor::from_buffer(z.value.shape(), out)
     });
     let (id, kept) = (z.id(), p.clone());
     tape.record("entmax", p, move |dy, grads| {
-        let dz = with_number!(dy.dtype(), T => {
-            let (g, p) = (dy.data::<T>(), kept.data::<T>());
-            let mut dz = dy.cpu().alloc::<T>(g.len());
-            dy.cpu().for_chunks(&mut dz, width.max(1), |i, row| {
+        let dz = on_device!("entmax", [&dy, &kept]; Cpu<T>(cpu, [g, p]) => {
+            let mut dz = cpu.alloc::<T>(g.len());
+            cpu.for_chunks(&mut dz, width.max(1), |i, row| {
                 let (g, p) = (&g[i * width..][..width], &p[i * width..][..width]);
                 let (mut inner, mut sum) = (T::ZERO, T::ZERO);
                 for (&g, &p) in g.iter().zip(p) {

@@ -4,6 +4,8 @@
 pub mod cuda;
 
 use crate::device::cpu::simd::{self, simd};
+use crate::device::{CpuDevice, Device};
+use crate::error::{Result, ensure};
 use crate::number::with_number;
 use crate::tensor::{ELEMENTWISE, Tensor};
 
@@ -18,29 +20,80 @@ simd! {
     }
 }
 
-/// Euclidean norm of all elements of all tensors.
-pub fn grad_norm<'a>(grads: impl IntoIterator<Item = &'a Tensor>) -> f64 {
-    let square = |g: &Tensor| {
-        with_number!(g.dtype(), T => {
-            let data = g.data::<T>();
-            g.cpu().ordered_sum(data.len(), ELEMENTWISE, |r| squares(&data[r]))
-        })
-    };
-    grads.into_iter().map(square).sum::<f64>().sqrt()
+/// Euclidean norm of all elements of all tensors: an f64 scalar on the device.
+///
+/// # Errors
+/// When a tensor lives on another device.
+pub fn grad_norm<'a>(device: &Device, grads: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
+    match device {
+        Device::Cpu(cpu) => {
+            let mut sum = 0.0;
+            for g in grads {
+                sum += with_number!(g.dtype(), T => {
+                    let x = g.on_cpu::<T>("grad_norm", cpu)?;
+                    cpu.ordered_sum(x.len(), ELEMENTWISE, |r| squares(&x[r]))
+                });
+            }
+            Ok(Tensor::from_buffer(&[], cpu.copy(&[sum.sqrt()])))
+        }
+    }
+}
+
+/// What clipping by the global norm multiplies gradients with, `min(1, clip / (norm + 1e-6))` (PyTorch's clip_grad_norm_),
+/// or 1 where `clip` is 0: an f64 scalar on the device. NaN where the norm or one of `losses`, scalars, is not finite, so
+/// that an optimiser leaves everything as it is without the host having looked.
+///
+/// # Errors
+/// When `norm` is no f64 scalar, a loss is no scalar, or one lives on another device.
+pub fn clip_factor(norm: &Tensor, clip: f64, losses: &[Tensor]) -> Result<Tensor> {
+    let op = "clip_factor";
+    for x in losses.iter().chain([norm]) {
+        ensure!(x.numel() == 1, op, "norm and losses are scalars, not {:?}", x.shape());
+    }
+    match norm.device() {
+        Device::Cpu(cpu) => {
+            let scalar =
+                |x: &Tensor, cpu: &CpuDevice| with_number!(x.dtype(), T => Ok(x.on_cpu::<T>(op, cpu)?[0].f64()));
+            let norm = norm.on_cpu::<f64>(op, cpu)?[0];
+            let mut finite = norm.is_finite();
+            for loss in losses {
+                let loss: Result<f64> = scalar(loss, cpu);
+                finite &= loss?.is_finite();
+            }
+            let factor = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
+            Ok(Tensor::from_buffer(&[], cpu.copy(&[if finite { factor } else { f64::NAN }])))
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::number::DType;
     use crate::testing::{device, normal};
 
     #[test]
     fn is_the_norm_of_the_concatenation() {
         let d = device();
         let (a, b) = (normal(&d, &[40_000], 1), normal(&d, &[7], 2));
-        let want: f64 = a.to_f64().iter().chain(&b.to_f64()).map(|x| x * x).sum();
-        assert!((grad_norm([&a, &b]) / want.sqrt() - 1.0).abs() < 1e-13);
-        let (a, b) = (a.to_dtype(crate::DType::F32), b.to_dtype(crate::DType::F32));
-        assert!((grad_norm([&a, &b]) / want.sqrt() - 1.0).abs() < 1e-6);
+        let norm = |grads: [&Tensor; 2]| grad_norm(&d, grads).unwrap().item().unwrap();
+        let want: f64 = a.to_f64().unwrap().iter().chain(&b.to_f64().unwrap()).map(|x| x * x).sum();
+        assert!((norm([&a, &b]) / want.sqrt() - 1.0).abs() < 1e-13);
+        let (a, b) = (a.to_dtype(DType::F32).unwrap(), b.to_dtype(DType::F32).unwrap());
+        assert!((norm([&a, &b]) / want.sqrt() - 1.0).abs() < 1e-6);
+        assert_eq!(grad_norm(&d, []).unwrap().item().unwrap(), 0.0);
+        assert!(grad_norm(&device(), [&a]).unwrap_err().to_string().contains("an input lives on cpu"));
+    }
+
+    #[test]
+    fn the_factor_clips_and_stops_what_is_not_finite() {
+        let d = device();
+        let scalar = |x: f64| Tensor::full(&d, &[], DType::F64, x).unwrap();
+        let factor = |norm, clip, losses: &[Tensor]| clip_factor(&scalar(norm), clip, losses).unwrap().item().unwrap();
+        assert_eq!(factor(4.0, 1.0, &[scalar(2.0)]), 1.0 / (4.0 + 1e-6));
+        assert_eq!((factor(0.5, 1.0, &[]), factor(4.0, 0.0, &[])), (1.0, 1.0));
+        let single = Tensor::full(&d, &[], DType::F32, f64::INFINITY).unwrap();
+        assert!(factor(4.0, 1.0, &[scalar(1.0), single]).is_nan());
+        assert!(factor(f64::NAN, 1.0, &[]).is_nan() && factor(f64::INFINITY, 0.0, &[]).is_nan());
     }
 }

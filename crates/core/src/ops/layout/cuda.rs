@@ -134,7 +134,7 @@ mod tests {
                 let inputs = tensors(&[(&[outer, n, inner], kind), (&[outer, index.len(), inner], kind)]);
                 let tape = Tape::new();
                 let x = tape.leaf(inputs[0].clone());
-                let picked: Vec<usize> = index.iter().map(|&i| i as usize).collect();
+                let picked = crate::Ids::new(inputs[0].device(), &[index.len()], &index).unwrap();
                 let out = index_select(&tape, &x, 1, &picked).unwrap();
                 let grads = tape.backward_from(&out, inputs[1].clone()).unwrap();
                 let [x_, dy] = [0, 1].map(|i| device.tensor(&inputs[i], kind));

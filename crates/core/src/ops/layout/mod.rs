@@ -4,8 +4,9 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
+use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::number::with_number;
+use crate::ids::Ids;
 use crate::shape::{numel, strides, walk};
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor};
@@ -19,17 +20,16 @@ pub fn reshape(tape: &Tape, x: &Var, shape: &[usize]) -> Result<Var> {
     tape.record("reshape", x.value.reshape(shape)?, move |dy, grads| grads.add(id, dy.reshape(&old)?))
 }
 
-fn permute(x: &Tensor, axes: &[usize]) -> Tensor {
+fn permute(x: &Tensor, axes: &[usize]) -> Result<Tensor> {
     let own = strides(x.shape());
     let shape: Vec<usize> = axes.iter().map(|&a| x.shape()[a]).collect();
     let stride: Vec<usize> = axes.iter().map(|&a| own[a]).collect();
-    with_number!(x.dtype(), T => {
-        let data = x.data::<T>();
-        let mut out = x.cpu().alloc::<T>(data.len());
-        x.cpu().for_chunks(&mut out, ELEMENTWISE, |i, out| {
+    on_device!("transpose", [x]; Cpu<T>(cpu, [data]) => {
+        let mut out = cpu.alloc::<T>(data.len());
+        cpu.for_chunks(&mut out, ELEMENTWISE, |i, out| {
             out.iter_mut().zip(walk(&shape, &stride, i * ELEMENTWISE)).for_each(|(o, from)| *o = data[from]);
         });
-        Tensor::from_buffer(&shape, out)
+        Ok(Tensor::from_buffer(&shape, out))
     })
 }
 
@@ -49,46 +49,45 @@ pub fn transpose(tape: &Tape, x: &Var, axes: &[usize]) -> Result<Var> {
     let mut back = vec![0; axes.len()];
     axes.iter().enumerate().for_each(|(i, &a)| back[a] = i);
     let id = x.id();
-    tape.record("transpose", permute(&x.value, axes), move |dy, grads| grads.add(id, permute(&dy, &back)))
+    tape.record("transpose", permute(&x.value, axes)?, move |dy, grads| grads.add(id, permute(&dy, &back)?))
 }
 
 /// `out[.., i, ..] = x[.., index[i], ..]` along `axis`: picks, reorders or repeats.
 ///
 /// # Errors
 /// When the axis does not exist or an index is too large.
-pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &[usize]) -> Result<Var> {
+pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &Ids) -> Result<Var> {
     let shape = x.value.shape().to_vec();
     ensure!(axis < shape.len(), "index_select", "axis {axis} of shape {shape:?}");
     let n = shape[axis];
-    if let Some(bad) = index.iter().find(|&&i| i >= n) {
-        return Err(crate::Error::invalid("index_select", format!("index {bad} on axis {axis} of shape {shape:?}")));
-    }
+    index.check_below("index_select", "index", n, &format!("the extent of axis {axis} of shape {shape:?}:"))?;
+    index.check_counted("index_select", "indices")?;
     let inner = numel(&shape[axis + 1..]);
     let mut out_shape = shape.clone();
     out_shape[axis] = index.len();
-    let value = with_number!(x.value.dtype(), T => {
-        let data = x.value.data::<T>();
-        let mut out = x.value.cpu().alloc::<T>(numel(&out_shape));
+    let value = on_device!("index_select", [&x.value]; Cpu<T>(cpu, [data]) => {
+        let index = index.on_cpu("index_select", cpu)?;
+        let mut out = cpu.alloc::<T>(numel(&out_shape));
         let rows = (ELEMENTWISE / inner.max(1)).max(1);
-        x.value.cpu().for_chunks(&mut out, rows * inner, |task, out| {
+        cpu.for_chunks(&mut out, rows * inner, |task, out| {
             for (r, row) in out.chunks_exact_mut(inner).enumerate() {
                 let (o, j) = ((task * rows + r) / index.len(), (task * rows + r) % index.len());
-                row.copy_from_slice(&data[(o * n + index[j]) * inner..][..inner]);
+                row.copy_from_slice(&data[(o * n + index[j] as usize) * inner..][..inner]);
             }
         });
         Tensor::from_buffer(&out_shape, out)
     });
-    let (id, index) = (x.id(), index.to_vec());
+    let (id, index) = (x.id(), index.clone());
     tape.record("index_select", value, move |dy, grads| {
-        let dx = with_number!(dy.dtype(), T => {
-            let mut dx = dy.cpu().zeros::<T>(numel(&shape));
-            let g = dy.data::<T>();
+        let dx = on_device!("index_select", [&dy]; Cpu<T>(cpu, [g]) => {
+            let index = index.on_cpu("index_select", cpu)?;
+            let mut dx = cpu.zeros::<T>(numel(&shape));
             let blocks = (ELEMENTWISE / (n * inner).max(1)).max(1);
-            dy.cpu().for_chunks(&mut dx, blocks * n * inner, |task, dx| {
+            cpu.for_chunks(&mut dx, blocks * n * inner, |task, dx| {
                 for (r, dx) in dx.chunks_exact_mut(n * inner).enumerate() {
                     for (j, &i) in index.iter().enumerate() {
                         let from = &g[((task * blocks + r) * index.len() + j) * inner..][..inner];
-                        dx[i * inner..][..inner].iter_mut().zip(from).for_each(|(d, &g)| *d += g);
+                        dx[i as usize * inner..][..inner].iter_mut().zip(from).for_each(|(d, &g)| *d += g);
                     }
                 }
             });

@@ -1,7 +1,7 @@
 use super::*;
 use crate::device::Device;
 use crate::number::{Compute, DType};
-use crate::testing::{bf16, check_grad, device, normal, relative_error};
+use crate::testing::{bf16, check_grad, cpu, device, normal, relative_error};
 
 #[test]
 fn grads() {
@@ -19,14 +19,14 @@ fn f32_error_is_that_of_its_arithmetic() {
         let (a, b, seed) = (normal(&d, &[m, k], 1), normal(&d, &[n, k], 2), normal(&d, &[m, n], 3));
         let run = |dtype| {
             let t = Tape::new();
-            let rounded = |x: &Tensor| x.to_dtype(DType::F32).to_dtype(dtype);
+            let rounded = |x: &Tensor| x.to_dtype(DType::F32).unwrap().to_dtype(dtype).unwrap();
             let (a, b) = (t.leaf(rounded(&a)), t.leaf(rounded(&b)));
             let y = linear(&t, &a, &b).unwrap();
             let grads = t.backward_from(&y, rounded(&seed)).unwrap();
             [y.value, grads.get(&a).unwrap().clone(), grads.get(&b).unwrap().clone()]
         };
         for ((got, want), length) in run(DType::F32).iter().zip(run(DType::F64)).zip([k, n, m]) {
-            let error = relative_error(got, &want.to_f64());
+            let error = relative_error(got, &want.to_f64().unwrap());
             assert!(error < 2.0 * (length as f64).sqrt() * f32::EPSILON as f64, "{m} {n} {k}: {error:e}");
         }
     }
@@ -35,8 +35,8 @@ fn f32_error_is_that_of_its_arithmetic() {
 #[test]
 fn bits_do_not_depend_on_threads() {
     let run = |threads, compute, rows| {
-        let d = Device::cpu(threads);
-        let normal = |shape: &[usize], seed| normal(&d, shape, seed).to_dtype(DType::F32);
+        let d = Device::cpu(threads).unwrap();
+        let normal = |shape: &[usize], seed| normal(&d, shape, seed).to_dtype(DType::F32).unwrap();
         let (a, b) = (normal(&[rows, 200], 1), normal(&[190, 200], 2));
         let t = Tape::new().computing(compute);
         let (a, b) = (t.leaf(a), t.leaf(b));
@@ -58,15 +58,16 @@ fn a_product_added_to_what_is_there_is_the_product_plus_it() {
     let d = device();
     for k in [40, 2100] {
         let (a, b, start) = (normal(&d, &[30, k], 1), normal(&d, &[k, 50], 2), normal(&d, &[30, 50], 3));
-        let operands = || (MatRef::rows(a.data::<f64>(), k), MatRef::rows(b.data::<f64>(), 50));
+        let operands =
+            || (MatRef::rows(a.as_slice::<f64>().unwrap(), k), MatRef::rows(b.as_slice::<f64>().unwrap(), 50));
         let run = |mut c: Vec<f64>, accumulate| {
             let (a, b) = operands();
-            gemm(d.as_cpu(), Compute::Full, Gemm::new(30, 50, k).with(accumulate), a, b, MatMut::rows(&mut c, 50));
+            gemm(cpu(&d), Compute::Full, Gemm::new(30, 50, k).with(accumulate), a, b, MatMut::rows(&mut c, 50));
             c
         };
         let (fresh, sum) =
             (run(vec![f64::NAN; 1500], Accumulate::Overwrite), run(start.to_vec().unwrap(), Accumulate::Existing));
-        for ((&y, &x), &got) in fresh.iter().zip(start.data::<f64>()).zip(&sum) {
+        for ((&y, &x), &got) in fresh.iter().zip(start.as_slice::<f64>().unwrap()).zip(&sum) {
             assert!((got - (x + y)).abs() <= k as f64 * f64::EPSILON * (x.abs() + y.abs() + 1.0));
         }
     }
@@ -79,8 +80,9 @@ fn rows_apart_hold_the_same_product_and_the_gap_is_not_touched() {
         let (a, b) = (normal(&d, &[m, k.max(1)], 1), normal(&d, &[k.max(1), n], 2));
         let run = |ldc: usize, accumulate| {
             let mut c: Vec<f64> = (0..m * ldc).map(|i| if i % ldc < n { (i % ldc) as f64 } else { -1.0 }).collect();
-            let (a, b) = (MatRef::rows(a.data::<f64>(), k.max(1)), MatRef::rows(b.data::<f64>(), n));
-            gemm(d.as_cpu(), Compute::Full, Gemm::new(m, n, k).with(accumulate), a, b, MatMut::rows(&mut c, ldc));
+            let (a, b) =
+                (MatRef::rows(a.as_slice::<f64>().unwrap(), k.max(1)), MatRef::rows(b.as_slice::<f64>().unwrap(), n));
+            gemm(cpu(&d), Compute::Full, Gemm::new(m, n, k).with(accumulate), a, b, MatMut::rows(&mut c, ldc));
             c
         };
         for accumulate in [Accumulate::Overwrite, Accumulate::Existing] {
@@ -110,11 +112,11 @@ fn a_residual_is_added_with_the_bits_of_a_sum() {
     for (m, n, k) in [(3, 5, 4), (300, 70, 33), (40, 36, 4096)] {
         for dtype in [DType::F32, DType::F64] {
             let t = Tape::inference();
-            let leaf = |shape: &[usize], seed| t.leaf(normal(&d, shape, seed).to_dtype(dtype));
+            let leaf = |shape: &[usize], seed| t.leaf(normal(&d, shape, seed).to_dtype(dtype).unwrap());
             let (x, w, r) = (leaf(&[m, k], 1), leaf(&[n, k], 2), leaf(&[m, n], 3));
             let two = crate::ops::add(&t, &r, &linear(&t, &x, &w).unwrap()).unwrap();
             let one = linear_add(&t, &x, &w, &r).unwrap();
-            assert_eq!(one.value.to_f64(), two.value.to_f64(), "{m} {n} {k}");
+            assert_eq!(one.value.to_f64().unwrap(), two.value.to_f64().unwrap(), "{m} {n} {k}");
         }
     }
     check_grad(&[normal(&d, &[5, 4], 1), normal(&d, &[3, 4], 2), normal(&d, &[5, 3], 3)], |t, v| {
@@ -135,21 +137,24 @@ fn wrong_width_is_told() {
 
 /// The same formula evaluated naively with bf16 operands: round both, multiply in f64.
 fn rounded(x: &Tensor) -> Tensor {
-    Tensor::from_vec(x.device(), x.shape(), x.to_f64().into_iter().map(bf16).collect()).unwrap()
+    Tensor::from_vec(x.device(), x.shape(), x.to_f64().unwrap().into_iter().map(bf16).collect()).unwrap()
 }
 
 #[test]
 fn bf16_errs_at_most_twice_as_much_as_the_formula_with_rounded_operands() {
     let d = device();
     for (m, n, k) in [(1, 1, 1), (9, 33, 7), (65, 130, 33), (300, 257, 1031), (43, 50, 1999)] {
-        let (a, b) = (normal(&d, &[m, k], 1).to_dtype(DType::F32), normal(&d, &[n, k], 2).to_dtype(DType::F32));
-        let seed = normal(&d, &[m, n], 3).to_dtype(DType::F32);
+        let (a, b) = (
+            normal(&d, &[m, k], 1).to_dtype(DType::F32).unwrap(),
+            normal(&d, &[n, k], 2).to_dtype(DType::F32).unwrap(),
+        );
+        let seed = normal(&d, &[m, n], 3).to_dtype(DType::F32).unwrap();
         let run = |a: &Tensor, b: &Tensor, seed: &Tensor, dtype, compute| {
             let t = Tape::new().computing(compute);
-            let (a, b) = (t.leaf(a.to_dtype(dtype)), t.leaf(b.to_dtype(dtype)));
+            let (a, b) = (t.leaf(a.to_dtype(dtype).unwrap()), t.leaf(b.to_dtype(dtype).unwrap()));
             let y = linear(&t, &a, &b).unwrap();
-            let g = t.backward_from(&y, seed.to_dtype(dtype)).unwrap();
-            [y.value.to_f64(), g.get(&a).unwrap().to_f64(), g.get(&b).unwrap().to_f64()]
+            let g = t.backward_from(&y, seed.to_dtype(dtype).unwrap()).unwrap();
+            [y.value.to_f64().unwrap(), g.get(&a).unwrap().to_f64().unwrap(), g.get(&b).unwrap().to_f64().unwrap()]
         };
         let exact = run(&a, &b, &seed, DType::F64, Compute::Full);
         let naive = run(&rounded(&a), &rounded(&b), &rounded(&seed), DType::F64, Compute::Full);
@@ -161,4 +166,23 @@ fn bf16_errs_at_most_twice_as_much_as_the_formula_with_rounded_operands() {
             assert!(error(&ours[i]) <= allowed, "{m} {n} {k}, output {i}: {:e} against {:e}", error(&ours[i]), allowed);
         }
     }
+}
+
+#[test]
+fn a_scalar_and_inputs_that_live_apart_are_told() {
+    let (d, t) = (device(), Tape::new());
+    let w = t.leaf(normal(&d, &[3, 1], 1));
+    let error = linear(&t, &t.leaf(normal(&d, &[], 2)), &w).unwrap_err().to_string();
+    assert_eq!(error, "linear: x is a scalar, w has shape [3, 1]");
+    let single = t.leaf(normal(&d, &[2, 1], 2).to_dtype(DType::F32).unwrap());
+    let error = linear(&t, &single, &w).unwrap_err().to_string();
+    assert!(
+        error.starts_with("linear: inputs live apart: F32 [2, 1] on cpu with 2 threads and F64 [3, 1] on"),
+        "{error}"
+    );
+    let elsewhere = t.leaf(normal(&device(), &[2, 1], 2));
+    assert!(linear(&t, &elsewhere, &w).unwrap_err().to_string().contains("linear: inputs live apart"));
+    let residual = t.leaf(normal(&device(), &[2, 3], 2));
+    let x = t.leaf(normal(&d, &[2, 1], 2));
+    assert!(crate::ops::linear_add(&t, &x, &w, &residual).unwrap_err().to_string().contains("live apart"));
 }

@@ -4,8 +4,8 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
+use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::number::with_number;
 use crate::shape::numel;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -20,9 +20,8 @@ pub fn sum_axis(tape: &Tape, x: &Var, axis: usize) -> Result<Var> {
     let (outer, n, inner) = (numel(&shape[..axis]), shape[axis], numel(&shape[axis + 1..]));
     let mut out_shape = shape.clone();
     out_shape.remove(axis);
-    let value = with_number!(x.value.dtype(), T => {
-        let data = x.value.data::<T>();
-        let mut out = x.value.cpu().zeros::<T>(outer * inner);
+    let value = on_device!("sum_axis", [&x.value]; Cpu<T>(cpu, [data]) => {
+        let mut out = cpu.zeros::<T>(outer * inner);
         for o in 0..outer {
             for i in 0..n {
                 let from = &data[(o * n + i) * inner..][..inner];
@@ -33,10 +32,10 @@ pub fn sum_axis(tape: &Tape, x: &Var, axis: usize) -> Result<Var> {
     });
     let id = x.id();
     tape.record("sum_axis", value, move |dy, grads| {
-        let dx = with_number!(dy.dtype(), T => {
-            let mut dx = dy.cpu().alloc::<T>(numel(&shape));
+        let dx = on_device!("sum_axis", [&dy]; Cpu<T>(cpu, [dy]) => {
+            let mut dx = cpu.alloc::<T>(numel(&shape));
             for (k, row) in dx.chunks_mut(inner.max(1)).enumerate() {
-                row.copy_from_slice(&dy.data::<T>()[k / n * inner..][..inner]);
+                row.copy_from_slice(&dy[k / n * inner..][..inner]);
             }
             Tensor::from_buffer(&shape, dx)
         });

@@ -6,32 +6,30 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
+use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::number::with_number;
 use crate::tape::{Tape, Var};
-use crate::tensor::{Tensor, same_dtype};
+use crate::tensor::Tensor;
 
 /// Normalises the rows of `x [.., c]` and multiplies with `w [c]`.
 ///
 /// # Errors
-/// When `w` is not as wide as the last axis.
+/// When `w` is not as wide as the last axis, or the inputs differ in element type or device; so for every op.
 pub fn rmsnorm(tape: &Tape, x: &Var, w: &Var, eps: f64) -> Result<Var> {
     let (rows, width) = x.value.rows();
     ensure!(w.value.shape() == [width], "rmsnorm", "weight is {:?}, last axis is {width}", w.value.shape());
-    let (y, rstd) = with_number!(same_dtype("rmsnorm", &x.value, &w.value)?, T => {
-        let device = x.value.cpu();
-        let (mut y, mut rstd) = (device.alloc::<T>(rows * width), device.alloc::<T>(rows));
-        cpu::forward(device, x.value.data(), w.value.data(), eps, &mut y, &mut rstd);
+    let (y, rstd) = on_device!("rmsnorm", [&x.value, &w.value]; Cpu<T>(cpu, [xs, ws]) => {
+        let (mut y, mut rstd) = (cpu.alloc::<T>(rows * width), cpu.alloc::<T>(rows));
+        cpu::forward(cpu, xs, ws, eps, &mut y, &mut rstd);
         (Tensor::from_buffer(x.value.shape(), y), Tensor::from_buffer(&[rows], rstd))
     });
     let (x, w) = (x.clone(), w.clone());
     tape.record("rmsnorm", y, move |dy, grads| {
-        let (dx, dw) = with_number!(dy.dtype(), T => {
-            // the residual stream's gradient has been begun: adding to it here saves a pass over it
-            let (mut dx, add) = grads.begin::<T>(&x);
-            let numbers = (dy.data(), x.value.data(), w.value.data(), rstd.data());
-            let dw = cpu::backward::<T>(dy.cpu(), numbers, dx.data_mut(), add);
-            (dx, Tensor::from_buffer(&[width], dw))
+        // the residual stream's gradient has been begun: adding to it here saves a pass over it
+        let (mut dx, add) = grads.begin(&x)?;
+        let dw = on_device!("rmsnorm", [&dy, &x.value, &w.value, &rstd]; Cpu<T>(cpu, [dy, x, w, rstd]) => {
+            let dw = cpu::backward::<T>(cpu, (dy, x, w, rstd), dx.cpu_mut("rmsnorm")?, add);
+            Tensor::from_buffer(&[width], dw)
         });
         grads.add(x.id(), dx)?;
         grads.add(w.id(), dw)

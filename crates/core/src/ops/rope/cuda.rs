@@ -30,7 +30,11 @@ impl Angles {
     /// # Errors
     /// When memory runs out.
     pub fn new(device: &CudaDevice, table: &RopeTable, x: Kind) -> Result<Self> {
-        let (cosines, sines): (Vec<f64>, Vec<f64>) = table.angles.iter().copied().unzip();
+        let (mut cosines, mut sines) = (Vec::new(), Vec::new());
+        for row in table.angles.to_f64()?.chunks_exact(2 * table.half) {
+            cosines.extend_from_slice(&row[..table.half]);
+            sines.extend_from_slice(&row[table.half..]);
+        }
         let upload = |numbers: &[f64]| match wide(x) {
             Kind::F64 => device.upload("rope", numbers),
             _ => device.upload("rope", &numbers.iter().map(|&x| x as f32).collect::<Vec<_>>()),
@@ -77,9 +81,9 @@ mod tests {
     fn agrees_with_the_cpu() {
         let Some(device) = cuda() else { return };
         for (b, t, h, d, first) in [(1, 1, 1, 2, 0), (2, 37, 3, 6, 5), (2, 65, 4, 64, 0)] {
-            let table = RopeTable::new(80, d, 1e4).unwrap();
             for kind in [Kind::Bf16, Kind::F32, Kind::F64] {
                 let inputs = tensors(&[(&[b, t, h, d], kind), (&[b, t, h, d], kind)]);
+                let table = RopeTable::new(inputs[0].device(), crate::DType::F64, 80, d, 1e4).unwrap();
                 let tape = Tape::new();
                 let x = tape.leaf(inputs[0].clone());
                 let out = rope(&tape, &x, &table, first).unwrap();

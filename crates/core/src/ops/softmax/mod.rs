@@ -6,8 +6,8 @@ pub mod cuda;
 mod tests;
 
 use crate::device::cpu::simd::{self, simd};
+use crate::dispatch::on_device;
 use crate::error::Result;
-use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -35,18 +35,16 @@ simd! {
 /// Never for a valid variable.
 pub fn softmax(tape: &Tape, x: &Var) -> Result<Var> {
     let (_, width) = x.value.rows();
-    let y = with_number!(x.value.dtype(), T => {
-        let mut out = x.value.cpu().alloc::<T>(x.value.numel());
-        out.copy_from_slice(x.value.data::<T>());
-        x.value.cpu().for_chunks(&mut out, width.max(1), |_, row| softmax_row(row));
+    let y = on_device!("softmax", [&x.value]; Cpu<T>(cpu, [numbers]) => {
+        let mut out = cpu.copy::<T>(numbers);
+        cpu.for_chunks(&mut out, width.max(1), |_, row| softmax_row(row));
         Tensor::from_buffer(x.value.shape(), out)
     });
     let (id, kept) = (x.id(), y.clone());
     tape.record("softmax", y, move |dy, grads| {
-        let dx = with_number!(dy.dtype(), T => {
-            let (g, p) = (dy.data::<T>(), kept.data::<T>());
-            let mut dx = dy.cpu().alloc::<T>(g.len());
-            dy.cpu().for_chunks(&mut dx, width.max(1), |i, row| {
+        let dx = on_device!("softmax", [&dy, &kept]; Cpu<T>(cpu, [g, p]) => {
+            let mut dx = cpu.alloc::<T>(g.len());
+            cpu.for_chunks(&mut dx, width.max(1), |i, row| {
                 let (g, p) = (&g[i * width..][..width], &p[i * width..][..width]);
                 let inner = simd::dot(g, p);
                 for ((d, &g), &p) in row.iter_mut().zip(g).zip(p) {

@@ -11,11 +11,11 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
+use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::number::with_number;
 use crate::ops::matmul::{Bf16Format, FullFormat};
 use crate::tape::{Tape, Var};
-use crate::tensor::{Tensor, same_dtype};
+use crate::tensor::Tensor;
 
 /// Runs `$f(format, ..)` with operands as the precision asks for; `$longest` is the longest row of an operand.
 macro_rules! with_format {
@@ -45,12 +45,10 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
     for (name, w, shape) in [("gate", gate, [f, c]), ("up", up, [f, c]), ("down", down, [c, f])] {
         let of = w.value.shape();
         ensure!(of == shape, op, "x has shape {:?}: {name} must be {shape:?}, not {of:?}", x.value.shape());
-        same_dtype(op, &x.value, &w.value)?;
     }
     if let Some(residual) = residual {
         let (of, like) = (residual.value.shape(), x.value.shape());
         ensure!(of == like, op, "x has shape {like:?}, the residual {of:?}");
-        same_dtype(op, &x.value, &residual.value)?;
     }
     ensure!(
         rows * c * f > 0,
@@ -60,25 +58,21 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
         gate.value.shape()
     );
     let (size, compute, longest) = ((rows, c, f), tape.compute(), c.max(f).max(cpu::BACKWARD_ROWS));
-    let (y, kept_gate, kept_up) = with_number!(x.value.dtype(), T => {
-        let device = x.value.cpu();
-        let weights = [gate.value.data::<T>(), up.value.data(), down.value.data()];
-        let onto = residual.map(|r| r.value.data::<T>());
-        let (y, gates, ups) =
-            with_format!(compute, T, device, longest, cpu::forward, device, size, x.value.data(), weights, onto);
+    let below = residual.map_or(&x.value, |r| &r.value);
+    let tensors = [&x.value, &gate.value, &up.value, &down.value, below];
+    let (y, kept_gate, kept_up) = on_device!(op, tensors; Cpu<T>(cpu, [xs, gate, up, down, below]) => {
+        let (weights, onto) = ([gate, up, down], residual.map(|_| below));
+        let (y, gates, ups) = with_format!(compute, T, cpu, longest, cpu::forward, cpu, size, xs, weights, onto);
         let kept = |b| Tensor::from_buffer(&[cpu::kept(rows, f)], b);
         (Tensor::from_buffer(x.value.shape(), y), kept(gates), kept(ups))
     });
     let (inputs, residual) = ([x, gate, up, down].map(Var::clone), residual.map(Var::id));
     tape.record(op, y, move |dy, grads| {
         let [x, gate, up, down] = &inputs;
-        with_number!(dy.dtype(), T => {
-            let device = dy.cpu();
-            let weights = [gate.value.data::<T>(), up.value.data(), down.value.data()];
-            let kept = [kept_gate.data(), kept_up.data()];
-            let d = with_format!(
-                compute, T, device, longest, cpu::backward, device, size, dy.data(), x.value.data(), weights, kept
-            );
+        let tensors = [&dy, &x.value, &gate.value, &up.value, &down.value, &kept_gate, &kept_up];
+        on_device!(op, tensors; Cpu<T>(cpu, [dy, xs, gates, ups, downs, kept_gate, kept_up]) => {
+            let (weights, kept) = ([gates, ups, downs], [kept_gate, kept_up]);
+            let d = with_format!(compute, T, cpu, longest, cpu::backward, cpu, size, dy, xs, weights, kept);
             for (var, d) in [x, gate, up, down].into_iter().zip(d) {
                 grads.add(var.id(), Tensor::from_buffer(var.value.shape(), d))?;
             }

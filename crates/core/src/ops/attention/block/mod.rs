@@ -5,13 +5,10 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::Arc;
-
-use super::Dims;
 use super::engine::{self, Outputs};
-use super::list::BlockList;
+use super::{Dims, Routes};
+use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -19,43 +16,42 @@ use crate::tensor::Tensor;
 /// scaled logits of an entry's tokens: `[b, t, h, d]`.
 ///
 /// # Errors
-/// When the shapes, the list and the bias do not fit.
-pub fn block_attention(
-    tape: &Tape,
-    q: &Var,
-    k: &Var,
-    v: &Var,
-    list: &Arc<BlockList>,
-    bias: Option<&Var>,
-) -> Result<Var> {
+/// When the shapes, the routes and the bias do not fit or live apart.
+pub fn block_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, routes: &Routes, bias: Option<&Var>) -> Result<Var> {
     let op = "block_attention";
-    let (dims, dtype) = Dims::check(op, &q.value, &k.value, Some(&v.value))?;
+    let dims = Dims::check(op, &q.value, &k.value, Some(&v.value))?;
     ensure!(
-        list.extents() == (dims.b, dims.g, dims.t),
+        routes.extents() == (dims.b, dims.g, dims.t),
         op,
         "the list is for (batch, kv heads, queries) = {:?}, q and k have {:?}",
-        list.extents(),
+        routes.extents(),
         (dims.b, dims.g, dims.t)
     );
-    if let Some(bias) = bias {
-        ensure!(bias.value.shape() == [list.len()], op, "bias {:?} for {} entries", bias.value.shape(), list.len());
-    }
-    let zeros = || Tensor::zeros(q.value.device(), &[list.len()], dtype);
-    let bias_value = bias.map_or_else(zeros, |b| b.value.clone());
     let compute = tape.compute();
-    let (out, lse) = with_number!(dtype, T => {
-        let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-        let (out, lse) = engine::forward(q.value.cpu(), compute, dims, inputs, &**list, bias_value.data());
-        (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse))
+    let own_bias = bias.map_or(&q.value, |bias| &bias.value);
+    let tensors = [&q.value, &k.value, &v.value, own_bias];
+    let (out, lse, bias_value) = on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, vs, biases]) => {
+        let list = routes.on_cpu(op, cpu)?;
+        let value = match bias {
+            Some(bias) => {
+                let shape = bias.value.shape();
+                ensure!(shape == [list.len()], op, "bias {shape:?} for {} entries", list.len());
+                bias.value.clone()
+            }
+            None => Tensor::from_buffer(&[list.len()], cpu.zeros::<T>(list.len())),
+        };
+        let biases = if bias.is_some() { biases } else { value.on_cpu(op, cpu)? };
+        let (out, lse) = engine::forward::<T>(cpu, compute, dims, (qs, ks, vs), list, biases);
+        (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse), value)
     });
     let (q, k, v, bias_id) = (q.clone(), k.clone(), v.clone(), bias.map(Var::id));
-    let (kept, list) = (out.clone(), list.clone());
+    let (kept, routes) = (out.clone(), routes.clone());
     tape.record(op, out, move |dy, grads| {
-        with_number!(dtype, T => {
-            let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-            let outputs = Outputs { out: kept.data::<T>(), lse: lse.data::<T>(), dout: dy.data::<T>() };
+        let tensors = [&q.value, &k.value, &v.value, &kept, &lse, &dy, &bias_value];
+        on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, vs, out, lse, dy, bias]) => {
+            let list = routes.on_cpu(op, cpu)?;
             let lengths = list.tile_lengths();
-            let d = engine::backward(dy.cpu(), compute, dims, inputs, outputs, &*list, (bias_value.data(), &lengths));
+            let d = engine::backward::<T>(cpu, compute, dims, (qs, ks, vs), Outputs { out, lse, dout: dy }, list, (bias, &lengths));
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), d.dq))?;
             grads.add(k.id(), Tensor::from_buffer(k.value.shape(), d.dk))?;
             grads.add(v.id(), Tensor::from_buffer(v.value.shape(), d.dv))?;

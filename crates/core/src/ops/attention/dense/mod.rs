@@ -5,8 +5,8 @@ mod tests;
 
 use super::Dims;
 use super::engine::{self, Outputs, QUERY_TILE, Visits};
+use crate::dispatch::on_device;
 use crate::error::Result;
-use crate::number::with_number;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -37,20 +37,19 @@ impl Visits for All {
 /// # Errors
 /// When the shapes do not fit or h is no multiple of g.
 pub fn dense_attention(tape: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
-    let (dims, dtype) = Dims::check("dense_attention", &q.value, &k.value, Some(&v.value))?;
+    let op = "dense_attention";
+    let dims = Dims::check(op, &q.value, &k.value, Some(&v.value))?;
     let all = All { rows: (0..QUERY_TILE as u32).collect(), queries: dims.t };
     let compute = tape.compute();
-    let (out, lse) = with_number!(dtype, T => {
-        let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-        let (out, lse) = engine::forward(q.value.cpu(), compute, dims, inputs, &all, &[]);
+    let (out, lse) = on_device!(op, [&q.value, &k.value, &v.value]; Cpu<T>(cpu, [qs, ks, vs]) => {
+        let (out, lse) = engine::forward::<T>(cpu, compute, dims, (qs, ks, vs), &all, &[]);
         (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse))
     });
     let (q, k, v, kept) = (q.clone(), k.clone(), v.clone(), out.clone());
-    tape.record("dense_attention", out, move |dy, grads| {
-        with_number!(dtype, T => {
-            let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-            let outputs = Outputs { out: kept.data::<T>(), lse: lse.data::<T>(), dout: dy.data::<T>() };
-            let d = engine::backward(dy.cpu(), compute, dims, inputs, outputs, &all, (&[], &[]));
+    tape.record(op, out, move |dy, grads| {
+        let tensors = [&q.value, &k.value, &v.value, &kept, &lse, &dy];
+        on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, vs, out, lse, dy]) => {
+            let d = engine::backward::<T>(cpu, compute, dims, (qs, ks, vs), Outputs { out, lse, dout: dy }, &all, (&[], &[]));
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), d.dq))?;
             grads.add(k.id(), Tensor::from_buffer(k.value.shape(), d.dk))?;
             grads.add(v.id(), Tensor::from_buffer(v.value.shape(), d.dv))

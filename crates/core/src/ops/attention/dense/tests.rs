@@ -1,5 +1,6 @@
 use super::*;
 use crate::device::Device;
+use crate::ids::Ids;
 use crate::number::{Compute, DType};
 use crate::ops;
 use crate::testing::{ODD_LENGTHS, attention_of_operands, bf16, check_grad, device, normal, relative_error};
@@ -9,11 +10,13 @@ fn plain(t: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
     let [_, tokens, h, d] = q.value.dims("plain")?;
     let [_, _, g, _] = k.value.dims("plain")?;
     let heads: Vec<usize> = (0..h).map(|i| i / (h / g)).collect();
+    let heads = Ids::places(q.value.device(), &heads)?;
     let q = ops::transpose(t, q, &[0, 2, 1, 3])?;
     let k = ops::transpose(t, &ops::index_select(t, k, 2, &heads)?, &[0, 2, 3, 1])?;
     let v = ops::transpose(t, &ops::index_select(t, v, 2, &heads)?, &[0, 2, 1, 3])?;
     let z = ops::scale(t, &ops::matmul(t, &q, &k)?, 1.0 / (d as f64).sqrt())?;
     let mask: Vec<bool> = (0..tokens * tokens).map(|i| i % tokens > i / tokens).collect();
+    let mask = Ids::mask(q.value.device(), &[tokens, tokens], &mask)?;
     let p = ops::softmax(t, &ops::mask_fill(t, &z, &mask, f64::NEG_INFINITY)?)?;
     ops::transpose(t, &ops::matmul(t, &p, &v)?, &[0, 2, 1, 3])
 }
@@ -27,7 +30,7 @@ fn run(inputs: &[Tensor], f: impl Fn(&Tape, &Var, &Var, &Var) -> Result<Var>) ->
 fn run_on(t: Tape, inputs: &[Tensor], f: impl Fn(&Tape, &Var, &Var, &Var) -> Result<Var>) -> Run {
     let v: Vec<Var> = inputs.iter().map(|x| t.leaf(x.clone())).collect();
     let y = f(&t, &v[0], &v[1], &v[2]).unwrap();
-    let seed = normal(y.value.device(), y.value.shape(), 9).to_dtype(y.value.dtype());
+    let seed = normal(y.value.device(), y.value.shape(), 9).to_dtype(y.value.dtype()).unwrap();
     let grads = t.backward_from(&y, seed).unwrap();
     (y.value, v.iter().map(|v| grads.get(v).unwrap().clone()).collect())
 }
@@ -48,9 +51,9 @@ fn agrees_with_the_plain_formula_at_odd_lengths_and_every_grouping() {
             let inputs =
                 [normal(&dev, &[2, t, h, d], 1), normal(&dev, &[2, t, g, d], 2), normal(&dev, &[2, t, g, d], 3)];
             let (want, got) = (run(&inputs, plain), run(&inputs, dense_attention));
-            assert!(relative_error(&got.0, &want.0.to_f64()) < 1e-13, "t {t} h {h} g {g}");
+            assert!(relative_error(&got.0, &want.0.to_f64().unwrap()) < 1e-13, "t {t} h {h} g {g}");
             for (i, (a, b)) in got.1.iter().zip(&want.1).enumerate() {
-                assert!(relative_error(a, &b.to_f64()) < 1e-12, "t {t} h {h} g {g}: gradient {i}");
+                assert!(relative_error(a, &b.to_f64().unwrap()) < 1e-12, "t {t} h {h} g {g}: gradient {i}");
             }
         }
     }
@@ -59,18 +62,18 @@ fn agrees_with_the_plain_formula_at_odd_lengths_and_every_grouping() {
 #[test]
 fn f32_error_is_at_most_twice_that_of_the_plain_formula() {
     let dev = device();
-    let cast = |x: &[Tensor], to| x.iter().map(|x| x.to_dtype(to)).collect::<Vec<_>>();
+    let cast = |x: &[Tensor], to| x.iter().map(|x| x.to_dtype(to).unwrap()).collect::<Vec<_>>();
     for (t, sharp) in [(37, 1.0), (257, 1.0), (257, 8.0)] {
         let shape = |heads| [2, t, heads, 16];
         let mut wide = vec![normal(&dev, &shape(4), 1), normal(&dev, &shape(2), 2), normal(&dev, &shape(2), 3)];
-        let sharper: Vec<f64> = wide[0].to_f64().iter().map(|x| x * sharp).collect();
+        let sharper: Vec<f64> = wide[0].to_f64().unwrap().iter().map(|x| x * sharp).collect();
         wide[0] = Tensor::from_vec(&dev, &shape(4), sharper).unwrap();
         let narrow = cast(&wide, DType::F32);
         let exact = run(&cast(&narrow, DType::F64), plain);
         let (naive, ours) = (run(&narrow, plain), run(&narrow, dense_attention));
         let all = |r: &Run| std::iter::once(r.0.clone()).chain(r.1.clone()).collect::<Vec<_>>();
         for (i, ((e, n), o)) in all(&exact).iter().zip(all(&naive)).zip(all(&ours)).enumerate() {
-            let (n, o) = (relative_error(&n, &e.to_f64()), relative_error(&o, &e.to_f64()));
+            let (n, o) = (relative_error(&n, &e.to_f64().unwrap()), relative_error(&o, &e.to_f64().unwrap()));
             assert!(o <= 2.0 * n, "t {t} sharp {sharp}, output {i}: ours {o:e}, plain {n:e}");
         }
     }
@@ -82,9 +85,9 @@ fn bf16_errs_at_most_twice_as_much_as_the_formula_with_rounded_operands() {
     for (t, d) in [(5, 8), (37, 17), (130, 33), (200, 64)] {
         let shape = |heads| [2, t, heads, d];
         let inputs = [normal(&dev, &shape(4), 1), normal(&dev, &shape(2), 2), normal(&dev, &shape(2), 3)];
-        let inputs = inputs.map(|x| x.to_dtype(DType::F32));
-        let seed = normal(&dev, &shape(4), 9).to_dtype(DType::F32);
-        let numbers: Vec<Vec<f64>> = inputs.iter().chain([&seed]).map(Tensor::to_f64).collect();
+        let inputs = inputs.map(|x| x.to_dtype(DType::F32).unwrap());
+        let seed = normal(&dev, &shape(4), 9).to_dtype(DType::F32).unwrap();
+        let numbers: Vec<Vec<f64>> = inputs.iter().chain([&seed]).map(|x| x.to_f64().unwrap()).collect();
         let exact = attention_of_operands(&numbers, shape(4), 2, |_| true, |x| x);
         let naive = attention_of_operands(&numbers, shape(4), 2, |_| true, bf16);
         let ours = run_on(Tape::new().computing(Compute::Bf16), &inputs, dense_attention);
@@ -99,15 +102,15 @@ fn bf16_errs_at_most_twice_as_much_as_the_formula_with_rounded_operands() {
 #[test]
 fn bits_do_not_depend_on_threads() {
     let go = |threads, compute| {
-        let dev = Device::cpu(threads);
-        let cast = |x: Tensor| x.to_dtype(DType::F32);
+        let dev = Device::cpu(threads).unwrap();
+        let cast = |x: Tensor| x.to_dtype(DType::F32).unwrap();
         let inputs = [
             cast(normal(&dev, &[2, 200, 4, 8], 1)),
             cast(normal(&dev, &[2, 200, 2, 8], 2)),
             cast(normal(&dev, &[2, 200, 2, 8], 3)),
         ];
         let (y, g) = run_on(Tape::new().computing(compute), &inputs, dense_attention);
-        [y.to_f64(), g[0].to_f64(), g[1].to_f64(), g[2].to_f64()]
+        [y.to_f64().unwrap(), g[0].to_f64().unwrap(), g[1].to_f64().unwrap(), g[2].to_f64().unwrap()]
     };
     for compute in [Compute::Full, Compute::Bf16] {
         assert_eq!(go(1, compute), go(4, compute));
@@ -118,7 +121,7 @@ fn bits_do_not_depend_on_threads() {
 fn a_later_token_changes_no_earlier_output() {
     let dev = device();
     let inputs = |change: f64| {
-        let mut k = normal(&dev, &[1, 150, 1, 4], 2).to_f64();
+        let mut k = normal(&dev, &[1, 150, 1, 4], 2).to_f64().unwrap();
         k[100 * 4] += change;
         [
             normal(&dev, &[1, 150, 2, 4], 1),
@@ -128,8 +131,8 @@ fn a_later_token_changes_no_earlier_output() {
     };
     for (compute, dtype) in [(Compute::Full, DType::F64), (Compute::Bf16, DType::F32)] {
         let go = |change: f64| {
-            let inputs = inputs(change).map(|x| x.to_dtype(dtype));
-            run_on(Tape::new().computing(compute), &inputs, dense_attention).0.to_f64()
+            let inputs = inputs(change).map(|x| x.to_dtype(dtype).unwrap());
+            run_on(Tape::new().computing(compute), &inputs, dense_attention).0.to_f64().unwrap()
         };
         let (a, b) = (go(0.0), go(1.0));
         assert_eq!(a[..100 * 8], b[..100 * 8]);

@@ -11,15 +11,11 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use std::cell::Cell;
-use std::rc::Rc;
-use std::sync::Arc;
-
-use super::{BlockList, Dims, Span};
+use super::{Dims, Routes, Span};
+use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::number::{DType, with_number};
 use crate::ops::entmax::check_alpha;
-use crate::tape::{Tape, Var};
+use crate::tape::{ScalarCell, Tape, Var};
 use crate::tensor::Tensor;
 
 /// What is subtracted from log w before it is divided by sigma.
@@ -69,19 +65,19 @@ pub const PAIRS: &str = "router.pairs";
 
 /// What [`entmax_routing`] returns.
 pub struct Routing {
-    /// The chunks of every query, its own last.
-    pub list: Arc<BlockList>,
+    /// The chunks of every query. The numbers below are in the order of their entries.
+    pub routes: Routes,
     /// `[entries]`: the bias of every (query, chunk) pair.
     pub bias: Var,
     /// `[entries]`: w, 0 for the own chunk.
     pub weights: Tensor,
     /// `[entries, group]`: p of every head of the group, 0 for the own chunk.
     pub heads: Tensor,
-    /// Set by backward: the norm of the gradient that reaches the scores of this call.
-    pub score_gradient: Rc<Cell<f64>>,
+    /// Set by backward: the norm of the gradient that reaches the scores of this call, an f64 scalar.
+    pub score_gradient: ScalarCell,
 }
 
-fn check(op: &'static str, q: &Tensor, kbar: &Tensor, chunk_size: usize) -> Result<(Dims, usize, DType)> {
+fn check(op: &'static str, q: &Tensor, kbar: &Tensor, chunk_size: usize) -> Result<(Dims, usize)> {
     let [b, t, h, d] = q.dims(op)?;
     let [bk, n, g, dk] = kbar.dims(op)?;
     ensure!(chunk_size > 0, op, "a chunk has at least one token");
@@ -93,7 +89,7 @@ fn check(op: &'static str, q: &Tensor, kbar: &Tensor, chunk_size: usize) -> Resu
         kbar.shape()
     );
     ensure!(g > 0 && h % g == 0, op, "{h} query heads do not divide into {g} key/value heads");
-    Ok((Dims { b, t, h, g, d }, n, crate::tensor::same_dtype(op, q, kbar)?))
+    Ok((Dims { b, t, h, g, d }, n))
 }
 
 /// Routes `q [b, t, h, d]` over the summaries `kbar [b, n, g, d]`. `diagonal [g]` is the own chunk's bias (0 when `None`).
@@ -102,7 +98,7 @@ fn check(op: &'static str, q: &Tensor, kbar: &Tensor, chunk_size: usize) -> Resu
 /// When shapes do not fit, alpha is not in (1, 2], or sigma or gamma is not positive.
 pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, settings: Entmax) -> Result<Routing> {
     let op = "entmax_routing";
-    let (dims, n, dtype) = check(op, &q.value, &kbar.value, settings.chunk_size)?;
+    let (dims, n) = check(op, &q.value, &kbar.value, settings.chunk_size)?;
     check_alpha(op, settings.alpha)?;
     ensure!(settings.sigma > 0.0, op, "sigma is {}, it divides the bias and must be positive", settings.sigma);
     ensure!(settings.gamma > 0.0, op, "gamma is {}, it must be positive", settings.gamma);
@@ -110,31 +106,36 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
         let shape = diagonal.value.shape();
         ensure!(shape == [dims.g], op, "diagonal is {shape:?}, there are {} key/value heads", dims.g);
     }
-    let device = q.value.cpu();
-    with_number!(dtype, T => {
-        let own = diagonal.map(|d| d.value.data::<T>());
-        let out = cpu::forward::<T>(device, dims, n, q.value.data(), kbar.value.data(), own, settings);
+    let own = diagonal.map_or(&q.value, |diagonal| &diagonal.value);
+    let tensors = [&q.value, &kbar.value, own];
+    let (routes, bias, weights, heads) = on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, own]) => {
+        let own = diagonal.map(|_| own);
+        let out = cpu::forward::<T>(cpu, dims, n, qs, ks, own, settings);
         let entries = out.list.len();
-        let bias = Tensor::from_buffer(&[entries], out.bias);
-        let weights = Tensor::from_buffer(&[entries], out.weights);
-        let heads = Tensor::from_buffer(&[entries, dims.group()], out.head_weights);
-        let list = Arc::new(out.list);
-        let (q, kbar, diagonal) = (q.clone(), kbar.clone(), diagonal.map(Var::id));
-        let kept = (list.clone(), weights.clone(), heads.clone());
-        let watch = tape.watcher().map(|w| (w.clone(), tape.scope_name()));
-        let score_gradient = Rc::new(Cell::new(0.0));
-        let norm = score_gradient.clone();
-        let bias = tape.record(op, bias, move |dy, grads| {
-            let (list, weights, heads) = kept;
-            let numbers = (&*list, weights.data(), heads.data());
-            let inputs = (q.value.data(), kbar.value.data());
-            let d = cpu::backward::<T>(dy.cpu(), dims, n, inputs, numbers, dy.data(), settings, watch.is_some());
-            norm.set(d.squares.sqrt());
+        (
+            Routes::cpu(out.list),
+            Tensor::from_buffer(&[entries], out.bias),
+            Tensor::from_buffer(&[entries], out.weights),
+            Tensor::from_buffer(&[entries, dims.group()], out.head_weights),
+        )
+    });
+    let (q, kbar, diagonal) = (q.clone(), kbar.clone(), diagonal.map(Var::id));
+    let kept = (routes.clone(), weights.clone(), heads.clone());
+    let watch = tape.watcher().map(|w| (w.clone(), tape.scope_name()));
+    let score_gradient = ScalarCell::default();
+    let norm = score_gradient.clone();
+    let bias = tape.record(op, bias, move |dy, grads| {
+        let (routes, weights, heads) = kept;
+        let tensors = [&q.value, &kbar.value, &weights, &heads, &dy];
+        on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, weights, heads, dbias]) => {
+            let list = routes.on_cpu(op, cpu)?;
+            let numbers = (list, weights, heads);
+            let d = cpu::backward::<T>(cpu, dims, n, (qs, ks), numbers, dbias, settings, watch.is_some());
+            norm.set(Tensor::from_buffer(&[], cpu.copy(&[d.squares.sqrt()])));
             if let Some((watcher, scope)) = watch {
                 let shape = [list.len(), dims.group()];
                 watcher.gradient(&scope, SCORES, &Tensor::from_buffer(&shape, d.scores));
-                let pairs = Tensor::full(dy.device(), &[], DType::F64, d.pairs as f64);
-                watcher.gradient(&scope, PAIRS, &pairs);
+                watcher.gradient(&scope, PAIRS, &Tensor::from_buffer(&[], cpu.copy(&[d.pairs as f64])));
             }
             if let Some(id) = diagonal {
                 grads.add(id, Tensor::from_buffer(&[dims.g], d.diagonal))?;
@@ -144,9 +145,9 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
                 grads.add(kbar.id(), Tensor::from_buffer(kbar.value.shape(), d.dkbar))?;
             }
             Ok(())
-        })?;
-        Ok(Routing { list, bias, weights, heads, score_gradient })
-    })
+        })
+    })?;
+    Ok(Routing { routes, bias, weights, heads, score_gradient })
 }
 
 /// The `top` best chunks of every query, its own included, by the group mean of softmax probabilities; ties go to the
@@ -154,12 +155,12 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
 ///
 /// # Errors
 /// When shapes do not fit or `top` is 0.
-pub fn topk_routing(q: &Tensor, kbar: &Tensor, chunk_size: usize, top: usize, gamma: f64) -> Result<Arc<BlockList>> {
+pub fn topk_routing(q: &Tensor, kbar: &Tensor, chunk_size: usize, top: usize, gamma: f64) -> Result<Routes> {
     let op = "topk_routing";
-    let (dims, n, dtype) = check(op, q, kbar, chunk_size)?;
+    let (dims, n) = check(op, q, kbar, chunk_size)?;
     ensure!(top > 0, op, "top is 0, but a query always attends its own chunk");
-    with_number!(dtype, T => {
-        Ok(Arc::new(cpu::topk::<T>(q.cpu(), dims, n, q.data(), kbar.data(), chunk_size, top, gamma)))
+    on_device!(op, [q, kbar]; Cpu<T>(cpu, [q, kbar]) => {
+        Ok(Routes::cpu(cpu::topk::<T>(cpu, dims, n, q, kbar, chunk_size, top, gamma)))
     })
 }
 
@@ -197,7 +198,7 @@ pub struct WindowChoice {
 ///
 /// # Errors
 /// When shapes do not fit, `local` is 0, or the forced chunks are more than `top`.
-pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result<Arc<BlockList>> {
+pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result<Routes> {
     let op = "window_routing";
     let [b, t, h, d] = q.dims(op)?;
     let [bk, m, g, dk] = keys.dims(op)?;
@@ -223,7 +224,7 @@ pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result
         choice.local
     );
     let dims = Dims { b, t, h, g, d };
-    with_number!(crate::tensor::same_dtype(op, q, keys)?, T => {
-        Ok(Arc::new(cpu::windows::<T>(q.cpu(), dims, m, q.data(), keys.data(), span, choice)))
+    on_device!(op, [q, keys]; Cpu<T>(cpu, [q, keys]) => {
+        Ok(Routes::cpu(cpu::windows::<T>(cpu, dims, m, q, keys, span, choice)))
     })
 }

@@ -1,5 +1,6 @@
 use super::*;
 use crate::device::Device;
+use crate::number::DType;
 use crate::ops::{self, attention::chunk_summary, entmax::entmax_row};
 use crate::testing::{check_grad, device, normal};
 
@@ -27,9 +28,9 @@ fn the_list_is_the_union_of_the_heads_supports_and_ends_with_the_own_chunk() {
     let (dev, t) = (device(), Tape::new());
     let (q, kbar) = (t.leaf(normal(&dev, &[1, 40, 4, 6], 1)), t.leaf(normal(&dev, &[1, 10, 2, 6], 2)));
     let routing = entmax_routing(&t, &q, &kbar, None, Entmax { gamma: 3.0, ..settings() }).unwrap();
-    let (qs, ks) = (q.value.to_f64(), kbar.value.to_f64());
-    let weights = routing.weights.to_f64();
-    let mut dropped = 0;
+    let (qs, ks) = (q.value.to_f64().unwrap(), kbar.value.to_f64().unwrap());
+    let weights = routing.weights.to_f64().unwrap();
+    let (list, mut dropped) = (routing.routes.to_host().unwrap(), 0);
     for kv in 0..2 {
         for query in 0..40 {
             let own = query / 4;
@@ -44,8 +45,8 @@ fn the_list_is_the_union_of_the_heads_supports_and_ends_with_the_own_chunk() {
             let mut want: Vec<u32> = (0..own as u32).filter(|&c| w[c as usize] > 0.0).collect();
             dropped += own - want.len();
             want.push(own as u32);
-            assert_eq!(routing.list.chunks_of(0, kv, query), want);
-            for (e, &c) in routing.list.entries_of(0, kv, query).zip(&want) {
+            assert_eq!(list.chunks_of(0, kv, query), want);
+            for (e, &c) in list.entries_of(0, kv, query).zip(&want) {
                 let w = w.get(c as usize).copied().unwrap_or(0.0);
                 assert!((weights[e] - w).abs() < 1e-12);
             }
@@ -61,9 +62,10 @@ fn the_bias_is_the_centred_log_of_the_weights_over_sigma() {
     for center in [Center::None, Center::Mean, Center::MeanDetached] {
         let routing =
             entmax_routing(&t, &q, &kbar, None, Entmax { gamma: 3.0, sigma: 2.0, center, ..settings() }).unwrap();
-        let (weights, bias) = (routing.weights.to_f64(), routing.bias.value.to_f64());
+        let (weights, bias) = (routing.weights.to_f64().unwrap(), routing.bias.value.to_f64().unwrap());
+        let list = routing.routes.to_host().unwrap();
         for (batch, kv, query) in (0..2 * 2 * 40).map(|i| (i / 80, i / 40 % 2, i % 40)) {
-            let entries = routing.list.entries_of(batch, kv, query);
+            let entries = list.entries_of(batch, kv, query);
             let (own, routed) = (entries.end - 1, entries.start..entries.end - 1);
             let logs: Vec<f64> = weights[routed.clone()].iter().map(|w| w.ln()).collect();
             let mean = match center {
@@ -89,7 +91,7 @@ fn stopped_has_the_forward_bits_of_full_and_no_gradient() {
         let bias = entmax_routing(&t, &q, &kbar, None, Entmax { gradient, ..settings() }).unwrap().bias;
         let seed = normal(&dev, bias.value.shape(), 4);
         let g = t.backward_from(&bias, seed).unwrap();
-        (bias.value.to_f64(), g.get(&qbar).map(|g| g.to_f64()))
+        (bias.value.to_f64().unwrap(), g.get(&qbar).map(|g| g.to_f64().unwrap()))
     };
     let (full, stopped) = (run(RouterGradient::Full), run(RouterGradient::Stopped));
     let straight = run(RouterGradient::StraightThrough);
@@ -102,7 +104,7 @@ fn topk_takes_the_best_and_ties_go_to_the_lower_chunk() {
     let dev = device();
     let q = Tensor::from_vec(&dev, &[1, 10, 1, 1], vec![1.0f64; 10]).unwrap();
     let kbar = Tensor::from_vec(&dev, &[1, 5, 1, 1], vec![1.0f64, 3.0, 2.0, 3.0, 0.0]).unwrap();
-    let list = |top| topk_routing(&q, &kbar, 2, top, 1.0).unwrap();
+    let list = |top| topk_routing(&q, &kbar, 2, top, 1.0).unwrap().to_host().unwrap();
     assert_eq!(list(2).chunks_of(0, 0, 9), [1, 4]);
     assert_eq!(list(3).chunks_of(0, 0, 9), [1, 3, 4]);
     assert_eq!(list(9).chunks_of(0, 0, 9), [0, 1, 2, 3, 4]);
@@ -112,9 +114,9 @@ fn topk_takes_the_best_and_ties_go_to_the_lower_chunk() {
 #[test]
 fn bits_do_not_depend_on_threads() {
     let run = |threads| {
-        let dev = Device::cpu(threads);
+        let dev = Device::cpu(threads).unwrap();
         let t = Tape::new();
-        let cast = |x: Tensor| t.leaf(x.to_dtype(DType::F32));
+        let cast = |x: Tensor| t.leaf(x.to_dtype(DType::F32).unwrap());
         let (q, kbar) = (cast(normal(&dev, &[2, 200, 4, 8], 1)), cast(normal(&dev, &[2, 50, 2, 8], 2)));
         let bias = entmax_routing(&t, &q, &kbar, None, settings()).unwrap().bias;
         let (value, seed) = (bias.value.to_vec::<f32>().unwrap(), bias.value.clone());

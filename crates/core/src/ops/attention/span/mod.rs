@@ -13,10 +13,10 @@ mod tests;
 use std::ops::Range;
 
 use super::Dims;
+use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::number::with_number;
 use crate::tape::{Tape, Var};
-use crate::tensor::{Tensor, same_dtype};
+use crate::tensor::Tensor;
 
 /// Which keys a query sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,18 +83,14 @@ pub fn span_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, span: Span, alpha:
     ensure!(g > 0 && h % g == 0, op, "{h} query heads do not divide into {g} key/value heads");
     ensure!(m == span.keys(t), op, "{t} tokens have {} keys of {span:?}, k has {m}", span.keys(t));
     ensure!((1.0..=2.0).contains(&alpha), op, "alpha is {alpha}, it must be 1 (softmax) to 2 (sparsemax)");
-    let dtype = same_dtype(op, &q.value, &k.value)?;
-    same_dtype(op, &k.value, &v.value)?;
     let dims = Dims { b, t, h, g, d };
-    let out = with_number!(dtype, T => {
-        let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-        Tensor::from_buffer(q.value.shape(), cpu::forward(q.value.cpu(), dims, m, inputs, span, alpha))
+    let out = on_device!(op, [&q.value, &k.value, &v.value]; Cpu<T>(cpu, [qs, ks, vs]) => {
+        Tensor::from_buffer(q.value.shape(), cpu::forward::<T>(cpu, dims, m, (qs, ks, vs), span, alpha))
     });
     let (q, k, v) = (q.clone(), k.clone(), v.clone());
     tape.record(op, out, move |dy, grads| {
-        with_number!(dtype, T => {
-            let inputs = (q.value.data::<T>(), k.value.data::<T>(), v.value.data::<T>());
-            let [dq, dk, dv] = cpu::backward(dy.cpu(), dims, m, inputs, dy.data::<T>(), span, alpha);
+        on_device!(op, [&q.value, &k.value, &v.value, &dy]; Cpu<T>(cpu, [qs, ks, vs, dy]) => {
+            let [dq, dk, dv] = cpu::backward::<T>(cpu, dims, m, (qs, ks, vs), dy, span, alpha);
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), dq))?;
             grads.add(k.id(), Tensor::from_buffer(k.value.shape(), dk))?;
             grads.add(v.id(), Tensor::from_buffer(v.value.shape(), dv))

@@ -6,11 +6,11 @@
 mod tests;
 
 use crate::device::cpu::simd::{self, simd};
+use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::number::with_number;
 use crate::ops::softmax::softmax_row;
 use crate::tape::{Tape, Var};
-use crate::tensor::{Tensor, same_dtype};
+use crate::tensor::Tensor;
 
 simd! {
     /// One chunk of one head: keys are rows `stride` apart. Writes a [s] and kbar [d].
@@ -58,10 +58,9 @@ pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Res
     ensure!(qbar.value.numel() == g * d, op, "qbar is {:?}, keys have {g} heads of width {d}", qbar.value.shape());
     let (n, s) = (t / chunk_size, chunk_size);
     let scale = 1.0 / (d as f64).sqrt();
-    let (value, weights) = with_number!(same_dtype(op, &k.value, &qbar.value)?, T => {
-        let (keys, query) = (k.value.data::<T>(), qbar.value.data::<T>());
-        let (mut out, mut a) = (k.value.cpu().alloc::<T>(b * n * g * d), k.value.cpu().alloc::<T>(b * n * g * s));
-        k.value.cpu().for_chunks2((&mut out, g * d), (&mut a, g * s), |i, out, a| {
+    let (value, weights) = on_device!(op, [&k.value, &qbar.value]; Cpu<T>(cpu, [keys, query]) => {
+        let (mut out, mut a) = (cpu.alloc::<T>(b * n * g * d), cpu.alloc::<T>(b * n * g * s));
+        cpu.for_chunks2((&mut out, g * d), (&mut a, g * s), |i, out, a| {
             let first = (i / n * t + i % n * s) * g * d;
             for (kv, (out, a)) in out.chunks_exact_mut(d).zip(a.chunks_exact_mut(s)).enumerate() {
                 summarize(&keys[first + kv * d..], g * d, &query[kv * d..][..d], T::of(scale), a, out);
@@ -71,19 +70,16 @@ pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Res
     });
     let (k, qbar) = (k.clone(), qbar.clone());
     tape.record(op, value, move |dy, grads| {
-        let (dk, dqbar) = with_number!(dy.dtype(), T => {
-            let device = dy.cpu();
-            let (keys, query) = (k.value.data::<T>(), qbar.value.data::<T>());
-            let (a, dout) = (weights.data::<T>(), dy.data::<T>());
+        let (dk, dqbar) = on_device!(op, [&k.value, &qbar.value, &weights, &dy]; Cpu<T>(cpu, [keys, query, a, dout]) => {
             // tokens of a ragged last chunk have no summary
-            let mut dk = device.zeros::<T>(b * t * g * d);
-            let mut partial = device.zeros::<T>(b * n * g * d);
+            let mut dk = cpu.zeros::<T>(b * t * g * d);
+            let mut partial = cpu.zeros::<T>(b * n * g * d);
             let mut pieces = Vec::with_capacity(b * n);
             for (batch, dk) in dk.chunks_mut((t * g * d).max(1)).enumerate() {
                 pieces.extend(dk.chunks_mut(s * g * d).take(n).enumerate().map(|(c, dk)| (batch * n + c, dk)));
             }
             let pieces = pieces.into_iter().zip(partial.chunks_mut(g * d)).collect();
-            device.for_each(pieces, |((i, dk), dqbar): ((usize, &mut [T]), &mut [T])| {
+            cpu.for_each(pieces, |((i, dk), dqbar): ((usize, &mut [T]), &mut [T])| {
                 let first = (i / n * t + i % n * s) * g * d;
                 for kv in 0..g {
                     let (a, dout) = (&a[(i * g + kv) * s..][..s], &dout[(i * g + kv) * d..][..d]);
@@ -91,7 +87,7 @@ pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Res
                     summarize_backward(&keys[first + kv * d..], g * d, q, T::of(scale), a, dout, &mut dk[kv * d..], dq);
                 }
             });
-            let mut dqbar = device.zeros::<T>(g * d);
+            let mut dqbar = cpu.zeros::<T>(g * d);
             for row in partial.chunks_exact(g * d) {
                 dqbar.iter_mut().zip(row).for_each(|(d, &p)| *d += p);
             }

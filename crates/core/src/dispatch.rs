@@ -1,0 +1,91 @@
+//! Where the inputs of an op live. The one place that checks device and element type of all of them, and what every door
+//! matches: [`Place`] has one variant a device and no door has a wildcard arm, so that a new device fails to compile in
+//! every door until the room answers for it.
+
+use crate::device::{CpuData, CpuDevice, Device};
+use crate::error::{Error, Result};
+use crate::storage::Storage;
+use crate::tensor::Tensor;
+
+/// The inputs of an op: on one device, of one element type.
+pub(crate) enum Place<'a, const N: usize> {
+    /// Host memory.
+    Cpu(&'a CpuDevice, CpuInputs<'a, N>),
+}
+
+/// Inputs in host memory, by element type.
+pub(crate) enum CpuInputs<'a, const N: usize> {
+    F32([&'a [f32]; N]),
+    F64([&'a [f64]; N]),
+}
+
+/// Refuses `b` if it does not share device and element type with `a`.
+pub(crate) fn same_place(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
+    if a.device().is(b.device()) && a.dtype() == b.dtype() { Ok(()) } else { Err(apart(op, a, b)) }
+}
+
+fn apart(op: &'static str, a: &Tensor, b: &Tensor) -> Error {
+    let one = |x: &Tensor| format!("{:?} {:?} on {}", x.dtype(), x.shape(), x.device());
+    Error::invalid(op, format!("inputs live apart: {} and {} (one device, one element type)", one(a), one(b)))
+}
+
+/// Where these inputs live.
+///
+/// # Errors
+/// When they do not share one device and one element type; names the op and both sides.
+pub(crate) fn place<'a, const N: usize>(op: &'static str, inputs: [&'a Tensor; N]) -> Result<Place<'a, N>> {
+    const { assert!(N > 0) };
+    let first = inputs[0];
+    for other in &inputs[1..] {
+        same_place(op, first, other)?;
+    }
+    match (first.device(), first.storage()) {
+        (Device::Cpu(cpu), Storage::Cpu(CpuData::F32(_))) => Ok(Place::Cpu(cpu, CpuInputs::F32(slices(op, inputs)?))),
+        (Device::Cpu(cpu), Storage::Cpu(CpuData::F64(_))) => Ok(Place::Cpu(cpu, CpuInputs::F64(slices(op, inputs)?))),
+    }
+}
+
+fn slices<'a, T: crate::device::CpuNumber, const N: usize>(
+    op: &'static str,
+    inputs: [&'a Tensor; N],
+) -> Result<[&'a [T]; N]> {
+    let mut out = [&[][..]; N];
+    for (slice, input) in out.iter_mut().zip(inputs) {
+        *slice = match input.storage() {
+            Storage::Cpu(data) => T::buffer(data).ok_or_else(|| apart(op, inputs[0], input))?,
+        };
+    }
+    Ok(out)
+}
+
+/// Runs the arm of the device that the inputs live on, after checking that they live together. On the CPU `$T` is the
+/// element type and the inputs are slices of it. Every device has an arm of its own; there is no other.
+///
+/// ```ignore
+/// let y = on_device!("scale", [&x.value];
+///     Cpu<T>(cpu, [x]) => cpu::scale::<T>(cpu, x),
+///     Cuda(gpu, [x]) => cuda::scale(gpu, x)?);
+/// ```
+macro_rules! on_device {
+    ($op:expr, $inputs_of:expr; Cpu<$T:ident>($cpu:pat, $inputs:pat) => $body:expr
+     $(, $device:ident($($arg:pat),+) => $other:expr)* $(,)?) => {
+        match $crate::dispatch::place($op, $inputs_of)? {
+            $crate::dispatch::Place::Cpu($cpu, $crate::dispatch::CpuInputs::F32($inputs)) => {
+                #[allow(unused_imports)]
+                use $crate::number::Number as _;
+                #[allow(dead_code)]
+                type $T = f32;
+                $body
+            }
+            $crate::dispatch::Place::Cpu($cpu, $crate::dispatch::CpuInputs::F64($inputs)) => {
+                #[allow(unused_imports)]
+                use $crate::number::Number as _;
+                #[allow(dead_code)]
+                type $T = f64;
+                $body
+            }
+            $($crate::dispatch::Place::$device($($arg),+) => $other,)*
+        }
+    };
+}
+pub(crate) use on_device;

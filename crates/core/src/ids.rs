@@ -1,0 +1,168 @@
+//! Whole numbers on a device: token ids, targets, places in an axis, masks.
+
+use std::sync::Arc;
+
+use crate::device::{Buffer, CpuDevice, Device};
+use crate::error::{Error, Result, ensure};
+use crate::shape::numel;
+
+/// A target that takes no part in a loss.
+pub const IGNORE: u32 = u32::MAX;
+
+/// Whole numbers on a device, with a shape. Their range is found once, when they are made, and stays on the host, so that an op
+/// refuses what is out of range without reading them back. Cloning shares the numbers.
+#[derive(Debug, Clone)]
+pub struct Ids {
+    shape: Vec<usize>,
+    storage: Arc<IdStorage>,
+    device: Device,
+    /// one more than the largest, [`IGNORE`] apart
+    bound: usize,
+    /// how many are [`IGNORE`]
+    ignored: usize,
+}
+
+/// The memory, by device.
+#[derive(Debug)]
+enum IdStorage {
+    Cpu(Buffer<u32>),
+}
+
+impl Ids {
+    /// These numbers, copied to the device.
+    ///
+    /// # Errors
+    /// When their number does not fit the shape, or the device has no memory left.
+    pub fn new(device: &Device, shape: &[usize], ids: &[u32]) -> Result<Self> {
+        ensure!(ids.len() == numel(shape), "ids", "{} ids do not fill shape {shape:?}", ids.len());
+        let bound = ids.iter().filter(|&&id| id != IGNORE).max().map_or(0, |&max| max as usize + 1);
+        let ignored = ids.iter().filter(|&&id| id == IGNORE).count();
+        let storage = match device {
+            Device::Cpu(cpu) => IdStorage::Cpu(cpu.copy(ids)),
+        };
+        Ok(Ids { shape: shape.to_vec(), storage: Arc::new(storage), device: device.clone(), bound, ignored })
+    }
+
+    /// A list `[n]` of places in an axis.
+    ///
+    /// # Errors
+    /// When a place is 2^32 - 1 or more, or the device has no memory left.
+    pub fn places(device: &Device, places: &[usize]) -> Result<Self> {
+        let narrow = |&place: &usize| u32::try_from(place).ok().filter(|&place| place != IGNORE);
+        let ids: Option<Vec<u32>> = places.iter().map(narrow).collect();
+        let ids = ids.ok_or_else(|| Error::invalid("ids", "a place in an axis is below 2^32 - 1"))?;
+        Self::new(device, &[ids.len()], &ids)
+    }
+
+    /// A mask: 1 where it is true, 0 elsewhere.
+    ///
+    /// # Errors
+    /// As [`Ids::new`].
+    pub fn mask(device: &Device, shape: &[usize], mask: &[bool]) -> Result<Self> {
+        Self::new(device, shape, &mask.iter().map(|&m| m as u32).collect::<Vec<_>>())
+    }
+
+    /// Extents.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// Number of ids.
+    pub fn len(&self) -> usize {
+        numel(&self.shape)
+    }
+
+    /// None at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// One more than the largest id, [`IGNORE`] apart; 0 if there is none.
+    pub fn bound(&self) -> usize {
+        self.bound
+    }
+
+    /// How many are [`IGNORE`].
+    pub fn ignored(&self) -> usize {
+        self.ignored
+    }
+
+    /// Where they live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The same ids under another shape.
+    ///
+    /// # Errors
+    /// When the number of elements differs.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
+        ensure!(numel(shape) == self.len(), "ids", "{:?} to {shape:?} changes the number of ids", self.shape);
+        Ok(Ids { shape: shape.to_vec(), ..self.clone() })
+    }
+
+    /// A copy on the host: waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn to_vec(&self) -> Result<Vec<u32>> {
+        match &*self.storage {
+            IdStorage::Cpu(ids) => Ok(ids.to_vec()),
+        }
+    }
+
+    /// Refuses ids, called `what`, that are not below `bound`, which is `of` something.
+    pub(crate) fn check_below(&self, op: &'static str, what: &str, bound: usize, of: &str) -> Result<()> {
+        ensure!(self.bound <= bound, op, "{what} {} is not below {of} {bound}", self.bound - 1);
+        Ok(())
+    }
+
+    /// Refuses [`IGNORE`] among them.
+    pub(crate) fn check_counted(&self, op: &'static str, what: &str) -> Result<()> {
+        ensure!(self.ignored == 0, op, "{} {what} are IGNORE ({IGNORE}), which only a target may be", self.ignored);
+        Ok(())
+    }
+
+    /// The ids, for a kernel of this CPU.
+    ///
+    /// # Errors
+    /// When they live elsewhere.
+    pub(crate) fn on_cpu(&self, op: &'static str, cpu: &CpuDevice) -> Result<&[u32]> {
+        match (&self.device, &*self.storage) {
+            (Device::Cpu(own), IdStorage::Cpu(ids)) if own.is(cpu) => Ok(ids),
+            (Device::Cpu(_), IdStorage::Cpu(_)) => {
+                Err(Error::invalid(op, format!("the ids live on {}, the other inputs on {cpu:?}", self.device)))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{cpu, device};
+
+    #[test]
+    fn the_range_is_known_and_checked_without_the_numbers() {
+        let d = device();
+        let ids = Ids::new(&d, &[2, 2], &[3, IGNORE, 0, 7]).unwrap();
+        assert_eq!((ids.bound(), ids.ignored(), ids.len()), (8, 1, 4));
+        assert_eq!(ids.to_vec().unwrap(), [3, IGNORE, 0, 7]);
+        assert!(ids.check_below("op", "target", 8, "the vocabulary size").is_ok());
+        let error = ids.check_below("op", "target", 7, "the vocabulary size").unwrap_err().to_string();
+        assert_eq!(error, "op: target 7 is not below the vocabulary size 7");
+        assert!(ids.check_counted("op", "ids").unwrap_err().to_string().contains("1 ids are IGNORE"));
+        assert!(Ids::new(&d, &[3], &[1]).unwrap_err().to_string().contains("1 ids do not fill shape [3]"));
+        assert!(Ids::places(&d, &[u32::MAX as usize]).is_err());
+        assert_eq!(Ids::new(&d, &[0], &[]).unwrap().bound(), 0);
+        assert_eq!(Ids::mask(&d, &[2], &[true, false]).unwrap().to_vec().unwrap(), [1, 0]);
+    }
+
+    #[test]
+    fn ids_of_another_device_are_refused() {
+        let (a, b) = (device(), device());
+        let ids = Ids::new(&a, &[1], &[0]).unwrap();
+        assert!(ids.on_cpu("op", cpu(&a)).is_ok());
+        assert!(ids.on_cpu("op", cpu(&b)).unwrap_err().to_string().contains("the ids live on cpu"));
+    }
+}

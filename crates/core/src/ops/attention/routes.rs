@@ -1,0 +1,238 @@
+//! Which chunks every query attends, as the rooms pass it on: device data, whose form is the device's own. The host sees it
+//! by name only, through [`Routes::to_host`].
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::list::BlockList;
+use crate::device::{CpuDevice, Device};
+use crate::error::{Error, Result, ensure};
+use crate::number::{DType, with_number};
+use crate::tensor::Tensor;
+
+/// Which chunks every (batch, kv head, query) attends: earlier ones, and always its own. An *entry* is one (query, chunk) pair;
+/// a bias has one number an entry, in an order that is the device's. Cloning shares.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    lists: Arc<Lists>,
+    extents: (usize, usize, usize),
+    chunk_size: usize,
+    device: Device,
+}
+
+/// The pairs, by device.
+#[derive(Debug)]
+enum Lists {
+    /// Lists by query, and the same pairs by chunk for tiles of queries.
+    Cpu(BlockList),
+}
+
+impl Routes {
+    pub(super) fn cpu(list: BlockList) -> Self {
+        let (extents, chunk_size, device) = (list.extents(), list.chunk_size(), Device::Cpu(list.device().clone()));
+        Routes { lists: Arc::new(Lists::Cpu(list)), extents, chunk_size, device }
+    }
+
+    /// Routes from any choice on the host: `choose(batch, kv head, query, chunks)` pushes earlier chunks in ascending order; the
+    /// own chunk is added.
+    ///
+    /// # Errors
+    /// When the chosen chunks do not ascend or are not all before the query's own, or the device has no memory left.
+    pub fn from_choice(
+        device: &Device,
+        extents: (usize, usize, usize),
+        chunk_size: usize,
+        mut choose: impl FnMut(usize, usize, usize, &mut Vec<u32>),
+    ) -> Result<Self> {
+        let (batch, kv_heads, queries) = extents;
+        ensure!(chunk_size > 0, "routes", "a chunk has at least one token");
+        let (mut offsets, mut chunks) = (vec![0u32], Vec::new());
+        for i in 0..batch * kv_heads * queries {
+            let (row, query) = (i / queries, i % queries);
+            let before = chunks.len();
+            choose(row / kv_heads, row % kv_heads, query, &mut chunks);
+            chunks.push((query / chunk_size) as u32);
+            let ascend = chunks[before..].is_sorted_by(|a, b| a < b);
+            ensure!(ascend, "routes", "query {query} chose {:?}: they must ascend to its own", &chunks[before..]);
+            let end = u32::try_from(chunks.len());
+            offsets.push(end.map_err(|_| Error::invalid("routes", "2^32 (query, chunk) pairs or more"))?);
+        }
+        match device {
+            Device::Cpu(cpu) => {
+                let (offsets, chunks) = (cpu.copy(&offsets), cpu.copy(&chunks));
+                Ok(Self::cpu(BlockList::new(cpu, extents, chunk_size, offsets, chunks)))
+            }
+        }
+    }
+
+    /// Tokens of a chunk.
+    pub fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+
+    /// (batch, kv heads, queries).
+    pub fn extents(&self) -> (usize, usize, usize) {
+        self.extents
+    }
+
+    /// Where they live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The mean number of tokens that a query attends (whole earlier chunks, and its own up to itself): an f64 scalar on the
+    /// device, for whoever logs or steers by it.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub fn mean_tokens(&self) -> Result<Tensor> {
+        match &*self.lists {
+            Lists::Cpu(list) => {
+                let mean = mean_tokens(self.extents, self.chunk_size, list.len());
+                Tensor::full(&self.device, &[], DType::F64, mean)
+            }
+        }
+    }
+
+    /// A copy on the host: waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn to_host(&self) -> Result<HostRoutes> {
+        let (extents, chunk_size) = (self.extents, self.chunk_size);
+        match &*self.lists {
+            Lists::Cpu(list) => {
+                let (offsets, chunks) = list.lists();
+                Ok(HostRoutes { extents, chunk_size, offsets: offsets.to_vec(), chunks: chunks.to_vec() })
+            }
+        }
+    }
+
+    /// A tensor of one number an entry, from numbers in the order of [`HostRoutes`].
+    ///
+    /// # Errors
+    /// When there is not one number an entry, or the device has no memory left.
+    pub fn entries_from_host(&self, numbers: &[f64], dtype: DType) -> Result<Tensor> {
+        match &*self.lists {
+            Lists::Cpu(list) => {
+                ensure!(numbers.len() == list.len(), "routes", "{} numbers, {} entries", numbers.len(), list.len());
+                with_number!(dtype, T => {
+                    Tensor::from_vec(&self.device, &[list.len()], numbers.iter().map(|&x| T::of(x)).collect())
+                })
+            }
+        }
+    }
+
+    /// The lists, for a kernel of this CPU.
+    ///
+    /// # Errors
+    /// When they live elsewhere.
+    pub(super) fn on_cpu(&self, op: &'static str, cpu: &CpuDevice) -> Result<&BlockList> {
+        match (&self.device, &*self.lists) {
+            (Device::Cpu(own), Lists::Cpu(list)) if own.is(cpu) => Ok(list),
+            (Device::Cpu(_), Lists::Cpu(_)) => {
+                Err(Error::invalid(op, format!("the routes live on {}, the other inputs on {cpu:?}", self.device)))
+            }
+        }
+    }
+}
+
+fn mean_tokens((batch, kv_heads, queries): (usize, usize, usize), chunk_size: usize, entries: usize) -> f64 {
+    let rows = batch * kv_heads * queries;
+    let own: usize = (0..queries).map(|q| q % chunk_size + 1).sum();
+    let own = batch * kv_heads * own;
+    (own + (entries - rows) * chunk_size) as f64 / rows.max(1) as f64
+}
+
+/// [`Routes`] on the host. Entries are numbered by (batch, kv head, query) and ascend in the chunk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostRoutes {
+    extents: (usize, usize, usize),
+    chunk_size: usize,
+    /// first entry of each query, and the end
+    offsets: Vec<u32>,
+    chunks: Vec<u32>,
+}
+
+impl HostRoutes {
+    /// Tokens of a chunk.
+    pub fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+
+    /// (batch, kv heads, queries).
+    pub fn extents(&self) -> (usize, usize, usize) {
+        self.extents
+    }
+
+    /// Number of entries.
+    pub fn len(&self) -> usize {
+        self.chunks.len()
+    }
+
+    /// No query at all.
+    pub fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// See [`Routes::mean_tokens`].
+    pub fn mean_tokens(&self) -> f64 {
+        mean_tokens(self.extents, self.chunk_size, self.len())
+    }
+
+    /// The chunks of a query, ascending, its own last.
+    pub fn chunks_of(&self, batch: usize, kv_head: usize, query: usize) -> &[u32] {
+        &self.chunks[self.entries_of(batch, kv_head, query)]
+    }
+
+    /// The numbers of a query's entries.
+    pub fn entries_of(&self, batch: usize, kv_head: usize, query: usize) -> Range<usize> {
+        let (_, kv_heads, queries) = self.extents;
+        let i = (batch * kv_heads + kv_head) * queries + query;
+        self.offsets[i] as usize..self.offsets[i + 1] as usize
+    }
+
+    /// What a tensor says of the entries, `[entries, ..]`, in the order of this list.
+    ///
+    /// # Errors
+    /// When it is of other routes, or the device fails.
+    pub fn per_entry(&self, x: &Tensor) -> Result<Vec<f64>> {
+        match x.device() {
+            Device::Cpu(_) => {
+                let rows = x.shape().first().copied();
+                ensure!(rows == Some(self.len()), "routes", "{:?} for {} entries", x.shape(), self.len());
+                x.to_f64()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{cpu, device};
+
+    #[test]
+    fn a_choice_comes_back_and_a_bad_one_is_told() {
+        let d = device();
+        let routes = Routes::from_choice(&d, (1, 2, 5), 2, |_, kv, query, chunks| {
+            if kv == 1 && query >= 2 {
+                chunks.push(0);
+            }
+        });
+        let routes = routes.unwrap();
+        let host = routes.to_host().unwrap();
+        assert_eq!((host.chunks_of(0, 0, 4), host.chunks_of(0, 1, 4)), (&[2][..], &[0, 2][..]));
+        assert_eq!((host.entries_of(0, 1, 2), host.len()), (7..9, 13));
+        // own chunks: 1 + 2 + 1 + 2 + 1 tokens a head; three chunks of two tokens more in the second
+        assert_eq!(routes.mean_tokens().unwrap().item().unwrap(), (2.0 * 7.0 + 6.0) / 10.0);
+        assert_eq!(host.mean_tokens(), 2.0);
+        let numbers: Vec<f64> = (0..13).map(f64::from).collect();
+        let x = routes.entries_from_host(&numbers, DType::F64).unwrap();
+        assert_eq!(host.per_entry(&x).unwrap(), numbers);
+        assert!(routes.entries_from_host(&numbers[1..], DType::F64).is_err());
+        let later = Routes::from_choice(&d, (1, 1, 5), 2, |_, _, _, chunks| chunks.push(1));
+        assert!(later.unwrap_err().to_string().contains("query 0 chose [1, 0]"));
+        assert!(routes.on_cpu("op", cpu(&device())).unwrap_err().to_string().contains("the routes live on"));
+    }
+}
