@@ -92,6 +92,27 @@ const LARGEST: [(&str, usize); 6] = [
 ];
 
 impl ModelConfig {
+    /// A model with these extents and every other key at its default.
+    pub fn new(layers: usize, width: usize, (heads, kv_heads): (usize, usize), ffn: usize) -> Self {
+        let mut config = ModelConfig {
+            layers,
+            width,
+            heads,
+            kv_heads,
+            head_dim: 0,
+            ffn,
+            rope_theta: rope_theta(),
+            norm_eps: norm_eps(),
+            tie_embeddings: yes(),
+            init_std: init_std(),
+            compute: Compute::default(),
+            recompute: false,
+            attention: Attention::default(),
+        };
+        config.resolve();
+        config
+    }
+
     /// Fills in what follows from other keys.
     pub fn resolve(&mut self) {
         if self.head_dim == 0 && self.heads > 0 {

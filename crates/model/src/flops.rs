@@ -42,21 +42,7 @@ mod tests {
     use crate::{Attention, Dash, Dense, InfLlmV2, Nsa, TokenEntmax, TopK};
 
     fn benchmark(attention: impl Into<Attention>) -> ModelConfig {
-        ModelConfig {
-            layers: 6,
-            width: 256,
-            heads: 8,
-            kv_heads: 2,
-            head_dim: 32,
-            ffn: 688,
-            rope_theta: 1e4,
-            norm_eps: 1e-6,
-            tie_embeddings: true,
-            init_std: 0.02,
-            compute: Default::default(),
-            recompute: false,
-            attention: attention.into(),
-        }
+        ModelConfig { attention: attention.into(), ..ModelConfig::new(6, 256, (8, 2), 688) }
     }
 
     #[test]

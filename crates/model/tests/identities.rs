@@ -21,22 +21,9 @@ fn variants() -> impl Iterator<Item = Attention> {
 }
 
 fn model(attention: impl Into<Attention>, dtype: DType) -> Model {
-    let config = ModelConfig {
-        layers: 2,
-        width: 24,
-        heads: 4,
-        kv_heads: 2,
-        head_dim: 6,
-        ffn: 32,
-        rope_theta: 1e4,
-        norm_eps: 1e-6,
-        tie_embeddings: true,
-        // far from zero, so that attention is neither uniform nor the router flat
-        init_std: 0.5,
-        compute: Default::default(),
-        recompute: false,
-        attention: attention.into(),
-    };
+    // far from zero, so that attention is neither uniform nor the router flat
+    let init_std = 0.5;
+    let config = ModelConfig { init_std, attention: attention.into(), ..ModelConfig::new(2, 24, (4, 2), 32) };
     Model::new(config, VOCAB, T, 3, &testing::device(), dtype).unwrap()
 }
 

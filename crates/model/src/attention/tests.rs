@@ -78,21 +78,7 @@ fn values_outside_a_range_are_refused_with_the_range() {
 
 #[test]
 fn a_model_is_converted_with_what_both_kinds_have() {
-    let of = |attention: Attention| ModelConfig {
-        layers: 1,
-        width: 8,
-        heads: 2,
-        kv_heads: 1,
-        head_dim: 4,
-        ffn: 8,
-        rope_theta: 1e4,
-        norm_eps: 1e-6,
-        tie_embeddings: true,
-        init_std: 0.02,
-        compute: Default::default(),
-        recompute: false,
-        attention,
-    };
+    let of = |attention: Attention| ModelConfig { attention, ..ModelConfig::new(1, 8, (2, 1), 8) };
     let dash = of(Dash { gamma: 8.0, diagonal: true, sigma: 3.0, ..Dash::default() }.into());
     let topk = Attention::converted("topk", &dash, 16, 5).unwrap();
     assert_eq!(topk, TopK { chunk_size: 16, top: 5, gamma: 8.0, indexer: true }.into());

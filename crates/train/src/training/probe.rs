@@ -370,21 +370,7 @@ mod tests {
 
     fn tiny(kind: &str) -> (Model, Batch) {
         let attention = Attention::small(kind).unwrap();
-        let config = ModelConfig {
-            layers: 2,
-            width: 16,
-            heads: 4,
-            kv_heads: 2,
-            head_dim: 4,
-            ffn: 16,
-            rope_theta: 1e4,
-            norm_eps: 1e-6,
-            tie_embeddings: true,
-            init_std: 0.4,
-            compute: Default::default(),
-            recompute: false,
-            attention,
-        };
+        let config = ModelConfig { init_std: 0.4, attention, ..ModelConfig::new(2, 16, (4, 2), 16) };
         let device = Device::cpu(1).unwrap();
         let model = Model::new(config, 17, 26, 3, &device, DType::F64).unwrap();
         let mut rng = Rng::new(4);

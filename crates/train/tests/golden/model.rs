@@ -17,20 +17,14 @@ fn model(g: &Golden, dtype: DType) -> Model {
         }
         other => panic!("{}: attention {other}", g.name),
     };
+    let (heads, ffn) = ((g.size("num_attention_heads"), g.size("num_key_value_heads")), g.size("intermediate_size"));
     let config = ModelConfig {
-        layers: g.size("num_hidden_layers"),
-        width: g.size("hidden_size"),
-        heads: g.size("num_attention_heads"),
-        kv_heads: g.size("num_key_value_heads"),
         head_dim: g.size("head_dim"),
-        ffn: g.size("intermediate_size"),
         rope_theta: g.number("rope_theta"),
         norm_eps: g.number("rms_norm_eps"),
         tie_embeddings: g.config["tie_word_embeddings"].as_bool().unwrap(),
-        init_std: 0.02,
-        compute: Default::default(),
-        recompute: false,
         attention,
+        ..ModelConfig::new(g.size("num_hidden_layers"), g.size("hidden_size"), heads, ffn)
     };
     let find = |name: &str| g.has(name).then(|| g.tensor(name, dtype));
     let params = Params::from_named(&config, g.size("vocab_size"), find).unwrap();
