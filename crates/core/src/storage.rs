@@ -4,6 +4,9 @@ use crate::device::CpuData;
 use crate::number::DType;
 
 /// A flat buffer on one device, by device first: what a device keeps inside is its own business.
+///
+/// Another device is another variant here and in [`crate::Device`], in `dispatch::Place` and in the memory of [`crate::Ids`] and
+/// [`crate::ops::attention::Routes`]. No match over them has a wildcard arm, so the compiler names every op that has no answer.
 #[derive(Debug)]
 pub enum Storage {
     /// Host memory.
