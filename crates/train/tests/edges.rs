@@ -135,9 +135,12 @@ fn a_second_process_is_kept_out_of_a_run_folder_and_a_killed_one_leaves_it_free(
 
 #[test]
 fn weights_that_are_not_finite_never_reach_a_checkpoint() {
-    // finite gradients, and a learning rate beyond f32 in the last update
+    // finite gradients, and a learning rate that takes the weights beyond f32 in the last update
     let s = Sandbox::new();
-    let out = s.command(&[], &["optim.lr=1e40", "optim.warmup_steps=0", "run.steps=1"]).output().unwrap();
+    let out = s
+        .command(&[], &["optim.lr=3e38", "optim.weight_decay=1e3", "optim.warmup_steps=0", "run.steps=1"])
+        .output()
+        .unwrap();
     let text = error_of(&out, 1);
     assert!(
         text.contains("is not finite after the update, so nothing was saved") && text.contains("no checkpoint yet"),
@@ -284,4 +287,48 @@ fn resume_auto_starts_or_continues_and_extend_says_what_happens_to_the_schedule(
     assert_eq!(s.checkpoints().last().unwrap(), "step-00000015");
     // what else differs is refused as ever
     assert!(error_of(&run(&["--extend", "20"], &["optim.lr=1e-3"]), 2).contains("optim.lr"));
+}
+
+/// `train` with a limit on its address space, in kilobytes: a limit below what the machine has, so that the test's outcome does not
+/// depend on the machine.
+fn with_memory(s: &Sandbox, kilobytes: u64, set: &[&str], more: &[&str]) -> Output {
+    let train = s.command(&[], set);
+    let args: Vec<_> = train.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+    let script = format!("ulimit -v {kilobytes}; exec \"$0\" \"$@\"");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script, env!("CARGO_BIN_EXE_train")]).args(args).args(more);
+    shell.current_dir(s.0.path()).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn sizes_beyond_memory_or_beyond_an_integer_are_refused_with_what_fits() {
+    let s = Sandbox::new();
+    let max = i64::MAX;
+    for (set, key) in [
+        ("data.seq_len=1000000000".to_string(), "data.batch_size"),
+        ("data.batch_size=100000".into(), "lower it to at most"),
+        (format!("data.batch_size={max}"), "data.batch_size"),
+        (format!("data.grad_accum={max}"), "data.batch_size"),
+        (format!("data.vocab_size={max}"), "data.vocab_size"),
+        (format!("model.ffn={max}"), "model."),
+        (format!("model.width={max}"), "model."),
+        (format!("model.layers={max}"), "model."),
+        (format!("eval.batches={max}"), "eval.batches"),
+        (format!("task={{kind=\"needle\",value_tokens={max}}}"), "task.value_tokens"),
+        ("optim.eps=0".into(), "optim.eps"),
+        ("optim.lr=1e40".into(), "optim.lr"),
+    ] {
+        let text = error_of(&with_memory(&s, 3_000_000, &[&set], &[]), 2);
+        assert!(text.contains(key), "{set}: {text}");
+        assert!(!s.run_folder().exists() && !s.0.path().join("data").exists(), "{set}: nothing is written");
+    }
+    // what is told to fit does fit
+    let text =
+        error_of(&with_memory(&s, 3_000_000, &["data.batch_size=100000", "run.steps=1", "run.threads=1"], &[]), 2);
+    let (_, rest) = text.split_once("lower it to at most ").unwrap();
+    let fits: usize = rest.split(',').next().unwrap().parse().unwrap();
+    assert!(fits > 100, "{text}");
+    // a warmup that never ends is told
+    let text = error_of(&s.command(&[], &["optim.warmup_steps=2000", "log.tensorboard=false"]).output().unwrap(), 0);
+    assert!(text.contains("the learning rate ends at 1.0 % of optim.lr"), "{text}");
 }

@@ -13,6 +13,11 @@ pub(crate) use cpu::{CpuElement, CpuNumber, Shared};
 
 use crate::error::Result;
 
+/// Whether this processor multiplies bf16 (AVX512_BF16), which [`crate::Compute::Bf16`] needs to do anything on a CPU.
+pub fn cpu_multiplies_bf16() -> bool {
+    <f32 as CpuNumber>::bf16_kernels().is_some()
+}
+
 /// Where a tensor lives and its ops run.
 #[derive(Debug, Clone)]
 pub enum Device {

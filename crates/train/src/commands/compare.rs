@@ -7,7 +7,7 @@ use clap::Args;
 use super::config_args::ConfigArgs;
 use crate::console::print_line;
 use crate::failure::Result;
-use crate::lab::compare::{Plan, compare, report_only};
+use crate::lab::compare::{Jobs, Plan, compare, report_only};
 use crate::signals::Interrupt;
 
 /// Arguments.
@@ -33,6 +33,9 @@ pub struct CompareArgs {
     /// Only write the report of the runs that are there
     #[arg(long)]
     pub report_only: bool,
+    /// Start although memory or disk seem too small for the runs
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// Runs the command.
@@ -47,5 +50,6 @@ pub fn run(args: &CompareArgs) -> Result<()> {
         return Ok(());
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    compare(&plan, if args.jobs == 0 { cores } else { args.jobs }, Interrupt::install)
+    let jobs = if args.jobs == 0 { cores } else { args.jobs };
+    compare(&plan, Jobs { at_once: jobs, force: args.force }, Interrupt::install)
 }

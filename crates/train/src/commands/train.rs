@@ -21,6 +21,9 @@ pub struct TrainArgs {
     /// Continue a run up to this many updates in all, and say what that does to the schedule
     #[arg(long, value_name = "STEPS", conflicts_with = "resume", requires = "config")]
     extend: Option<u64>,
+    /// Start although memory or disk seem too small for the run
+    #[arg(long)]
+    force: bool,
 }
 
 /// Runs the command.
@@ -34,6 +37,6 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some(steps) = args.extend {
         config.run.steps = steps;
     }
-    let start = Start { resume, allow_changes: args.allow_changes, extend: args.extend.is_some() };
+    let start = Start { resume, allow_changes: args.allow_changes, extend: args.extend.is_some(), force: args.force };
     train(&config, start, Interrupt::install)
 }

@@ -46,6 +46,9 @@ fn one() -> usize {
     1
 }
 
+/// Tokens of an update at most, so that no product of sizes wraps.
+const MOST_TOKENS: usize = 1 << 40;
+
 impl Data {
     /// Says what cannot be read. `reads_text` where any training sequence is text.
     ///
@@ -55,6 +58,15 @@ impl Data {
         positive("data.seq_len", self.seq_len)?;
         positive("data.batch_size", self.batch_size)?;
         positive("data.grad_accum", self.grad_accum)?;
+        let tokens = self.seq_len.checked_mul(self.batch_size).and_then(|n| n.checked_mul(self.grad_accum));
+        if tokens.is_none_or(|n| n > MOST_TOKENS) {
+            let sizes =
+                format!("{} x data.seq_len {} x data.grad_accum {}", self.batch_size, self.seq_len, self.grad_accum);
+            return wrong("data.batch_size", format!("{sizes} is more than 2^40 (1.1e12) tokens an update"));
+        }
+        if self.vocab_size > u32::MAX as usize {
+            return wrong("data.vocab_size", format!("{} is above 2^32 - 1, the largest id", self.vocab_size));
+        }
         if self.vocab_size < 2 {
             return wrong("data.vocab_size", format!("{} is below 2", self.vocab_size));
         }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{ConfigError, positive};
+use super::error::{ConfigError, positive, wrong};
 
 /// `[eval]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,7 +30,13 @@ impl Eval {
     /// # Errors
     /// Key and reason.
     pub fn check(&self) -> Result<(), ConfigError> {
-        positive("eval.batches", self.batches)
+        positive("eval.batches", self.batches)?;
+        if self.batches > u32::MAX as usize {
+            let what =
+                format!("{} is above 2^32 - 1; a number above the batches of the text means all of it", self.batches);
+            return wrong("eval.batches", what);
+        }
+        Ok(())
     }
 }
 

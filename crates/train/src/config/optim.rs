@@ -95,8 +95,14 @@ impl Optim {
                 return wrong(key, format!("{x} is not at least 0 and below 1"));
             }
         }
-        for (key, x) in [("optim.weight_decay", self.weight_decay), ("optim.clip", self.clip), ("optim.eps", self.eps)]
-        {
+        // where a gradient is 0, an eps that is 0 in f32 makes the update 0 / 0
+        if !(self.eps as f32 > 0.0 && self.eps.is_finite()) {
+            return wrong("optim.eps", format!("{} is not above 0 in f32 (1e-45 is the smallest)", self.eps));
+        }
+        if self.lr as f32 == f32::INFINITY {
+            return wrong("optim.lr", format!("{} is beyond f32 (3.4e38)", self.lr));
+        }
+        for (key, x) in [("optim.weight_decay", self.weight_decay), ("optim.clip", self.clip)] {
             if !(x >= 0.0) {
                 return wrong(key, format!("{x} is negative"));
             }

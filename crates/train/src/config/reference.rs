@@ -53,7 +53,7 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("optim.clip", "at least 0", "-1.0"),
     ("optim.beta1", "0 to below 1", "1.0"),
     ("optim.beta2", "0 to below 1", "1.0"),
-    ("optim.eps", "at least 0", "-1e-8"),
+    ("optim.eps", "above 0", "0.0"),
     ("eval.batches", "at least 1", "0"),
     ("checkpoint.keep_last", "at least 1", "0"),
     ("log.every", "at least 1", "0"),

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod convert;
 pub mod eval;
 pub mod export;
+mod limits;
 pub mod loaded;
 pub mod lock;
 pub mod material;

@@ -3,11 +3,15 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use dash_core::device::cpu_multiplies_bf16;
 use dash_core::{DType, Device, Tape, Tensor, ops};
 use dash_data::Shard;
-use dash_model::{Model, flops};
+use dash_model::{Compute, Model, flops, parameters};
 
+use super::limits;
 use crate::config::Config;
+use crate::console::tell;
+use crate::failure::{Failure, Result};
 
 /// Share of the measured matrix-product rate that a whole step reaches: what this trainer measures on bench-cpu.toml.
 const STEP_EFFICIENCY: f64 = 0.75;
@@ -19,6 +23,10 @@ const PROCESS: f64 = 18e6;
 pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     let m = &config.model;
     let tokens = (config.data.seq_len * config.data.batch_size) as f64;
+    // beyond what counts of elements can say
+    if tokens * (m.width + m.ffn) as f64 > 1e18 {
+        return f64::INFINITY;
+    }
     // gate and up are kept in panels of 32 features
     let (c, f) = (m.width as f64, m.ffn.next_multiple_of(32) as f64);
     let (h, g, d) = (m.heads as f64, m.kv_heads as f64, m.head_dim as f64);
@@ -35,6 +43,106 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     let layers = m.layers as f64;
     let kept = if m.recompute { layers * c + layer + own } else { layers * (layer + own) };
     PROCESS + 4.0 * (4.0 * params as f64 + tokens * kept + logits + head + backward)
+}
+
+/// Refuses a run that this machine cannot hold, before anything is allocated, prepared or written; with `force` it only warns.
+/// `at_once` such runs share the machine.
+///
+/// # Errors
+/// A wrong request that says what is needed, what is there, and the largest value that fits.
+pub fn check_fits(config: &Config, at_once: usize, force: bool) -> Result<()> {
+    check_compute(config.model.compute, cpu_multiplies_bf16())?;
+    let params = parameters(&config.model, config.data.vocab_size).map_err(Failure::request)?;
+    let complaints = [too_little_memory(config, params, at_once), too_little_disk(config, params)];
+    for what in complaints.into_iter().flatten() {
+        if !force {
+            return Err(Failure::request(format!("{what}. --force starts it anyway")));
+        }
+        tell!("warning: {what}");
+    }
+    let warmup = config.optim.warmup_steps;
+    if warmup > config.run.steps {
+        tell!(
+            "warning: optim.warmup_steps = {warmup} is longer than the run of {} updates: the learning rate ends at {:.1} % of optim.lr",
+            config.run.steps,
+            100.0 * config.run.steps as f64 / warmup as f64
+        );
+    }
+    Ok(())
+}
+
+/// A run that asked for bf16 must not train in f32 without a word.
+fn check_compute(compute: Compute, cpu_can: bool) -> Result<()> {
+    if compute == Compute::Bf16 && !cpu_can {
+        return Err(Failure::request(
+            "model.compute: this processor does not multiply bf16 (that takes AVX512_BF16: AMD Zen 4, Intel Cooper Lake or Sapphire \
+             Rapids, and later); use model.compute = \"f32\"",
+        ));
+    }
+    Ok(())
+}
+
+/// Bytes for people.
+fn bytes(n: f64) -> String {
+    if n < 1e9 { format!("{:.0} MB", n / 1e6) } else { format!("{:.1} GB", n / 1e9) }
+}
+
+fn too_little_memory(config: &Config, params: usize, at_once: usize) -> Option<String> {
+    let have = limits::memory()? / at_once as f64;
+    let need = memory_bytes(config, params);
+    if need <= have {
+        return None;
+    }
+    let with = |batch: usize| {
+        let data = crate::config::Data { batch_size: batch, ..config.data.clone() };
+        memory_bytes(&Config { data, ..config.clone() }, params)
+    };
+    // the largest batch that fits: memory grows with it
+    let (mut fits, mut exceeds) = (0, config.data.batch_size);
+    while exceeds - fits > 1 {
+        let middle = fits + (exceeds - fits) / 2;
+        if with(middle) <= have {
+            fits = middle;
+        } else {
+            exceeds = middle;
+        }
+    }
+    let remedy = if fits > 0 {
+        format!(
+            "lower it to at most {fits}, and raise data.grad_accum for as many tokens an update, or set model.recompute = true"
+        )
+    } else {
+        format!("even one sequence takes {}; lower data.seq_len, model.width or model.layers", bytes(with(1)))
+    };
+    let share = if at_once > 1 { format!(" for each of {at_once} runs at a time") } else { String::new() };
+    Some(format!(
+        "data.batch_size: {} sequences of {} tokens need about {} of memory, {} are free{share}: {remedy}",
+        config.data.batch_size,
+        config.data.seq_len,
+        bytes(need),
+        bytes(have),
+    ))
+}
+
+/// Weights and two moments in f32, for every checkpoint that is kept and the one that is being written.
+fn too_little_disk(config: &Config, params: usize) -> Option<String> {
+    let kept = config.checkpoint.keep_last.saturating_add(config.checkpoint.keep_best);
+    let saved = match config.checkpoint.every {
+        0 => 1,
+        every => usize::try_from(config.run.steps.div_ceil(every)).unwrap_or(usize::MAX),
+    };
+    let need = 12.0 * params as f64 * (kept.min(saved) as f64 + 1.0);
+    let have = limits::disk(&config.run.dir)?;
+    (need > have).then(|| {
+        format!(
+            "checkpoint.keep_last: {} checkpoints of {} need {}, {} are free in {}: keep fewer, or choose another run.dir",
+            kept.min(saved),
+            bytes(12.0 * params as f64),
+            bytes(need),
+            bytes(have),
+            config.run.dir.display()
+        )
+    })
 }
 
 /// Rate of a 512-cubed product on this device, in FLOP/s: best of twenty, 30 ms in all.
@@ -120,5 +228,17 @@ pub fn duration(seconds: f64) -> String {
         s if s < 5400.0 => format!("{:.0} min", s / 60.0),
         s if s < 172_800.0 => format!("{:.1} h", s / 3600.0),
         s => format!("{:.1} days", s / 86_400.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bf16_is_refused_where_nothing_multiplies_it() {
+        let Err(Failure::Request(e)) = check_compute(Compute::Bf16, false) else { panic!("a wrong request") };
+        assert!(e.to_string().contains("AVX512_BF16") && e.to_string().contains("\"f32\""), "{e}");
+        assert!(check_compute(Compute::Bf16, true).is_ok() && check_compute(Compute::F32, false).is_ok());
     }
 }

@@ -35,6 +35,8 @@ pub struct Start {
     pub allow_changes: bool,
     /// Continue although `run.steps` changed.
     pub extend: bool,
+    /// Start although this machine seems too small.
+    pub force: bool,
 }
 
 /// Which folders a run may continue in.
@@ -151,6 +153,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     let began = Instant::now();
     let folder = config.folder();
     continues(&folder, start.resume)?;
+    preflight::check_fits(config, 1, start.force)?;
     let material = Material::of(config)?;
     let data_hash = material.hash.clone();
     let device = device(config)?;

@@ -27,15 +27,27 @@ use crate::files::replace_file;
 use crate::signals::Interrupt;
 use crate::training::lock::RunLock;
 use crate::training::material::Material;
-use crate::training::preflight::duration;
+use crate::training::preflight::{check_fits, duration};
+
+/// How runs are started.
+#[derive(Debug, Clone, Copy)]
+pub struct Jobs {
+    /// Runs at a time.
+    pub at_once: usize,
+    /// Start although this machine seems too small.
+    pub force: bool,
+}
 
 /// Runs a plan and writes its report.
 ///
 /// # Errors
 /// A wrong request, or an interruption after everything was saved and the report was written. An arm that fails is told in
 /// the report; it is an error only when no run finished.
-pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
+pub fn compare(plan: &Plan, jobs: Jobs, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
     let began = Instant::now();
+    for (_, config) in &plan.arms {
+        check_fits(config, jobs.at_once.min(plan.arms.len() * plan.seeds as usize), jobs.force)?;
+    }
     let data = Material::of(plan.base())?;
     let _lock = RunLock::take(&plan.out)?;
     let runs = plan.runs();
@@ -52,12 +64,13 @@ pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Res
     let runs: Vec<Run> = runs.into_iter().map(|(run, _)| run).collect();
     let mut waiting: Vec<&Run> = runs.iter().filter(|r| r.outcome() != Outcome::Done).collect();
     tell!(
-        "{} arms x {} seeds: {} runs of {} steps, {} finished already, {jobs} at a time; {}",
+        "{} arms x {} seeds: {} runs of {} steps, {} finished already, {} at a time; {}",
         plan.arms.len(),
         plan.seeds,
         runs.len(),
         plan.base().run.steps,
         runs.len() - waiting.len(),
+        jobs.at_once,
         plan.out.display()
     );
     waiting.reverse();
@@ -68,9 +81,9 @@ pub fn compare(plan: &Plan, jobs: usize, interrupt: impl FnOnce() -> anyhow::Res
     let mut active: Vec<(&Run, Child)> = Vec::new();
     let mut told = false;
     loop {
-        while active.len() < jobs && !interrupt.requested() {
+        while active.len() < jobs.at_once && !interrupt.requested() {
             let Some(run) = waiting.pop() else { break };
-            active.push((run, run.start()?));
+            active.push((run, run.start(jobs.force)?));
         }
         if active.is_empty() {
             break;

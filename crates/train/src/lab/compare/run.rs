@@ -146,13 +146,16 @@ impl Run {
     ///
     /// # Errors
     /// When there can be no process or no log.
-    pub fn start(&self) -> anyhow::Result<Child> {
+    pub fn start(&self, force: bool) -> anyhow::Result<Child> {
         let log =
             std::fs::File::create(&self.log).with_context(|| format!("{} cannot be written", self.log.display()))?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("--config").arg(&self.config).stdin(Stdio::null());
         if self.folder.join("config.toml").exists() {
             command.arg("--resume");
+        }
+        if force {
+            command.arg("--force");
         }
         Ok(command.stdout(log.try_clone()?).stderr(log).spawn()?)
     }
