@@ -3,6 +3,14 @@
 //! The processor multiplies *pairs* of two bf16 that are neighbours along the inner axis, packed into 32 bits. Pairs are made
 //! while an operand is packed and live in f32 buffers, one a number. Sums, results and everything outside stay f32.
 
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(
+        clippy::needless_range_loop,
+        reason = "registers of a block are indexed by row and column, as in the formula"
+    )
+)]
+
 use super::gemm::Gemm;
 use super::kernel_f32::{NR, Operands};
 #[cfg(target_arch = "x86_64")]

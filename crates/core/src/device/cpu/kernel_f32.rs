@@ -5,6 +5,14 @@
 //! accumulators: 16 multiply-adds for 2 loads and 8 broadcasts, which keeps the multipliers of Zen 4 busy. On AVX2 the
 //! registers hold 6 x 16.
 
+#![cfg_attr(
+    target_arch = "x86_64",
+    expect(
+        clippy::needless_range_loop,
+        reason = "registers of a block are indexed by row and column, as in the formula"
+    )
+)]
+
 use super::level::Level;
 #[cfg(target_arch = "x86_64")]
 use super::simd::prefetch;

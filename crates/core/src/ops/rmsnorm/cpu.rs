@@ -2,8 +2,8 @@ use crate::device::CpuNumber;
 use crate::device::cpu::simd::{self, simd};
 use crate::device::{Buffer, CpuDevice};
 
-/// Rows a task handles. The partial sums of dw are one row a task, added in order of task.
-const ROWS: usize = 64;
+/// Rows of a task. The partial sums of dw are one row a task, added in order of task.
+const TASK_ROWS: usize = 64;
 
 simd! {
     fn forward_rows<T>(x: &[T], w: &[T], eps: f64, y: &mut [T], rstd: &mut [T]) {
@@ -20,16 +20,8 @@ simd! {
 
 simd! {
     /// Writes dx, or adds to what is there. `row` is as wide as a row.
-    fn backward_rows<T>(
-        dy: &[T],
-        x: &[T],
-        w: &[T],
-        rstd: &[T],
-        row: &mut [T],
-        dx: &mut [T],
-        add: bool,
-        dw: &mut [T],
-    ) {
+    fn backward_rows<T>(inputs: Inputs<T>, row: &mut [T], dx: &mut [T], accumulate: bool, dw: &mut [T]) {
+        let Inputs { dy, x, w, rstd } = inputs;
         let width = w.len();
         let rows = dy.chunks_exact(width).zip(x.chunks_exact(width)).zip(dx.chunks_exact_mut(width)).zip(rstd);
         for (((dy, x), dx), &r) in rows {
@@ -41,7 +33,7 @@ simd! {
                 *d = r * (*d - x * c);
                 *dw = (g * x).mul_add(r, *dw);
             }
-            if add {
+            if accumulate {
                 dx.iter_mut().zip(&*row).for_each(|(sum, &d)| *sum += d);
             } else {
                 dx.copy_from_slice(row);
@@ -50,10 +42,18 @@ simd! {
     }
 }
 
+/// What backward reads: rows of dy and x, the weight, and 1 / rms of every row.
+struct Inputs<'a, T> {
+    dy: &'a [T],
+    x: &'a [T],
+    w: &'a [T],
+    rstd: &'a [T],
+}
+
 pub fn forward<T: CpuNumber>(device: &CpuDevice, x: &[T], w: &[T], eps: f64, y: &mut [T], rstd: &mut [T]) {
     let width = w.len();
-    device.for_chunks2((y, ROWS * width), (rstd, ROWS), |i, y, rstd| {
-        forward_rows(&x[i * ROWS * width..][..y.len()], w, eps, y, rstd);
+    device.for_chunks2((y, TASK_ROWS * width), (rstd, TASK_ROWS), |i, y, rstd| {
+        forward_rows(&x[i * TASK_ROWS * width..][..y.len()], w, eps, y, rstd);
     });
 }
 
@@ -62,15 +62,16 @@ pub fn backward<T: CpuNumber>(
     device: &CpuDevice,
     (dy, x, w, rstd): (&[T], &[T], &[T], &[T]),
     dx: &mut [T],
-    add: bool,
+    accumulate: bool,
 ) -> Buffer<T> {
     let width = w.len();
-    let tasks = rstd.len().div_ceil(ROWS);
+    let tasks = rstd.len().div_ceil(TASK_ROWS);
     let mut partial = device.zeros::<T>(tasks * width);
-    device.for_chunks2((dx, ROWS * width), (&mut partial, width), |i, dx, dw| {
-        let at = i * ROWS * width;
+    device.for_chunks2((dx, TASK_ROWS * width), (&mut partial, width), |i, dx, dw| {
+        let at = i * TASK_ROWS * width;
         let mut row = device.alloc(width);
-        backward_rows(&dy[at..][..dx.len()], &x[at..][..dx.len()], w, &rstd[i * ROWS..], &mut row, dx, add, dw);
+        let (dy, x) = (&dy[at..][..dx.len()], &x[at..][..dx.len()]);
+        backward_rows(Inputs { dy, x, w, rstd: &rstd[i * TASK_ROWS..] }, &mut row, dx, accumulate, dw);
     });
     let mut dw = device.zeros::<T>(width);
     for row in partial.chunks_exact(width) {

@@ -129,8 +129,8 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
         let tensors = [&q.value, &kbar.value, &weights, &heads, &dy];
         on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, weights, heads, dbias]) => {
             let list = routes.on_cpu(op, cpu)?;
-            let numbers = (list, weights, heads);
-            let d = cpu::backward::<T>(cpu, dims, n, (qs, ks), numbers, dbias, settings, watch.is_some());
+            let entries = (list, weights, heads, dbias);
+            let d = cpu::backward::<T>(cpu, dims, n, (qs, ks), entries, settings, watch.is_some());
             norm.set(Tensor::from_buffer(&[], cpu.copy(&[d.squares.sqrt()])));
             if let Some((watcher, scope)) = watch {
                 let shape = [list.len(), dims.group()];
@@ -160,7 +160,7 @@ pub fn topk_routing(q: &Tensor, kbar: &Tensor, chunk_size: usize, top: usize, ga
     let (dims, n) = check(op, q, kbar, chunk_size)?;
     ensure!(top > 0, op, "top is 0, but a query always attends its own chunk");
     on_device!(op, [q, kbar]; Cpu<T>(cpu, [q, kbar]) => {
-        Ok(Routes::cpu(cpu::topk::<T>(cpu, dims, n, q, kbar, chunk_size, top, gamma)))
+        Ok(Routes::cpu(cpu::topk::<T>(cpu, dims, n, (q, kbar), (chunk_size, top), gamma)))
     })
 }
 

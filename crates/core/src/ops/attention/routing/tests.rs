@@ -136,3 +136,17 @@ fn bad_settings_are_told() {
     assert!(err(Entmax { chunk_size: 2, ..settings() }).contains("summaries of chunks of 2 are [1, 2, 1, 2]"));
     assert!(ops::attention::topk_routing(&q.value, &kbar.value, 4, 0, 1.0).is_err());
 }
+
+#[test]
+fn without_a_complete_chunk_every_query_attends_its_own() {
+    let dev = device();
+    for gradient in [RouterGradient::Full, RouterGradient::StraightThrough] {
+        let t = Tape::new();
+        let (q, kbar) = (t.leaf(normal(&dev, &[2, 3, 4, 6], 1)), t.leaf(normal(&dev, &[2, 0, 2, 6], 2)));
+        let routing = entmax_routing(&t, &q, &kbar, None, Entmax { gradient, ..settings() }).unwrap();
+        assert_eq!(routing.weights.to_f64().unwrap(), vec![0.0; 2 * 2 * 3]);
+        let seed = routing.bias.value.clone();
+        let grads = t.backward_from(&routing.bias, seed).unwrap();
+        assert!(grads.get(&q).unwrap().to_f64().unwrap().iter().all(|&dq| dq == 0.0));
+    }
+}

@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod tests;
 
+use crate::device::cpu::matrix::MatRef;
 use crate::device::cpu::simd::{self, simd};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
@@ -28,9 +29,9 @@ simd! {
 }
 
 simd! {
-    /// Adds the chunk's dk (rows `stride` apart) and dqbar.
-    fn summarize_backward<T>(k: &[T], stride: usize, qbar: &[T], scale: T, a: &[T], dout: &[T], dk: &mut [T], dqbar: &mut [T]) {
-        let d = qbar.len();
+    /// Adds the chunk's dk, whose rows are as far apart as k's, and dqbar.
+    fn summarize_backward<T>(k: MatRef<T>, qbar: &[T], scale: T, a: &[T], dout: &[T], dk: &mut [T], dqbar: &mut [T]) {
+        let (MatRef { data: k, row_stride: stride, .. }, d) = (k, qbar.len());
         let mut inner = T::ZERO;
         for (j, &a) in a.iter().enumerate() {
             inner = a.mul_add(simd::dot(dout, &k[j * stride..][..d]), inner);
@@ -39,8 +40,8 @@ simd! {
             let key = &k[j * stride..][..d];
             let dz = a * (simd::dot(dout, key) - inner) * scale;
             let dk = &mut dk[j * stride..][..d];
-            for i in 0..d {
-                dk[i] = a.mul_add(dout[i], dz * qbar[i]);
+            for (dk, (&dout, &q)) in dk.iter_mut().zip(dout.iter().zip(qbar)) {
+                *dk = a.mul_add(dout, dz * q);
             }
             simd::axpy(dz, key, dqbar);
         }
@@ -84,7 +85,8 @@ pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Res
                 for kv in 0..g {
                     let (a, dout) = (&a[(i * g + kv) * s..][..s], &dout[(i * g + kv) * d..][..d]);
                     let (q, dq) = (&query[kv * d..][..d], &mut dqbar[kv * d..][..d]);
-                    summarize_backward(&keys[first + kv * d..], g * d, q, T::of(scale), a, dout, &mut dk[kv * d..], dq);
+                    let k = MatRef::rows(&keys[first + kv * d..], g * d);
+                    summarize_backward(k, q, T::of(scale), a, dout, &mut dk[kv * d..], dq);
                 }
             });
             let mut dqbar = cpu.zeros::<T>(g * d);

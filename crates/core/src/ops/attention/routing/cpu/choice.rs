@@ -1,0 +1,123 @@
+//! Choices of a fixed number of chunks.
+
+use super::super::super::engine::SCORE_TILE;
+use super::super::super::list::BlockList;
+use super::super::super::{Dims, Span};
+use super::super::{Pooling, WindowChoice};
+use super::{for_tiles, list_of, mean_of_rows};
+use crate::device::{CpuDevice, CpuNumber};
+use crate::ops::softmax::softmax_row;
+
+/// Keeps the `count` chunks with the largest scores, ties to the lower chunk, in ascending order.
+fn keep_best<T: CpuNumber>(chunks: &mut Vec<u32>, scores: &[T], count: usize) {
+    if chunks.len() <= count {
+        return;
+    }
+    chunks.sort_by(|&a, &b| {
+        let (x, y) = (scores[a as usize], scores[b as usize]);
+        y.partial_cmp(&x).unwrap_or(std::cmp::Ordering::Equal).then(a.cmp(&b))
+    });
+    chunks.truncate(count);
+    chunks.sort_unstable();
+}
+
+/// For each of `n` chunks the windows that touch it, of `m`, and the whole strides that each shares with it.
+fn touching_windows(n: usize, m: usize, choice: WindowChoice) -> Vec<Vec<(usize, usize)>> {
+    let WindowChoice { chunk_size, length, stride, .. } = choice;
+    let touching = |chunk: usize| {
+        let (from, to) = (chunk * chunk_size, (chunk + 1) * chunk_size);
+        let first = (from + stride).saturating_sub(length) / stride;
+        (first..m.min(to.div_ceil(stride))).filter_map(move |w| {
+            let (low, high) = (from.max(w * stride), to.min(w * stride + length));
+            let strides = high.saturating_sub(low) / stride;
+            (strides > 0).then_some((w, strides))
+        })
+    };
+    (0..n).map(|chunk| touching(chunk).collect()).collect()
+}
+
+/// The score of a chunk from those of the windows that touch it.
+fn pool<T: CpuNumber>(pooling: Pooling, touching: &[(usize, usize)], windows: &[T]) -> T {
+    let mut score = T::ZERO;
+    for &(w, strides) in touching {
+        match pooling {
+            Pooling::Max => score = score.max(windows[w]),
+            Pooling::Overlap => score = T::of(strides as f64).mul_add(windows[w], score),
+        }
+    }
+    score
+}
+
+/// The list of window routing, over `keys` of `m` windows.
+pub fn windows<T: CpuNumber>(
+    device: &CpuDevice,
+    dims: Dims,
+    m: usize,
+    q: &[T],
+    keys: &[T],
+    span: Span,
+    choice: WindowChoice,
+) -> BlockList {
+    let (group, chunk_size) = (dims.group(), choice.chunk_size);
+    let n = dims.t.div_ceil(chunk_size);
+    let touching = touching_windows(n, m, choice);
+    let visible = |query: usize| span.of(query).end;
+    let parts = for_tiles(device, dims, m, visible, (q, keys), 1.0, |_, first, scores, part| {
+        let (mut sum, mut score) = (vec![T::ZERO; m], vec![T::ZERO; n]);
+        let mut chosen = Vec::with_capacity(n);
+        for r in 0..SCORE_TILE.min(dims.t - first) {
+            let (own, visible) = ((first + r) / chunk_size, visible(first + r));
+            let rows = &mut scores[r * group * m..][..group * m];
+            sum.fill(T::ZERO);
+            for head in 0..group {
+                let row = &mut rows[head * m..][..visible];
+                softmax_row(row);
+                sum.iter_mut().zip(&*row).for_each(|(s, &p)| *s += p);
+            }
+            for (score, touching) in score.iter_mut().zip(&touching).take(own + 1) {
+                *score = pool(choice.pooling, touching, &sum);
+            }
+            let forced = |&chunk: &u32| (chunk as usize) < choice.init || chunk as usize + choice.local > own;
+            chosen.clear();
+            chosen.extend((0..=own as u32).filter(|chunk| !forced(chunk)));
+            let left = choice.top - (own + 1 - chosen.len());
+            keep_best(&mut chosen, &score, left);
+            chosen.extend((0..=own as u32).filter(forced));
+            chosen.sort_unstable();
+            part.counts.push(chosen.len() as u32);
+            part.chunks.extend(&chosen);
+        }
+    });
+    list_of(device, dims, chunk_size, &parts)
+}
+
+/// The list of the `top` best of `n` chunks, the own one included.
+pub fn topk<T: CpuNumber>(
+    device: &CpuDevice,
+    dims: Dims,
+    n: usize,
+    (q, kbar): (&[T], &[T]),
+    (chunk_size, top): (usize, usize),
+    gamma: f64,
+) -> BlockList {
+    let group = dims.group();
+    let visible = |query: usize| query / chunk_size;
+    let parts = for_tiles(device, dims, n, visible, (q, kbar), gamma, |_, first, scores, part| {
+        let (mut mean, mut order) = (device.alloc::<T>(n), Vec::with_capacity(n));
+        for r in 0..SCORE_TILE.min(dims.t - first) {
+            let own = (first + r) / chunk_size;
+            let rows = &mut scores[r * group * n..][..group * n];
+            for head in 0..group {
+                softmax_row(&mut rows[head * n..][..own]);
+            }
+            mean_of_rows(rows, n, &mut mean[..own]);
+            order.clear();
+            order.extend(0..own as u32);
+            keep_best(&mut order, &mean, top - 1);
+            part.counts.push(order.len() as u32 + 1);
+            part.chunks.extend(&order);
+            part.chunks.push(own as u32);
+        }
+    });
+    list_of(device, dims, chunk_size, &parts)
+}
