@@ -1,18 +1,20 @@
-//! From text or a synthetic task to batches of token ids: corpora, a byte-level BPE tokenizer, checked token shards, and a loader that
-//! resumes exactly. Knows no tensor and no model; nothing here prints, progress goes through a callback.
+//! From text or a synthetic task to batches of token ids: corpora, tokenizers, checked token shards, and a loader that resumes exactly.
+//! Knows no tensor and no model; nothing here prints, progress goes through a callback.
 
-pub mod corpus;
 mod error;
+mod intake;
 mod loader;
 mod prepare;
+mod report;
 mod rng;
 mod shard;
 mod task;
 mod tokenizer;
 
 pub use error::{DataError, Result};
-pub use loader::{Batch, Loader, LoaderState, Mixture};
+pub use loader::{Batch, Loader, LoaderState, Mixture, ValidationText};
 pub use prepare::{Prepared, Progress, Settings, Source, prepare};
+pub use report::Report;
 pub use shard::{Shard, ShardWriter};
 pub use task::{Example, IGNORE, Question, Task, TaskKind};
-pub use tokenizer::{END_OF_TEXT, Tokenizer};
+pub use tokenizer::{Bos, END_OF_TEXT, Encoded, SpecialToken, SpecialTokens, Tokenizer, Treatment, Unknown};

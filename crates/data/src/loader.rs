@@ -40,6 +40,15 @@ pub struct Batch {
     pub questions: Vec<Question>,
 }
 
+/// The text of a validation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValidationText {
+    /// The batches.
+    pub batches: Vec<Batch>,
+    /// Bytes of the original text behind all targets; `None` where the shards do not know them.
+    pub bytes: Option<u64>,
+}
+
 impl Batch {
     /// Targets that count: all of a text, the asked ones of a task.
     pub fn counted(&self) -> usize {
@@ -99,7 +108,7 @@ fn windows(shards: &[Arc<Shard>], seq_len: usize) -> Result<Windows> {
         let tokens: usize = shards.iter().map(|s| s.len()).sum();
         let what = format!(
             "{tokens} tokens hold no window of seq_len + 1 = {}; bring more text or shorten data.seq_len",
-            seq_len + 1
+            seq_len.saturating_add(1)
         );
         return Err(DataError::content(path, what));
     }
@@ -114,6 +123,12 @@ impl Windows {
     fn read(&self, window: usize, out: &mut Vec<u32>) {
         let shard = self.first.partition_point(|&f| f <= window) - 1;
         self.shards[shard].read((window - self.first[shard]) * self.seq_len, self.seq_len + 1, out);
+    }
+
+    /// Bytes of the original text behind the targets of a window, where the shard knows them.
+    fn target_bytes(&self, window: usize) -> Option<u64> {
+        let shard = self.first.partition_point(|&f| f <= window) - 1;
+        self.shards[shard].text_bytes((window - self.first[shard]) * self.seq_len + 1, self.seq_len)
     }
 
     fn sequence(&self, i: usize) -> Example {
@@ -235,14 +250,13 @@ impl Loader {
     ///
     /// # Errors
     /// When the shards hold no window.
-    pub fn validation(shards: &[Arc<Shard>], seq_len: usize, batch: usize, batches: usize) -> Result<Vec<Batch>> {
+    pub fn validation(shards: &[Arc<Shard>], seq_len: usize, batch: usize, batches: usize) -> Result<ValidationText> {
         let windows = windows(shards, seq_len)?;
         let wanted = batch.saturating_mul(batches).min(windows.total);
         let all: Vec<usize> = (0..wanted).map(|i| i * windows.total / wanted).collect();
-        Ok(all
-            .chunks(batch)
-            .map(|c| Batch::of(c.iter().map(|&i| windows.sequence(i)).collect(), LoaderState::default()))
-            .collect())
+        let bytes = all.iter().map(|&i| windows.target_bytes(i)).sum();
+        let make = |c: &[usize]| Batch::of(c.iter().map(|&i| windows.sequence(i)).collect(), LoaderState::default());
+        Ok(ValidationText { batches: all.chunks(batch).map(make).collect(), bytes })
     }
 
     /// Windows of an epoch.

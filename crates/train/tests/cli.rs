@@ -82,7 +82,8 @@ impl Sandbox {
 
     /// Folder of the prepared corpus, made by an earlier run.
     fn data(&self) -> PathBuf {
-        fs::read_dir(self.path("data")).unwrap().next().unwrap().unwrap().path()
+        let mut folders = fs::read_dir(self.path("data")).unwrap().map(|e| e.unwrap().path());
+        folders.find(|p| p.join("report.json").exists()).unwrap()
     }
 }
 

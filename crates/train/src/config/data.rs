@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dash_data::Source;
+use dash_data::{Bos, Source, SpecialTokens};
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, positive, wrong};
@@ -14,7 +14,7 @@ pub struct Data {
     /// `cargo` (this workspace's dependencies) or `text`.
     #[serde(default = "cargo")]
     pub source: Source,
-    /// For `text`: a file or a folder of .txt, .md, .jsonl.
+    /// For `text`: a file or a folder of .txt, .md (a document a file) and .jsonl (a document a line, field `text`).
     #[serde(default)]
     pub path: PathBuf,
     /// A tokenizer.json to use; empty: learn one.
@@ -23,8 +23,23 @@ pub struct Data {
     /// Folder for prepared corpora.
     #[serde(default = "data")]
     pub cache: PathBuf,
-    /// Vocabulary size.
+    /// Vocabulary size: of the one to learn, or the largest id and one of `tokenizer`.
     pub vocab_size: usize,
+    /// Bytes of text, from all over the corpus, that a vocabulary is learned from at most.
+    #[serde(default = "vocab_bytes")]
+    pub vocab_bytes: usize,
+    /// What a document begins with: `auto` what the tokenizer's post-processor puts before a text, `none` nothing.
+    #[serde(default)]
+    pub bos: Bos,
+    /// What the name of a special token inside a text is: `text` like any other, or `parse`d to the token.
+    #[serde(default)]
+    pub special_tokens: SpecialTokens,
+    /// Share of the bytes that validates.
+    #[serde(default = "twentieth")]
+    pub validation_share: f64,
+    /// Tokens of validation at most.
+    #[serde(default = "ten_million")]
+    pub validation_tokens: u64,
     /// Tokens of a sequence.
     pub seq_len: usize,
     /// Sequences of a forward pass.
@@ -44,6 +59,18 @@ fn cargo() -> Source {
 
 fn one() -> usize {
     1
+}
+
+fn vocab_bytes() -> usize {
+    16 << 20
+}
+
+fn twentieth() -> f64 {
+    0.05
+}
+
+fn ten_million() -> u64 {
+    10_000_000
 }
 
 /// Tokens of an update at most, so that no product of sizes wraps.
@@ -69,6 +96,22 @@ impl Data {
         }
         if self.vocab_size < 2 {
             return wrong("data.vocab_size", format!("{} is below 2", self.vocab_size));
+        }
+        if !(1 << 10..=1 << 30).contains(&self.vocab_bytes) {
+            return wrong("data.vocab_bytes", format!("{} is not between 1024 and {}", self.vocab_bytes, 1 << 30));
+        }
+        if !(self.validation_share > 0.0 && self.validation_share <= 0.5) {
+            return wrong("data.validation_share", format!("{} is not above 0 and at most 0.5", self.validation_share));
+        }
+        if self.validation_tokens == 0 {
+            return wrong("data.validation_tokens", "is 0; it must be at least 1");
+        }
+        if self.source == Source::Cargo && !self.path.as_os_str().is_empty() {
+            let what = "means nothing to data.source = \"cargo\"; remove it, or set data.source = \"text\"";
+            return wrong("data.path", what);
+        }
+        if !self.tokenizer.as_os_str().is_empty() && self.vocab_bytes != vocab_bytes() {
+            return wrong("data.vocab_bytes", "means nothing where data.tokenizer is given; remove it");
         }
         if reads_text && self.source == Source::Text && self.path.as_os_str().is_empty() {
             let what = "is needed for data.source = \"text\": a file or a folder of .txt, .md or .jsonl";

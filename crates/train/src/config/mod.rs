@@ -18,7 +18,7 @@ mod set;
 
 use std::path::{Path, PathBuf};
 
-use dash_data::{Mixture, Settings, Source, Task};
+use dash_data::{Mixture, Settings, Source, Task, Treatment};
 use dash_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -139,9 +139,18 @@ impl Config {
             source: self.data.source,
             path: if self.data.source == Source::Cargo { here() } else { self.data.path.clone() },
             vocab_size: self.data.vocab_size,
+            vocab_bytes: self.data.vocab_bytes,
+            treatment: self.treatment(),
+            validation_share: self.data.validation_share,
+            validation_tokens: self.data.validation_tokens,
             tokenizer: (!self.data.tokenizer.as_os_str().is_empty()).then(|| self.data.tokenizer.clone()),
             cache: self.data.cache.clone(),
         }
+    }
+
+    /// How the tokenizer is used.
+    pub fn treatment(&self) -> Treatment {
+        Treatment { bos: self.data.bos, special_tokens: self.data.special_tokens }
     }
 
     /// `<run.dir>/<run.name>`
@@ -208,6 +217,8 @@ mod tests {
         );
         assert!(error(MINIMAL, &["model.width=1000000000000"]).contains("model.width: 1000000000000 is above 1048576"));
         assert!(error(MINIMAL, &["data.vocab_size=9000000000000000000"]).contains("the largest id"));
+        assert!(error(MINIMAL, &["data.path=a.txt"]).contains("data.path: means nothing to data.source = \"cargo\""));
+        assert!(error(MINIMAL, &["data.validation_share=0.6"]).contains("0.6 is not above 0 and at most 0.5"));
         assert!(error(MINIMAL, &["model.head_dim=7"]).contains("model.head_dim: 7 is odd"));
         assert!(
             error(MINIMAL, &["model.attention.chunk_size=64"])

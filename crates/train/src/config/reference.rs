@@ -30,8 +30,10 @@ const PARTS: [(&str, &str, &str); 2] = [
     ("`[[compare.arm]]`", "Arm", include_str!("compare.rs")),
 ];
 
-const ENUMS: [(&str, &str); 4] = [
-    ("Source", include_str!("../../../data/src/prepare.rs")),
+const ENUMS: [(&str, &str); 6] = [
+    ("Bos", include_str!("../../../data/src/tokenizer/mod.rs")),
+    ("SpecialTokens", include_str!("../../../data/src/tokenizer/mod.rs")),
+    ("Source", include_str!("../../../data/src/prepare/mod.rs")),
     ("TaskKind", include_str!("../../../data/src/task/mod.rs")),
     ("Schedule", include_str!("optim.rs")),
     ("Compute", include_str!("../../../model/src/config.rs")),
@@ -42,6 +44,9 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("run.steps", "at least 1", "0"),
     ("run.device", "`cpu`", "\"tpu\""),
     ("data.vocab_size", "at least 2", "1"),
+    ("data.vocab_bytes", "1024 to 1073741824", "1023"),
+    ("data.validation_share", "above 0, at most 0.5", "0.0"),
+    ("data.validation_tokens", "at least 1", "0"),
     ("data.seq_len", "at least 1", "0"),
     ("data.batch_size", "at least 1", "0"),
     ("data.grad_accum", "at least 1", "0"),

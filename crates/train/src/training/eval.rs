@@ -18,8 +18,8 @@ use crate::failure::Result;
 pub struct Validation {
     /// Mean cross-entropy in nats.
     pub loss: f64,
-    /// The same per byte of text, in bits: comparable between tokenizers. End-of-text tokens count in the numerator and
-    /// have no bytes. `None` where there is no text.
+    /// The same per byte of the original text, in bits: comparable between tokenizers. Tokens that begin or end a document count in the
+    /// numerator and have no bytes. `None` where there is no text, or shards of an old format do not know its bytes.
     pub bits_per_byte: Option<f64>,
     /// A task's results, by length; `loss` is the text's where there is text, else the answers' at the training length.
     pub task: Vec<LengthResult>,
@@ -39,14 +39,16 @@ pub struct Validation {
 pub struct ValidationSet {
     seq_len: usize,
     batches: Vec<Batch>,
-    token_bytes: Vec<u32>,
+    /// bytes of text behind all targets
+    bytes: Option<u64>,
     task: Option<TaskSet>,
 }
 
 impl Validation {
     /// For people.
     pub fn summary(&self) -> String {
-        let text = self.bits_per_byte.map(|bits| format!("perplexity {:.2}, {bits:.4} bits per byte", self.loss.exp()));
+        let bits = self.bits_per_byte.map_or(String::new(), |bits| format!(", {bits:.4} bits per byte"));
+        let text = (!self.by_position.is_empty()).then(|| format!("perplexity {:.2}{bits}", self.loss.exp()));
         let task = self.task.iter().map(|r| {
             let share = r.score.right as f64 / r.score.asked.max(1) as f64;
             format!("accuracy {share:.3} at length {}", r.length)
@@ -62,13 +64,10 @@ impl ValidationSet {
     /// When the shards hold no window.
     pub fn new(config: &Config, shards: &[Arc<Shard>], tokenizer: Option<&Tokenizer>) -> Result<Self> {
         let d = &config.data;
-        let batches = match tokenizer {
-            Some(_) => Loader::validation(shards, d.seq_len, d.batch_size, config.eval.batches)?,
-            None => Vec::new(),
-        };
-        let token_bytes = tokenizer.map_or(Vec::new(), Tokenizer::token_bytes);
+        let text = tokenizer.map(|_| Loader::validation(shards, d.seq_len, d.batch_size, config.eval.batches));
+        let (batches, bytes) = text.transpose()?.map_or((Vec::new(), None), |text| (text.batches, text.bytes));
         let task = config.task.as_ref().map(|task| TaskSet::new(task, config));
-        Ok(ValidationSet { seq_len: d.seq_len, batches, token_bytes, task })
+        Ok(ValidationSet { seq_len: d.seq_len, batches, bytes, task })
     }
 
     /// The first batch: ids and number of sequences.
@@ -104,7 +103,7 @@ impl ValidationSet {
         }
         let seq_len = self.seq_len;
         let (mut listed, mut routed) = (0.0, 0usize);
-        let (mut sum, mut bytes, mut tokens) = (0.0, 0u64, 0usize);
+        let (mut sum, mut tokens) = (0.0, 0usize);
         let mut by_position = vec![0.0; seq_len];
         let (mut layers, mut rows) = (vec![0.0; model.config().layers], 0u64);
         for b in &self.batches {
@@ -112,7 +111,6 @@ impl ValidationSet {
             let (nll, routers) = model.nll((&ids, &targets), router.of(&[]).as_ref())?;
             let nll = nll.to_f64()?;
             sum += nll.iter().sum::<f64>();
-            bytes += b.targets.iter().map(|&t| self.token_bytes[t as usize] as u64).sum::<u64>();
             tokens += nll.len();
             for (i, x) in nll.iter().enumerate() {
                 by_position[i % seq_len] += x;
@@ -131,7 +129,7 @@ impl ValidationSet {
         let density = if rows == 0 { 1.0 } else { layers.iter().sum::<f64>() / layers.len() as f64 };
         Ok(Validation {
             loss: sum / tokens as f64,
-            bits_per_byte: Some(sum / std::f64::consts::LN_2 / bytes.max(1) as f64),
+            bits_per_byte: self.bytes.filter(|&n| n > 0).map(|n| sum / std::f64::consts::LN_2 / n as f64),
             task,
             attended: model.config().attention.attended(seq_len, listed / routed.max(1) as f64),
             tokens,
@@ -154,7 +152,7 @@ pub fn sample(
     sampling: Sampling,
     seed: u64,
 ) -> Result<String> {
-    let mut ids = tokenizer.encode(prompt);
+    let mut ids = tokenizer.encode_prompt(prompt)?;
     if ids.is_empty() {
         ids.push(tokenizer.end_of_text());
     }
@@ -167,7 +165,7 @@ pub fn sample(
         }
         go_on
     })?;
-    Ok(tokenizer.decode(&out))
+    Ok(tokenizer.decode_after(&ids, &out)?)
 }
 
 /// Loss of the best prediction without context: the entropy of the validation targets under the training frequencies.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::checkpoint::write_safetensors;
 use crate::config::Config;
 
-fn config_json(config: &Config, export: &Export, end_of_text: u32) -> Value {
+fn config_json(config: &Config, export: &Export, ids: &SpecialIds) -> Value {
     let m = &config.model;
     let mut json = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": config.data.vocab_size,
@@ -22,7 +22,7 @@ fn config_json(config: &Config, export: &Export, end_of_text: u32) -> Value {
         "rope_theta": m.rope_theta, "rope_scaling": null,
         "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta},
         "attention_bias": false, "attention_dropout": 0.0, "mlp_bias": false, "tie_word_embeddings": m.tie_embeddings,
-        "bos_token_id": end_of_text, "eos_token_id": end_of_text, "pad_token_id": end_of_text, "use_cache": true,
+        "bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad, "use_cache": true,
         "torch_dtype": "float32", "dtype": "float32", "transformers_version": "4.56.0",
         "dashlab": {"attention": m.attention},
     });
@@ -50,6 +50,30 @@ fn readme(config: &Config, export: &Export) -> String {
     )
 }
 
+/// Ids of the tokens that Python asks for by their part, as training used them.
+struct SpecialIds {
+    bos: u32,
+    eos: u32,
+    pad: u32,
+    unk: Option<u32>,
+}
+
+impl SpecialIds {
+    /// A model without a tokenizer has none: 0. A text that begins with nothing follows the end of the one before.
+    fn of(tokenizer: Option<&Tokenizer>) -> Self {
+        let Some(t) = tokenizer else { return SpecialIds { bos: 0, eos: 0, pad: 0, unk: None } };
+        let eos = t.end_of_text();
+        SpecialIds { bos: t.bos().last().copied().unwrap_or(eos), eos, pad: t.padding(), unk: t.unknown() }
+    }
+
+    /// Their names, of which the Python world makes ids again: another name would be a new token behind the vocabulary.
+    fn names(&self, tokenizer: &Tokenizer) -> Value {
+        let name = |id| tokenizer.special(id).text;
+        let unk = name(self.unk.unwrap_or(self.eos));
+        json!({"bos_token": name(self.bos), "eos_token": name(self.eos), "pad_token": name(self.pad), "unk_token": unk})
+    }
+}
+
 /// Writes the folder.
 ///
 /// # Errors
@@ -70,26 +94,25 @@ pub fn export(
         std::fs::write(&path, bytes).with_context(|| format!("{} cannot be written", path.display()))
     };
     let pretty = |v: Value| serde_json::to_vec_pretty(&v);
-    let end = dash_data::END_OF_TEXT;
-    let end_id = tokenizer.map_or(0, Tokenizer::end_of_text);
+    let ids = SpecialIds::of(tokenizer);
     write_safetensors(&out.join("model.safetensors"), model.params().iter().map(|p| (p.name.clone(), &p.value)))?;
-    write("config.json", &pretty(config_json(config, &export, end_id))?)?;
+    write("config.json", &pretty(config_json(config, &export, &ids))?)?;
     if export.loader != Loader::Stock {
         write("modeling_dashlab.py", include_bytes!("../modeling_dashlab.py"))?;
     }
     write("config.toml", config.to_toml().as_bytes())?;
-    let special = json!({"bos_token": end, "eos_token": end, "pad_token": end, "unk_token": end});
-    let mut tokenizer_config = special.clone();
-    tokenizer_config["tokenizer_class"] = json!("PreTrainedTokenizerFast");
-    tokenizer_config["model_max_length"] = json!(config.data.seq_len);
-    tokenizer_config["clean_up_tokenization_spaces"] = json!(false);
     if let Some(tokenizer) = tokenizer {
+        let special = ids.names(tokenizer);
+        let mut tokenizer_config = special.clone();
+        tokenizer_config["tokenizer_class"] = json!("PreTrainedTokenizerFast");
+        tokenizer_config["model_max_length"] = json!(config.data.seq_len);
+        tokenizer_config["clean_up_tokenization_spaces"] = json!(false);
         write("tokenizer.json", tokenizer.json().as_bytes())?;
         write("tokenizer_config.json", &pretty(tokenizer_config)?)?;
         write("special_tokens_map.json", &pretty(special)?)?;
     }
     let generation = json!({
-        "_from_model_config": true, "bos_token_id": end_id, "eos_token_id": end_id, "pad_token_id": end_id,
+        "_from_model_config": true, "bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad,
         "transformers_version": "4.56.0",
     });
     write("generation_config.json", &pretty(generation)?)?;

@@ -40,7 +40,7 @@ impl Loaded {
             config.task = data.task.clone();
         }
         let path = home.join("tokenizer.json");
-        let tokenizer = path.is_file().then(|| Tokenizer::load(&path)).transpose()?;
+        let tokenizer = path.is_file().then(|| Tokenizer::load(&path, config.treatment())).transpose()?;
         if let Some(have) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n != config.data.vocab_size) {
             let asked = config.data.vocab_size;
             return Err(Failure::request(format!(

@@ -1,7 +1,7 @@
 //! What a run reads and what it runs on.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dash_core::Device;
 use dash_data::{Loader, LoaderState, Prepared, Progress, Shard, Tokenizer, prepare};
@@ -17,32 +17,69 @@ use crate::failure::{Failure, Result};
 /// # Errors
 /// As [`dash_data::prepare`].
 pub fn prepared(config: &Config) -> Result<Prepared> {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    bar.set_style(ProgressStyle::with_template("{spinner} {msg}").expect("a valid template"));
-    let mut told = String::new();
-    let prepared = prepare(&config.data_settings(), |p| {
-        let message = match p {
-            Progress::Reading => "reading the corpus".to_string(),
-            Progress::Training(bytes) => {
-                format!("learning a vocabulary of {} from {:.1} MB", config.data.vocab_size, bytes as f64 / 1e6)
-            }
-            Progress::Encoding(done, all) => {
-                bar.set_message(format!("encoding {:.1} of {:.1} MB", done as f64 / 1e6, all as f64 / 1e6));
-                "encoding".into()
-            }
-            Progress::Verifying => "checking the shards".into(),
-        };
-        if message != told {
-            if bar.is_hidden() {
-                tell!("{message}");
-            }
-            told = message.clone();
-            bar.set_message(message);
-            bar.enable_steady_tick(Duration::from_millis(200));
+    let mut stages = Stages::new(config.data.vocab_size);
+    let prepared = prepare(&config.data_settings(), |p| stages.show(p));
+    stages.bar.finish_and_clear();
+    let prepared = prepared?;
+    if prepared.fresh {
+        for (reason, n) in &prepared.report.left_out {
+            tell!("left out: {n} ({reason})");
         }
-    });
-    bar.finish_and_clear();
-    Ok(prepared?)
+    }
+    // at every start: they are about what the run trains on
+    prepared.report.notes.iter().for_each(|note| tell!("note: {note}"));
+    Ok(prepared)
+}
+
+/// Shows a preparation: a bar on a terminal, elsewhere a line a stage and one every ten seconds.
+struct Stages {
+    bar: ProgressBar,
+    vocab_size: usize,
+    stage: Option<std::mem::Discriminant<Progress>>,
+    told: Instant,
+}
+
+impl Stages {
+    fn new(vocab_size: usize) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+        bar.set_style(ProgressStyle::with_template("{spinner} {msg}").expect("a valid template"));
+        Stages { bar, vocab_size, stage: None, told: Instant::now() }
+    }
+
+    fn show(&mut self, progress: Progress) {
+        let mb = |bytes: u64| bytes as f64 / 1e6;
+        let (message, share) = match progress {
+            Progress::Reading(done, all) => ("reading the corpus".to_string(), Some((done, all))),
+            Progress::Learning(bytes, all) => {
+                let (bytes, all, n) = (mb(bytes), mb(all), self.vocab_size);
+                (format!("learning a vocabulary of {n} from {bytes:.1} MB of {all:.1} MB"), None)
+            }
+            Progress::Encoding(done, all) => ("encoding".to_string(), Some((done, all))),
+            Progress::Waiting => ("waiting for another process that prepares the same corpus".to_string(), None),
+            Progress::Verifying => ("checking the shards".to_string(), None),
+        };
+        let stage = std::mem::discriminant(&progress);
+        let new = self.stage.replace(stage) != Some(stage);
+        if new {
+            self.bar.reset();
+            let template =
+                if share.is_some() { "{bar:24} {msg} {bytes} of {total_bytes}, eta {eta}" } else { "{spinner} {msg}" };
+            self.bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
+            self.bar.set_message(message.clone());
+            self.bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        if let Some((done, all)) = share {
+            self.bar.set_length(all);
+            self.bar.set_position(done);
+        }
+        if self.bar.is_hidden() && (new || self.told.elapsed() >= Duration::from_secs(10)) {
+            match share.filter(|(done, _)| *done > 0) {
+                Some((done, all)) => tell!("{message}, {:.1} of {:.1} MB", mb(done), mb(all)),
+                None => tell!("{message}"),
+            }
+            self.told = Instant::now();
+        }
+    }
 }
 
 /// The device of a configuration.
@@ -84,8 +121,7 @@ impl Material {
                 "data.vocab_size: {asked}, but the tokenizer has {have} entries; set it to {have}"
             )));
         }
-        let text = p.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
-        let hash = task.map_or(text.clone(), |task| format!("{text}+{task}"));
+        let hash = task.map_or(p.key(), |task| format!("{}+{task}", p.key()));
         Ok(Material { train: p.train, validation: p.validation, tokenizer: Some(p.tokenizer), hash })
     }
 

@@ -111,7 +111,7 @@ impl Run {
         let theirs = self.folder.join("tokenizer.json");
         if let Some(ours) = &data.tokenizer
             && theirs.is_file()
-            && Tokenizer::load(&theirs)?.hash() != ours.hash()
+            && Tokenizer::load(&theirs, config.treatment())?.hash() != ours.hash()
         {
             differs.push("tokenizer.json: another one".into());
         }

@@ -1,0 +1,173 @@
+//! Which files belong to a corpus, and why the others do not.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::Metadata;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use walkdir::{DirEntry, WalkDir};
+
+use crate::error::{DataError, Result};
+
+/// How a file is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    /// A document.
+    Text,
+    /// A document a line.
+    Jsonl,
+}
+
+/// A file of the corpus.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SourceFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// Its name below the corpus's folder.
+    pub name: String,
+    /// How it is read.
+    pub format: Format,
+    /// Bytes.
+    pub len: u64,
+    /// Nanoseconds since 1970 of the last change of content and, on Unix, of anything about it.
+    pub changed: (u128, u128),
+}
+
+/// Extensions of what is certainly no text, and what to do with it.
+const REFUSED: [(&str, &str); 14] = [
+    ("gz", "decompress it first (gunzip)"),
+    ("zst", "decompress it first (unzstd)"),
+    ("xz", "decompress it first (unxz)"),
+    ("bz2", "decompress it first (bunzip2)"),
+    ("zip", "unpack it first"),
+    ("tar", "unpack it first"),
+    ("json", "write one object a line, with a field \"text\", to a .jsonl file"),
+    ("parquet", "write one object a line, with a field \"text\", to a .jsonl file"),
+    ("arrow", "write one object a line, with a field \"text\", to a .jsonl file"),
+    ("csv", "write one object a line, with a field \"text\", to a .jsonl file"),
+    ("tsv", "write one object a line, with a field \"text\", to a .jsonl file"),
+    ("pdf", "extract its text to a .txt file"),
+    ("bin", "write its text to a .txt file"),
+    ("npy", "write its text to a .txt file"),
+];
+
+fn extension(path: &Path) -> String {
+    path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
+}
+
+fn format(extension: &str) -> Option<Format> {
+    match extension {
+        "txt" | "md" => Some(Format::Text),
+        "jsonl" | "ndjson" => Some(Format::Jsonl),
+        _ => None,
+    }
+}
+
+impl SourceFile {
+    fn new(path: &Path, name: String, format: Format, metadata: &Metadata) -> Self {
+        let modified = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
+        let modified = modified.map_or(0, |d| d.as_nanos());
+        #[cfg(unix)]
+        let touched = {
+            use std::os::unix::fs::MetadataExt;
+            metadata.ctime() as u128 * 1_000_000_000 + metadata.ctime_nsec() as u128
+        };
+        #[cfg(not(unix))]
+        let touched = 0;
+        SourceFile { path: path.to_path_buf(), name, format, len: metadata.len(), changed: (modified, touched) }
+    }
+}
+
+/// Identifies a file whatever it is called.
+fn identity(path: &Path, metadata: &Metadata) -> (u64, u64, PathBuf) {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let _ = path;
+        (metadata.dev(), metadata.ino(), PathBuf::new())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        (0, 0, path.canonicalize().unwrap_or_else(|_| path.to_path_buf()))
+    }
+}
+
+/// The files of a corpus in the order of their names, and reason to number of those left out.
+pub(super) fn list(root: &Path) -> Result<(Vec<SourceFile>, BTreeMap<String, usize>)> {
+    let metadata = std::fs::metadata(root).map_err(DataError::io(root, "cannot be read"))?;
+    if metadata.is_dir() { folder(root) } else { Ok((vec![single(root, &metadata)?], BTreeMap::new())) }
+}
+
+fn single(path: &Path, metadata: &Metadata) -> Result<SourceFile> {
+    if !metadata.is_file() {
+        let what = "is a pipe or a device, no file: a corpus is read more than once; write it to a file first";
+        return Err(DataError::content(path, what));
+    }
+    let extension = extension(path);
+    if let Some((_, remedy)) = REFUSED.iter().find(|(e, _)| *e == extension) {
+        return Err(DataError::content(path, format!("is no .txt, .md or .jsonl file; {remedy}")));
+    }
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    // whoever names one file of another extension means its text
+    Ok(SourceFile::new(path, name, format(&extension).unwrap_or(Format::Text), metadata))
+}
+
+fn folder(root: &Path) -> Result<(Vec<SourceFile>, BTreeMap<String, usize>)> {
+    let (mut files, mut left_out, mut seen) = (Vec::new(), BTreeMap::new(), HashSet::new());
+    let mut walk = WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter();
+    while let Some(entry) = walk.next() {
+        let reason = match entry {
+            Err(e) => Err(link(root, e)?),
+            Ok(e) if e.depth() > 0 && e.file_name().to_string_lossy().starts_with('.') => {
+                if e.file_type().is_dir() {
+                    walk.skip_current_dir();
+                }
+                Err("hidden".to_string())
+            }
+            Ok(e) if e.file_type().is_dir() => continue,
+            Ok(e) => examine(root, &e, &mut seen)?,
+        };
+        match reason {
+            Ok(file) => files.push(file),
+            Err(reason) => *left_out.entry(reason).or_default() += 1,
+        }
+    }
+    Ok((files, left_out))
+}
+
+/// A link that leads nowhere or back is left out; whatever else cannot be listed is an error.
+fn link(root: &Path, e: walkdir::Error) -> Result<String> {
+    if e.loop_ancestor().is_some() {
+        return Ok("link to a folder above it".into());
+    }
+    if e.path().is_some_and(|p| p.is_symlink())
+        && e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound)
+    {
+        return Ok("broken link".into());
+    }
+    Err(DataError::content(root, format!("cannot be listed: {e}")))
+}
+
+/// A file, or why it is left out.
+fn examine(
+    root: &Path,
+    entry: &DirEntry,
+    seen: &mut HashSet<(u64, u64, PathBuf)>,
+) -> Result<std::result::Result<SourceFile, String>> {
+    let path = entry.path();
+    let metadata = entry.metadata().map_err(|e| DataError::content(root, format!("cannot be listed: {e}")))?;
+    if !metadata.is_file() {
+        return Ok(Err("no regular file".into()));
+    }
+    let extension = extension(path);
+    let Some(format) = format(&extension) else {
+        let what = if extension.is_empty() { "no extension".to_string() } else { format!("extension .{extension}") };
+        return Ok(Err(what));
+    };
+    if !seen.insert(identity(path, &metadata)) {
+        return Ok(Err("link to a file that is read already".into()));
+    }
+    let name = path.strip_prefix(root).unwrap_or(path).display().to_string();
+    Ok(Ok(SourceFile::new(path, name, format, &metadata)))
+}

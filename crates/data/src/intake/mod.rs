@@ -1,0 +1,170 @@
+//! Where text comes from: an iterator of documents, read again for every pass, so that a corpus never has to fit into memory.
+//!
+//! A new format is a new arm of [`Format`] and a file that gives its documents.
+
+pub(crate) mod cargo;
+mod files;
+mod jsonl;
+pub(crate) mod pieces;
+pub(crate) mod sample;
+pub(crate) mod split;
+#[cfg(test)]
+mod tests;
+mod text;
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::error::Result;
+pub(crate) use files::{Format, SourceFile};
+
+/// A text of the corpus.
+#[derive(Debug)]
+pub(crate) struct Document<'a> {
+    /// Package or file, for the report.
+    pub source: Cow<'a, str>,
+    /// The text.
+    pub text: Text<'a>,
+    /// The half that the corpus itself assigns; most leave it to a hash of the content.
+    pub validation: Option<bool>,
+}
+
+/// The text of a document.
+#[derive(Debug)]
+pub(crate) enum Text<'a> {
+    /// In memory.
+    Whole(Cow<'a, str>),
+    /// A file of so many bytes, too large to be held: it is read piece by piece.
+    File(PathBuf, u64),
+}
+
+impl Text<'_> {
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Text::Whole(text) => text.len() as u64,
+            Text::File(_, len) => *len,
+        }
+    }
+}
+
+/// A step of the iterator.
+#[derive(Debug)]
+pub(crate) enum Found<'a> {
+    /// A document.
+    Document(Document<'a>),
+    /// Something that is no text, and why.
+    LeftOut(String),
+}
+
+/// An iterator of documents.
+pub(crate) type Documents<'a> = Box<dyn Iterator<Item = Result<Found<'a>>> + Send + 'a>;
+
+/// A corpus: what was found, and how to read it.
+pub(crate) enum Corpus {
+    /// Files, in the order of their names.
+    Files {
+        /// The files.
+        files: Vec<SourceFile>,
+        /// Reason to number of files that are left out for it.
+        left_out: BTreeMap<String, usize>,
+        /// Whether a file that is no text at all may be passed over.
+        folder: bool,
+    },
+    /// Documents in memory: the dependencies.
+    Memory {
+        /// The documents.
+        documents: Vec<Document<'static>>,
+        /// Reason to number of files that are left out for it.
+        left_out: BTreeMap<String, usize>,
+    },
+}
+
+impl Corpus {
+    /// A file, or a folder of `.txt`, `.md` and `.jsonl`.
+    ///
+    /// # Errors
+    /// When there is none, or it is no regular file.
+    pub fn text(path: &Path) -> Result<Self> {
+        let (files, left_out) = files::list(path)?;
+        Ok(Corpus::Files { files, left_out, folder: path.is_dir() })
+    }
+
+    /// What was left out before anything was read.
+    pub fn left_out(&self) -> &BTreeMap<String, usize> {
+        match self {
+            Corpus::Files { left_out, .. } | Corpus::Memory { left_out, .. } => left_out,
+        }
+    }
+
+    /// Bytes to read, for a progress bar.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Corpus::Files { files, .. } => files.iter().map(|f| f.len).sum(),
+            Corpus::Memory { documents, .. } => documents.iter().map(|d| d.text.len()).sum(),
+        }
+    }
+
+    /// The documents, from the beginning.
+    pub fn documents(&self) -> Documents<'_> {
+        match self {
+            Corpus::Files { files, folder, .. } => {
+                let folder = *folder;
+                Box::new(files.iter().flat_map(move |f| match f.format {
+                    Format::Text => text::documents(f, folder),
+                    Format::Jsonl => jsonl::documents(f),
+                }))
+            }
+            Corpus::Memory { documents, .. } => Box::new(documents.iter().map(|d| {
+                let Text::Whole(text) = &d.text else { unreachable!("documents in memory are whole") };
+                let text = Text::Whole(Cow::Borrowed(text.as_ref()));
+                Ok(Found::Document(Document {
+                    source: Cow::Borrowed(d.source.as_ref()),
+                    text,
+                    validation: d.validation,
+                }))
+            })),
+        }
+    }
+}
+
+/// A piece of a document.
+pub(crate) struct Piece<'a> {
+    /// Its first byte in the document.
+    pub at: u64,
+    /// Its text.
+    pub text: Cow<'a, str>,
+}
+
+impl<'a> Document<'a> {
+    /// Gives the text in pieces of [`pieces::PIECE`] bytes at most to `each`, and returns the hash of all of it.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not UTF-8, and what `each` returns.
+    pub fn for_each_piece(self, mut each: impl FnMut(Piece<'a>) -> Result<()>) -> Result<u64> {
+        match self.text {
+            Text::Whole(text) => {
+                let hash = xxh3_64(text.as_bytes());
+                if text.len() <= pieces::PIECE {
+                    each(Piece { at: 0, text })?;
+                } else {
+                    for (at, piece) in pieces::cut(&text) {
+                        each(Piece { at: at as u64, text: Cow::Owned(piece.to_string()) })?;
+                    }
+                }
+                Ok(hash)
+            }
+            Text::File(path, _) => {
+                let mut hash = Xxh3::new();
+                text::for_each_piece(&path, |at, piece| {
+                    hash.update(piece.as_bytes());
+                    each(Piece { at, text: Cow::Owned(piece) })
+                })?;
+                Ok(hash.digest())
+            }
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What is read, and what is left out for which reason.
+
+use std::fs;
+use std::path::Path;
+
+use super::*;
+
+/// Texts in their order and reasons with numbers.
+fn read(path: &Path) -> Result<(Vec<String>, BTreeMap<String, usize>)> {
+    let corpus = Corpus::text(path)?;
+    let (mut texts, mut left_out) = (Vec::new(), corpus.left_out().clone());
+    for found in corpus.documents() {
+        match found? {
+            Found::Document(d) => {
+                let mut text = String::new();
+                d.for_each_piece(|p| {
+                    assert_eq!(p.at, text.len() as u64);
+                    assert!(p.text.len() <= pieces::PIECE);
+                    text += &p.text;
+                    Ok(())
+                })?;
+                texts.push(text);
+            }
+            Found::LeftOut(reason) => *left_out.entry(reason).or_default() += 1,
+        }
+    }
+    Ok((texts, left_out))
+}
+
+fn error(path: &Path) -> String {
+    read(path).expect_err("it is refused").to_string()
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Folder(tempfile::tempdir().unwrap())
+    }
+    fn put(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.0.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, content).unwrap();
+        path
+    }
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+#[test]
+fn extensions_count_in_any_case_and_what_is_left_out_is_named() {
+    let f = Folder::new();
+    f.put("A.TXT", "a");
+    f.put("b.Md", "b");
+    f.put("c.JSONL", "{\"text\": \"c\"}\n\n{\"text\": null}\n{\"text\": \" \"}\n");
+    f.put("d.jsonl.gz", "x");
+    f.put("e.txt", b"\x00\x01\xff\xfe\x00\xff");
+    f.put("f.txt", " \n");
+    f.put("LICENSE", "x");
+    f.put(".ipynb_checkpoints/a.txt", "old");
+    f.put("._a.txt", b"\x00\x05\x16\x07");
+    let (texts, left_out) = read(f.path()).unwrap();
+    assert_eq!(texts, ["a", "b", "c"]);
+    let told: Vec<(&str, usize)> = left_out.iter().map(|(k, n)| (k.as_str(), *n)).collect();
+    assert_eq!(
+        told,
+        [("binary", 1), ("empty", 2), ("extension .gz", 1), ("hidden", 2), ("no extension", 1), ("null", 1)]
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn links_are_followed_once() {
+    use std::os::unix::fs::symlink;
+    let (elsewhere, f) = (Folder::new(), Folder::new());
+    let a = elsewhere.put("far/a.txt", "a");
+    f.put("b.txt", "b");
+    symlink(&a, f.path().join("one.txt")).unwrap();
+    symlink(&a, f.path().join("two.txt")).unwrap();
+    symlink(elsewhere.path().join("far"), f.path().join("folder")).unwrap();
+    symlink(f.path(), f.path().join("loop")).unwrap();
+    symlink("nowhere", f.path().join("broken.txt")).unwrap();
+    let (texts, left_out) = read(f.path()).unwrap();
+    assert_eq!(texts, ["b", "a"]);
+    let told: Vec<(&str, usize)> = left_out.iter().map(|(k, n)| (k.as_str(), *n)).collect();
+    assert_eq!(
+        told,
+        [("broken link", 1), ("link to a file that is read already", 2), ("link to a folder above it", 1)]
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_refused_without_waiting_for_it() {
+    let f = Folder::new();
+    let pipe = f.path().join("p.txt");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    assert!(error(&pipe).contains("is a pipe or a device"));
+    f.put("a.txt", "a");
+    let (texts, left_out) = read(f.path()).unwrap();
+    assert_eq!((texts, left_out["no regular file"]), (vec!["a".to_string()], 1));
+}
+
+#[test]
+fn bad_text_is_told_with_its_place_and_a_remedy() {
+    let f = Folder::new();
+    assert!(error(&f.put("a.txt", b"ab\xff")).contains("byte 2 is not valid UTF-8"));
+    assert!(error(&f.put("a.txt", b"\x1f\x8b\x08\x00\x00")).contains("gunzip"));
+    assert!(error(&f.put("u.txt", b"\xff\xfea\x00b\x00")).contains("iconv -f UTF-16"));
+    assert!(error(&f.put("c.jsonl.gz", b"\x1f\x8b")).contains("gunzip"));
+    assert!(error(&f.put("c.json", b"[]")).contains(".jsonl"));
+    assert!(error(&f.path().join("missing.txt")).contains("cannot be read"));
+    let folder = Folder::new();
+    folder.put("u.txt", b"\xff\xfea\x00b\x00");
+    assert!(error(folder.path()).contains("iconv -f UTF-16"), "UTF-16 is text, not binary");
+}
+
+#[test]
+fn a_large_file_is_read_in_pieces_and_its_bad_byte_is_found() {
+    let f = Folder::new();
+    let text: String = (0..500_000).map(|i| format!("line {i} of a large file, \u{e4}\u{6f22}\n")).collect();
+    assert!(text.len() as u64 > 4 * text::WHOLE);
+    let path = f.put("a.txt", "\u{feff}".to_string() + &text);
+    let (texts, _) = read(&path).unwrap();
+    assert!(texts[0] == text);
+    let mut bad = text.into_bytes();
+    let at = bad.len() - 10;
+    bad[at] = 0xff;
+    assert!(error(&f.put("b.txt", &bad)).contains(&format!("byte {at} is not valid UTF-8")));
+    // a character that the end of the file cuts off
+    bad.truncate(at);
+    bad.push(0xc3);
+    assert!(error(&f.put("b.txt", &bad)).contains(&format!("byte {at} is not valid UTF-8")));
+}
+
+#[test]
+fn lines_are_objects_with_a_text() {
+    let parse = |line: &str| jsonl::parse(line.as_bytes());
+    let text = |line: &str| match parse(line) {
+        Ok(Some(Found::Document(Document { text: Text::Whole(t), .. }))) => t.into_owned(),
+        other => panic!("{line}: {other:?}"),
+    };
+    assert_eq!(text("\u{feff}{\"id\": 1, \"text\": \"a\\nb\"}\r\n"), "a\nb");
+    assert!(parse(" \n").unwrap().is_none());
+    for bad in
+        ["{\"txt\": 1}", "[\"text\"]", "{\"text\": 5}", "{\"text\": \"a\"} {}", "{\"text\": \"\\ud83d\"}", "{", "x"]
+    {
+        let told = parse(bad).err().unwrap();
+        assert!(told.contains("expected a JSON object with a field \"text\"") && !told.contains("at line"), "{told}");
+    }
+    let f = Folder::new();
+    assert!(error(&f.put("b.jsonl", "{\"text\":\"x\"}\n{\"txt\":1}")).contains("line 2: expected a JSON object"));
+}

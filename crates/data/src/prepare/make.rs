@@ -1,0 +1,273 @@
+//! The last pass: text to shards, in batches that all cores encode while the next one is read.
+
+use std::borrow::Cow;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+
+use rayon::prelude::*;
+
+use super::scan::ContentHash;
+use super::{Progress, Settings};
+use crate::error::{DataError, Result};
+use crate::intake::split::{Half, Split};
+use crate::intake::{Corpus, Document, Found, Text, pieces};
+use crate::report::Report;
+use crate::shard::ShardWriter;
+use crate::tokenizer::{Encoded, Tokenizer, Unknown};
+
+/// Tokens of a training shard at most; a reader maps shards one by one.
+const TRAIN_TOKENS: u64 = 1 << 27;
+/// Tokens of a validation shard, whose text bytes wait in memory.
+const VALIDATION_TOKENS: u64 = 1 << 24;
+/// Documents of a shard, whose starts wait in memory.
+const DOCUMENTS: usize = 1 << 22;
+
+/// A piece to encode.
+struct Work {
+    text: String,
+    validation: bool,
+    /// Begins a document.
+    begins: bool,
+}
+
+/// The shards of one half.
+struct HalfWriter<'a> {
+    folder: &'a Path,
+    name: &'static str,
+    tokenizer: &'a Tokenizer,
+    counted: bool,
+    most: u64,
+    writer: ShardWriter,
+    shards: usize,
+    tokens: u64,
+    /// whether a document waits for its end
+    open: bool,
+}
+
+impl<'a> HalfWriter<'a> {
+    fn new(folder: &'a Path, validation: bool, tokenizer: &'a Tokenizer) -> Result<Self> {
+        let (name, most) = if validation { ("val", VALIDATION_TOKENS) } else { ("train", TRAIN_TOKENS) };
+        let writer = Self::create(folder, name, 0, tokenizer, validation)?;
+        Ok(HalfWriter { folder, name, tokenizer, counted: validation, most, writer, shards: 1, tokens: 0, open: false })
+    }
+
+    fn create(folder: &Path, name: &str, i: usize, tokenizer: &Tokenizer, counted: bool) -> Result<ShardWriter> {
+        ShardWriter::create(&shard_path(folder, name, i), tokenizer.vocab_size(), tokenizer.hash(), counted)
+    }
+
+    /// Ends the document before and begins one.
+    fn begin(&mut self) -> Result<()> {
+        self.end()?;
+        if self.writer.documents() >= DOCUMENTS {
+            self.next_shard()?;
+        }
+        self.writer.begin();
+        self.open = true;
+        let bos = self.tokenizer.bos();
+        self.append(bos, &vec![0; bos.len()])
+    }
+
+    /// Tokens of text that still fit into `most`, with the beginning and ends of documents.
+    fn room(&self, most: u64) -> usize {
+        let frame = self.tokenizer.bos().len() as u64 + 2;
+        most.saturating_sub(self.tokens + frame).try_into().unwrap_or(usize::MAX)
+    }
+
+    /// Appends text, of the document before unless it begins one.
+    fn add(&mut self, ids: &[u32], text_bytes: &[u32], begins: bool) -> Result<()> {
+        if begins || !self.open {
+            self.begin()?;
+        }
+        self.append(ids, text_bytes)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if self.open {
+            self.append(&[self.tokenizer.end_of_text()], &[0])?;
+            self.open = false;
+        }
+        Ok(())
+    }
+
+    fn next_shard(&mut self) -> Result<()> {
+        let next = Self::create(self.folder, self.name, self.shards, self.tokenizer, self.counted)?;
+        self.shards += 1;
+        std::mem::replace(&mut self.writer, next).finish()
+    }
+
+    fn append(&mut self, ids: &[u32], text_bytes: &[u32]) -> Result<()> {
+        if !self.writer.is_empty() && self.writer.len() + ids.len() as u64 > self.most {
+            self.next_shard()?;
+            // what follows of the document stands as one of its own in the next file
+            self.writer.begin();
+        }
+        self.tokens += ids.len() as u64;
+        self.writer.append(ids, if self.counted { text_bytes } else { &[] })
+    }
+
+    fn finish(mut self) -> Result<(u64, usize)> {
+        self.end()?;
+        self.writer.finish()?;
+        Ok((self.tokens, self.shards))
+    }
+}
+
+/// The file of a shard.
+pub(super) fn shard_path(folder: &Path, name: &str, i: usize) -> PathBuf {
+    folder.join(format!("{name}-{i:05}.shard"))
+}
+
+/// Cuts a document into work; returns its hash.
+fn cut(document: Document<'_>, split: &Split, send: &mut dyn FnMut(Work) -> Result<()>) -> Result<u64> {
+    let (len, assigned) = (document.text.len(), document.validation);
+    let hash = match &document.text {
+        Text::Whole(text) => xxhash_rust::xxh3::xxh3_64(text.as_bytes()),
+        // parted whatever it holds
+        Text::File(..) => 0,
+    };
+    let half = split.half(hash, len, assigned);
+    let (mut validation, mut begins) = (half == Half::Validation, true);
+    document.for_each_piece(|piece| {
+        let mut text = piece.text;
+        if let Half::Parted(wanted) = half
+            && !validation
+            && piece.at + text.len() as u64 > wanted
+        {
+            let (from, limit) = (wanted.saturating_sub(piece.at), wanted + (len - wanted) / 2);
+            let at = pieces::part(&text, from as usize, limit.saturating_sub(piece.at) as usize);
+            if at > 0 {
+                send(Work { text: text[..at].to_string(), validation: false, begins })?;
+            }
+            text = Cow::Owned(text[at..].to_string());
+            (validation, begins) = (true, true);
+        }
+        if !text.is_empty() {
+            send(Work { text: text.into_owned(), validation, begins })?;
+            begins = false;
+        }
+        Ok(())
+    })
+}
+
+/// Reads the corpus and sends batches of `size` bytes; returns what identifies the content. Ends early where nobody listens.
+fn read(corpus: &Corpus, split: &Split, size: usize, to: &SyncSender<Vec<Work>>) -> Result<u128> {
+    let (mut content, mut batch, mut bytes) = (ContentHash::default(), Vec::new(), 0);
+    let gone = || DataError::content("shards", "the encoder stopped");
+    for found in corpus.documents() {
+        let Found::Document(document) = found? else { continue };
+        let (source, assigned, len) = (document.source.to_string(), document.validation, document.text.len());
+        let hash = cut(document, split, &mut |work| {
+            bytes += work.text.len();
+            batch.push(work);
+            if bytes >= size {
+                bytes = 0;
+                to.send(std::mem::take(&mut batch)).map_err(|_| gone())?;
+            }
+            Ok(())
+        })?;
+        content.add(&source, hash, len, assigned);
+    }
+    to.send(batch).map_err(|_| gone())?;
+    Ok(content.digest())
+}
+
+/// What the encoder counted.
+#[derive(Default)]
+struct Counts {
+    validation_bytes: u64,
+    special_names: u64,
+    unknown: Unknown,
+}
+
+/// Writes the shards of a corpus into a folder and fills in the report.
+pub(super) fn make(
+    folder: &Path,
+    corpus: &Corpus,
+    settings: &Settings,
+    tokenizer: &Tokenizer,
+    (split, content): (Split, u128),
+    report: &mut Report,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<()> {
+    let size = (4 * pieces::PIECE * rayon::current_num_threads()).max(1 << 20);
+    let (to, batches) = sync_channel::<Vec<Work>>(1);
+    let (mut train, mut validation) =
+        (HalfWriter::new(folder, false, tokenizer)?, HalfWriter::new(folder, true, tokenizer)?);
+    let (all, mut done, mut counts) = (report.bytes, 0, Counts::default());
+    progress(Progress::Encoding(0, all));
+    let seen = std::thread::scope(|scope| {
+        let reader = std::thread::Builder::new().name("reader".into());
+        let reader = reader.spawn_scoped(scope, || {
+            let to = to;
+            read(corpus, &split, size, &to)
+        });
+        let reader = reader.map_err(DataError::io("reader", "thread cannot be started"))?;
+        let written = batches.iter().try_for_each(|batch| {
+            let encoded: Vec<Result<(Encoded, u64)>> = batch
+                .par_iter()
+                .map(|w| Ok((tokenizer.encode_accounted(&w.text, w.validation)?, tokenizer.special_names(&w.text))))
+                .collect();
+            for (work, encoded) in batch.iter().zip(encoded) {
+                let (encoded, names) = encoded?;
+                counts.special_names += names;
+                counts.unknown.merge(&encoded.unknown);
+                let room = if work.validation { validation.room(settings.validation_tokens) } else { 0 };
+                let (validates, trains) = encoded.ids.split_at(room.min(encoded.ids.len()));
+                if !validates.is_empty() {
+                    let text_bytes = &encoded.text_bytes[..validates.len()];
+                    validation.add(validates, text_bytes, work.begins)?;
+                    counts.validation_bytes += text_bytes.iter().map(|&n| n as u64).sum::<u64>();
+                }
+                if !trains.is_empty() {
+                    // what validation has no room for begins a text of its own
+                    train.add(trains, &[], work.begins || !validates.is_empty())?;
+                }
+                done += work.text.len() as u64;
+            }
+            progress(Progress::Encoding(done, all));
+            Ok(())
+        });
+        // a reader that waits for room has to find out that nobody reads
+        drop(batches);
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        written.and(read)
+    })?;
+    if seen != content {
+        return Err(DataError::content(&settings.path, "changed while it was being prepared; start again"));
+    }
+    (report.train_tokens, report.train_shards) = train.finish()?;
+    (report.validation_tokens, report.validation_shards) = validation.finish()?;
+    report.validation_bytes = counts.validation_bytes;
+    report.special_names = counts.special_names;
+    report.unknown_characters = counts.unknown.characters;
+    check(settings, &counts.unknown)?;
+    note(settings, &counts, report);
+    Ok(())
+}
+
+/// Above this share of unknown characters a text is of another language than its vocabulary.
+const UNKNOWN: f64 = 0.05;
+
+/// Refuses a vocabulary that is none of this text.
+pub(super) fn check(settings: &Settings, unknown: &Unknown) -> Result<()> {
+    if unknown.characters as f64 <= UNKNOWN * unknown.of as f64 {
+        return Ok(());
+    }
+    let path = settings.tokenizer.as_deref().unwrap_or(Path::new("data.tokenizer"));
+    let what = format!("its vocabulary cannot express {} of the text; use another tokenizer", unknown.describe());
+    Err(DataError::content(path, what))
+}
+
+/// What is worth knowing.
+fn note(settings: &Settings, counts: &Counts, report: &mut Report) {
+    if counts.unknown.characters > 0 {
+        report.notes.push(format!("the vocabulary cannot express {}", counts.unknown.describe()));
+    }
+    if counts.special_names > 0 {
+        let what = match settings.treatment.special_tokens {
+            crate::SpecialTokens::Text => "are encoded as text (data.special_tokens = \"parse\" makes them tokens)",
+            crate::SpecialTokens::Parse => "are encoded as tokens",
+        };
+        report.notes.push(format!("{} names of special tokens in the text {what}", counts.special_names));
+    }
+}

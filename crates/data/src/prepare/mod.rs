@@ -1,0 +1,250 @@
+//! Corpus -> tokenizer -> shards, in a folder named after the settings and the text.
+//!
+//! The text is read twice, piece by piece: once to know it ([`scan`]), once to encode it ([`make`]). Everything is written into a folder
+//! of its own and renamed when complete ([`place`]): an interrupted preparation leaves no folder that could be taken for a finished one.
+
+mod key;
+mod make;
+mod place;
+mod scan;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{DataError, Result};
+use crate::intake::split::Split;
+use crate::intake::{Corpus, cargo};
+use crate::report::Report;
+use crate::shard::Shard;
+use crate::tokenizer::{Tokenizer, Treatment, Unknown};
+use key::Index;
+use place::Place;
+
+/// Where text comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// The workspace's dependencies.
+    Cargo,
+    /// `data.path`.
+    Text,
+}
+
+/// What to prepare.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// Where text comes from.
+    pub source: Source,
+    /// File or folder for `text`; a folder inside the workspace for `cargo`.
+    pub path: PathBuf,
+    /// Size of the vocabulary to learn, or that of `tokenizer`.
+    pub vocab_size: usize,
+    /// Bytes of text that a vocabulary is learned from, at most.
+    pub vocab_bytes: usize,
+    /// A `tokenizer.json` to use instead of learning one.
+    pub tokenizer: Option<PathBuf>,
+    /// How the tokenizer is used.
+    pub treatment: Treatment,
+    /// Share of the bytes that validates.
+    pub validation_share: f64,
+    /// Tokens of validation at most.
+    pub validation_tokens: u64,
+    /// Folder that holds prepared corpora.
+    pub cache: PathBuf,
+}
+
+/// Where a preparation stands.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Progress {
+    /// Read bytes of all bytes.
+    Reading(u64, u64),
+    /// Learning merges from so many bytes of all bytes.
+    Learning(u64, u64),
+    /// Encoded bytes of all bytes.
+    Encoding(u64, u64),
+    /// Waiting for another process that prepares the same corpus.
+    Waiting,
+    /// Opening the shards, and checking those that are new.
+    Verifying,
+}
+
+/// A prepared corpus, verified.
+pub struct Prepared {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Its tokenizer.
+    pub tokenizer: Tokenizer,
+    /// Training shards.
+    pub train: Vec<Arc<Shard>>,
+    /// Validation shards.
+    pub validation: Vec<Arc<Shard>>,
+    /// What was kept.
+    pub report: Report,
+    /// Whether this call made it.
+    pub fresh: bool,
+}
+
+impl Prepared {
+    /// Opens the folder of a prepared corpus; the text that it was made from is not needed.
+    ///
+    /// # Errors
+    /// When a file is missing or damaged.
+    pub fn open(folder: &Path, treatment: Treatment) -> Result<Self> {
+        let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"), treatment)?;
+        let report_path = folder.join("report.json");
+        let report = std::fs::read(&report_path).map_err(DataError::io(&report_path, "cannot be read"))?;
+        let report: Report =
+            serde_json::from_slice(&report).map_err(|e| DataError::content(&report_path, e.to_string()))?;
+        let train = shards(folder, "train", report.train_shards, &tokenizer)?;
+        let validation = shards(folder, "val", report.validation_shards, &tokenizer)?;
+        Ok(Prepared { folder: folder.to_path_buf(), tokenizer, train, validation, report, fresh: false })
+    }
+
+    /// The name of the folder, which identifies text and settings.
+    pub fn key(&self) -> String {
+        self.folder.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+/// The shards of one half: `told` by the report, or as many as there are.
+fn shards(folder: &Path, name: &str, told: usize, tokenizer: &Tokenizer) -> Result<Vec<Arc<Shard>>> {
+    let mut shards = Vec::new();
+    loop {
+        let path = make::shard_path(folder, name, shards.len());
+        if told == shards.len() && told > 0 || told == 0 && !path.exists() {
+            break;
+        }
+        let shard = Shard::open(&path)?;
+        if shard.vocab() != tokenizer.vocab_size() || shard.tokenizer() != tokenizer.hash() {
+            let what = "was made with another tokenizer than the one beside it; delete the folder";
+            return Err(DataError::content(&path, what));
+        }
+        shards.push(Arc::new(shard));
+    }
+    if shards.is_empty() {
+        return Err(DataError::content(folder, format!("holds no {name} shard; delete the folder")));
+    }
+    Ok(shards)
+}
+
+/// Opens the corpus of the settings, making it first if it is not there.
+///
+/// # Errors
+/// When text cannot be found or read, the vocabulary does not fit, or a shard is damaged.
+pub fn prepare(settings: &Settings, mut progress: impl FnMut(Progress)) -> Result<Prepared> {
+    let given = settings.tokenizer.as_ref().map(|path| given(path, settings)).transpose()?;
+    let described = key::settings(settings, given.as_ref());
+    let mut corpus = match settings.source {
+        Source::Text => Some(Corpus::text(&settings.path)?),
+        Source::Cargo => None,
+    };
+    let index = Index::of(settings, &described, corpus.as_ref())?;
+    let known = index.look_up().map(|key| settings.cache.join(key)).filter(|f| place::is_complete(f));
+    let (folder, fresh) = match known {
+        Some(folder) => (folder, false),
+        None => {
+            let corpus = match corpus.take() {
+                Some(corpus) => corpus,
+                None => cargo::corpus(&settings.path, settings.validation_share)?,
+            };
+            let scan = scan::scan(&corpus, settings, &described, &mut progress)?;
+            let key = scan.key.clone();
+            let place = Place::claim(&settings.cache, &key, || progress(Progress::Waiting))?;
+            let fresh = place.is_some();
+            if let Some(place) = place {
+                fill(place, &corpus, settings, given, scan, &mut progress)?;
+            }
+            index.remember(&key);
+            (settings.cache.join(key), fresh)
+        }
+    };
+    progress(Progress::Verifying);
+    Ok(Prepared { fresh, ..Prepared::open(&folder, settings.treatment)? })
+}
+
+/// The tokenizer of the settings, which has to have the size that they say.
+fn given(path: &Path, settings: &Settings) -> Result<Tokenizer> {
+    let tokenizer = Tokenizer::load(path, settings.treatment)?;
+    let (have, asked) = (tokenizer.vocab_size(), settings.vocab_size);
+    if have != asked {
+        let have_told = match tokenizer.tokens() {
+            tokens if tokens == have => format!("has {have} entries"),
+            tokens => format!("has {tokens} entries with ids up to {}", have.saturating_sub(1)),
+        };
+        let what = format!("{have_told}, data.vocab_size is {asked}; set it to {have}");
+        return Err(DataError::content(path, what));
+    }
+    Ok(tokenizer)
+}
+
+/// Text that the size of a token and the fit of a vocabulary are estimated from.
+const PROBE: usize = 1 << 20;
+
+/// Prepares a corpus in its place.
+fn fill(
+    place: Place,
+    corpus: &Corpus,
+    settings: &Settings,
+    given: Option<Tokenizer>,
+    scan: scan::Scan,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<()> {
+    let mut report = scan.report;
+    let texts = scan.sample.texts(&scan.histogram.split(settings.validation_share));
+    let tokenizer = match given {
+        Some(tokenizer) => tokenizer,
+        None => {
+            report.vocabulary_bytes = texts.iter().map(|t| t.len() as u64).sum();
+            progress(Progress::Learning(report.vocabulary_bytes, report.bytes));
+            Tokenizer::learn(texts.iter().map(String::as_str), settings.vocab_size, settings.treatment)?
+        }
+    };
+    report.notes.extend_from_slice(tokenizer.notes());
+    let share = share(settings, &tokenizer, &texts, report.bytes)?;
+    drop(texts);
+    let split: Split = scan.histogram.split(share);
+    write(&place.path().join("tokenizer.json"), tokenizer.json().as_bytes())?;
+    make::make(place.path(), corpus, settings, &tokenizer, (split, scan.content), &mut report, progress)?;
+    if report.train_tokens == 0 || report.validation_tokens == 0 {
+        let what = format!(
+            "{} bytes of text are too few to train and to validate on; bring more text, or raise data.validation_share",
+            report.bytes
+        );
+        return Err(DataError::content(&settings.path, what));
+    }
+    let json = serde_json::to_vec_pretty(&report).expect("a report is JSON");
+    // last: it says that the rest is complete
+    write(&place.path().join("report.json"), &json)?;
+    place.finish()
+}
+
+/// The share that validates: what is asked for, or less where it would be more tokens than asked for. Refuses a vocabulary that is none
+/// of this text before anything is written.
+fn share(settings: &Settings, tokenizer: &Tokenizer, texts: &[String], all: u64) -> Result<f64> {
+    let (mut bytes, mut tokens, mut unknown) = (0usize, 0usize, Unknown::default());
+    let every = texts.iter().map(String::len).sum::<usize>().div_ceil(PROBE).max(1);
+    for text in texts.iter().step_by(every) {
+        let encoded = tokenizer.encode_accounted(text, false)?;
+        bytes += text.len();
+        tokens += encoded.ids.len();
+        unknown.merge(&encoded.unknown);
+    }
+    make::check(settings, &unknown)?;
+    let estimated = all as f64 * tokens as f64 / bytes.max(1) as f64;
+    // the rest of a twentieth is the error of the estimate
+    Ok(settings.validation_share.min(0.95 * settings.validation_tokens as f64 / estimated.max(1.0)))
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    use std::io::Write;
+    let run = || {
+        let mut file = std::fs::File::create(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    run().map_err(DataError::io(path, "cannot be written"))
+}

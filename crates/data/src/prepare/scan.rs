@@ -1,0 +1,100 @@
+//! The first pass over a corpus: what it holds, what identifies it, what is needed to split it and to learn a vocabulary.
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{Progress, Settings};
+use crate::error::{DataError, Result};
+use crate::intake::sample::Sample;
+use crate::intake::split::Histogram;
+use crate::intake::{Corpus, Document, Found};
+use crate::report::Report;
+
+/// Bytes between two progress reports.
+pub(super) const TELL: u64 = 4 << 20;
+
+/// What the first pass found.
+pub(super) struct Scan {
+    /// Identifies settings and content: the folder's name.
+    pub key: String,
+    /// Identifies the content alone.
+    pub content: u128,
+    /// Bytes by hash.
+    pub histogram: Histogram,
+    /// What a vocabulary is learned from, where one is.
+    pub sample: Sample,
+    /// Documents, bytes, sources and what was left out.
+    pub report: Report,
+}
+
+/// The hash of all documents in their order.
+#[derive(Default)]
+pub(super) struct ContentHash(Xxh3);
+
+impl ContentHash {
+    /// Adds a document.
+    pub fn add(&mut self, source: &str, hash: u64, len: u64, assigned: Option<bool>) {
+        let assigned = assigned.map_or(2, u8::from);
+        self.0.update(&(source.len() as u64).to_le_bytes());
+        self.0.update(source.as_bytes());
+        self.0.update(&hash.to_le_bytes());
+        self.0.update(&len.to_le_bytes());
+        self.0.update(&[assigned]);
+    }
+
+    pub fn digest(&self) -> u128 {
+        self.0.digest128()
+    }
+}
+
+/// Reads everything once.
+pub(super) fn scan(
+    corpus: &Corpus,
+    settings: &Settings,
+    given: &str,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Scan> {
+    let mut report = Report { left_out: corpus.left_out().clone(), ..Report::default() };
+    let (mut content, mut histogram, mut sample) =
+        (ContentHash::default(), Histogram::new(), Sample::new(settings.vocab_bytes));
+    let (all, mut done, mut told) = (corpus.bytes(), 0, 0);
+    progress(Progress::Reading(0, all));
+    for found in corpus.documents() {
+        let document = match found? {
+            Found::Document(document) => document,
+            Found::LeftOut(reason) => {
+                report.leave(reason);
+                continue;
+            }
+        };
+        let (source, assigned) = (document.source.to_string(), document.validation);
+        let mut len = 0;
+        sample.begin();
+        let hash = Document::for_each_piece(document, |piece| {
+            sample.offer(piece.at, &piece.text);
+            len += piece.text.len() as u64;
+            done += piece.text.len() as u64;
+            if done - told >= TELL {
+                progress(Progress::Reading(done.min(all), all));
+                told = done;
+            }
+            Ok(())
+        })?;
+        sample.end(hash, len, assigned);
+        histogram.add(hash, len);
+        content.add(&source, hash, len, assigned);
+        report.keep(&source, len);
+    }
+    if report.documents == 0 {
+        let left = report.left_out.iter().map(|(reason, n)| format!("{n} ({reason})")).collect::<Vec<_>>().join(", ");
+        let left = if left.is_empty() { left } else { format!("; left out: {left}") };
+        return Err(DataError::content(
+            &settings.path,
+            format!("no text found; expected a .txt, .md or .jsonl file, or a folder that holds some{left}"),
+        ));
+    }
+    let content = content.digest();
+    let mut key = Xxh3::new();
+    key.update(given.as_bytes());
+    key.update(&content.to_le_bytes());
+    Ok(Scan { key: format!("{:032x}", key.digest128()), content, histogram, sample, report })
+}

@@ -1,0 +1,225 @@
+//! Whole preparations.
+
+use std::fs::{self, File};
+use std::time::{Duration, SystemTime};
+
+use super::*;
+
+fn settings(dir: &Path) -> Settings {
+    let path = dir.join("corpus.txt");
+    let text: String = (0..2000).map(|i| format!("{i} sheep jump over the {}. fence\n", i * i % 97)).collect();
+    fs::write(&path, text).unwrap();
+    Settings {
+        source: Source::Text,
+        path,
+        vocab_size: 300,
+        vocab_bytes: 1 << 20,
+        tokenizer: None,
+        treatment: Treatment::default(),
+        validation_share: 0.05,
+        validation_tokens: 10_000_000,
+        cache: dir.join("cache"),
+    }
+}
+
+fn age(path: &Path) {
+    let old = SystemTime::now() - Duration::from_secs(100);
+    File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
+}
+
+fn tokens(shards: &[Arc<Shard>]) -> Vec<u32> {
+    let (mut all, mut ids) = (Vec::new(), Vec::new());
+    for shard in shards {
+        shard.read(0, shard.len(), &mut ids);
+        all.extend_from_slice(&ids);
+    }
+    all
+}
+
+fn bytes(shards: &[Arc<Shard>]) -> u64 {
+    shards.iter().map(|s| s.text_bytes(0, s.len()).unwrap()).sum()
+}
+
+#[test]
+fn a_second_call_reads_the_cache_and_a_changed_file_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = settings(dir.path());
+    let first = prepare(&s, |_| {}).unwrap();
+    let second = prepare(&s, |_| {}).unwrap();
+    assert!(first.fresh && !second.fresh && first.folder == second.folder);
+    fs::write(&s.path, fs::read_to_string(&s.path).unwrap() + "one more\n").unwrap();
+    let changed = prepare(&s, |_| {}).unwrap();
+    assert!(changed.fresh);
+    // other settings are another corpus
+    for other in [Settings { validation_share: 0.1, ..s.clone() }, Settings { vocab_bytes: 9999, ..s.clone() }] {
+        assert!(prepare(&other, |_| {}).unwrap().fresh);
+    }
+    // the same bytes read in another way are another text
+    let lines = dir.path().join("corpus.md");
+    fs::copy(&s.path, &lines).unwrap();
+    assert_ne!(prepare(&Settings { path: lines, ..s }, |_| {}).unwrap().folder, changed.folder);
+}
+
+#[test]
+fn an_unchanged_corpus_is_not_read_again_and_a_touched_one_is_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = settings(dir.path());
+    let reads = |s: &Settings| {
+        let mut reads = false;
+        let p = prepare(s, |p| reads |= matches!(p, Progress::Reading(..))).unwrap();
+        (reads, p.fresh)
+    };
+    assert_eq!(reads(&s), (true, true));
+    assert_eq!(reads(&s), (true, false), "a file changed just now may change again within one tick");
+    age(&s.path);
+    // on Unix `age` itself is a change of the file's record
+    std::thread::sleep(Duration::from_millis(2100));
+    assert_eq!(reads(&s), (true, false));
+    assert_eq!(reads(&s), (false, false));
+    // as many bytes, another text, a time that was set back
+    let text = fs::read_to_string(&s.path).unwrap();
+    fs::write(&s.path, text.replacen("sheep", "goats", 1)).unwrap();
+    age(&s.path);
+    assert_eq!(reads(&s), (true, true));
+}
+
+#[test]
+fn shards_decode_to_the_text_and_count_its_bytes() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = settings(dir.path());
+    let p = prepare(&s, |_| {}).unwrap();
+    let text = fs::read_to_string(&s.path).unwrap();
+    let (train, validation) = (tokens(&p.train), tokens(&p.validation));
+    let decode = |ids: &[u32]| p.tokenizer.decode(ids).unwrap();
+    assert_eq!(decode(&train) + &decode(&validation), text);
+    assert!(decode(&train).ends_with('\n'));
+    assert_eq!(bytes(&p.validation), p.report.validation_bytes);
+    assert_eq!(decode(&validation).len() as u64, p.report.validation_bytes);
+    assert_eq!((p.report.train_tokens, p.report.validation_tokens), (train.len() as u64, validation.len() as u64));
+    let share = p.report.validation_bytes as f64 / p.report.bytes as f64;
+    assert!((share - 0.05).abs() < 0.002, "{share}");
+}
+
+#[test]
+fn validation_has_at_most_the_tokens_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = Settings { validation_tokens: 300, ..settings(dir.path()) };
+    let p = prepare(&s, |_| {}).unwrap();
+    assert!((250..=300).contains(&p.report.validation_tokens), "{}", p.report.validation_tokens);
+    let all = tokens(&p.train).len() + tokens(&p.validation).len();
+    let whole = prepare(&Settings { validation_tokens: 1 << 40, ..s }, |_| {}).unwrap();
+    assert!(all.abs_diff(tokens(&whole.train).len() + tokens(&whole.validation).len()) < 5, "nothing is lost");
+}
+
+#[test]
+fn a_book_and_a_note_are_both_parted() {
+    let dir = tempfile::tempdir().unwrap();
+    for edition in 0..30 {
+        let folder = dir.path().join(format!("split{edition}"));
+        fs::create_dir_all(&folder).unwrap();
+        let book: String = (0..1500).map(|i| format!("the book has {} words\n", i * edition)).collect();
+        fs::write(folder.join("book.txt"), format!("{book}edition {edition}\n")).unwrap();
+        fs::write(folder.join("notes.txt"), "a note on it\n".repeat(300)).unwrap();
+        let s = Settings { path: folder, vocab_size: 262, ..settings(dir.path()) };
+        let r = prepare(&s, |_| {}).unwrap().report;
+        let share = r.validation_bytes as f64 / r.bytes as f64;
+        assert!((0.045..0.055).contains(&share), "edition {edition}: {share}");
+    }
+}
+
+#[test]
+fn small_documents_are_whole_on_one_side_and_equal_ones_on_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lines.jsonl");
+    let line = |i: usize| format!("{{\"text\": \"document {} of many, about {}\"}}\n", i % 1500, (i % 1500) * 7);
+    fs::write(&path, (0..3000).map(line).collect::<String>()).unwrap();
+    let p = prepare(&Settings { path, ..settings(dir.path()) }, |_| {}).unwrap();
+    let documents = |shards: &[Arc<Shard>]| {
+        let ids = tokens(shards);
+        let end = p.tokenizer.end_of_text();
+        ids.split(|&id| id == end).map(|d| p.tokenizer.decode(d).unwrap()).filter(|d| !d.is_empty()).collect::<Vec<_>>()
+    };
+    let (train, validation) = (documents(&p.train), documents(&p.validation));
+    assert_eq!(train.len() + validation.len(), 3000);
+    assert!(train.iter().chain(&validation).all(|d| d.starts_with("document ") && d.contains("about")));
+    let seen: std::collections::HashSet<&String> = train.iter().collect();
+    assert!(validation.len() > 100 && validation.iter().all(|d| !seen.contains(d)));
+}
+
+#[test]
+fn documents_begin_with_the_bos_of_a_given_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = settings(dir.path());
+    let learned = prepare(&s, |_| {}).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(learned.tokenizer.json()).unwrap();
+    json["post_processor"] = serde_json::json!({"type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "!", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"!": {"id": "!", "ids": [1], "tokens": ["!"]}}});
+    let path = dir.path().join("tokenizer.json");
+    fs::write(&path, json.to_string()).unwrap();
+    let given = Settings { tokenizer: Some(path), ..s };
+    let p = prepare(&given, |_| {}).unwrap();
+    assert_eq!((tokens(&p.train)[0], tokens(&p.validation)[0]), (1, 1));
+    let none = Treatment { bos: crate::Bos::None, ..Treatment::default() };
+    let without = prepare(&Settings { treatment: none, ..given }, |_| {}).unwrap();
+    assert_eq!(tokens(&without.train).len() + 1, tokens(&p.train).len());
+}
+
+#[test]
+fn a_vocabulary_of_another_size_or_language_is_told_and_nothing_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut s = settings(dir.path());
+    let p = prepare(&s, |_| {}).unwrap();
+    s.tokenizer = Some(p.folder.join("tokenizer.json"));
+    s.vocab_size = 999;
+    let err = prepare(&s, |_| {}).err().unwrap().to_string();
+    assert!(err.contains("has 300 entries, data.vocab_size is 999"), "{err}");
+    let words = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
+        "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
+        "model":{"type":"WordLevel","vocab":{"[UNK]":0,"sheep":1,"</s>":2},"unk_token":"[UNK]"}}"#;
+    let path = dir.path().join("words.json");
+    fs::write(&path, words).unwrap();
+    let s = Settings { tokenizer: Some(path), vocab_size: 3, ..s };
+    let err = prepare(&s, |_| {}).err().unwrap().to_string();
+    assert!(err.contains("words.json: its vocabulary cannot express") && err.contains("such as"), "{err}");
+    let left: Vec<_> = fs::read_dir(&s.cache).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(left, [p.folder.file_name().unwrap()]);
+}
+
+#[test]
+fn names_of_special_tokens_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = settings(dir.path());
+    let text = fs::read_to_string(&s.path).unwrap().replacen("sheep", "<|endoftext|>", 7);
+    fs::write(&s.path, text).unwrap();
+    let p = prepare(&s, |_| {}).unwrap();
+    assert_eq!(p.report.special_names, 7);
+    assert!(p.report.notes[0].contains("7 names of special tokens in the text are encoded as text"));
+    let end = p.tokenizer.end_of_text();
+    assert_eq!(tokens(&p.train).iter().filter(|&&id| id == end).count(), 1);
+}
+
+#[test]
+fn a_missing_shard_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = settings(dir.path());
+    let p = prepare(&s, |_| {}).unwrap();
+    let report = p.folder.join("report.json");
+    let more = Report { train_shards: 2, ..p.report };
+    fs::write(&report, serde_json::to_vec(&more).unwrap()).unwrap();
+    let err = Prepared::open(&p.folder, s.treatment).err().unwrap().to_string();
+    assert!(err.contains("train-00001.shard: cannot be opened"), "{err}");
+}
+
+#[test]
+fn two_preparations_of_one_corpus_make_it_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = settings(dir.path());
+    let all: Vec<Prepared> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| prepare(&s, |_| {}).unwrap())).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    assert_eq!(all.iter().filter(|p| p.fresh).count(), 1);
+    assert!(all.iter().all(|p| tokens(&p.train) == tokens(&all[0].train)));
+}

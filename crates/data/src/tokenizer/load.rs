@@ -1,0 +1,190 @@
+//! Reading a `tokenizer.json` of anybody, with a look at everything in it that would change the training text.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use aho_corasick::AhoCorasick;
+use serde::Deserialize;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{ModelWrapper, Tokenizer as Inner};
+
+use super::{Bos, END_OF_TEXT, SpecialTokens, Tokenizer, Treatment};
+use crate::error::{DataError, Result};
+
+/// Names of tokens that end a text, the most telling first.
+const ENDS: [&str; 8] = [
+    END_OF_TEXT,
+    "</s>",
+    "<|end_of_text|>",
+    "[SEP]",
+    "<eos>",
+    "<EOS>",
+    "[EOS]",
+    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+];
+
+/// What the `tokenizers` crate keeps to itself.
+#[derive(Deserialize)]
+struct Raw {
+    #[serde(default)]
+    added_tokens: Vec<RawToken>,
+    model: RawModel,
+    #[serde(default)]
+    normalizer: serde_json::Value,
+    #[serde(default)]
+    pre_tokenizer: serde_json::Value,
+}
+
+#[derive(Deserialize)]
+struct RawToken {
+    id: u32,
+    content: String,
+    #[serde(default)]
+    special: bool,
+}
+
+#[derive(Deserialize)]
+struct RawModel {
+    unk_id: Option<u32>,
+    unk_token: Option<String>,
+    #[serde(default)]
+    byte_fallback: bool,
+}
+
+pub(super) fn parse(json: String, origin: &Path, treatment: Treatment) -> Result<Tokenizer> {
+    let no = |what: String| DataError::content(origin, what);
+    // `from_str` is compiled in tokenizers already; the generic `from_bytes` would bring its deserialisers here once more
+    let mut inner: Inner = json.parse().map_err(|e| no(format!("is no tokenizer.json: {e}")))?;
+    let raw: Raw = serde_json::from_str(&json).map_err(|e| no(format!("is no tokenizer.json: {e}")))?;
+    check_ids(&inner, &raw).map_err(no)?;
+    let mut notes = switch_off(&mut inner);
+    let changed = !notes.is_empty();
+    let ids: HashSet<u32> = inner.get_vocab(true).into_values().collect();
+    let rows = ids.iter().max().map_or(0, |&id| id as usize + 1);
+    if rows > ids.len() {
+        notes.push(format!(
+            "{} of its {rows} ids have no token; the model has rows for them all the same",
+            rows - ids.len()
+        ));
+    }
+    let (before, behind) = frame(&inner);
+    let end = behind.last().copied().or_else(|| ENDS.iter().find_map(|t| inner.token_to_id(t)));
+    let end = end.ok_or_else(|| no(format!("has no end-of-text token such as {END_OF_TEXT}")))?;
+    let bos = if treatment.bos == Bos::None { Vec::new() } else { before.clone() };
+    let mut changed = changed;
+    if bos != before {
+        // what is exported must begin a text as training did
+        inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);
+        notes.push("its post-processor, which begins a text with a token, is left out: data.bos is \"none\"".into());
+        changed = true;
+    }
+    let json = if changed { inner.to_string(true).map_err(|e| no(e.to_string()))? } else { json };
+    inner.set_encode_special_tokens(treatment.special_tokens == SpecialTokens::Text);
+    let names: Vec<&str> = raw.added_tokens.iter().filter(|t| t.special).map(|t| t.content.as_str()).collect();
+    let names = names.into_iter().filter(|n| !n.is_empty()).collect::<Vec<_>>();
+    let names = if names.is_empty() { None } else { AhoCorasick::new(names).ok() };
+    let unknown = raw.model.unk_token.as_deref().and_then(|t| inner.token_to_id(t)).or(raw.model.unk_id);
+    let closed = is_closed(&inner, &raw);
+    let silent = !closed && unknown.is_none() && matches!(inner.get_model(), ModelWrapper::BPE(_));
+    let witness = if silent { witness(&json, rows, treatment) } else { None };
+    Ok(Tokenizer {
+        closed,
+        witness,
+        tokens: ids.len(),
+        origin: origin.display().to_string(),
+        end_of_text: end,
+        inner,
+        json,
+        rows,
+        bos,
+        unknown,
+        names,
+        notes,
+    })
+}
+
+/// The ids that the file gives to added tokens have to be those that they get.
+fn check_ids(inner: &Inner, raw: &Raw) -> std::result::Result<(), String> {
+    let wrong = raw.added_tokens.iter().find(|t| !t.content.is_empty() && inner.token_to_id(&t.content) != Some(t.id));
+    match wrong {
+        Some(t) => Err(format!(
+            "gives the added token {:?} the id {}, but it gets {}: the ids of added tokens have to follow the vocabulary without a hole",
+            t.content,
+            t.id,
+            inner.token_to_id(&t.content).map_or("none".into(), |id| id.to_string())
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Switches off what varies, cuts or fills a text, and says so.
+fn switch_off(inner: &mut Inner) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(t) = inner.get_truncation() {
+        notes.push(format!("its truncation to {} tokens is switched off", t.max_length));
+        // `None` has no stride that could be wrong
+        let _ = inner.with_truncation(None);
+    }
+    if inner.get_padding().is_some() {
+        notes.push("its padding is switched off".into());
+        inner.with_padding(None);
+    }
+    if let ModelWrapper::BPE(bpe) = inner.get_model()
+        && let Some(dropout) = bpe.dropout
+    {
+        let mut bpe = bpe.clone();
+        bpe.dropout = None;
+        inner.with_model(bpe);
+        notes.push(format!("its dropout of {dropout} is switched off"));
+    }
+    notes
+}
+
+/// What the post-processor puts before and behind a text.
+fn frame(inner: &Inner) -> (Vec<u32>, Vec<u32>) {
+    let ids = |text: &str, all| inner.encode_fast(text, all).map(|e| e.get_ids().to_vec()).ok();
+    for text in ["a", "the", "0"] {
+        let (Some(plain), Some(full)) = (ids(text, false), ids(text, true)) else { continue };
+        if plain.is_empty() || full.len() < plain.len() {
+            continue;
+        }
+        if let Some(at) = full.windows(plain.len()).position(|w| w == plain) {
+            return (full[..at].to_vec(), full[at + plain.len()..].to_vec());
+        }
+    }
+    // no probe has a token of its own: what frames the empty text, by name
+    let mut before = ids("", true).unwrap_or_default();
+    let ends = |id: &u32| inner.id_to_token(*id).is_some_and(|t| ENDS.contains(&t.as_str()));
+    let behind = before.iter().position(ends).map_or(Vec::new(), |at| before.split_off(at));
+    (before, behind)
+}
+
+/// A BPE without an unknown token drops what it does not know, and all offsets behind it are off. The same with a token for that knows
+/// which characters they are.
+fn witness(json: &str, rows: usize, treatment: Treatment) -> Option<(Inner, u32)> {
+    let id = u32::try_from(rows).ok()?;
+    let mut json: serde_json::Value = serde_json::from_str(json).ok()?;
+    let model = json.get_mut("model")?;
+    let name = "\u{0}unknown";
+    model.get_mut("vocab")?.as_object_mut()?.insert(name.into(), id.into());
+    model["unk_token"] = name.into();
+    model["fuse_unk"] = false.into();
+    let mut inner: Inner = json.to_string().parse().ok()?;
+    inner.set_encode_special_tokens(treatment.special_tokens == SpecialTokens::Text);
+    Some((inner, id))
+}
+
+/// Whether the vocabulary expresses every text: it falls back to bytes or works on bytes, and has them all.
+fn is_closed(inner: &Inner, raw: &Raw) -> bool {
+    let has = |token: &str| inner.token_to_id(token).is_some();
+    let bytes = || (0..=255u8).all(|b| has(&format!("<0x{b:02X}>")));
+    let letters = || ByteLevel::alphabet().iter().all(|c| has(&c.to_string()));
+    let byte_level =
+        || [&raw.normalizer, &raw.pre_tokenizer].iter().any(|part| part.to_string().contains("\"ByteLevel\""));
+    let (bpe, unigram) = match inner.get_model() {
+        ModelWrapper::BPE(_) => (true, false),
+        ModelWrapper::Unigram(_) => (false, true),
+        _ => (false, false),
+    };
+    (bpe || unigram) && raw.model.byte_fallback && bytes() || bpe && byte_level() && letters()
+}
