@@ -15,9 +15,6 @@ pub const ROUTER_Q: &str = "router.q";
 /// See [`ROUTER_Q`].
 pub const ROUTER_K: &str = "router.k";
 
-/// Range of an entmax exponent.
-pub(super) const ALPHA: Range = Range::above(1.0, 2.0, "1 is softmax, 2 is sparsemax");
-
 /// The own chunk's bias of each kv head.
 const DIAGONAL: &str = "self_attn.diagonal";
 
@@ -27,9 +24,9 @@ settings! {
         /// Tokens of a chunk.
         chunk_size: usize = 64, Range::at_least(1, "a chunk has at least one token");
         /// Exponent of the entmax; larger is sparser.
-        alpha: f64 = 1.5, ALPHA;
+        alpha: f64 = 1.5, Knob::Alpha.range();
         /// Factor on the routing scores; larger is sparser.
-        gamma: f64 = 1.0, Range::positive("");
+        gamma: f64 = 1.0, Knob::Gamma.range();
         /// Divides the bias.
         sigma: f64 = 1.0, Range::positive("it divides the bias");
         /// What is subtracted from log w: nothing, its mean over the support, or that mean without a gradient.

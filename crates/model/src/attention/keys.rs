@@ -83,9 +83,19 @@ impl Range {
         Range { least: 0.0, open: true, most: f64::MAX, why }
     }
 
+    /// Numbers from `least` to `most`.
+    pub const fn within(least: f64, most: f64, why: &'static str) -> Self {
+        Range { least, open: false, most, why }
+    }
+
     /// Numbers above `least` and at most `most`.
     pub const fn above(least: f64, most: f64, why: &'static str) -> Self {
         Range { least, open: true, most, why }
+    }
+
+    /// Whether a number is inside.
+    pub fn holds(&self, x: f64) -> bool {
+        (if self.open { x > self.least } else { x >= self.least }) && x <= self.most
     }
 
     /// What is wrong with a value, if it is outside.
@@ -95,8 +105,7 @@ impl Range {
             Value::Number(x) => x,
             Value::Flag(_) | Value::Name(_) => return None,
         };
-        let low = if self.open { x > self.least } else { x >= self.least };
-        if low && x <= self.most {
+        if self.holds(x) {
             return None;
         }
         if x > self.most && self.most == LARGEST_SIZE {
@@ -113,8 +122,10 @@ impl fmt::Display for Range {
         if self.least.is_finite() {
             write!(f, "{} {}", if self.open { "above" } else { "at least" }, self.least)?;
         }
-        if self.most < LARGEST_SIZE {
-            write!(f, " and at most {}", self.most)?;
+        if self.most != LARGEST_SIZE && self.most < f64::MAX {
+            // 1e38 in full has 39 digits
+            let most = if self.most < 1e9 { format!("{}", self.most) } else { format!("{:e}", self.most) };
+            write!(f, " and at most {most}")?;
         }
         Ok(())
     }

@@ -64,8 +64,10 @@ fn values_outside_a_range_are_refused_with_the_range() {
     let refused = |kind, key, value| read(&[(key, value)], kind).unwrap_err().to_string();
     for (kind, key, value, what) in [
         ("dash", "chunk_size", Value::Size(0), "0 is not at least 1; a chunk has"),
-        ("dash", "alpha", Value::Number(1.0), "1.0 is not above 1 and at most 2; 1 is softmax"),
-        ("token-entmax", "alpha", Value::Number(f64::NAN), "NaN is not above 1 and at most 2"),
+        ("dash", "alpha", Value::Number(1.0), "1.0 is not at least 1.001 and at most 2; 1 is softmax"),
+        ("dash", "gamma", Value::Number(1e39), "is not above 0 and at most 1e38"),
+        ("token-entmax", "alpha", Value::Number(1.000001), "is not at least 1.001"),
+        ("token-entmax", "alpha", Value::Number(f64::NAN), "NaN is not at least 1.001 and at most 2"),
         ("dash", "sigma", Value::Number(f64::INFINITY), "inf is not above 0"),
         ("topk", "top", Value::Size(1 << 40), "1099511627776 is above 2147483648, the largest that is taken"),
         ("nsa", "stride", Value::Size(33), "33 is not between 1 and length = 32"),

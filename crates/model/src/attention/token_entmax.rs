@@ -3,15 +3,14 @@
 use dash_core::ops::attention::{Span, span_attention};
 use dash_core::{Result, Tape};
 
-use super::dash::ALPHA;
 use super::keys::settings;
-use super::{Attended, Inputs, Spec, Variant};
+use super::{Attended, Inputs, Knob, Spec, Variant};
 
 settings! {
     /// Settings of token-level entmax.
     pub struct TokenEntmax {
         /// Exponent of the entmax; larger is sparser.
-        alpha: f64 = 1.5, ALPHA;
+        alpha: f64 = 1.5, Knob::Alpha.range();
     }
 }
 

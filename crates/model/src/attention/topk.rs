@@ -6,7 +6,7 @@ use dash_core::ops::attention::{chunk_summary, topk_routing};
 use dash_core::{Result, Tape, Tensor};
 
 use super::keys::{Range, Value, settings};
-use super::{Attended, Attention, Chunks, Cost, Inputs, Spec, Variant};
+use super::{Attended, Attention, Chunks, Cost, Inputs, Knob, Spec, Variant};
 use crate::config::ModelConfig;
 use crate::params::{INDEXER, ParamSpec};
 use crate::router::RouterTrace;
@@ -19,7 +19,7 @@ settings! {
         /// Attended chunks, the own one included.
         top: usize = 4, Range::at_least(1, "a query always attends its own chunk");
         /// Factor on the scores (changes the group mean of several heads, not the order of one).
-        gamma: f64 = 1.0, Range::positive("");
+        gamma: f64 = 1.0, Knob::Gamma.range();
         /// Summaries use `indexer_q`, as a model that was trained as dash has it; it gets no gradient here.
         indexer: bool = false, Range::ANY;
     }

@@ -4,7 +4,7 @@ use dash_core::ops::attention::{Routes, block_attention};
 use dash_core::ops::{RopeTable, linear, reshape, rope};
 use dash_core::{Result, Tape, Var};
 
-use super::keys::{Given, Key, Settings, Value};
+use super::keys::{Given, Key, Range, Settings, Value};
 use super::{Attention, Reroute};
 use crate::config::ModelConfig;
 use crate::error::ConfigError;
@@ -116,6 +116,21 @@ pub enum Knob {
     Alpha,
     /// The factor on the routing scores; a larger one makes the choice sparser.
     Gamma,
+}
+
+impl Knob {
+    /// Values that it may have, also on the way of a schedule.
+    pub const fn range(self) -> Range {
+        match self {
+            // At 1.001 logits agree to 3e-4 of the largest in f32; at 1.000001 the gradient norm is off by up to 3.5 %, because
+            // 1 / (alpha - 1) multiplies every rounding.
+            Knob::Alpha => {
+                Range::within(1.001, 2.0, "1 is softmax, near which f32 loses its digits, and 2 is sparsemax")
+            }
+            // Beyond it scores leave f32 and every row of the router is empty.
+            Knob::Gamma => Range::above(0.0, 1e38, "scores are f32"),
+        }
+    }
 }
 
 impl std::fmt::Display for Knob {

@@ -224,7 +224,9 @@ mod tests {
             error(MINIMAL, &["model.attention.chunk_size=64"])
                 .contains("seq_len 64 with chunk_size 64 leaves nothing to route")
         );
-        assert!(error(MINIMAL, &["model.attention.alpha=2.5"]).contains("model.attention.alpha: 2.5 is not above 1"));
+        assert!(
+            error(MINIMAL, &["model.attention.alpha=2.5"]).contains("model.attention.alpha: 2.5 is not at least 1.001")
+        );
         assert!(
             error(MINIMAL, &["model.attention={kind=\"topk\",chunk_size=8,top=9}"]).contains("9 is above the 8 chunks")
         );

@@ -42,6 +42,7 @@ const ENUMS: [(&str, &str); 6] = [
 /// What a key's value may be, and a value that is refused for it.
 const RANGES: &[(&str, &str, &str)] = &[
     ("run.steps", "at least 1", "0"),
+    ("run.threads", "at most 1024", "1025"),
     ("run.device", "`cpu`", "\"tpu\""),
     ("data.vocab_size", "at least 2", "1"),
     ("data.vocab_bytes", "1024 to 1073741824", "1023"),

@@ -65,15 +65,13 @@ impl RouterPlan {
                 format!("moves {knob}, but the attention is {}, which has no such knob; remove it", attention.kind());
             return wrong(key, what);
         }
-        if let Some(a) = self.alpha
-            && ![a.from, a.to].iter().all(|x| *x > 1.0 && *x <= 2.0)
+        for (key, knob, ramp) in [("router.alpha", Knob::Alpha, self.alpha), ("router.gamma", Knob::Gamma, self.gamma)]
         {
-            return wrong("router.alpha", format!("{} to {} leaves the range above 1 and at most 2", a.from, a.to));
-        }
-        if let Some(g) = self.gamma
-            && ![g.from, g.to].iter().all(|x| *x > 0.0 && x.is_finite())
-        {
-            return wrong("router.gamma", format!("{} to {} are not both positive", g.from, g.to));
+            if let Some(r) = ramp
+                && ![r.from, r.to].iter().all(|x| knob.range().holds(*x))
+            {
+                return wrong(key, format!("{} to {} is not {} throughout", r.from, r.to, knob.range()));
+            }
         }
         if let Some(target) = self.target_density {
             if self.gamma.is_some() {

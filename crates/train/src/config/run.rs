@@ -37,6 +37,9 @@ fn cpu() -> String {
     "cpu".into()
 }
 
+/// Threads at most: more than any machine has cores, and few enough that a system which grants them all is not drowned.
+const MOST_THREADS: usize = 1024;
+
 impl Run {
     /// Says what cannot run.
     ///
@@ -46,6 +49,10 @@ impl Run {
         positive("run.steps", self.steps as usize)?;
         if self.name.is_empty() || self.name.contains(['/', '\\']) || self.name.starts_with('.') {
             return wrong("run.name", format!("{:?} is no folder name", self.name));
+        }
+        if self.threads > MOST_THREADS {
+            let what = format!("{} is above {MOST_THREADS}; 0 takes one thread a logical core", self.threads);
+            return wrong("run.threads", what);
         }
         if self.device != "cpu" {
             return wrong("run.device", format!("{:?} is not available in this build; use \"cpu\"", self.device));
