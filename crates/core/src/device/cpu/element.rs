@@ -141,7 +141,7 @@ use super::{kernel_f32::run_f32, transpose::transpose_f32};
 #[cfg(target_arch = "x86_64")]
 number!(f32, F32, F64, true, run_f32, transpose_f32, softmax::of_f32, kernel_bf16::of_f32);
 #[cfg(not(target_arch = "x86_64"))]
-number!(f32, F32, F64, false, no_kernel, no_transpose, softmax::none, kernel_bf16::none);
+number!(f32, F32, F64, false, no_kernel, no_transpose, softmax::none, kernel_bf16::of_f32);
 number!(f64, F64, F32, false, no_kernel, no_transpose, softmax::none, kernel_bf16::none);
 
 impl Compute {

@@ -37,12 +37,12 @@ pub fn none<T>() -> Option<Bf16Kernels<T>> {
 
 /// Those of this processor; in this crate's tests portable ones everywhere else, so that what packs for the kernels and calls
 /// them is tested on every machine.
-#[cfg(target_arch = "x86_64")]
 pub fn of_f32() -> Option<Bf16Kernels<f32>> {
     #[cfg(test)]
     let elsewhere = Some(portable::KERNELS);
     #[cfg(not(test))]
     let elsewhere = None;
+    #[cfg(target_arch = "x86_64")]
     let here = has_bf16(level()).then_some(Bf16Kernels {
         // SAFETY: this table is handed out only where the processor has been asked.
         pair_neighbours: |x, out| unsafe { x86::pair_neighbours(x, out) },
@@ -50,6 +50,8 @@ pub fn of_f32() -> Option<Bf16Kernels<f32>> {
         pair_rows: |first, second, out| unsafe { x86::pair_rows(first, second, out) },
         multiply: x86::run_bf16,
     });
+    #[cfg(not(target_arch = "x86_64"))]
+    let here = None;
     here.or(elsewhere)
 }
 

@@ -49,6 +49,7 @@ pub struct Operands<T> {
     pub accumulate: bool,
     /// A and C come from beyond the second cache: the f32 kernels prefetch the next rows while they work on these. On AVX2 of C
     /// only: there, prefetching A too costs 6 % where A is near and gains nothing where it is far.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for the register kernels of x86-64"))]
     pub prefetch: bool,
 }
 

@@ -23,6 +23,7 @@ pub struct SoftmaxKernels<T> {
 }
 
 /// What [`SoftmaxKernels::score_grad`] computes with, a lane a row where it is an array.
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "for the register kernels of x86-64"))]
 pub struct ScoreGrad<T> {
     /// Scores are multiplied with it.
     pub scale: T,
