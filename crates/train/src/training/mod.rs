@@ -2,6 +2,7 @@
 //!
 //! Start at [`trainer::Trainer::step`], one update as a function; [`run::train`] is the loop around it.
 
+pub mod accumulate;
 pub mod checkpoint;
 pub mod convert;
 pub mod eval;

@@ -1,9 +1,10 @@
 //! The attention's knobs, alpha and gamma, while a run goes on: schedules, and a controller that holds the attended tokens at a target.
 
 use dash_model::attention::Knob;
-use dash_model::{Attention, Model, RouterTrace};
+use dash_model::{Attention, Model, RouterStats, RouterTrace};
 use serde::{Deserialize, Serialize};
 
+use super::accumulate::total;
 use crate::config::RouterPlan;
 
 /// Gain of the controller: gamma is multiplied by (measured / target)^GAIN each update. At 0.05 an error of a factor two
@@ -41,6 +42,32 @@ pub fn attended_share(traces: &[Option<RouterTrace>]) -> dash_core::Result<Optio
     };
     let all = traces.iter().flatten().map(of).collect::<dash_core::Result<Vec<f64>>>()?;
     Ok((!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64))
+}
+
+/// Figures of a layer over several micro-batches, each weighted by its rows; the gradient is that of all of them together.
+/// `None` of none.
+pub fn merged(all: &[&RouterStats]) -> Option<RouterStats> {
+    let [first, ..] = all else { return None };
+    if all.len() == 1 {
+        return Some((*first).clone());
+    }
+    let sum = |f: &dyn Fn(&RouterStats) -> f64| total(&all.iter().map(|s| f(s)).collect::<Vec<f64>>());
+    let rows = sum(&|s| s.rows as f64).max(1.0);
+    let mean = |f: &dyn Fn(&RouterStats) -> f64| sum(&|s| f(s) * s.rows as f64) / rows;
+    let routed = |s: &RouterStats| (s.active_chunks - 1.0) * s.rows as f64;
+    let mut histogram = vec![0; all.iter().map(|s| s.histogram.len()).max().unwrap_or(0)];
+    all.iter().for_each(|s| s.histogram.iter().enumerate().for_each(|(n, count)| histogram[n] += count));
+    Some(RouterStats {
+        density: mean(&|s| s.density),
+        active_chunks: mean(&|s| s.active_chunks),
+        tokens: sum(&|s| s.tokens) / all.len() as f64,
+        histogram,
+        empty: mean(&|s| s.empty),
+        bias_mean: sum(&|s| s.bias_mean * routed(s)) / sum(&routed).max(1.0),
+        bias_max: all.iter().fold(0.0, |m, s| f64::max(m, s.bias_max)),
+        score_gradient: sum(&|s| s.score_gradient * s.score_gradient).sqrt(),
+        rows: all.iter().map(|s| s.rows).sum(),
+    })
 }
 
 /// Before update `step`: what the schedules say, on top of what is in force.

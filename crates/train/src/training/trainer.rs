@@ -4,8 +4,9 @@ use dash_core::{DType, Device, Error, Ids, Tape, Tensor, ops};
 use dash_data::Batch;
 use dash_model::{Model, RouterStats};
 
+use super::accumulate::{Tree, leaf, total};
 use super::optim::Optimizer;
-use super::router::{self, Knobs, attended_share};
+use super::router::{self, Knobs, attended_share, merged};
 use super::schedule::learning_rate;
 use crate::config::Config;
 use crate::failure::{Failure, Result};
@@ -27,7 +28,7 @@ pub struct StepStats {
     pub grad_norm: f64,
     /// Learning rate used.
     pub lr: f64,
-    /// One entry per routed layer, of the update's last forward pass; empty unless asked for.
+    /// One entry per routed layer, over all micro-batches of the update; empty unless asked for.
     pub routers: Vec<LayerStats>,
     /// alpha and gamma of the update, where the attention has them.
     pub knobs: Option<Knobs>,
@@ -82,26 +83,29 @@ impl Trainer {
         let lr = learning_rate(&config.optim, step, config.run.steps);
         let tokens: usize = batches.iter().map(Batch::counted).sum();
         router::apply(&config.router, &mut self.model, step);
-        let mut total: Vec<Option<Tensor>> = vec![None; self.model.params().len()];
-        let mut losses = Vec::with_capacity(batches.len());
-        let mut traces = Vec::new();
+        let mut sums = Tree::new(leaf(batches.len()));
+        let (mut losses, mut shares) = (Vec::with_capacity(batches.len()), Vec::new());
+        let mut stats: Vec<Vec<Option<RouterStats>>> = Vec::new();
+        let steers = config.router.target_density.is_some();
         for batch in batches {
             let tape = Tape::new().computing(config.model.compute.into());
             let leaves = self.model.leaves(&tape);
             let (ids, targets) = batch_ids(&self.model, batch)?;
-            let (loss, routers) = self.model.loss(&tape, &leaves, (&ids, &targets), tokens as f64)?;
+            let (loss, traces) = self.model.loss(&tape, &leaves, (&ids, &targets), tokens as f64)?;
             losses.push(loss.value.clone());
             let mut grads = tape.backward(&loss)?;
-            for (sum, leaf) in total.iter_mut().zip(&leaves) {
-                match (sum.as_mut(), grads.take(leaf)) {
-                    (Some(sum), Some(g)) => sum.accumulate(&g)?,
-                    (None, Some(g)) => *sum = Some(g),
-                    (_, None) => {}
-                }
+            sums.push(leaves.iter().map(|leaf| grads.take(leaf)).collect::<Vec<Option<Tensor>>>())?;
+            // read on the host only where the step logs or steers
+            if with_routers || steers {
+                shares.extend(attended_share(&traces)?);
             }
-            traces = routers;
+            if with_routers {
+                let of = |trace: &Option<_>| trace.as_ref().map(dash_model::RouterTrace::stats).transpose();
+                stats.push(traces.iter().map(of).collect::<dash_core::Result<_>>()?);
+            }
         }
-        let norm = self.optimizer.update(self.model.params_mut(), (&total, &losses), lr, &config.optim)?;
+        let grads = sums.finish()?.unwrap_or_default();
+        let norm = self.optimizer.update(self.model.params_mut(), (&grads, &losses), lr, &config.optim)?;
         // the step is handed out: what follows is read on the host, and nothing before it was
         let values = losses.iter().map(Tensor::item).collect::<dash_core::Result<Vec<f64>>>()?;
         let grad_norm = norm.item()?;
@@ -112,25 +116,22 @@ impl Trainer {
         if !grad_norm.is_finite() {
             self.optimizer.undo_step();
             let infinite = |g: &Option<Tensor>| g.as_ref().is_some_and(|g| !g.is_finite().unwrap_or(true));
-            let name = self.model.params().iter().zip(&total).find(|(_, g)| infinite(g));
+            let name = self.model.params().iter().zip(&grads).find(|(_, g)| infinite(g));
             let what = name.map_or("gradient norm".into(), |(p, _)| format!("gradient of {}", p.name));
             return Err(self.not_finite(step, &what, &batches[0]));
         }
         let knobs = Knobs::of(&self.model.config().attention);
-        let attended = match with_routers || config.router.target_density.is_some() {
-            true => attended_share(&traces)?,
-            false => None,
-        };
+        let attended = (!shares.is_empty()).then(|| total(&shares) / shares.len() as f64);
         router::control(&config.router, &mut self.model, attended);
         let mut routers = Vec::new();
-        if with_routers {
-            for (layer, trace) in traces.into_iter().enumerate().filter_map(|(i, t)| Some((i, t?))) {
-                let gradient = self.model.indexer(layer).and_then(|i| total[i].as_ref());
-                let indexer_gradient = gradient.map_or(Ok(0.0), |g| ops::grad_norm(g.device(), [g])?.item())?;
-                routers.push(LayerStats { layer, router: trace.stats()?, indexer_gradient });
-            }
+        for layer in 0..stats.first().map_or(0, Vec::len) {
+            let all: Vec<&RouterStats> = stats.iter().filter_map(|micro| micro[layer].as_ref()).collect();
+            let Some(router) = merged(&all) else { continue };
+            let gradient = self.model.indexer(layer).and_then(|i| grads[i].as_ref());
+            let indexer_gradient = gradient.map_or(Ok(0.0), |g| ops::grad_norm(g.device(), [g])?.item())?;
+            routers.push(LayerStats { layer, router, indexer_gradient });
         }
-        Ok(StepStats { loss: values.iter().sum(), grad_norm, lr, routers, knobs, attended })
+        Ok(StepStats { loss: total(&values), grad_norm, lr, routers, knobs, attended })
     }
 
     /// Refuses weights or optimizer state that are not finite: they must not reach a checkpoint, because a run that continues
