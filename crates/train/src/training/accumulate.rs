@@ -41,6 +41,11 @@ pub fn leaf(all: usize) -> usize {
     all >> all.trailing_zeros()
 }
 
+/// Partial sums held at most beside the micro-batch that is being added, where an update has `all` of them.
+pub fn held(all: usize) -> usize {
+    all.trailing_zeros() as usize + (leaf(all) > 1) as usize
+}
+
 /// A sum that grows. At most log2(all) + 1 partial sums are held.
 pub struct Tree<T> {
     leaf: usize,
@@ -155,16 +160,46 @@ mod tests {
     }
 
     #[test]
+    fn gradients_of_ranks_add_up_to_the_bits_of_one() {
+        let device = dash_core::Device::cpu(1).unwrap();
+        let mut rng = Rng::new(3);
+        // the second parameter is reached by every other micro-batch only
+        let gradients: Vec<Vec<Option<Tensor>>> = (0..12)
+            .map(|i| {
+                let mut tensor = || Tensor::normal(&device, &[37], dash_core::DType::F32, 1.0, &mut rng).unwrap();
+                vec![Some(tensor()), (i % 2 == 1).then(tensor), None]
+            })
+            .collect();
+        let sum = |parts: &[Vec<Option<Tensor>>], leaf: usize| {
+            let mut tree = Tree::new(leaf);
+            parts.iter().for_each(|g| tree.push(g.clone()).unwrap());
+            tree.finish().unwrap().unwrap()
+        };
+        let bits = |g: &[Option<Tensor>]| -> Vec<Option<Vec<u32>>> {
+            let of = |t: &Tensor| t.to_vec::<f32>().unwrap().into_iter().map(f32::to_bits).collect();
+            g.iter().map(|t| t.as_ref().map(of)).collect()
+        };
+        let one = bits(&sum(&gradients, leaf(12)));
+        assert!(one[0].is_some() && one[1].is_some() && one[2].is_none());
+        for world in [2, 4] {
+            let ranks: Vec<_> = gradients.chunks(12 / world).map(|part| sum(part, leaf(12))).collect();
+            assert_eq!(bits(&sum(&ranks, 1)), one, "{world} ranks");
+        }
+        // a left fold has other bits: the test above could fail
+        assert_ne!(bits(&sum(&gradients, 12)), one);
+    }
+
+    #[test]
     fn few_partial_sums_are_held() {
         for n in 1..=64usize {
             let mut tree = Tree::new(leaf(n));
+            let mut most = 0;
             for v in values(n) {
+                most = most.max(tree.done.len() + tree.growing.is_some() as usize);
                 tree.push(v).unwrap();
-                // the next micro-batch's own gradients come on top
-                let held = tree.done.len() + tree.growing.is_some() as usize;
-                assert!(held <= n.ilog2() as usize + 1, "{n}: {held}");
             }
-            assert_eq!(tree.done.len(), 1, "a whole tree");
+            assert_eq!((most, tree.done.len()), (held(n), 1), "{n}");
+            assert!(most <= n.ilog2() as usize + 1);
         }
     }
 }

@@ -42,7 +42,9 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     // with recomputation: every block's input, and one block in full
     let layers = m.layers as f64;
     let kept = if m.recompute { layers * c + layer + own } else { layers * (layer + own) };
-    PROCESS + 4.0 * (4.0 * params as f64 + tokens * kept + logits + head + backward)
+    // sums of earlier micro-batches beside the gradients of the running one
+    let sums = (super::accumulate::held(config.data.grad_accum) * params) as f64;
+    PROCESS + 4.0 * (4.0 * params as f64 + sums + tokens * kept + logits + head + backward)
 }
 
 /// Refuses a run that this machine cannot hold, before anything is allocated, prepared or written; with `force` it only warns.

@@ -130,3 +130,32 @@ pub fn initial_gamma(
     model.set_knobs(alpha, Some(gamma));
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_of_micro_batches_weigh_by_rows() {
+        let stats = |density: f64, rows: u64, score_gradient: f64| RouterStats {
+            density,
+            active_chunks: 1.0 + density,
+            tokens: 10.0 * density,
+            histogram: vec![0, rows],
+            empty: density,
+            bias_mean: density,
+            bias_max: density,
+            score_gradient,
+            rows,
+        };
+        let (a, b) = (stats(0.5, 10, 3.0), stats(1.0, 30, 4.0));
+        assert_eq!(merged(&[&a]), Some(a.clone()));
+        assert_eq!(merged(&[]), None);
+        let m = merged(&[&a, &b]).unwrap();
+        // (0.5 * 10 + 1.0 * 30) / 40
+        assert_eq!((m.density, m.active_chunks, m.empty), (0.875, 1.875, 0.875));
+        // by routed chunks: (0.5 * 5 + 1.0 * 30) / 35
+        assert_eq!((m.bias_mean, m.bias_max), (32.5 / 35.0, 1.0));
+        assert_eq!((m.score_gradient, m.rows, m.histogram), (5.0, 40, vec![0, 40]));
+    }
+}
