@@ -31,7 +31,7 @@ pub struct Report {
     pub unknown_characters: u64,
     /// How often the name of a special token stands in the text.
     pub special_names: u64,
-    /// What is worth knowing, a sentence each.
+    /// What is worth knowing of the text, a sentence each.
     pub notes: Vec<String>,
     /// Reason to number of files or lines left out for it.
     pub left_out: BTreeMap<String, usize>,

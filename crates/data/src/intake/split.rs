@@ -37,8 +37,8 @@ impl Histogram {
     /// The split whose validation is nearest to `share` of the bytes.
     pub fn split(&self, share: f64) -> Split {
         let wanted = self.total as f64 * share;
-        // 8: validation is off by one document at most
-        let largest = ((wanted / 8.0) as u64).min(WHOLE);
+        // half: the nearest choice of whole documents is off by a quarter of the share at most
+        let largest = ((wanted / 2.0) as u64).min(WHOLE);
         let largest: u64 = if largest == 0 { 0 } else { 1 << largest.ilog2() };
         let classes = if largest == 0 { 0 } else { largest.ilog2() as usize + 1 };
         let of_bucket = |b: usize| (0..classes).map(|c| self.bytes[c * BUCKETS + b]).sum::<u64>();
@@ -130,7 +130,8 @@ mod tests {
         {
             for wanted in [0.05, 0.01, 0.2] {
                 let got = share(&lens, wanted);
-                assert!((got / wanted - 1.0).abs() < 0.07, "{name}: {got} of {wanted}");
+                let most = if ["even", "small"].contains(&name) { 0.02 } else { 0.25 };
+                assert!((got / wanted - 1.0).abs() <= most, "{name}: {got} of {wanted}");
             }
         }
     }

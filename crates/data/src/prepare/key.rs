@@ -17,7 +17,7 @@ use crate::intake::{Corpus, cargo};
 use crate::tokenizer::Tokenizer;
 
 /// A new format or a new way to choose text is a new number.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 const SETTLED: Duration = Duration::from_secs(2);
 

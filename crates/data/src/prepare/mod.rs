@@ -86,6 +86,8 @@ pub struct Prepared {
     pub report: Report,
     /// Whether this call made it.
     pub fresh: bool,
+    /// What is worth knowing of the tokenizer and the text, a sentence each.
+    pub notes: Vec<String>,
 }
 
 impl Prepared {
@@ -101,7 +103,15 @@ impl Prepared {
             serde_json::from_slice(&report).map_err(|e| DataError::content(&report_path, e.to_string()))?;
         let train = shards(folder, "train", report.train_shards, &tokenizer)?;
         let validation = shards(folder, "val", report.validation_shards, &tokenizer)?;
-        Ok(Prepared { folder: folder.to_path_buf(), tokenizer, train, validation, report, fresh: false })
+        Ok(Prepared {
+            folder: folder.to_path_buf(),
+            tokenizer,
+            train,
+            validation,
+            notes: report.notes.clone(),
+            report,
+            fresh: false,
+        })
     }
 
     /// The name of the folder, which identifies text and settings.
@@ -137,6 +147,8 @@ fn shards(folder: &Path, name: &str, told: usize, tokenizer: &Tokenizer) -> Resu
 /// When text cannot be found or read, the vocabulary does not fit, or a shard is damaged.
 pub fn prepare(settings: &Settings, mut progress: impl FnMut(Progress)) -> Result<Prepared> {
     let given = settings.tokenizer.as_ref().map(|path| given(path, settings)).transpose()?;
+    // of the file as it was given: what is prepared with one that differs in what is switched off has the same folder
+    let mut notes = given.as_ref().map_or(Vec::new(), |t| t.notes().to_vec());
     let described = key::settings(settings, given.as_ref());
     let mut corpus = match settings.source {
         Source::Text => Some(Corpus::text(&settings.path)?),
@@ -163,7 +175,9 @@ pub fn prepare(settings: &Settings, mut progress: impl FnMut(Progress)) -> Resul
         }
     };
     progress(Progress::Verifying);
-    Ok(Prepared { fresh, ..Prepared::open(&folder, settings.treatment)? })
+    let prepared = Prepared::open(&folder, settings.treatment)?;
+    notes.extend_from_slice(&prepared.report.notes);
+    Ok(Prepared { fresh, notes, ..prepared })
 }
 
 /// The tokenizer of the settings, which has to have the size that they say.
@@ -203,7 +217,6 @@ fn fill(
             Tokenizer::learn(texts.iter().map(String::as_str), settings.vocab_size, settings.treatment)?
         }
     };
-    report.notes.extend_from_slice(tokenizer.notes());
     let share = share(settings, &tokenizer, &texts, report.bytes)?;
     drop(texts);
     let split: Split = scan.histogram.split(share);

@@ -53,9 +53,9 @@ struct RawModel {
 
 pub(super) fn parse(json: String, origin: &Path, treatment: Treatment) -> Result<Tokenizer> {
     let no = |what: String| DataError::content(origin, what);
-    // `from_str` is compiled in tokenizers already; the generic `from_bytes` would bring its deserialisers here once more
-    let mut inner: Inner = json.parse().map_err(|e| no(format!("is no tokenizer.json: {e}")))?;
+    // first, because the crate panics where the text is no JSON
     let raw: Raw = serde_json::from_str(&json).map_err(|e| no(format!("is no tokenizer.json: {e}")))?;
+    let mut inner = parse_inner(&json).map_err(|e| no(format!("is no tokenizer.json: {e}")))?;
     check_ids(&inner, &raw).map_err(no)?;
     let mut notes = switch_off(&mut inner);
     let changed = !notes.is_empty();
@@ -101,6 +101,13 @@ pub(super) fn parse(json: String, origin: &Path, treatment: Treatment) -> Result
         names,
         notes,
     })
+}
+
+/// The crate's own reader. It panics on some files that are JSON and no tokenizer (a decoder that is a number): that is an error here.
+fn parse_inner(json: &str) -> std::result::Result<Inner, String> {
+    // `from_str` is compiled in tokenizers already; the generic `from_bytes` would bring its deserialisers here once more
+    let parse = || json.parse::<Inner>().map_err(|e| e.to_string());
+    std::panic::catch_unwind(parse).unwrap_or_else(|_| Err("its parts are not what they should be".into()))
 }
 
 /// The ids that the file gives to added tokens have to be those that they get.
@@ -169,7 +176,7 @@ fn witness(json: &str, rows: usize, treatment: Treatment) -> Option<(Inner, u32)
     model.get_mut("vocab")?.as_object_mut()?.insert(name.into(), id.into());
     model["unk_token"] = name.into();
     model["fuse_unk"] = false.into();
-    let mut inner: Inner = json.to_string().parse().ok()?;
+    let mut inner = parse_inner(&json.to_string()).ok()?;
     inner.set_encode_special_tokens(treatment.special_tokens == SpecialTokens::Text);
     Some((inner, id))
 }

@@ -27,7 +27,7 @@ pub fn prepared(config: &Config) -> Result<Prepared> {
         }
     }
     // at every start: they are about what the run trains on
-    prepared.report.notes.iter().for_each(|note| tell!("note: {note}"));
+    prepared.notes.iter().for_each(|note| tell!("note: {note}"));
     Ok(prepared)
 }
 
