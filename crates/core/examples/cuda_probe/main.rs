@@ -71,7 +71,7 @@ impl Probe {
         let rows = d.zeros("probe", Kind::Bf16, 32 << 20)?;
         for group in [1usize, 4, 16] {
             let (tokens, rounds) = ((64 << 20) / 2 / 64 / group / 2, 2000);
-            let map = d.tensor_map(&rows, [64, tokens * group, 64], group as u32)?;
+            let map = d.tensor_map((&rows, 0, 64), [64, tokens * group, 1], group as u32)?;
             let args = [Arg::Map(&map), Arg::Buffer(&out), Arg::int(tokens), Arg::int(rounds)];
             let (total, grid) =
                 ((self.blocks * 2 * rounds * 8192) as f64 / 1e9, Grid::line(self.blocks * 2, 128).shared(32768));

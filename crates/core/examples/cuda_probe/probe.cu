@@ -165,7 +165,7 @@ gather_boxes(const __grid_constant__ Map map, float* out, int tokens, int rounds
                 __syncwarp();
                 for (int box = threadIdx.x; box < 64 / GROUP; box += 32) {
                     const u32 token = ((u32)(i * 64 + box) * 2654435761u + blockIdx.x * 40503u) % (u32)tokens;
-                    copy_box(at + 8192 * stage + box * GROUP * 128, &map, barrier + 8 * stage, 0, token * GROUP);
+                    copy_box(at + 8192 * stage + box * GROUP * 128, &map, barrier + 8 * stage, 0, token * GROUP, 0);
                 }
             }
         }

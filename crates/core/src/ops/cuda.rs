@@ -2,6 +2,7 @@
 //! there is to compile, what the launches share, and the harness of their tests.
 
 pub use super::adamw::cuda as adamw;
+pub use super::attention::cuda as attention;
 pub use super::cross_entropy::cuda as cross_entropy;
 pub use super::elementwise::cuda as elementwise;
 pub use super::embedding::cuda as embedding;
@@ -21,6 +22,7 @@ use crate::error::{Result, ensure};
 pub fn units() -> Vec<Unit> {
     let rooms = [
         adamw::units(),
+        attention::units(),
         cross_entropy::units(),
         elementwise::units(),
         embedding::units(),

@@ -113,8 +113,9 @@ impl Compiler {
     }
 
     fn options(&self, arch: &str) -> Vec<String> {
-        // 177 would warn of what a source does not use of the prelude
-        let plain = ["--std=c++17", "-default-device", "--ptxas-options=-v", "--diag-suppress=177"].map(String::from);
+        // 177 would warn of what a source does not use of the prelude, 128 of what a definition leaves out
+        let plain =
+            ["--std=c++17", "-default-device", "--ptxas-options=-v", "--diag-suppress=177,128"].map(String::from);
         // NVRTC's own cache, which began with 12.9, answers without the assembler's report
         let fresh = (self.version >= (12, 9)).then(|| "--no-cache".to_string());
         [format!("--gpu-architecture={arch}")].into_iter().chain(plain).chain(fresh).collect()

@@ -145,41 +145,39 @@ impl CudaDevice {
         Ok(handle)
     }
 
-    /// Describes a matrix of bf16 `[rows, width]`, rows `stride` elements apart, to the copy engine, which then copies boxes of
-    /// `box_rows` by 64 elements in the 128-byte swizzle; what lies outside reads as zero.
+    /// Describes a batch of matrices of bf16 to the copy engine, which then copies boxes of `box_rows` by 64 elements in the
+    /// 128-byte swizzle; what lies outside reads as zero. `first` is the first element, `[width, rows, batch]` the extents, and
+    /// rows lie `stride` elements apart, matrices `rows * stride`.
     ///
     /// # Errors
-    /// When the driver refuses the extents.
+    /// When the extents do not fit the buffer, or the driver refuses them.
     pub fn tensor_map(
         &self,
-        buffer: &CudaBuffer,
-        [width, rows, stride]: [usize; 3],
+        (buffer, first, stride): (&CudaBuffer, usize, usize),
+        [width, rows, batch]: [usize; 3],
         box_rows: u32,
     ) -> Result<TensorMap> {
         let op = "tensor_map";
-        ensure!(width <= stride && rows * stride <= buffer.len(), op, "{rows} rows of {stride} in {buffer:?}");
+        let last = first + (batch * rows).saturating_sub(1) * stride + width;
+        ensure!(
+            width <= stride && last <= buffer.len(),
+            op,
+            "[{batch}, {rows}, {width}], {stride} apart, in {buffer:?}"
+        );
         let mut map = api::TensorMap([0; 16]);
-        let (sizes, strides) = ([width as u64, rows as u64], [stride as u64 * 2]);
-        let (boxes, steps) = ([64u32, box_rows], [1u32, 1]);
+        let (sizes, strides) =
+            ([width, rows, batch].map(|n| n as u64), [stride * 2, rows * stride * 2].map(|n| n as u64));
+        let (boxes, steps) = ([64u32, box_rows, 1], [1u32; 3]);
         const BF16: c_int = 9;
         const SWIZZLE_128: c_int = 3;
         const PROMOTE_256: c_int = 3;
-        // SAFETY: the arrays have two entries (strides one), as the rank says; the map is written by the driver.
+        let address = buffer.address() + (first * buffer.kind().size()) as Address;
+        let pointers = (sizes.as_ptr(), strides.as_ptr(), boxes.as_ptr(), steps.as_ptr());
+        let encode = self.0.driver.tensor_map;
+        // SAFETY: the arrays have three entries (strides two), as the rank says; the map is written by the driver.
         let status = unsafe {
-            (self.0.driver.tensor_map)(
-                &mut map,
-                BF16,
-                2,
-                buffer.address(),
-                sizes.as_ptr(),
-                strides.as_ptr(),
-                boxes.as_ptr(),
-                steps.as_ptr(),
-                0,
-                SWIZZLE_128,
-                PROMOTE_256,
-                0,
-            )
+            let (sizes, strides, boxes, steps) = pointers;
+            encode(&mut map, BF16, 3, address, sizes, strides, boxes, steps, 0, SWIZZLE_128, PROMOTE_256, 0)
         };
         self.0.check(op, "cuTensorMapEncodeTiled", status)?;
         Ok(TensorMap(map))

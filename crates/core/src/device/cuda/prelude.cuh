@@ -6,6 +6,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define INLINE static __device__ __forceinline__
+#define METHOD __device__ __forceinline__
 #define FULL 0xffffffffu
 #define LOG2E 1.4426950408889634f
 
@@ -91,6 +92,12 @@ INLINE void barrier_wait(u32 barrier, u32 parity) {
         "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\nbra again;\nover:\n}"
         ::"r"(barrier), "r"(parity) : "memory");
 }
+// One more arrival at a counter in shared memory: how many came before. What the thread has read is read, what it sees is there.
+INLINE u32 arrive_counted(u32* counter) {
+    u32 before;
+    asm volatile("atom.acq_rel.cta.shared::cta.add.u32 %0, [%1], 1;" : "=r"(before) : "r"(shared_address(counter)) : "memory");
+    return before;
+}
 // makes barriers that were initialised visible to the copy engine
 INLINE void barrier_fence() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
 // ordinary writes to shared memory before, the copy engine's or wgmma's reads after
@@ -98,10 +105,10 @@ INLINE void proxy_fence() { asm volatile("fence.proxy.async.shared::cta;" ::: "m
 
 struct __align__(64) Map { u64 opaque[16]; };
 
-// A box of a matrix whose first element is (row, column); completes on the barrier.
-INLINE void copy_box(u32 to, const Map* map, u32 barrier, int column, int row) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
-        ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row) : "memory");
+// A box of 64 columns of a batch of matrices; completes on the barrier.
+INLINE void copy_box(u32 to, const Map* map, u32 barrier, int column, int row, int batch) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];"
+        ::"r"(to), "l"(map), "r"(barrier), "r"(column), "r"(row), "r"(batch) : "memory");
 }
 // Contiguous bytes, a multiple of 16; completes on the barrier.
 INLINE void copy_bulk(u32 to, const void* from, int bytes, u32 barrier) {

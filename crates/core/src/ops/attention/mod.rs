@@ -6,6 +6,7 @@
 //! is no list of blocks: token-level entmax, sliding and compressed windows.
 
 mod block;
+pub mod cuda;
 mod dense;
 mod engine;
 mod list;
@@ -29,21 +30,27 @@ use crate::tensor::Tensor;
 
 /// Extents of one attention call.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Dims {
+pub struct Dims {
+    /// Batch.
     pub b: usize,
+    /// Tokens.
     pub t: usize,
+    /// Query heads.
     pub h: usize,
+    /// Key/value heads.
     pub g: usize,
+    /// Head width.
     pub d: usize,
 }
 
 impl Dims {
+    /// Query heads that share a key/value head.
     pub fn group(&self) -> usize {
         self.h / self.g
     }
 
     /// Checks queries against keys and, where given, values.
-    pub fn check(op: &'static str, q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Self> {
+    pub(crate) fn check(op: &'static str, q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Self> {
         let [b, t, h, d] = q.dims(op)?;
         let [bk, tk, g, dk] = k.dims(op)?;
         ensure!((b, t, d) == (bk, tk, dk), op, "q is {:?}, k is {:?}", q.shape(), k.shape());

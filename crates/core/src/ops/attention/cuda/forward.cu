@@ -1,0 +1,194 @@
+// Attention, forward. The running maximum, sum and output of a row stay in registers while the keys pass by, ascending.
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
+attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, bf16* __restrict__ o,
+                  float* __restrict__ lse, const u64* __restrict__ all_cells, const u32* __restrict__ all_first,
+                  const float* __restrict__ bias, int t, int kv_heads, int group, int q_stride, int chunks, int slots, float scale) {
+    extern __shared__ __align__(1024) u8 room[];
+    __shared__ int counts[WARPS];
+    __shared__ u64 full[MOST_SLOTS];
+    __shared__ u32 read[MOST_SLOTS];
+    const u32 queries = shared_address(room);
+    Ring ring = {queries + ROWS * PANELS * 128, shared_address(full), read, slots, 0, 0};
+    unsigned short* list = (unsigned short*)(room + ROWS * PANELS * 128 + slots * 2 * STAGE);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int batch = blockIdx.y / kv_heads, kv = blockIdx.y % kv_heads, heads = kv_heads * group;
+    const int slab_tokens = 16 / group, tile = WARPS * SLABS * slab_tokens;
+    // the longest tiles first
+    const int first = (gridDim.x - 1 - blockIdx.x) * tile, end = min(first + tile, t);
+    const u64* cells = all_cells + (long long)blockIdx.y * ceil_div(t, 64) * chunks;
+    const u32* entries = all_first + (long long)blockIdx.y * ceil_div(t, 64) * chunks;
+    if (threadIdx.x < slots) {
+        barrier_init(shared_address(full + threadIdx.x), 1);
+        read[threadIdx.x] = 0;
+    }
+    barrier_fence();
+
+    load_rows(queries, q, batch, kv, first, t, group, q_stride);
+    const int blocks = ceil_div(end, KEYS);
+    const int count = LISTED ? visited(list, counts, cells, chunks, first, end, blocks) : blocks;
+
+    int tokens[SLABS][2];  // of the lane's rows, -1 where there is none
+    #pragma unroll
+    for (int m = 0; m < SLABS; m++)
+        #pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = lane / 4 + 8 * half, token = first + (warp * SLABS + m) * slab_tokens + row / group;
+            tokens[m][half] = row < slab_tokens * group && token < t ? token : -1;
+        }
+    const float factor = scale * LOG2E;
+    float acc[SLABS][D / 8][4] = {}, top[SLABS][2], sum[SLABS][2] = {};
+    #pragma unroll
+    for (int m = 0; m < SLABS; m++) top[m][0] = top[m][1] = NOTHING;
+
+    const auto load = [&](int i, int slot) { ring.load(&k, &v, slot, kv * D, (LISTED ? list[i] : i) * KEYS, batch); };
+    float biases[SLABS][2][CHUNKS], next[SLABS][2][CHUNKS];
+    auto look_up = [&](int i) {
+        if (!LISTED || i >= count) return;
+        #pragma unroll
+        for (int m = 0; m < SLABS; m++)
+            #pragma unroll
+            for (int half = 0; half < 2; half++)
+                #pragma unroll
+                for (int j = 0; j < CHUNKS; j++)
+                    next[m][half][j] = tokens[m][half] < 0 ? NOTHING : bias_of(cells, entries, bias, chunks, tokens[m][half], list[i] * KEYS / CHUNK + j);
+    };
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();  // queries, barriers and the list are there
+    if (threadIdx.x == 0) for (int i = 0; i < slots && i < count; i++) load(i, i);
+    look_up(0);
+    for (int i = 0; i < count; i++) {
+        #pragma unroll
+        for (int m = 0; m < SLABS; m++)
+            #pragma unroll
+            for (int half = 0; half < 2; half++)
+                #pragma unroll
+                for (int j = 0; j < CHUNKS; j++) biases[m][half][j] = LISTED ? next[m][half][j] : 0.f;
+        look_up(i + 1);
+        const int block = LISTED ? list[i] : i;
+        const u32 keys = ring.wait(), values = keys + STAGE;
+        #pragma unroll
+        for (int sub = 0; sub < KEYS / SUB; sub++) {
+            const int key0 = block * KEYS + sub * SUB;
+            bool on[SLABS], some = false;
+            #pragma unroll
+            for (int m = 0; m < SLABS; m++) {
+                bool attends = false;
+                #pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    if (LISTED) {
+                        #pragma unroll
+                        for (int j = 0; j < (SUB < CHUNK ? 1 : SUB / CHUNK); j++)
+                            attends |= biases[m][half][(CHUNK < KEYS ? sub * SUB / CHUNK : 0) + j] != NOTHING && key0 <= tokens[m][half];
+                    } else attends |= key0 <= tokens[m][half];
+                }
+                on[m] = __any_sync(FULL, attends);
+                some |= on[m];
+            }
+            if (!some) continue;
+            float s[SLABS][SUB / 8][4] = {};
+            #pragma unroll
+            for (int step = 0; step < D / 16; step++) {
+                u32 a[SLABS][4];
+                #pragma unroll
+                for (int m = 0; m < SLABS; m++)
+                    rows_fragment(a[m], queries, warp * SLABS + m, step);
+                #pragma unroll
+                for (int n = 0; n < SUB / 16; n++) {
+                    u32 b[4];
+                    keys_fragment(b, keys, sub * SUB + n * 16, step);
+                    #pragma unroll
+                    for (int m = 0; m < SLABS; m++)
+                        if (!LISTED || on[m]) {
+                            mma(s[m][2 * n], a[m], b[0], b[1]);
+                            mma(s[m][2 * n + 1], a[m], b[2], b[3]);
+                        }
+                }
+            }
+            u32 p[SLABS][SUB / 16][4];
+            #pragma unroll
+            for (int m = 0; m < SLABS; m++) {
+                if (LISTED && !on[m]) continue;
+                #pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const int token = tokens[m][half];
+                    if (key0 + SUB - 1 > token) {
+                        #pragma unroll
+                        for (int n = 0; n < SUB / 8; n++)
+                            #pragma unroll
+                            for (int i2 = 0; i2 < 2; i2++)
+                                if (key0 + n * 8 + lane % 4 * 2 + i2 > token) s[m][n][2 * half + i2] = NOTHING;
+                    }
+                    float most = NOTHING;
+                    #pragma unroll
+                    for (int j = 0; j < (SUB < CHUNK ? 1 : SUB / CHUNK); j++) {
+                        constexpr int width = SUB < CHUNK ? SUB / 8 : CHUNK / 8;
+                        float of_chunk = NOTHING;
+                        #pragma unroll
+                        for (int n = 0; n < width; n++)
+                            of_chunk = larger(of_chunk, larger(s[m][j * width + n][2 * half], s[m][j * width + n][2 * half + 1]));
+                        most = larger(most, of_chunk * factor + biases[m][half][(CHUNK < KEYS ? sub * SUB / CHUNK : 0) + j]);
+                    }
+                    most = larger(most, __shfl_xor_sync(FULL, most, 1));
+                    most = larger(most, __shfl_xor_sync(FULL, most, 2));
+                    const float before = top[m][half], now = larger(before, most), base = now == NOTHING ? 0.f : now;
+                    const float shrink = exp2_fast(before - base);
+                    top[m][half] = now;
+                    float part = 0;
+                    #pragma unroll
+                    for (int j = 0; j < (SUB < CHUNK ? 1 : SUB / CHUNK); j++) {
+                        constexpr int width = SUB < CHUNK ? SUB / 8 : CHUNK / 8;
+                        const float shift = biases[m][half][(CHUNK < KEYS ? sub * SUB / CHUNK : 0) + j] - base;
+                        #pragma unroll
+                        for (int n = j * width; n < (j + 1) * width; n++) {
+                            const float p0 = exp2_fast(fmaf(s[m][n][2 * half], factor, shift)), p1 = exp2_fast(fmaf(s[m][n][2 * half + 1], factor, shift));
+                            part += p0 + p1;
+                            p[m][n / 2][n % 2 * 2 + half] = pack(p0, p1);
+                        }
+                    }
+                    sum[m][half] = sum[m][half] * shrink + part;
+                    if (__any_sync(FULL, before != now)) {
+                        #pragma unroll
+                        for (int n = 0; n < D / 8; n++) {
+                            acc[m][n][2 * half] *= shrink;
+                            acc[m][n][2 * half + 1] *= shrink;
+                        }
+                    }
+                }
+            }
+            #pragma unroll
+            for (int step = 0; step < SUB / 16; step++)
+                #pragma unroll
+                for (int n = 0; n < D / 16; n++) {
+                    u32 b[4];
+                    values_fragment(b, values, sub * SUB + step * 16, n);
+                    #pragma unroll
+                    for (int m = 0; m < SLABS; m++)
+                        if (!LISTED || on[m]) {
+                            mma(acc[m][2 * n], p[m][step], b[0], b[1]);
+                            mma(acc[m][2 * n + 1], p[m][step], b[2], b[3]);
+                        }
+                }
+        }
+        __syncwarp();
+        if (lane == 0 && ring.last() && i + slots < count) load(i + slots, ring.slot);
+        ring.next();
+    }
+    #pragma unroll
+    for (int m = 0; m < SLABS; m++)
+        #pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int token = tokens[m][half], head = kv * group + (lane / 4 + 8 * half) % group;
+            float total = sum[m][half];
+            total += __shfl_xor_sync(FULL, total, 1);
+            total += __shfl_xor_sync(FULL, total, 2);
+            if (token < 0) continue;
+            const float inverse = 1.f / total;
+            const long long row = ((long long)batch * t + token) * heads + head;
+            #pragma unroll
+            for (int n = 0; n < D / 8; n++)
+                *(u32*)(o + row * D + n * 8 + lane % 4 * 2) = pack(acc[m][n][2 * half] * inverse, acc[m][n][2 * half + 1] * inverse);
+            if (lane % 4 == 0) lse[row] = (top[m][half] + log2_fast(total)) * (1.f / LOG2E);
+        }
+}

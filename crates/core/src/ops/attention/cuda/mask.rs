@@ -1,0 +1,121 @@
+//! Who attends what, as bits: one word of 64 bits a cell, which is 64 neighbouring tokens and one chunk.
+
+use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Source, Unit};
+use crate::error::{Result, ensure};
+use crate::ops::attention::{Dims, HostRoutes};
+
+static SOURCE: Source = Source { name: "attention_mask", text: include_str!("mask.cu") };
+
+/// Cells that a block of `mask.cu` counts.
+const CELLS: usize = 4096;
+
+/// Everything that is compiled for masks.
+pub fn units() -> Vec<Unit> {
+    vec![unit()]
+}
+
+fn unit() -> Unit {
+    Unit::new(&SOURCE, [("CELLS", CELLS.to_string())])
+}
+
+/// Bit r of cell (batch, kv head, tile, chunk) is set where token 64 tile + r attends the chunk; each attends its own. A set bit is
+/// an *entry*. Entries are numbered by cell, then by token, so that those of a cell are neighbours for both sides of attention.
+#[derive(Debug)]
+pub struct BlockMask {
+    cells: CudaBuffer,
+    first: CudaBuffer,
+    batch: usize,
+    kv_heads: usize,
+    queries: usize,
+    chunk_size: usize,
+    entries: usize,
+}
+
+impl BlockMask {
+    /// Numbers the entries of cells `[b, g, ceil(t / 64), ceil(t / chunk_size)]`, of which there are at most `most`; the exact
+    /// number stays on the device.
+    ///
+    /// # Errors
+    /// When extents do not fit, or memory runs out.
+    pub fn new(
+        cells: CudaBuffer,
+        (batch, kv_heads, queries): (usize, usize, usize),
+        chunk_size: usize,
+        most: usize,
+    ) -> Result<Self> {
+        let (op, device) = ("block_mask", cells.device().clone());
+        ensure!(
+            super::CHUNKS.contains(&chunk_size),
+            op,
+            "chunks of {chunk_size}: kernels for {:?} exist on cuda",
+            super::CHUNKS
+        );
+        let count = batch * kv_heads * queries.div_ceil(64) * queries.div_ceil(chunk_size);
+        ensure!(cells.len() == count, op, "{cells:?} for {count} cells");
+        let blocks = count.div_ceil(CELLS);
+        let first = device.alloc(op, crate::device::cuda::Kind::U32, count + 1)?;
+        let sums = device.alloc(op, crate::device::cuda::Kind::U32, blocks)?;
+        let launch = |name, grid, args: &[Arg]| {
+            // SAFETY: the kernels' parameters in order; a block takes CELLS of the `count` cells.
+            device.kernel(&unit(), name).and_then(|kernel| unsafe { kernel.launch(grid, args) })
+        };
+        let (all, n) = ([&cells, &first, &sums].map(Arg::Buffer), Arg::int(count));
+        launch("count_cells", Grid::line(blocks, 256), &[all[0], all[2], n])?;
+        launch("scan_sums", Grid::line(1, 256), &[all[2], Arg::At(&first, count), Arg::int(blocks)])?;
+        launch("number_cells", Grid::line(blocks, 256), &[all[0], all[2], all[1], n])?;
+        Ok(BlockMask { cells, first, batch, kv_heads, queries, chunk_size, entries: most })
+    }
+
+    /// The bits of routes on the host.
+    ///
+    /// # Errors
+    /// As [`BlockMask::new`].
+    pub fn from_host(device: &CudaDevice, list: &HostRoutes) -> Result<Self> {
+        let (batch, kv_heads, queries) = list.extents();
+        let (tiles, chunks) = (queries.div_ceil(64), queries.div_ceil(list.chunk_size()));
+        let mut cells = vec![0u64; batch * kv_heads * tiles * chunks];
+        for (i, query) in (0..batch * kv_heads * queries).map(|n| (n / queries, n % queries)) {
+            for &chunk in list.chunks_of(i / kv_heads, i % kv_heads, query) {
+                cells[(i * tiles + query / 64) * chunks + chunk as usize] |= 1 << (query % 64);
+            }
+        }
+        let cells = device.upload("block_mask", &cells)?;
+        Self::new(cells, (batch, kv_heads, queries), list.chunk_size(), list.len())
+    }
+
+    /// `[b, g, tiles, chunks]`, 64-bit words.
+    pub fn cells(&self) -> &CudaBuffer {
+        &self.cells
+    }
+
+    /// Number of the first entry of every cell, and how many entries there are.
+    pub fn first(&self) -> &CudaBuffer {
+        &self.first
+    }
+
+    /// Tokens of a chunk.
+    pub fn chunk_size(&self) -> usize {
+        self.chunk_size
+    }
+
+    /// Chunks of a sequence, a ragged last one included.
+    pub fn chunks(&self) -> usize {
+        self.queries.div_ceil(self.chunk_size)
+    }
+
+    /// At least as many as there are entries.
+    pub fn entries(&self) -> usize {
+        self.entries
+    }
+
+    pub(super) fn check(&self, op: &'static str, dims: Dims) -> Result<()> {
+        let own = (self.batch, self.kv_heads, self.queries);
+        ensure!(
+            own == (dims.b, dims.g, dims.t),
+            op,
+            "the mask is for {own:?}, q and k have {:?}",
+            (dims.b, dims.g, dims.t)
+        );
+        Ok(())
+    }
+}

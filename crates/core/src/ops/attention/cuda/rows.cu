@@ -1,0 +1,166 @@
+// Attention, backward, query side: dq, and the gradient of the bias of every entry. Scores are computed again, row by row as forward
+// went; p = exp(z - lse), ds = p (do . v - delta), dq = scale sum ds k, dbias = sum of ds over the entry's keys and the group's heads.
+
+// delta [rows] = o . do, a warp a row.
+extern "C" __global__ void __launch_bounds__(256)
+attention_delta(const bf16* __restrict__ o, const bf16* __restrict__ dout, float* __restrict__ delta, long long rows) {
+    const long long row = (long long)blockIdx.x * 8 + threadIdx.x / 32;
+    if (row >= rows) return;
+    float sum = 0;
+    #pragma unroll
+    for (int i = threadIdx.x % 32; i < D; i += 32) sum += widen(o[row * D + i]) * widen(dout[row * D + i]);
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) delta[row] = sum;
+}
+
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
+attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, const bf16* __restrict__ dout,
+               const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dq, float* __restrict__ dbias,
+               const u64* __restrict__ all_cells, const u32* __restrict__ all_first, const float* __restrict__ bias, int t,
+               int kv_heads, int group, int q_stride, int chunks, int slots, float scale) {
+    extern __shared__ __align__(1024) u8 room[];
+    __shared__ int counts[WARPS];
+    __shared__ u64 full[MOST_SLOTS];
+    __shared__ u32 read[MOST_SLOTS];
+    __shared__ float of_rows[WARPS][CHUNKS][16];
+    const u32 queries = shared_address(room), outs = queries + ROWS * PANELS * 128;
+    Ring ring = {outs + ROWS * PANELS * 128, shared_address(full), read, slots, 0, 0};
+    unsigned short* list = (unsigned short*)(room + 2 * ROWS * PANELS * 128 + slots * 2 * STAGE);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int batch = blockIdx.y / kv_heads, kv = blockIdx.y % kv_heads, heads = kv_heads * group;
+    const int slab_tokens = 16 / group, tile = WARPS * SLABS * slab_tokens;
+    const int first = (gridDim.x - 1 - blockIdx.x) * tile, end = min(first + tile, t);
+    const u64* cells = all_cells + (long long)blockIdx.y * ceil_div(t, 64) * chunks;
+    const u32* entries = all_first + (long long)blockIdx.y * ceil_div(t, 64) * chunks;
+    if (threadIdx.x < slots) {
+        barrier_init(shared_address(full + threadIdx.x), 1);
+        read[threadIdx.x] = 0;
+    }
+    barrier_fence();
+    load_rows(queries, q, batch, kv, first, t, group, q_stride);
+    load_rows(outs, dout, batch, kv, first, t, group, heads * D);
+    const int blocks = ceil_div(end, KEYS);
+    const int count = LISTED ? visited(list, counts, cells, chunks, first, end, blocks) : blocks;
+
+    int tokens[SLABS][2];
+    float shift[SLABS][2], inner[SLABS][2];  // lse in powers of two, delta
+    #pragma unroll
+    for (int m = 0; m < SLABS; m++)
+        #pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int row = lane / 4 + 8 * half, token = first + (warp * SLABS + m) * slab_tokens + row / group;
+            const bool valid = row < slab_tokens * group && token < t;
+            const long long at = ((long long)batch * t + token) * heads + kv * group + row % group;
+            tokens[m][half] = valid ? token : -1;
+            shift[m][half] = valid ? lse[at] * LOG2E : 0.f;
+            inner[m][half] = valid ? delta[at] : 0.f;
+        }
+    const float factor = scale * LOG2E;
+    float acc[SLABS][D / 8][4] = {};
+    const auto load = [&](int i, int slot) { ring.load(&k, &v, slot, kv * D, (LISTED ? list[i] : i) * KEYS, batch); };
+    copy_commit();
+    copy_wait<0>();
+    __syncthreads();
+    if (threadIdx.x == 0) for (int i = 0; i < slots && i < count; i++) load(i, i);
+    for (int i = 0; i < count; i++) {
+        const int block = LISTED ? list[i] : i;
+        const u32 keys = ring.wait(), values = keys + STAGE;
+        #pragma unroll
+        for (int m = 0; m < SLABS; m++) {
+            const int slab = warp * SLABS + m;
+            float add[2][CHUNKS], summed[2][CHUNKS] = {};
+            bool attends = false;
+            #pragma unroll
+            for (int half = 0; half < 2; half++)
+                #pragma unroll
+                for (int j = 0; j < CHUNKS; j++) {
+                    add[half][j] = !LISTED ? 0.f : tokens[m][half] < 0 ? NOTHING : bias_of(cells, entries, bias, chunks, tokens[m][half], block * KEYS / CHUNK + j);
+                    attends |= add[half][j] != NOTHING && block * KEYS <= tokens[m][half];
+                }
+            if (!__any_sync(FULL, attends)) continue;
+            #pragma unroll
+            for (int sub = 0; sub < KEYS / SUB; sub++) {
+                float s[SUB / 8][4] = {}, dp[SUB / 8][4] = {};
+                #pragma unroll
+                for (int step = 0; step < D / 16; step++) {
+                    u32 a[4], d[4];
+                    rows_fragment(a, queries, slab, step);
+                    rows_fragment(d, outs, slab, step);
+                    #pragma unroll
+                    for (int n = 0; n < SUB / 16; n++) {
+                        u32 b[4];
+                        keys_fragment(b, keys, sub * SUB + n * 16, step);
+                        mma(s[2 * n], a, b[0], b[1]);
+                        mma(s[2 * n + 1], a, b[2], b[3]);
+                        keys_fragment(b, values, sub * SUB + n * 16, step);
+                        mma(dp[2 * n], d, b[0], b[1]);
+                        mma(dp[2 * n + 1], d, b[2], b[3]);
+                    }
+                }
+                u32 ds[SUB / 16][4];
+                #pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    #pragma unroll
+                    for (int n = 0; n < SUB / 8; n++) {
+                        const int j = CHUNK < KEYS ? (sub * SUB + n * 8) / CHUNK : 0;
+                        float out[2];
+                        #pragma unroll
+                        for (int e = 0; e < 2; e++) {
+                            const int key = block * KEYS + sub * SUB + n * 8 + lane % 4 * 2 + e;
+                            const float p = key > tokens[m][half] ? 0.f : exp2_fast(fmaf(s[n][2 * half + e], factor, add[half][j] - shift[m][half]));
+                            out[e] = p * (dp[n][2 * half + e] - inner[m][half]);
+                            summed[half][j] += out[e];
+                        }
+                        ds[n / 2][n % 2 * 2 + half] = pack(out[0], out[1]);
+                    }
+                }
+                #pragma unroll
+                for (int step = 0; step < SUB / 16; step++)
+                    #pragma unroll
+                    for (int n = 0; n < D / 16; n++) {
+                        u32 b[4];
+                        values_fragment(b, keys, sub * SUB + step * 16, n);
+                        mma(acc[m][2 * n], ds[step], b[0], b[1]);
+                        mma(acc[m][2 * n + 1], ds[step], b[2], b[3]);
+                    }
+            }
+            if (!LISTED || !dbias) continue;
+            #pragma unroll
+            for (int half = 0; half < 2; half++)
+                #pragma unroll
+                for (int j = 0; j < CHUNKS; j++) {
+                    float sum = summed[half][j];
+                    sum += __shfl_xor_sync(FULL, sum, 1);
+                    sum += __shfl_xor_sync(FULL, sum, 2);
+                    if (lane % 4 == 0) of_rows[warp][j][lane / 4 + 8 * half] = sum;
+                }
+            __syncwarp();
+            for (int e = lane; e < slab_tokens * CHUNKS; e += 32) {
+                const int token = first + slab * slab_tokens + e % slab_tokens, chunk = block * KEYS / CHUNK + e / slab_tokens;
+                const int cell = token / 64 * chunks + chunk;
+                const u64 bit = 1ull << (token & 63);
+                if (token >= t || chunk >= chunks || !(cells[cell] & bit)) continue;
+                float sum = 0;
+                for (int h = 0; h < group; h++) sum += of_rows[warp][e / slab_tokens][e % slab_tokens * group + h];
+                float* to = dbias + entries[cell] + __popcll(cells[cell] & (bit - 1));
+                // a chunk of 128 tokens is two blocks of keys, which this warp meets in order
+                *to = CHUNK > KEYS && block % 2 == 1 ? *to + sum : sum;
+            }
+            __syncwarp();
+        }
+        __syncwarp();
+        if (lane == 0 && ring.last() && i + slots < count) load(i + slots, ring.slot);
+        ring.next();
+    }
+    #pragma unroll
+    for (int m = 0; m < SLABS; m++)
+        #pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int token = tokens[m][half];
+            if (token < 0) continue;
+            const long long row = ((long long)batch * t + token) * heads + kv * group + (lane / 4 + 8 * half) % group;
+            #pragma unroll
+            for (int n = 0; n < D / 8; n++)
+                *(float2*)(dq + row * D + n * 8 + lane % 4 * 2) = make_float2(acc[m][n][2 * half] * scale, acc[m][n][2 * half + 1] * scale);
+        }
+}

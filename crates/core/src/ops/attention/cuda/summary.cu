@@ -1,0 +1,86 @@
+// Chunk summaries: a_j = softmax_j(qbar . k_j / sqrt d) over a complete chunk, kbar = sum a_j k_j; and their gradients. A warp takes one chunk
+// of one kv head. D: head width; CHUNK: tokens of a chunk. Keys are bf16 [b, t, g, D], tokens `stride` apart; sums are f32.
+
+#define EACH (D / 32)
+
+INLINE float dot(const float (&x)[EACH], const bf16* key) {
+    float sum = 0;
+    #pragma unroll
+    for (int e = 0; e < EACH; e++) sum += x[e] * widen(key[threadIdx.x % 32 + 32 * e]);
+    return warp_sum(sum);
+}
+
+// First key of the warp's chunk, or null where there is none; `at` is its number (batch, chunk, kv head).
+INLINE const bf16* chunk_of(const bf16* k, long long& at, int& kv, int batches, int t, int kv_heads, int n, long long stride) {
+    at = (long long)blockIdx.x * 8 + threadIdx.x / 32;
+    if (at >= (long long)batches * n * kv_heads) return 0;
+    kv = (int)(at % kv_heads);
+    const long long chunk = at / kv_heads % n, batch = at / kv_heads / n;
+    return k + (batch * t + chunk * CHUNK) * stride + kv * D;
+}
+
+// kbar in f32 and rounded to bf16, [b, n, g, D]; a [b, n, g, CHUNK].
+extern "C" __global__ void __launch_bounds__(256)
+summary_forward(const bf16* __restrict__ k, const float* __restrict__ qbar, float* __restrict__ kbar, bf16* __restrict__ operand,
+                float* __restrict__ weights, int batches, int t, int kv_heads, int n, int stride, float scale) {
+    const int lane = threadIdx.x % 32;
+    long long at;
+    int kv;
+    const bf16* keys = chunk_of(k, at, kv, batches, t, kv_heads, n, stride);
+    if (!keys) return;
+    float query[EACH], acc[EACH] = {}, top = -__int_as_float(0x7f800000), sum = 0;
+    #pragma unroll
+    for (int e = 0; e < EACH; e++) query[e] = qbar[kv * D + lane + 32 * e];
+    for (int j = 0; j < CHUNK; j++) {
+        const float z = dot(query, keys + (long long)j * stride) * scale;
+        if (lane == j % 32) weights[at * CHUNK + j] = z;
+        top = larger(top, z);
+    }
+    __syncwarp();
+    for (int j = 0; j < CHUNK; j++) sum += expf(weights[at * CHUNK + j] - top);
+    const float inverse = 1.f / sum;
+    __syncwarp();
+    for (int j = 0; j < CHUNK; j++) {
+        const float a = expf(weights[at * CHUNK + j] - top) * inverse;
+        #pragma unroll
+        for (int e = 0; e < EACH; e++) acc[e] += a * widen(keys[(long long)j * stride + lane + 32 * e]);
+    }
+    __syncwarp();
+    for (int j = lane; j < CHUNK; j += 32) weights[at * CHUNK + j] = expf(weights[at * CHUNK + j] - top) * inverse;
+    #pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        kbar[at * D + lane + 32 * e] = acc[e];
+        operand[at * D + lane + 32 * e] = As<bf16>::of(acc[e]);
+    }
+}
+
+// Adds to dk [b, t, g, D]; dqbar comes as one row a chunk, [b, n, g, D], to be added in order.
+extern "C" __global__ void __launch_bounds__(256)
+summary_backward(const bf16* __restrict__ k, const float* __restrict__ qbar, const float* __restrict__ weights, const float* __restrict__ dkbar,
+                 float* __restrict__ dk, float* __restrict__ dqbar, int batches, int t, int kv_heads, int n, int stride, float scale) {
+    const int lane = threadIdx.x % 32;
+    long long at;
+    int kv;
+    const bf16* keys = chunk_of(k, at, kv, batches, t, kv_heads, n, stride);
+    if (!keys) return;
+    const long long chunk = at / kv_heads % n, batch = at / kv_heads / n;
+    float query[EACH], up[EACH], acc[EACH] = {}, inner = 0;
+    #pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        query[e] = qbar[kv * D + lane + 32 * e];
+        up[e] = dkbar[at * D + lane + 32 * e];
+    }
+    for (int j = 0; j < CHUNK; j++) inner += weights[at * CHUNK + j] * dot(up, keys + (long long)j * stride);
+    for (int j = 0; j < CHUNK; j++) {
+        const bf16* key = keys + (long long)j * stride;
+        const float a = weights[at * CHUNK + j], dz = a * (dot(up, key) - inner) * scale;
+        float* to = dk + ((batch * t + chunk * CHUNK + j) * kv_heads + kv) * D;
+        #pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            to[lane + 32 * e] += a * up[e] + dz * query[e];
+            acc[e] += dz * widen(key[lane + 32 * e]);
+        }
+    }
+    #pragma unroll
+    for (int e = 0; e < EACH; e++) dqbar[at * D + lane + 32 * e] = acc[e];
+}

@@ -1,0 +1,190 @@
+use super::*;
+use crate::device::cuda::CudaBuffer;
+use crate::device::cuda::Kind::{Bf16, F32};
+use crate::ops::attention::{HostRoutes, Routes, block_attention};
+use crate::ops::cuda::testing::{Gpu, cuda, tensors};
+use crate::tape::Tape;
+use crate::testing::{attention_of_operands, bf16};
+use crate::{Device, Tensor, testing};
+
+/// Shapes with odd lengths, every group size, every head width and every chunk size.
+const SHAPES: [([usize; 5], usize); 10] = [
+    ([1, 1, 1, 1, 32], 16),
+    ([2, 5, 2, 1, 64], 16),
+    ([1, 37, 3, 1, 64], 16),
+    ([1, 63, 4, 2, 128], 32),
+    ([1, 97, 12, 2, 64], 32),
+    ([2, 129, 4, 4, 32], 64),
+    ([1, 257, 8, 1, 64], 64),
+    ([1, 257, 12, 1, 128], 16),
+    ([1, 200, 16, 1, 128], 64),
+    ([1, 300, 5, 1, 64], 128),
+];
+
+fn dims([b, t, h, g, d]: [usize; 5]) -> Dims {
+    Dims { b, t, h, g, d }
+}
+
+/// About half of the earlier chunks, another half for every query.
+fn routes(device: &Device, dims: Dims, chunk: usize) -> Routes {
+    let mut rng = crate::rng::Rng::new(7);
+    let choose = |_, _, query: usize, chosen: &mut Vec<u32>| {
+        chosen.extend((0..(query / chunk) as u32).filter(|_| rng.uniform() < 0.5));
+    };
+    Routes::from_choice(device, (dims.b, dims.g, dims.t), chunk, choose).unwrap()
+}
+
+/// q, k, v and the gradient of the output, rounded to bf16.
+fn inputs(dims: Dims) -> Vec<Tensor> {
+    let (wide, narrow) = ([dims.b, dims.t, dims.h, dims.d], [dims.b, dims.t, dims.g, dims.d]);
+    tensors(&[(&wide, Bf16), (&narrow, Bf16), (&narrow, Bf16), (&wide, Bf16)])
+}
+
+/// The largest error over the largest number.
+fn error(got: &[f64], want: &[f64]) -> f64 {
+    error_to(f64::MIN_POSITIVE, got, want)
+}
+
+/// The largest error over the largest number, or over `least` where that is more.
+fn error_to(least: f64, got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let scale = want.iter().fold(least, |m, x| m.max(x.abs()));
+    let far = |(g, w): (&f64, &f64)| if (g - w).is_nan() { f64::INFINITY } else { (g - w).abs() / scale };
+    got.iter().zip(want).map(far).fold(0.0, f64::max)
+}
+
+fn on(gpu: &Gpu, tensors: &[Tensor]) -> Vec<CudaBuffer> {
+    tensors.iter().map(|x| gpu.tensor(x, Bf16)).collect()
+}
+
+/// The formula with operands rounded to bf16 against itself in f64, for every output; 2^-9 for the rounding of the result itself.
+fn errors_of_bf16(dims: Dims, host: &[Tensor], sees: impl Fn([usize; 4]) -> bool + Copy) -> (Vec<Vec<f64>>, Vec<f64>) {
+    let numbers: Vec<Vec<f64>> = host.iter().map(|x| x.to_f64().unwrap()).collect();
+    let extents = [dims.b, dims.t, dims.h, dims.d];
+    let exact = attention_of_operands(&numbers, extents, dims.g, sees, |x| x);
+    let rounded = attention_of_operands(&numbers, extents, dims.g, sees, bf16);
+    let errors = rounded.iter().zip(&exact).map(|(r, e)| error(r, e).max(1.0 / 512.0)).collect();
+    (exact, errors)
+}
+
+#[test]
+fn output_and_gradients_are_as_near_as_the_formula_in_bf16() {
+    let Some(gpu) = cuda() else { return };
+    for (extents, chunk) in SHAPES {
+        let dims = dims(extents);
+        let host = inputs(dims);
+        let card = on(gpu, &host);
+        let operands = Operands::apart(dims, &card[0], &card[1], &card[2]);
+        let list = routes(host[0].device(), dims, chunk).to_host().unwrap();
+        let mask = BlockMask::from_host(gpu.cuda(), &list).unwrap();
+        for listed in [false, true] {
+            let sees = |[b, g, i, j]: [usize; 4]| !listed || list.chunks_of(b, g, i).contains(&((j / chunk) as u32));
+            let (exact, bounds) = errors_of_bf16(dims, &host, sees);
+            let (o, lse) = forward(dims, operands, listed.then_some(&mask), None).unwrap();
+            let far = error(&gpu.numbers(&o), &exact[0]);
+            assert!(
+                far <= 2.0 * bounds[0],
+                "{extents:?} chunk {chunk} listed {listed}: {far:e}, formula {:e}",
+                bounds[0]
+            );
+            assert!(gpu.numbers(&lse).iter().all(|x| x.is_finite()), "{extents:?}: every lse is written");
+            let d = backward(dims, operands, listed.then_some(&mask), None, (&o, &lse), &card[3]).unwrap();
+            for (name, got, i) in [("dq", &d.dq, 1), ("dk", &d.dk, 2), ("dv", &d.dv, 3)] {
+                let (far, bound) = (error(&gpu.numbers(got), &exact[i]), bounds[i]);
+                let case = format!("{name} of {extents:?} chunk {chunk} listed {listed}");
+                assert!(far <= 2.0 * bound, "{case}: {far:e}, formula {bound:e}");
+            }
+        }
+    }
+}
+
+#[test]
+fn bias_of_entries_is_added() {
+    let Some(gpu) = cuda() else { return };
+    for (extents, chunk) in SHAPES {
+        let dims = dims(extents);
+        let host = inputs(dims);
+        let card = on(gpu, &host);
+        let operands = Operands::apart(dims, &card[0], &card[1], &card[2]);
+        let routes = routes(host[0].device(), dims, chunk);
+        let list = routes.to_host().unwrap();
+        let mask = BlockMask::from_host(gpu.cuda(), &list).unwrap();
+        let bias = testing::normal(host[0].device(), &[list.len()], 5);
+        let tape = Tape::new();
+        let vars: Vec<_> = host[..3].iter().map(|x| tape.leaf(x.clone())).collect();
+        let leaf = tape.leaf(bias.clone());
+        let want = block_attention(&tape, &vars[0], &vars[1], &vars[2], &routes, Some(&leaf)).unwrap();
+        let grads = tape.backward_from(&want, host[3].clone()).unwrap();
+        let by_cell = gpu.tensor(
+            &Tensor::from_vec(bias.device(), &[list.len()], to_cells(&list, &bias.to_f64().unwrap())).unwrap(),
+            F32,
+        );
+        let (o, lse) = forward(dims, operands, Some(&mask), Some(&by_cell)).unwrap();
+        let sees = |[b, g, i, j]: [usize; 4]| list.chunks_of(b, g, i).contains(&((j / chunk) as u32));
+        let (_, bounds) = errors_of_bf16(dims, &host, sees);
+        let far = error(&gpu.numbers(&o), &want.value.to_f64().unwrap());
+        assert!(far <= 2.0 * bounds[0], "{extents:?} chunk {chunk}: {far:e}, formula without bias {:e}", bounds[0]);
+        let d = backward(dims, operands, Some(&mask), Some(&by_cell), (&o, &lse), &card[3]).unwrap();
+        for (name, got, i) in [("dq", &d.dq, 1), ("dk", &d.dk, 2), ("dv", &d.dv, 3)] {
+            let far = error(&gpu.numbers(got), &grads.get(&vars[i - 1]).unwrap().to_f64().unwrap());
+            assert!(far <= 2.0 * bounds[i], "{name} of {extents:?} chunk {chunk}: {far:e}, formula {:e}", bounds[i]);
+        }
+        // An entry's sum over keys and heads of p (dp - delta) carries the error of delta = o . do, whose o is kept in bf16 and so is
+        // off by 2^-9 of each product; beside it the errors of the products, which are of order one, as dq's are.
+        let want_bias = to_cells(&list, &grads.get(&leaf).unwrap().to_f64().unwrap());
+        let (o, dout) = (want.value.to_f64().unwrap(), host[3].to_f64().unwrap());
+        let rows = o.chunks(dims.group() * dims.d).zip(dout.chunks(dims.group() * dims.d));
+        let delta =
+            rows.map(|(o, d)| o.iter().zip(d).map(|(o, d)| (o * d).abs()).sum::<f64>()).fold(0.0, f64::max) / 512.0;
+        let (scale, got) =
+            (want_bias.iter().fold(1.0f64, |m, x| m.max(x.abs())), gpu.numbers(d.dbias.as_ref().unwrap()));
+        let far = error_to(1.0, &got, &want_bias);
+        let bound = 2.0 * bounds[1] + delta / scale;
+        assert!(far <= bound, "dbias of {extents:?} chunk {chunk}: {far:e} > {bound:e}");
+    }
+}
+
+/// Numbers of entries in the order of queries, reordered by cell.
+fn to_cells(list: &HostRoutes, numbers: &[f64]) -> Vec<f64> {
+    let (batch, kv_heads, queries) = list.extents();
+    let mut order = Vec::new();
+    for (row, query) in (0..batch * kv_heads * queries).map(|n| (n / queries, n % queries)) {
+        let (b, g) = (row / kv_heads, row % kv_heads);
+        for (entry, &chunk) in list.entries_of(b, g, query).zip(list.chunks_of(b, g, query)) {
+            order.push(((row, query / 64, chunk, query), entry));
+        }
+    }
+    order.sort_unstable();
+    order.into_iter().map(|(_, entry)| numbers[entry]).collect()
+}
+
+#[test]
+fn entries_are_numbered_by_cell() {
+    let Some(gpu) = cuda() else { return };
+    for (extents, chunk) in SHAPES.into_iter().chain([([2, 3000, 2, 2, 32], 16)]) {
+        let dims = dims(extents);
+        let list = routes(&testing::device(), dims, chunk).to_host().unwrap();
+        let mask = BlockMask::from_host(gpu.cuda(), &list).unwrap();
+        let cells: Vec<u64> = mask.cells().download().unwrap();
+        let mut before = vec![0u32];
+        cells.iter().for_each(|c| before.push(before.last().unwrap() + c.count_ones()));
+        assert_eq!(mask.first().download::<u32>().unwrap(), before, "{extents:?}");
+        assert_eq!(*before.last().unwrap() as usize, list.len());
+    }
+}
+
+#[test]
+fn same_bits_every_run() {
+    let Some(gpu) = cuda() else { return };
+    let dims = dims([2, 700, 8, 2, 64]);
+    let card = on(gpu, &inputs(dims));
+    let mask = BlockMask::from_host(gpu.cuda(), &routes(&testing::device(), dims, 32).to_host().unwrap()).unwrap();
+    let operands = Operands::apart(dims, &card[0], &card[1], &card[2]);
+    for mask in [None, Some(&mask)] {
+        gpu.same_bits(|| {
+            let (o, lse) = forward(dims, operands, mask, None)?;
+            let d = backward(dims, operands, mask, None, (&o, &lse), &card[3])?;
+            Ok([o, lse, d.dq, d.dk, d.dv].into_iter().chain(d.dbias).collect())
+        });
+    }
+}
