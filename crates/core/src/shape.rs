@@ -37,13 +37,13 @@ pub fn broadcast_strides(shape: &[usize], out: &[usize]) -> Vec<usize> {
 }
 
 /// For every index of `shape` in row-major order, from element `first` on and round again after the last, the sum of index
-/// times `stride`. No axis may be empty.
+/// times `stride`. Where an axis is empty there is no index, and nothing may be taken.
 pub fn walk<'a>(shape: &'a [usize], stride: &'a [usize], first: usize) -> impl Iterator<Item = usize> + 'a {
     let mut index = vec![0; shape.len()];
     let mut rest = first;
     for axis in (0..shape.len()).rev() {
-        index[axis] = rest % shape[axis];
-        rest /= shape[axis];
+        index[axis] = rest.checked_rem(shape[axis]).unwrap_or(0);
+        rest = rest.checked_div(shape[axis]).unwrap_or(0);
     }
     let mut offset: usize = index.iter().zip(stride).map(|(i, s)| i * s).sum();
     std::iter::repeat_with(move || {
@@ -64,6 +64,11 @@ pub fn walk<'a>(shape: &'a [usize], stride: &'a [usize], first: usize) -> impl I
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_walk_over_an_empty_axis_starts() {
+        assert_eq!(walk(&[2, 0, 3], &[0, 3, 1], 0).take(0).count(), 0);
+    }
 
     #[test]
     fn a_walk_may_start_anywhere() {

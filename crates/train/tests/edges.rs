@@ -332,3 +332,20 @@ fn sizes_beyond_memory_or_beyond_an_integer_are_refused_with_what_fits() {
     let text = error_of(&s.command(&[], &["optim.warmup_steps=2000", "log.tensorboard=false"]).output().unwrap(), 0);
     assert!(text.contains("the learning rate ends at 1.0 % of optim.lr"), "{text}");
 }
+
+#[test]
+fn sequences_shorter_than_a_window_train() {
+    let s = Sandbox::new();
+    // no window of 64 fits into 48 tokens, and one that just fits
+    for length in [64, 48] {
+        for kind in ["nsa", "infllmv2"] {
+            let window = if kind == "nsa" { ",window=16" } else { "" };
+            let attention = format!(
+                "model.attention={{kind=\"{kind}\",chunk_size=8,top=3,length={length},stride=4,init=1,local=1{window}}}"
+            );
+            let name = format!("run.name={kind}-{length}");
+            let out = s.command(&[], &["run.steps=2", "log.tensorboard=false", &attention, &name]).output().unwrap();
+            error_of(&out, 0);
+        }
+    }
+}
