@@ -7,6 +7,7 @@ use dash_data::{Batch, LoaderState};
 use dash_model::flops;
 use serde_json::json;
 
+use super::timing::spread;
 use crate::config::Config;
 use crate::console::print_line;
 use crate::failure::Result;
@@ -19,12 +20,6 @@ pub fn peak_rss_mb() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
     line.and_then(|l| l.trim().trim_end_matches(" kB").trim().parse::<f64>().ok()).unwrap_or(0.0) * 1024.0 / 1e6
-}
-
-/// (smallest, median, largest) of some times.
-pub fn spread(mut times: Vec<f64>) -> (f64, f64, f64) {
-    times.sort_by(f64::total_cmp);
-    (times[0], times[times.len() / 2], times[times.len() - 1])
 }
 
 /// The batches of one update, of random tokens.

@@ -16,7 +16,7 @@ use dash_core::{DType, Device, Ids, Result as CoreResult, Tape, Tensor, Var, ops
 use dash_model::{Attention, Dash};
 use serde_json::{Value, json};
 
-use super::bench::spread;
+use super::timing::spread;
 use crate::config::Config;
 use crate::console::print_line;
 use crate::failure::{Failure, Result};

@@ -6,4 +6,5 @@ pub mod bench_ops;
 pub mod compare;
 mod peer;
 pub mod plot;
+mod timing;
 pub mod verify;

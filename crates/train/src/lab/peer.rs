@@ -11,7 +11,7 @@ use dash_core::rng::Rng;
 use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor as Ours, Var, ops};
 use dfdx::prelude::*;
 
-use super::bench::spread;
+use super::timing::spread;
 
 const B: usize = 4;
 const T: usize = 256;

@@ -12,7 +12,7 @@ use super::eval::Validation;
 use super::probe::LayerProbe;
 use super::tasks::LengthResult;
 use super::tensorboard::EventFile;
-use super::trainer::StepStats;
+use super::trainer::{LayerStats, StepStats};
 use crate::config::Config;
 use crate::console::tell;
 
@@ -64,71 +64,12 @@ impl Metrics {
 
     /// A train line.
     pub fn train(&mut self, config: &Config, step: u64, tokens: u64, tokens_per_s: f64, s: &StepStats) {
-        let mut line = json!({
-            "step": step, "split": "train", "loss": number(s.loss), "lr": s.lr, "grad_norm": number(s.grad_norm),
-            "tokens": tokens, "tokens_per_s": number(tokens_per_s.round()),
-        });
-        let t = config.data.seq_len;
-        let listed = s.attended.map_or(0.0, |share| share * (t as f64 + 1.0) / 2.0);
-        let attended = config.model.attention.attended(t, listed);
-        line["attended_tokens"] = number(attended);
-        line["flops_per_token"] = number(flops(&config.model, config.data.vocab_size, t, attended).total());
-        if let Some(knobs) = s.knobs {
-            for (key, value) in [("alpha", knobs.alpha), ("gamma", knobs.gamma)] {
-                if let Some(value) = value {
-                    line[key] = json!(value);
-                }
-            }
-        }
-        let n = s.routers.len() as f64;
-        let mean = |f: fn(&super::trainer::LayerStats) -> f64| s.routers.iter().map(f).sum::<f64>() / n;
-        if s.routers.is_empty() {
-            // dense: everything visible is attended
-            line["density"] = json!(1.0);
-        } else {
-            line["density"] = number(mean(|l| l.router.density));
-            line["active_chunks"] = number(mean(|l| l.router.active_chunks));
-            line["empty"] = number(mean(|l| l.router.empty));
-            line["bias_mean"] = number(mean(|l| l.router.bias_mean));
-            line["bias_max"] = number(s.routers.iter().fold(0.0, |m, l| f64::max(m, l.router.bias_max)));
-            let layers = s.routers.iter().map(|l| {
-                json!({
-                    "layer": l.layer, "density": number(l.router.density), "active_chunks": number(l.router.active_chunks),
-                    "empty": number(l.router.empty), "bias_mean": number(l.router.bias_mean),
-                    "bias_max": number(l.router.bias_max), "score_grad_norm": number(l.router.score_gradient),
-                    "indexer_q_grad_norm": number(l.indexer_gradient), "chunks_histogram": l.router.histogram,
-                })
-            });
-            line["layers"] = layers.collect();
-        }
+        let line = train_line(config, step, tokens, tokens_per_s, s);
         self.line(&line);
-        let Some(events) = &mut self.events else { return };
-        for (tag, value) in [("loss", s.loss), ("lr", s.lr), ("grad_norm", s.grad_norm), ("tokens_per_s", tokens_per_s)]
-        {
-            events.scalar(&format!("train/{tag}"), value, step);
+        if let Some(events) = &mut self.events {
+            train_events(events, &line, step, tokens_per_s, s);
+            events.flush();
         }
-        for key in ["density", "active_chunks", "empty", "bias_mean", "bias_max", "attended_tokens", "alpha", "gamma"] {
-            if let Some(value) = line[key].as_f64() {
-                events.scalar(&format!("router/{key}"), value, step);
-            }
-        }
-        for l in &s.routers {
-            let r = &l.router;
-            let figures = [
-                ("density", r.density),
-                ("active_chunks", r.active_chunks),
-                ("empty", r.empty),
-                ("bias_mean", r.bias_mean),
-                ("bias_max", r.bias_max),
-                ("score_grad_norm", r.score_gradient),
-                ("indexer_q_grad_norm", l.indexer_gradient),
-            ];
-            for (tag, value) in figures {
-                events.scalar(&format!("router/layer{}/{tag}", l.layer), value, step);
-            }
-            events.counts(&format!("router/layer{}/chunks", l.layer), &r.histogram, step);
-        }
-        events.flush();
     }
 
     /// A probe line.
@@ -193,6 +134,76 @@ impl Metrics {
             }
         }
         events.flush();
+    }
+}
+
+/// What metrics.jsonl holds of an update.
+fn train_line(config: &Config, step: u64, tokens: u64, tokens_per_s: f64, s: &StepStats) -> Value {
+    let mut line = json!({
+        "step": step, "split": "train", "loss": number(s.loss), "lr": s.lr, "grad_norm": number(s.grad_norm),
+        "tokens": tokens, "tokens_per_s": number(tokens_per_s.round()),
+    });
+    let t = config.data.seq_len;
+    let listed = s.attended.map_or(0.0, |share| share * (t as f64 + 1.0) / 2.0);
+    let attended = config.model.attention.attended(t, listed);
+    line["attended_tokens"] = number(attended);
+    line["flops_per_token"] = number(flops(&config.model, config.data.vocab_size, t, attended).total());
+    if let Some(knobs) = s.knobs {
+        for (key, value) in [("alpha", knobs.alpha), ("gamma", knobs.gamma)] {
+            if let Some(value) = value {
+                line[key] = json!(value);
+            }
+        }
+    }
+    let n = s.routers.len() as f64;
+    let mean = |f: fn(&LayerStats) -> f64| s.routers.iter().map(f).sum::<f64>() / n;
+    if s.routers.is_empty() {
+        // dense: everything visible is attended
+        line["density"] = json!(1.0);
+    } else {
+        line["density"] = number(mean(|l| l.router.density));
+        line["active_chunks"] = number(mean(|l| l.router.active_chunks));
+        line["empty"] = number(mean(|l| l.router.empty));
+        line["bias_mean"] = number(mean(|l| l.router.bias_mean));
+        line["bias_max"] = number(s.routers.iter().fold(0.0, |m, l| f64::max(m, l.router.bias_max)));
+        let layers = s.routers.iter().map(|l| {
+            json!({
+                "layer": l.layer, "density": number(l.router.density), "active_chunks": number(l.router.active_chunks),
+                "empty": number(l.router.empty), "bias_mean": number(l.router.bias_mean),
+                "bias_max": number(l.router.bias_max), "score_grad_norm": number(l.router.score_gradient),
+                "indexer_q_grad_norm": number(l.indexer_gradient), "chunks_histogram": l.router.histogram,
+            })
+        });
+        line["layers"] = layers.collect();
+    }
+    line
+}
+
+/// The same for TensorBoard; figures that the line has already are taken from it.
+fn train_events(events: &mut EventFile, line: &Value, step: u64, tokens_per_s: f64, s: &StepStats) {
+    for (tag, value) in [("loss", s.loss), ("lr", s.lr), ("grad_norm", s.grad_norm), ("tokens_per_s", tokens_per_s)] {
+        events.scalar(&format!("train/{tag}"), value, step);
+    }
+    for key in ["density", "active_chunks", "empty", "bias_mean", "bias_max", "attended_tokens", "alpha", "gamma"] {
+        if let Some(value) = line[key].as_f64() {
+            events.scalar(&format!("router/{key}"), value, step);
+        }
+    }
+    for l in &s.routers {
+        let r = &l.router;
+        let figures = [
+            ("density", r.density),
+            ("active_chunks", r.active_chunks),
+            ("empty", r.empty),
+            ("bias_mean", r.bias_mean),
+            ("bias_max", r.bias_max),
+            ("score_grad_norm", r.score_gradient),
+            ("indexer_q_grad_norm", l.indexer_gradient),
+        ];
+        for (tag, value) in figures {
+            events.scalar(&format!("router/layer{}/{tag}", l.layer), value, step);
+        }
+        events.counts(&format!("router/layer{}/chunks", l.layer), &r.histogram, step);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Training: batches to updates, and everything a run writes down.
 //!
-//! Start at [`trainer::Trainer::step`], one update as a function; [`run::train`] is the loop around it.
+//! Start at [`trainer::Trainer::step`], one update as a function; [`run::train`] is the run around it.
 
 pub mod accumulate;
 pub mod checkpoint;
@@ -18,6 +18,7 @@ pub mod probe;
 pub mod router;
 pub mod run;
 pub mod schedule;
+mod session;
 pub mod tasks;
 mod tensorboard;
 pub mod trainer;

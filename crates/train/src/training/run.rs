@@ -1,4 +1,4 @@
-//! The loop: once in a while validate, save, log; then step.
+//! A run: its folder, where it starts or goes on, and what it starts with. The loop is a [`Session`].
 
 use std::path::Path;
 use std::time::Instant;
@@ -6,20 +6,16 @@ use std::time::Instant;
 use anyhow::anyhow;
 use dash_core::Device;
 use dash_data::LoaderState;
-use dash_model::Sampling;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::checkpoint::{self, Checkpoints, State, config_hash};
-use super::eval::{sample, unigram_loss};
+use super::eval::unigram_loss;
 use super::lock::RunLock;
 use super::material::{Material, device};
-use super::metrics::Metrics;
 use super::preflight;
-use super::probe::Probe;
 use super::router::initial_gamma;
 use super::schedule::learning_rate;
-use super::tasks::Router;
-use super::trainer::{StepStats, Trainer};
+use super::session::{Parts, Session};
+use super::trainer::Trainer;
 use crate::config::{Config, Difference, Effect};
 use crate::console::{self, tell};
 use crate::failure::{Failure, Result};
@@ -161,17 +157,16 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     // another process may have made a run of the folder while this one prepared its data
     let resumes = continues(&folder, start.resume)?;
     console::record_to(&folder.join("run.log"));
-    let Stand { mut trainer, data, mut tokens } = stand(config, (start, resumes), &folder, &data_hash, &device)?;
+    let Stand { mut trainer, data, tokens } = stand(config, (start, resumes), &folder, &data_hash, &device)?;
     let interrupt = interrupt()?;
-    let d = &config.data;
-    let mut loader = material.loader(config, data)?;
+    let loader = material.loader(config, data)?;
     let set = material.validation(config)?;
     if trainer.optimizer.step == 0 {
         let (ids, batch) = set.first();
         initial_gamma(&mut trainer.model, &config.router, ids, batch)?;
     }
     tell!("{}", preflight::report(config, &trainer.model, &device, &material.train)?.trim_end());
-    let unigram = (!material.train.is_empty()).then(|| unigram_loss(&material.train, &set, d.vocab_size));
+    let unigram = (!material.train.is_empty()).then(|| unigram_loss(&material.train, &set, config.data.vocab_size));
     if let Some(unigram) = unigram {
         tell!("unigram   {unigram:.3} nats a token is what the validation text costs without context");
     }
@@ -181,17 +176,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     }
     // last, because it is what makes the folder a run
     replace_file(&folder.join("config.toml"), config.to_toml().as_bytes())?;
-    let checkpoints = Checkpoints::of(&folder);
-    let mut metrics = Metrics::open(&folder, trainer.optimizer.step, config.log.tensorboard)?;
-
-    let target = if console::is_quiet() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
-    let bar = ProgressBar::with_draw_target(Some(config.run.steps), target);
-    let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} eta {eta}").expect("a valid template");
-    bar.set_style(style);
-    bar.set_position(trainer.optimizer.step);
-    bar.reset_eta();
-    let every = |n: u64, step: u64| n > 0 && step.is_multiple_of(n);
-    let mut state = State {
+    let state = State {
         step: trainer.optimizer.step,
         tokens,
         seed: config.run.seed,
@@ -202,111 +187,6 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         validation_loss: None,
         files: Default::default(),
     };
-    let mut probe = Probe::new(set.first_batch(), config.probe.sequences);
-    let (mut window_start, mut window_tokens) = (Instant::now(), 0usize);
-    let first = trainer.optimizer.step;
-    while trainer.optimizer.step < config.run.steps {
-        let step = trainer.optimizer.step + 1;
-        let last = step == config.run.steps;
-        let logged = every(config.log.every, step) || step == 1 || last;
-        let batches: Vec<_> = (0..d.grad_accum).map(|_| loader.next_batch()).collect();
-        let stats = trainer.step(config, &batches, logged)?;
-        if step == first + 1 {
-            say(&bar, format!("first step after {:.1} s", began.elapsed().as_secs_f64()));
-        }
-        tokens += config.tokens_per_step() as u64;
-        window_tokens += config.tokens_per_step();
-        (state.step, state.tokens, state.validation_loss) = (step, tokens, None);
-        state.data = batches.last().map_or(data, |b| b.state);
-        bar.inc(1);
-        if logged {
-            let rate = window_tokens as f64 / window_start.elapsed().as_secs_f64();
-            metrics.train(config, step, tokens, rate, &stats);
-            tell_step(&bar, (first, step, config.run.steps), &stats, rate);
-            (window_start, window_tokens) = (Instant::now(), 0);
-        }
-        if every(config.probe.every, step) || (config.probe.every > 0 && (step == 1 || last)) {
-            let (loss, layers) = probe.run(&trainer.model)?;
-            metrics.probe(step, loss, &layers);
-            (window_start, window_tokens) = (Instant::now(), 0);
-        }
-        let stop = interrupt.requested();
-        let (validates, saves) =
-            (every(config.eval.every, step) || last, every(config.checkpoint.every, step) || last || stop);
-        if validates || saves {
-            trainer.check_weights(step, checkpoints.list().last().map(|c| c.0))?;
-        }
-        if validates {
-            let v = set.run(&trainer.model, Router::Own)?;
-            state.validation_loss = Some(v.loss);
-            let text = match (config.eval.sample_tokens, &material.tokenizer) {
-                (0, _) | (_, None) => None,
-                (n, Some(tokenizer)) => {
-                    let sampling = Sampling { temperature: 0.8, top_p: 0.95 };
-                    Some(sample(
-                        &trainer.model,
-                        tokenizer,
-                        &config.eval.sample_prompt,
-                        n,
-                        sampling,
-                        config.run.seed + step,
-                    )?)
-                }
-            };
-            metrics.validation(step, tokens, &v, unigram, text.as_deref());
-            let density = if config.model.attention.chunk_size().is_some() {
-                format!(", density {:.3}", v.density)
-            } else {
-                String::new()
-            };
-            say(&bar, format!("step {step}: validation loss {:.4}, {}{density}", v.loss, v.summary()));
-            if let Some(text) = text {
-                say(&bar, format!("  {:?} -> {text:?}", config.eval.sample_prompt));
-            }
-            (window_start, window_tokens) = (Instant::now(), 0);
-        }
-        if saves {
-            checkpoints.save(&trainer, state.clone(), config)?;
-            (window_start, window_tokens) = (Instant::now(), 0);
-        }
-        if stop && !last {
-            bar.finish_and_clear();
-            tell!("interrupted at step {step}, saved; continue with --resume");
-            return Err(Failure::Interrupted);
-        }
-    }
-    bar.finish_and_clear();
-    tell!(
-        "done: {} steps in {}, {}",
-        config.run.steps,
-        preflight::duration(began.elapsed().as_secs_f64()),
-        folder.display()
-    );
-    Ok(())
-}
-
-fn say(bar: &ProgressBar, line: String) {
-    if bar.is_hidden() {
-        tell!("{line}");
-    } else {
-        console::record_line(format_args!("{line}"));
-        bar.println(line);
-    }
-}
-
-/// The line of a logged step; `first` is the step that this process started from.
-fn tell_step(bar: &ProgressBar, (first, step, steps): (u64, u64, u64), s: &StepStats, rate: f64) {
-    let density = match s.routers.len() {
-        0 => String::new(),
-        n => format!(" density {:.3}", s.routers.iter().map(|l| l.router.density).sum::<f64>() / n as f64),
-    };
-    let message = format!("loss {:.4}{density} {rate:.0} tok/s", s.loss);
-    let left = (steps - step) as f64 * bar.elapsed().as_secs_f64() / (step - first).max(1) as f64;
-    let line = format!("step {step}/{steps} {message} eta {}", preflight::duration(left));
-    if bar.is_hidden() {
-        tell!("{line}");
-    } else {
-        console::record_line(format_args!("{line}"));
-        bar.set_message(message);
-    }
+    let parts = Parts { config, material: &material, trainer, loader, set, unigram, state, interrupt, began };
+    Session::new(parts)?.run()
 }

@@ -1,0 +1,239 @@
+//! A running run: the loop of [`super::run::train`], and what happens beside an update.
+
+use std::time::Instant;
+
+use dash_data::Loader;
+use dash_model::Sampling;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::checkpoint::{Checkpoints, State};
+use super::eval::{ValidationSet, sample};
+use super::material::Material;
+use super::metrics::Metrics;
+use super::preflight;
+use super::probe::Probe;
+use super::tasks::Router;
+use super::trainer::{StepStats, Trainer};
+use crate::config::Config;
+use crate::console::{self, tell};
+use crate::failure::{Failure, Result};
+use crate::signals::Interrupt;
+
+/// What is due after an update.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Due {
+    log: bool,
+    probe: bool,
+    validation: bool,
+    save: bool,
+}
+
+impl Due {
+    fn at(config: &Config, step: u64) -> Self {
+        let every = |n: u64| n > 0 && step.is_multiple_of(n);
+        let last = step == config.run.steps;
+        Due {
+            log: every(config.log.every) || step == 1 || last,
+            probe: every(config.probe.every) || (config.probe.every > 0 && (step == 1 || last)),
+            validation: every(config.eval.every) || last,
+            save: every(config.checkpoint.every) || last,
+        }
+    }
+
+    fn any(self) -> bool {
+        self.log || self.probe || self.validation || self.save
+    }
+}
+
+/// Tokens a second of the updates since something else than an update took time.
+struct Speed {
+    start: Instant,
+    tokens: usize,
+}
+
+impl Speed {
+    fn new() -> Self {
+        Speed { start: Instant::now(), tokens: 0 }
+    }
+
+    fn rate(&self) -> f64 {
+        self.tokens as f64 / self.start.elapsed().as_secs_f64()
+    }
+}
+
+/// What a session is made of, when its folder is a run.
+pub(super) struct Parts<'a> {
+    pub config: &'a Config,
+    pub material: &'a Material,
+    pub trainer: Trainer,
+    pub loader: Loader,
+    pub set: ValidationSet,
+    /// What validation costs without context, where there is training text to count.
+    pub unigram: Option<f64>,
+    /// Of the last update made.
+    pub state: State,
+    pub interrupt: Interrupt,
+    /// When the process began to work.
+    pub began: Instant,
+}
+
+/// A run from the update where this process starts to its last, or to a signal.
+pub(super) struct Session<'a> {
+    parts: Parts<'a>,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    probe: Probe,
+    bar: ProgressBar,
+    speed: Speed,
+    /// Updates made before this process.
+    first: u64,
+}
+
+impl<'a> Session<'a> {
+    /// Opens the record of the run.
+    pub fn new(parts: Parts<'a>) -> Result<Self> {
+        let (config, first) = (parts.config, parts.trainer.optimizer.step);
+        let folder = config.folder();
+        let metrics = Metrics::open(&folder, first, config.log.tensorboard)?;
+        let target = if console::is_quiet() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
+        let bar = ProgressBar::with_draw_target(Some(config.run.steps), target);
+        let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} eta {eta}").expect("a valid template");
+        bar.set_style(style);
+        bar.set_position(first);
+        bar.reset_eta();
+        let probe = Probe::new(parts.set.first_batch(), config.probe.sequences);
+        Ok(Session { checkpoints: Checkpoints::of(&folder), metrics, probe, bar, speed: Speed::new(), first, parts })
+    }
+
+    /// Trains to the end.
+    ///
+    /// # Errors
+    /// See [`Failure`]: a run that failed, or one that a signal stopped after saving.
+    pub fn run(mut self) -> Result<()> {
+        let config = self.parts.config;
+        while self.parts.trainer.optimizer.step < config.run.steps {
+            let step = self.parts.trainer.optimizer.step + 1;
+            let mut due = Due::at(config, step);
+            let stats = self.update(step, due.log)?;
+            if due.log {
+                self.log(&stats);
+            }
+            if due.probe {
+                let (loss, layers) = self.probe.run(&self.parts.trainer.model)?;
+                self.metrics.probe(step, loss, &layers);
+            }
+            let stop = self.parts.interrupt.requested();
+            due.save |= stop;
+            if due.validation || due.save {
+                self.parts.trainer.check_weights(step, self.checkpoints.list().last().map(|c| c.0))?;
+            }
+            if due.validation {
+                self.validate()?;
+            }
+            if due.save {
+                self.save()?;
+            }
+            if due.any() {
+                self.speed = Speed::new();
+            }
+            if stop && step < config.run.steps {
+                self.bar.finish_and_clear();
+                tell!("interrupted at step {step}, saved; continue with --resume");
+                return Err(Failure::Interrupted);
+            }
+        }
+        self.bar.finish_and_clear();
+        tell!(
+            "done: {} steps in {}, {}",
+            config.run.steps,
+            preflight::duration(self.parts.began.elapsed().as_secs_f64()),
+            config.folder().display()
+        );
+        Ok(())
+    }
+
+    /// One update, and the state after it.
+    fn update(&mut self, step: u64, logged: bool) -> Result<StepStats> {
+        let Parts { config, trainer, loader, state, began, .. } = &mut self.parts;
+        let batches: Vec<_> = (0..config.data.grad_accum).map(|_| loader.next_batch()).collect();
+        let stats = trainer.step(config, &batches, logged)?;
+        if step == self.first + 1 {
+            say(&self.bar, format!("first step after {:.1} s", began.elapsed().as_secs_f64()));
+        }
+        self.speed.tokens += config.tokens_per_step();
+        (state.step, state.validation_loss) = (step, None);
+        state.tokens += config.tokens_per_step() as u64;
+        if let Some(batch) = batches.last() {
+            state.data = batch.state;
+        }
+        self.bar.inc(1);
+        Ok(stats)
+    }
+
+    /// The figures of the last update, to metrics and console.
+    fn log(&mut self, stats: &StepStats) {
+        let Parts { config, state, .. } = &self.parts;
+        let rate = self.speed.rate();
+        self.metrics.train(config, state.step, state.tokens, rate, stats);
+        tell_step(&self.bar, (self.first, state.step, config.run.steps), stats, rate);
+    }
+
+    /// Validation loss, and a sample where one is asked for.
+    fn validate(&mut self) -> Result<()> {
+        let Parts { config, material, trainer, set, unigram, state, .. } = &mut self.parts;
+        let step = state.step;
+        let v = set.run(&trainer.model, Router::Own)?;
+        state.validation_loss = Some(v.loss);
+        let prompt = &config.eval.sample_prompt;
+        let text = match (config.eval.sample_tokens, &material.tokenizer) {
+            (0, _) | (_, None) => None,
+            (n, Some(tokenizer)) => {
+                let sampling = Sampling { temperature: 0.8, top_p: 0.95 };
+                Some(sample(&trainer.model, tokenizer, prompt, n, sampling, config.run.seed + step)?)
+            }
+        };
+        self.metrics.validation(step, state.tokens, &v, *unigram, text.as_deref());
+        let density = if config.model.attention.chunk_size().is_some() {
+            format!(", density {:.3}", v.density)
+        } else {
+            String::new()
+        };
+        say(&self.bar, format!("step {step}: validation loss {:.4}, {}{density}", v.loss, v.summary()));
+        if let Some(text) = text {
+            say(&self.bar, format!("  {prompt:?} -> {text:?}"));
+        }
+        Ok(())
+    }
+
+    fn save(&self) -> Result<()> {
+        let Parts { config, trainer, state, .. } = &self.parts;
+        self.checkpoints.save(trainer, state.clone(), config)?;
+        Ok(())
+    }
+}
+
+fn say(bar: &ProgressBar, line: String) {
+    if bar.is_hidden() {
+        tell!("{line}");
+    } else {
+        console::record_line(format_args!("{line}"));
+        bar.println(line);
+    }
+}
+
+/// The line of a logged step; `first` is the step that this process started from.
+fn tell_step(bar: &ProgressBar, (first, step, steps): (u64, u64, u64), s: &StepStats, rate: f64) {
+    let density = match s.routers.len() {
+        0 => String::new(),
+        n => format!(" density {:.3}", s.routers.iter().map(|l| l.router.density).sum::<f64>() / n as f64),
+    };
+    let message = format!("loss {:.4}{density} {rate:.0} tok/s", s.loss);
+    let left = (steps - step) as f64 * bar.elapsed().as_secs_f64() / (step - first).max(1) as f64;
+    let line = format!("step {step}/{steps} {message} eta {}", preflight::duration(left));
+    if bar.is_hidden() {
+        tell!("{line}");
+    } else {
+        console::record_line(format_args!("{line}"));
+        bar.set_message(message);
+    }
+}

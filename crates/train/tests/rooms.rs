@@ -1,0 +1,191 @@
+//! The order of the rooms: config < what all use < training < lab < commands < the crate's doors. A file names only files of its
+//! own room and of rooms before it, and no circle of files is left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+/// Files below `src`, by path without `.rs`, and their text.
+type Sources = BTreeMap<String, String>;
+
+fn read(folder: &Path, at: &str, into: &mut Sources) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            read(&path, &format!("{at}{name}/"), into);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            into.insert(format!("{at}{name}"), fs::read_to_string(&path).unwrap());
+        }
+    }
+}
+
+/// The room of a file, as its place in the order; none for a file of no known room.
+fn room(file: &str) -> Option<usize> {
+    let rooms: [&[&str]; 6] = [
+        &["config"],
+        &["console", "failure", "files", "signals"],
+        &["training"],
+        &["lab"],
+        &["commands"],
+        &["lib", "main", "bin"],
+    ];
+    let top = file.split('/').next()?;
+    rooms.iter().position(|room| room.contains(&top))
+}
+
+/// The text without its comments, and without the tests at its end.
+fn code(text: &str) -> String {
+    let lines = text.lines().take_while(|l| *l != "#[cfg(test)]" || !text.contains("#[cfg(test)]\nmod tests {"));
+    lines.map(|l| l.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+/// The paths that begin here, groups in braces written out: `a::{b, c::d}` is `a::b` and `a::c::d`. Returns what is left.
+fn paths<'a>(mut text: &'a str, before: &[String], out: &mut Vec<Vec<String>>) -> &'a str {
+    let mut path = before.to_vec();
+    loop {
+        text = text.trim_start();
+        if let Some(mut group) = text.strip_prefix('{') {
+            loop {
+                group = group.trim_start().trim_start_matches(',').trim_start();
+                if let Some(alias) = group.strip_prefix("as ") {
+                    group = alias.trim_start_matches(|c: char| c.is_alphanumeric() || c == '_');
+                    continue;
+                }
+                match group.strip_prefix('}') {
+                    Some(rest) => return rest,
+                    None if group.is_empty() => return group,
+                    None => {
+                        let rest = paths(group, &path, out);
+                        // neither a name nor a group, for example `*`
+                        group = if rest.len() == group.len() { &group[1..] } else { rest };
+                    }
+                }
+            }
+        }
+        let end = text.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(text.len());
+        if end > 0 {
+            path.push(text[..end].to_string());
+        }
+        match text[end..].strip_prefix("::") {
+            Some(rest) => text = rest,
+            None => {
+                out.push(path);
+                return &text[end..];
+            }
+        }
+    }
+}
+
+/// The file that a path of names leads to: the longest beginning that is one.
+fn target(sources: &Sources, path: &[String]) -> String {
+    let names = |n: usize| path[..n].join("/");
+    let places = (1..=path.len()).rev().flat_map(|n| [names(n), format!("{}/mod", names(n))]);
+    places.into_iter().find(|place| sources.contains_key(place)).unwrap_or("lib".to_string())
+}
+
+/// (file, file it names by `crate::` or `super::`). What a folder's `mod.rs` names of its own children is no edge: it is the
+/// folder's door.
+fn edges(sources: &Sources) -> BTreeSet<(String, String)> {
+    let mut out = BTreeSet::new();
+    for (file, text) in sources {
+        let code = code(text);
+        let names: Vec<String> = file.split('/').map(str::to_string).collect();
+        // `super` of a/b.rs and of a/b/mod.rs is a
+        let up = names.len() - if names.last().is_some_and(|n| n == "mod") { 2 } else { 1 };
+        for (start, root) in ["crate::", "super::"].iter().flat_map(|r| code.match_indices(r)) {
+            if code[..start].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
+                continue;
+            }
+            let mut rest = &code[start..];
+            let mut module = if root == "crate::" { &[] } else { &names[..up] };
+            rest = &rest[root.len()..];
+            while let Some(above) = rest.strip_prefix("super::") {
+                module = &module[..module.len() - 1];
+                rest = above;
+            }
+            let mut found = Vec::new();
+            paths(rest, module, &mut found);
+            out.extend(found.iter().map(|p| (file.clone(), target(sources, p))).filter(|(a, b)| a != b));
+        }
+    }
+    out
+}
+
+/// What breaks the order, in words.
+fn faults(sources: &Sources) -> Vec<String> {
+    let edges = edges(sources);
+    let mut out = Vec::new();
+    for file in sources.keys().filter(|f| room(f).is_none()) {
+        out.push(format!("{file}.rs is in no room that this test knows"));
+    }
+    for (from, to) in edges.iter().filter(|(from, to)| room(from) < room(to)) {
+        out.push(format!("{from}.rs names {to}.rs, which is of a later room"));
+    }
+    // files that name only files which are taken away already are in no circle
+    let mut left: BTreeSet<&String> = sources.keys().collect();
+    loop {
+        let free = |f: &&String| !edges.iter().any(|(from, to)| from == *f && left.contains(to) && !is_door(from, to));
+        let gone: Vec<&String> = left.iter().copied().filter(free).collect();
+        if gone.is_empty() {
+            break;
+        }
+        gone.iter().for_each(|f| assert!(left.remove(*f)));
+    }
+    if !left.is_empty() {
+        out.push(format!("a circle of files, or what leads to one: {left:?}"));
+    }
+    out
+}
+
+/// Whether a file names the `mod.rs` of a folder that it lies in: a child that adds to its parent's type.
+fn is_door(from: &str, to: &str) -> bool {
+    to.strip_suffix("mod").is_some_and(|folder| from.starts_with(folder))
+}
+
+#[test]
+fn every_file_names_only_rooms_before_its_own_and_no_circle_is_left() {
+    let mut sources = Sources::new();
+    read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut sources);
+    let all = edges(&sources);
+    for (from, to) in
+        [("training/run", "training/trainer"), ("commands/train", "training/run"), ("failure", "config/mod")]
+    {
+        assert!(all.contains(&(from.to_string(), to.to_string())), "{from}.rs names {to}.rs");
+    }
+    let faults = faults(&sources);
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn a_planted_import_is_found() {
+    let sources =
+        |files: &[(&str, &str)]| files.iter().map(|(f, t)| (f.to_string(), t.to_string())).collect::<Sources>();
+    let base = [
+        ("lib", ""),
+        ("config/mod", "mod data;\nuse data::Data;"),
+        ("config/data", "use super::Config;"),
+        (
+            "training/run",
+            "use super::{eval::{sample, Set as Some_}, *};\nuse crate::config::Config;\n// crate::lab is not named here",
+        ),
+        ("training/mod", ""),
+        ("training/eval", ""),
+        ("lab/audit/mod", "use crate::training::run::{self, train};"),
+    ];
+    assert_eq!(faults(&sources(&base)), Vec::<String>::new());
+    for (file, planted, word) in [
+        ("config/data", "use crate::training::eval::sample;", "later room"),
+        ("config/data", "use super::super::training::run;", "later room"),
+        ("training/eval", "fn f() -> crate::lab::audit::Check {}", "later room"),
+        ("training/eval", "use crate::Failure;", "later room"),
+        ("training/eval", "use super::run::train;", "circle"),
+        ("training/eval", "use crate::{config::Config, training::{run}};", "circle"),
+        ("other/eval", "", "no room"),
+    ] {
+        let mut files = sources(&base);
+        files.insert(file.to_string(), planted.to_string());
+        let faults = faults(&files);
+        assert!(faults.iter().any(|f| f.contains(word)), "{planted}: {faults:?}");
+    }
+}
