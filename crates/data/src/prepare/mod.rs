@@ -198,6 +198,18 @@ fn given(path: &Path, settings: &Settings) -> Result<Tokenizer> {
 /// Text that the size of a token and the fit of a vocabulary are estimated from.
 const PROBE: usize = 1 << 20;
 
+/// Starts the threads that tokenising shares. rayon starts them by itself at their first use, but panics where the system refuses.
+fn start_threads() -> Result<()> {
+    match rayon::ThreadPoolBuilder::new().build_global() {
+        Ok(()) => Ok(()),
+        // the system's reason; without one, the threads are there already
+        Err(e) if std::error::Error::source(&e).is_some() => {
+            Err(DataError::io("tokenising", "its threads cannot be started")(std::io::Error::other(e.to_string())))
+        }
+        Err(_) => Ok(()),
+    }
+}
+
 /// Prepares a corpus in its place.
 fn fill(
     place: Place,
@@ -207,6 +219,7 @@ fn fill(
     scan: scan::Scan,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
+    start_threads()?;
     let mut report = scan.report;
     let texts = scan.sample.texts(&scan.histogram.split(settings.validation_share));
     let tokenizer = match given {

@@ -66,7 +66,8 @@ impl Stages {
                 if share.is_some() { "{bar:24} {msg} {bytes} of {total_bytes}, eta {eta}" } else { "{spinner} {msg}" };
             self.bar.set_style(ProgressStyle::with_template(template).expect("a valid template"));
             self.bar.set_message(message.clone());
-            self.bar.enable_steady_tick(Duration::from_millis(200));
+            // no steady tick: it takes a thread, and one that the system refuses ends the program
+            self.bar.tick();
         }
         if let Some((done, all)) = share {
             self.bar.set_length(all);
