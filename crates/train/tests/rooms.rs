@@ -122,18 +122,20 @@ fn faults(sources: &Sources) -> Vec<String> {
     for (from, to) in edges.iter().filter(|(from, to)| room(from) < room(to)) {
         out.push(format!("{from}.rs names {to}.rs, which is of a later room"));
     }
-    // files that name only files which are taken away already are in no circle
+    // what names no file that is left, or is named by none, is in no circle
     let mut left: BTreeSet<&String> = sources.keys().collect();
     loop {
-        let free = |f: &&String| !edges.iter().any(|(from, to)| from == *f && left.contains(to) && !is_door(from, to));
-        let gone: Vec<&String> = left.iter().copied().filter(free).collect();
-        if gone.is_empty() {
+        let among = |from: &String, to: &String| left.contains(from) && left.contains(to) && !is_door(from, to);
+        let names = |f: &String| edges.iter().any(|(from, to)| from == f && among(from, to));
+        let is_named = |f: &String| edges.iter().any(|(from, to)| to == f && among(from, to));
+        let circle: BTreeSet<&String> = left.iter().copied().filter(|f| names(f) && is_named(f)).collect();
+        if circle.len() == left.len() {
             break;
         }
-        gone.iter().for_each(|f| assert!(left.remove(*f)));
+        left = circle;
     }
     if !left.is_empty() {
-        out.push(format!("a circle of files, or what leads to one: {left:?}"));
+        out.push(format!("a circle of files: {left:?}"));
     }
     out
 }

@@ -68,6 +68,106 @@ fn threshold(row: &[f32]) -> f32 {
     (0.5 * (low + high)) as f32
 }
 
+/// A value on dfdx's tape.
+type Traced<Shape> = Tensor<Shape, f32, Cpu, OwnedTape<f32, Cpu>>;
+/// By head: `[b, h, t, d]`.
+type Heads = Rank4<B, H, T, D>;
+
+/// 1 / sqrt d.
+fn score_scale() -> f32 {
+    1.0 / (D as f32).sqrt()
+}
+
+fn rmsnorm_dfdx(x: Traced<Rank3<B, T, C>>, w: &Tensor<Rank1<C>, f32, Cpu>) -> Traced<Rank3<B, T, C>> {
+    let mean = x.with_empty_tape().square().mean::<Rank2<B, T>, Axis<2>>();
+    let root = (mean + EPS as f32).sqrt().broadcast::<Rank3<B, T, C>, Axis<2>>();
+    let weight = w.retaped::<OwnedTape<f32, Cpu>>().broadcast::<Rank3<B, T, C>, Axes2<0, 1>>();
+    x / root * weight
+}
+
+/// Summaries `[b, h, n, d]` of keys `[b, t, h, d]`: local attention of a learned query to the chunk's keys.
+fn summaries_dfdx(
+    k: Traced<Rank4<B, T, H, D>>,
+    qbar: &Tensor<Rank2<H, D>, f32, Cpu>,
+    scale: f32,
+) -> Traced<Rank4<B, H, N, D>> {
+    let keys = k.permute::<Rank4<B, H, T, D>, Axes4<0, 2, 1, 3>>();
+    let query = qbar.retaped::<OwnedTape<f32, Cpu>>().broadcast::<Rank4<B, H, T, D>, Axes2<0, 2>>();
+    let local = (keys.with_empty_tape() * query).sum::<Rank3<B, H, T>, Axis<3>>() * scale;
+    let a = local.reshape::<Rank4<B, H, N, S>>().softmax::<Axis<3>>();
+    let keys = keys.reshape::<Rank5<B, H, N, S, D>>();
+    (a.broadcast::<Rank5<B, H, N, S, D>, Axis<4>>() * keys).sum::<Rank4<B, H, N, D>, Axis<3>>()
+}
+
+/// 1.5-entmax over the earlier chunks, of halved scores `[b, h, t, n]`: the threshold without a gradient, then one Newton step on
+/// sum u^2 = 1, which carries it.
+fn entmax_dfdx(dev: &Cpu, half: Traced<Rank4<B, H, T, N>>) -> Traced<Rank4<B, H, T, N>> {
+    let values = half.as_vec();
+    let (mut taus, mut slopes, mut hidden) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, row) in values.chunks_exact(N).enumerate() {
+        let visible = i % T / S;
+        let tau = threshold(&row[..visible]);
+        let u: f32 = row[..visible].iter().map(|x| (x - tau).max(0.0)).sum();
+        taus.push(if visible == 0 { 0.0 } else { tau });
+        slopes.push(if visible == 0 { 1.0 } else { 2.0 * u });
+        hidden.extend((0..N).map(|c| if c < visible { 0.0 } else { -1e4f32 }));
+    }
+    let rows = (Const::<B>, Const::<H>, Const::<T>);
+    let tau: Tensor<Rank3<B, H, T>, f32, _> = dev.tensor_from_vec(taus, rows);
+    let slope: Tensor<Rank3<B, H, T>, f32, _> = dev.tensor_from_vec(slopes, rows);
+    let wide = (Const::<B>, Const::<H>, Const::<T>, Const::<N>);
+    let hidden: Tensor<Rank4<B, H, T, N>, f32, _> = dev.tensor_from_vec(hidden, wide);
+    let x = half + hidden;
+    let known = tau.clone().broadcast::<Rank4<B, H, T, N>, Axis<3>>();
+    let excess = (x.with_empty_tape() - known).relu().square().sum::<Rank3<B, H, T>, Axis<3>>() - 1.0;
+    let step = (excess / slope).broadcast::<Rank4<B, H, T, N>, Axis<3>>();
+    let tau = tau.broadcast::<Rank4<B, H, T, N>, Axis<3>>();
+    (x - tau - step).relu().square()
+}
+
+/// Causal softmax `[b, h, t, t]` of queries `[b, h, t, d]` and keys `[b, t, h, d]`.
+fn dense_dfdx(
+    q: Traced<Heads>,
+    k: Traced<Rank4<B, T, H, D>>,
+    mask: Tensor<Rank2<T, T>, f32, Cpu>,
+) -> Traced<Rank4<B, H, T, T>> {
+    let scores = q.matmul(k.permute::<Rank4<B, H, D, T>, Axes4<0, 2, 3, 1>>()) * score_scale();
+    (scores + mask.broadcast::<Rank4<B, H, T, T>, Axes2<0, 1>>()).softmax::<Axis<3>>()
+}
+
+/// The same with the chunks that 1.5-entmax chooses and their bias log w.
+fn dash_dfdx(
+    dev: &Cpu,
+    q: Traced<Heads>,
+    k: Traced<Rank4<B, T, H, D>>,
+    qbar: &Tensor<Rank2<H, D>, f32, Cpu>,
+) -> Traced<Rank4<B, H, T, T>> {
+    let scale = score_scale();
+    let kt = k.with_empty_tape().permute::<Rank4<B, H, D, T>, Axes4<0, 2, 3, 1>>();
+    let scores = q.with_empty_tape().matmul(kt) * scale;
+    let kbar = summaries_dfdx(k, qbar, scale);
+    let kbar = kbar.permute::<Rank4<B, H, D, N>, Axes4<0, 1, 3, 2>>();
+    let half = q.matmul(kbar) * (0.5 * GAMMA as f32 * scale);
+    let w = entmax_dfdx(dev, half);
+    let wide = (Const::<B>, Const::<H>, Const::<T>, Const::<N>);
+    // log w on the support, 0 elsewhere; from chunks to tokens by a matrix of zeros and ones
+    let off: Vec<f32> = w.as_vec().iter().map(|&w| (w <= 0.0) as u8 as f32).collect();
+    let chosen: Vec<bool> = off.iter().map(|&o| o == 0.0).collect();
+    let off: Tensor<Rank4<B, H, T, N>, f32, _> = dev.tensor_from_vec(off, wide);
+    let logw = (w + off).ln();
+    let spread: Vec<f32> = (0..N * T).map(|i| (i % T / S == i / T) as u8 as f32).collect();
+    let spread: Tensor<Rank2<N, T>, f32, _> = dev.tensor_from_vec(spread, (Const::<N>, Const::<T>));
+    let bias = logw.matmul(spread.broadcast::<Rank4<B, H, N, T>, Axes2<0, 1>>());
+    let allowed = |i: usize| {
+        let (row, query, key) = (i / T, i / T % T, i % T);
+        key <= query && (key / S == query / S || chosen[row * N + key / S])
+    };
+    let closed: Vec<f32> = (0..B * H * T * T).map(|i| if allowed(i) { 0.0 } else { -1e9 }).collect();
+    let square = (Const::<B>, Const::<H>, Const::<T>, Const::<T>);
+    let closed: Tensor<Rank4<B, H, T, T>, f32, _> = dev.tensor_from_vec(closed, square);
+    (scores + bias + closed).softmax::<Axis<3>>()
+}
+
 /// Gradients by dfdx, weights as [in, out], and the seconds that forward + backward took.
 fn by_dfdx(numbers: &Numbers, kind: Kind) -> (Vec<Vec<f32>>, f64) {
     let dev: Cpu = Default::default();
@@ -85,16 +185,9 @@ fn by_dfdx(numbers: &Numbers, kind: Kind) -> (Vec<Vec<f32>>, f64) {
     let later: Vec<f32> = (0..T * T).map(|i| if i % T > i / T { -1e9 } else { 0.0 }).collect();
     let mask: Tensor<Rank2<T, T>, f32, _> = dev.tensor_from_vec(later, (Const::<T>, Const::<T>));
 
-    type Traced = Tensor<Rank3<B, T, C>, f32, Cpu, OwnedTape<f32, Cpu>>;
-    let rmsnorm = |x: Traced, w: &Tensor<Rank1<C>, f32, Cpu>| -> Traced {
-        let mean = x.with_empty_tape().square().mean::<Rank2<B, T>, Axis<2>>();
-        let root = (mean + EPS as f32).sqrt().broadcast::<Rank3<B, T, C>, Axis<2>>();
-        let weight = w.retaped::<OwnedTape<f32, Cpu>>().broadcast::<Rank3<B, T, C>, Axes2<0, 1>>();
-        x / root * weight
-    };
     let start = Instant::now();
-    let input: Traced = x.leaky_trace();
-    let a = rmsnorm(input.with_empty_tape(), &w1);
+    let input: Traced<Rank3<B, T, C>> = x.leaky_trace();
+    let a = rmsnorm_dfdx(input.with_empty_tape(), &w1);
     let q = a
         .with_empty_tape()
         .matmul(wq.clone())
@@ -102,87 +195,22 @@ fn by_dfdx(numbers: &Numbers, kind: Kind) -> (Vec<Vec<f32>>, f64) {
         .permute::<Rank4<B, H, T, D>, Axes4<0, 2, 1, 3>>();
     let k = a.with_empty_tape().matmul(wk.clone()).reshape::<Rank4<B, T, H, D>>();
     let v = a.matmul(wv.clone()).reshape::<Rank4<B, T, H, D>>().permute::<Rank4<B, H, T, D>, Axes4<0, 2, 1, 3>>();
-    let scale = 1.0 / (D as f32).sqrt();
     let p = match kind {
-        Kind::Dense => {
-            let scores = q.matmul(k.permute::<Rank4<B, H, D, T>, Axes4<0, 2, 3, 1>>()) * scale;
-            (scores + mask.broadcast::<Rank4<B, H, T, T>, Axes2<0, 1>>()).softmax::<Axis<3>>()
-        }
-        Kind::Dash => {
-            let kt = k.with_empty_tape().permute::<Rank4<B, H, D, T>, Axes4<0, 2, 3, 1>>();
-            let scores = q.with_empty_tape().matmul(kt) * scale;
-            // summaries: local attention of a learned query to the chunk's keys
-            let keys = k.permute::<Rank4<B, H, T, D>, Axes4<0, 2, 1, 3>>();
-            let query = qbar.retaped::<OwnedTape<f32, Cpu>>().broadcast::<Rank4<B, H, T, D>, Axes2<0, 2>>();
-            let local = (keys.with_empty_tape() * query).sum::<Rank3<B, H, T>, Axis<3>>() * scale;
-            let a = local.reshape::<Rank4<B, H, N, S>>().softmax::<Axis<3>>();
-            let keys = keys.reshape::<Rank5<B, H, N, S, D>>();
-            let kbar = (a.broadcast::<Rank5<B, H, N, S, D>, Axis<4>>() * keys).sum::<Rank4<B, H, N, D>, Axis<3>>();
-            // 1.5-entmax: the threshold without a gradient, then one Newton step on sum u^2 = 1, which carries it
-            let kbar = kbar.permute::<Rank4<B, H, D, N>, Axes4<0, 1, 3, 2>>();
-            let half = q.matmul(kbar) * (0.5 * GAMMA as f32 * scale);
-            let values = half.as_vec();
-            let (mut taus, mut slopes, mut hidden) = (Vec::new(), Vec::new(), Vec::new());
-            for (i, row) in values.chunks_exact(N).enumerate() {
-                let visible = i % T / S;
-                let tau = threshold(&row[..visible]);
-                let u: f32 = row[..visible].iter().map(|x| (x - tau).max(0.0)).sum();
-                taus.push(if visible == 0 { 0.0 } else { tau });
-                slopes.push(if visible == 0 { 1.0 } else { 2.0 * u });
-                hidden.extend((0..N).map(|c| if c < visible { 0.0 } else { -1e4f32 }));
-            }
-            let rows = (Const::<B>, Const::<H>, Const::<T>);
-            let tau: Tensor<Rank3<B, H, T>, f32, _> = dev.tensor_from_vec(taus, rows);
-            let slope: Tensor<Rank3<B, H, T>, f32, _> = dev.tensor_from_vec(slopes, rows);
-            let wide = (Const::<B>, Const::<H>, Const::<T>, Const::<N>);
-            let hidden: Tensor<Rank4<B, H, T, N>, f32, _> = dev.tensor_from_vec(hidden, wide);
-            let x = half + hidden;
-            let known = tau.clone().broadcast::<Rank4<B, H, T, N>, Axis<3>>();
-            let excess = (x.with_empty_tape() - known).relu().square().sum::<Rank3<B, H, T>, Axis<3>>() - 1.0;
-            let step = (excess / slope).broadcast::<Rank4<B, H, T, N>, Axis<3>>();
-            let tau = tau.broadcast::<Rank4<B, H, T, N>, Axis<3>>();
-            let w = (x - tau - step).relu().square();
-            // log w on the support, 0 elsewhere; from chunks to tokens by a matrix of zeros and ones
-            let off: Vec<f32> = w.as_vec().iter().map(|&w| (w <= 0.0) as u8 as f32).collect();
-            let chosen: Vec<bool> = off.iter().map(|&o| o == 0.0).collect();
-            let off: Tensor<Rank4<B, H, T, N>, f32, _> = dev.tensor_from_vec(off, wide);
-            let logw = (w + off).ln();
-            let spread: Vec<f32> = (0..N * T).map(|i| (i % T / S == i / T) as u8 as f32).collect();
-            let spread: Tensor<Rank2<N, T>, f32, _> = dev.tensor_from_vec(spread, (Const::<N>, Const::<T>));
-            let bias = logw.matmul(spread.broadcast::<Rank4<B, H, N, T>, Axes2<0, 1>>());
-            let allowed = |i: usize| {
-                let (row, query, key) = (i / T, i / T % T, i % T);
-                key <= query && (key / S == query / S || chosen[row * N + key / S])
-            };
-            let closed: Vec<f32> = (0..B * H * T * T).map(|i| if allowed(i) { 0.0 } else { -1e9 }).collect();
-            let square = (Const::<B>, Const::<H>, Const::<T>, Const::<T>);
-            let closed: Tensor<Rank4<B, H, T, T>, f32, _> = dev.tensor_from_vec(closed, square);
-            (scores + bias + closed).softmax::<Axis<3>>()
-        }
+        Kind::Dense => dense_dfdx(q, k, mask),
+        Kind::Dash => dash_dfdx(&dev, q, k, &qbar),
     };
     let o = p.matmul(v).permute::<Rank4<B, T, H, D>, Axes4<0, 2, 1, 3>>().reshape::<Rank3<B, T, C>>();
     let middle = input + o.matmul(wo.clone());
-    let m = rmsnorm(middle.with_empty_tape(), &w2);
+    let m = rmsnorm_dfdx(middle.with_empty_tape(), &w2);
     let gate = m.with_empty_tape().matmul(wg.clone());
     let up = m.matmul(wu.clone());
     let gated = gate.with_empty_tape().sigmoid() * gate * up;
     let y = middle + gated.matmul(wd.clone());
     let grads = (y * seed).sum::<Rank0, _>().backward();
     let seconds = start.elapsed().as_secs_f64();
-    let squares = [&wq, &wk, &wv, &wo].map(|w| grads.get(w).as_vec());
-    let [dq, dk, dv, d_o] = squares;
-    let mut all = vec![
-        grads.get(&x).as_vec(),
-        grads.get(&w1).as_vec(),
-        dq,
-        dk,
-        dv,
-        d_o,
-        grads.get(&w2).as_vec(),
-        grads.get(&wg).as_vec(),
-        grads.get(&wu).as_vec(),
-        grads.get(&wd).as_vec(),
-    ];
+    let mut all = vec![grads.get(&x).as_vec(), grads.get(&w1).as_vec()];
+    all.extend([&wq, &wk, &wv, &wo].map(|w| grads.get(w).as_vec()));
+    all.extend([grads.get(&w2).as_vec(), grads.get(&wg).as_vec(), grads.get(&wu).as_vec(), grads.get(&wd).as_vec()]);
     if kind == Kind::Dash {
         all.push(grads.get(&qbar).as_vec());
     }
