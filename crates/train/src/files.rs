@@ -40,10 +40,13 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     aside.push(".tmp");
     let aside = PathBuf::from(aside);
     write_synced(&aside, bytes)?;
-    std::fs::rename(&aside, path).with_context(|| format!("{} cannot be renamed into place", aside.display()))
+    std::fs::rename(&aside, path).with_context(|| format!("{} cannot be renamed into place", aside.display()))?;
+    // a relative name without a folder is in the current one
+    path.parent().map_or(Ok(()), |p| sync_folder(if p.as_os_str().is_empty() { Path::new(".") } else { p }))
 }
 
-/// Puts a folder in the place of `path` by rename: `write` fills it aside, and a reader finds the old folder or the new one.
+/// Puts a folder in the place of `path` by rename: `write` fills it aside, and a reader finds the old folder or the new one. (Where
+/// the system cannot exchange two folders, a reader between two renames finds none, and the old one is beside, as `.NAME.old-PID`.)
 ///
 /// # Errors
 /// When it cannot be written; what stood at `path` stays then.
@@ -54,24 +57,42 @@ pub fn replace_folder(path: &Path, write: impl FnOnce(&Path) -> anyhow::Result<(
     };
     let (aside, old) = (beside("tmp"), beside("old"));
     let run = || -> anyhow::Result<()> {
+        // numbers of processes repeat, in containers at each start
+        let _ = std::fs::remove_dir_all(&aside);
         std::fs::create_dir_all(&aside).with_context(|| format!("{} cannot be created", aside.display()))?;
         write(&aside)?;
         for entry in std::fs::read_dir(&aside)? {
             File::open(entry?.path())?.sync_all()?;
         }
         sync_folder(&aside)?;
-        if path.exists() {
-            std::fs::rename(path, &old).with_context(|| format!("{} cannot be moved aside", path.display()))?;
+        if !(path.exists() && exchange(&aside, path)) {
+            if path.exists() {
+                std::fs::rename(path, &old).with_context(|| format!("{} cannot be moved aside", path.display()))?;
+            }
+            std::fs::rename(&aside, path)
+                .with_context(|| format!("{} cannot be renamed into place", aside.display()))?;
         }
-        std::fs::rename(&aside, path).with_context(|| format!("{} cannot be renamed into place", aside.display()))
+        path.parent().map_or(Ok(()), sync_folder)
     };
     let done = run();
-    if done.is_err() {
-        let _ = std::fs::remove_dir_all(&aside);
-        if !path.exists() && old.exists() {
-            let _ = std::fs::rename(&old, path);
-        }
+    let _ = std::fs::remove_dir_all(&aside);
+    if done.is_err() && !path.exists() && old.exists() {
+        let _ = std::fs::rename(&old, path);
     }
     let _ = std::fs::remove_dir_all(&old);
     done
+}
+
+/// Lets two folders change places in one step. False where the system cannot.
+fn exchange(a: &Path, b: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        renameat_with(CWD, a, CWD, b, RenameFlags::EXCHANGE).is_ok()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (a, b);
+        false
+    }
 }

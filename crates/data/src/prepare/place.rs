@@ -49,6 +49,8 @@ impl Lock {
                     waiting.take().into_iter().for_each(|told| told());
                     file.lock()
                 }
+                // a file system without locks: working without one is what there is, as for a run's folder
+                Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => Ok(()),
                 Err(TryLockError::Error(e)) => Err(e),
                 Ok(()) => Ok(()),
             };
@@ -109,11 +111,23 @@ impl Place {
     pub fn finish(mut self) -> Result<()> {
         // what has the name without being complete was begun by nobody who still runs: the lock is held
         let _ = std::fs::remove_dir_all(&self.folder);
+        sync_folder(&self.aside)?;
         std::fs::rename(&self.aside, &self.folder)
             .map_err(DataError::io(&self.folder, "cannot be renamed into place"))?;
         self.finished = true;
-        Ok(())
+        // a cache without a folder of its own is in the current one
+        let cache = self.folder.parent().filter(|p| !p.as_os_str().is_empty());
+        sync_folder(cache.unwrap_or(Path::new(".")))
     }
+}
+
+/// Makes names in a folder survive a power failure. Only Unix can open a folder; elsewhere the rename itself is what there is.
+fn sync_folder(path: &Path) -> Result<()> {
+    if cfg!(unix) {
+        let sync = || std::fs::File::open(path)?.sync_all();
+        sync().map_err(DataError::io(path, "cannot be synced"))?;
+    }
+    Ok(())
 }
 
 impl Drop for Place {

@@ -25,6 +25,7 @@ impl Sum for f64 {
 /// Gradients in the order of the parameters; one that a micro-batch does not reach adds nothing.
 impl Sum for Vec<Option<Tensor>> {
     fn add(&mut self, later: Self) -> Result<()> {
+        assert_eq!(self.len(), later.len(), "gradients of the same parameters");
         for (sum, later) in self.iter_mut().zip(later) {
             match (sum.as_mut(), later) {
                 (Some(sum), Some(later)) => sum.accumulate(&later)?,

@@ -213,6 +213,8 @@ impl Checkpoints {
             if !keep.contains(&step) {
                 // Renamed first, so that a crash in the middle leaves no half-removed folder under a finished name.
                 let trash = self.folder.join(format!(".tmp-removed-{step}"));
+                // of a crash before: a folder cannot be renamed onto it
+                let _ = std::fs::remove_dir_all(&trash);
                 if std::fs::rename(&path, &trash).is_ok() {
                     let _ = std::fs::remove_dir_all(&trash);
                 }

@@ -106,19 +106,20 @@ impl Trainer {
         }
         let grads = sums.finish()?.unwrap_or_default();
         let norm = self.optimizer.update(self.model.params_mut(), (&grads, &losses), lr, &config.optim)?;
-        // the step is handed out: what follows is read on the host, and nothing before it was
+        // the step is handed out: losses and norm are read on the host only now. Router figures were read after each micro-batch, in
+        // steps that log them or steer by them
         let values = losses.iter().map(Tensor::item).collect::<dash_core::Result<Vec<f64>>>()?;
         let grad_norm = norm.item()?;
         if let Some(bad) = values.iter().position(|loss| !loss.is_finite()) {
             self.optimizer.undo_step();
-            return Err(self.not_finite(step, "loss", &batches[bad]));
+            return Err(self.not_finite(step, "loss", &batches[bad..=bad], tokens));
         }
         if !grad_norm.is_finite() {
             self.optimizer.undo_step();
             let infinite = |g: &Option<Tensor>| g.as_ref().is_some_and(|g| !g.is_finite().unwrap_or(true));
             let name = self.model.params().iter().zip(&grads).find(|(_, g)| infinite(g));
             let what = name.map_or("gradient norm".into(), |(p, _)| format!("gradient of {}", p.name));
-            return Err(self.not_finite(step, &what, &batches[0]));
+            return Err(self.not_finite(step, &what, batches, tokens));
         }
         let knobs = Knobs::of(&self.model.config().attention);
         let attended = (!shares.is_empty()).then(|| total(&shares) / shares.len() as f64);
@@ -160,25 +161,26 @@ impl Trainer {
         )))
     }
 
-    /// Runs the batch again on a tape that checks every output.
-    fn not_finite(&self, step: u64, what: &str, batch: &Batch) -> Failure {
+    /// Runs the micro-batches again on a tape that checks every output, divided as in the update, and tells of the first value that is
+    /// not finite.
+    fn not_finite(&self, step: u64, what: &str, batches: &[Batch], tokens: usize) -> Failure {
         let first = self
             .model
             .params()
             .iter()
             .find(|p| !p.value.is_finite().unwrap_or(true))
             .map(|p| format!("parameter {}", p.name));
-        let first = first.or_else(|| {
+        let found = |batch: &Batch| {
             let tape = Tape::checking().computing(self.model.config().compute.into());
             let leaves = self.model.leaves(&tape);
-            let loss = batch_ids(&self.model, batch).and_then(|(ids, targets)| {
-                self.model.loss(&tape, &leaves, (&ids, &targets), batch.targets.len() as f64)
-            });
+            let loss = batch_ids(&self.model, batch)
+                .and_then(|(ids, targets)| self.model.loss(&tape, &leaves, (&ids, &targets), tokens as f64));
             match loss.and_then(|(loss, _)| tape.backward(&loss)) {
                 Err(Error::NonFinite { at, op, what }) => Some(format!("the {what} of {op} in {at}")),
                 _ => None,
             }
-        });
+        };
+        let first = first.or_else(|| batches.iter().find_map(found));
         let first = first.map_or("no other value of the step is non-finite".into(), |f| {
             format!("the first non-finite value is {f}")
         });
