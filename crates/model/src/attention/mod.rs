@@ -8,7 +8,7 @@ mod variant;
 mod windows;
 
 pub use dash::{ROUTER_K, ROUTER_Q};
-pub use reference::reference;
+pub use reference::{KeyWords, reference, words};
 pub use reroute::Reroute;
 pub use variant::{Attended, Chunks, Cost, Export, Inputs, Knob, Layer, Loader, Preset, Spec, Variant};
 
@@ -75,7 +75,7 @@ pub fn kinds() -> Vec<&'static str> {
 }
 
 /// The variant of a kind or preset, and the values that the preset puts in the place of defaults.
-fn find(kind: &str) -> Option<(&'static Spec, &'static [(&'static str, Value)])> {
+pub fn find(kind: &str) -> Option<(&'static Spec, &'static [(&'static str, Value)])> {
     VARIANTS.iter().find_map(|&v| {
         let preset = v.presets.iter().find(|p| p.name == kind).map(|p| p.values);
         preset.or((v.kind == kind).then_some(&[])).map(|values| (v, values))

@@ -24,18 +24,30 @@ pub fn reference() -> String {
         }
         _ = writeln!(out, "| key | type | default | range | meaning |\n|---|---|---|---|---|");
         for key in spec.keys {
-            let (takes, range) = (type_of(key), key.range);
-            let meaning = key.meaning.trim();
-            _ = writeln!(
-                out,
-                "| `{}` | {takes} | {} | {range} | {meaning} |",
-                key.name,
-                default_of(spec, key, &default)
-            );
+            let KeyWords { takes, default, range, meaning } = words(spec, key, &default);
+            _ = writeln!(out, "| `{}` | {takes} | {default} | {range} | {meaning} |", key.name);
         }
         out.push('\n');
     }
     out
+}
+
+/// What a reader is told of a key, in Markdown.
+pub struct KeyWords {
+    /// What it takes.
+    pub takes: String,
+    /// What it is where it is left out.
+    pub default: String,
+    /// Which values of its type.
+    pub range: String,
+    /// One sentence.
+    pub meaning: &'static str,
+}
+
+/// Of a key of a variant; `default` is the variant as a file without keys of it has it.
+pub fn words(spec: &Spec, key: &Key, default: &Attention) -> KeyWords {
+    let (takes, range) = (type_of(key), key.range.to_string());
+    KeyWords { takes, default: default_of(spec, key, default), range, meaning: key.meaning.trim() }
 }
 
 fn type_of(key: &Key) -> String {

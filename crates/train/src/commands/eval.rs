@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::config_args::OptionalConfig;
 use crate::config::Config;
-use crate::console::print_line;
+use crate::console::{print_line, tell};
 use crate::failure::{Failure, Result};
 use crate::training::convert::{Other, other_attention};
 use crate::training::eval::Validation;
@@ -49,7 +49,10 @@ pub struct EvalArgs {
 /// A wrong request, or a model or corpus that cannot be read.
 pub fn run(args: &EvalArgs) -> Result<()> {
     let loaded = Loaded::open(&args.model, args.config.load()?.as_ref())?;
-    let material = Material::of(&loaded.config)?;
+    let (material, changed) = match args.config.config {
+        None => own_material(&loaded)?,
+        Some(_) => (Material::of(&loaded.config)?, false),
+    };
     let hash = |t: &Option<Tokenizer>| t.as_ref().map(Tokenizer::hash);
     if material.tokenizer.is_some() && hash(&material.tokenizer) != hash(&loaded.tokenizer) {
         return Err(Failure::request(format!(
@@ -81,9 +84,27 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         "model": loaded.folder, "attention": model.config().attention, "router": format!("{:?}", args.router).to_lowercase(),
         "loss": v.loss, "perplexity": v.loss.exp(), "bits_per_byte": v.bits_per_byte, "tokens": v.tokens, "density": v.density,
         "layer_density": v.layers, "attended_tokens": v.attended, "loss_by_position": v.by_position,
+        "corpus": material.hash, "corpus_changed": changed,
         "task": v.task.iter().map(|r| r.json()).collect::<Vec<_>>(),
     });
     print_line!("{line}")
+}
+
+/// The material that the model was trained with, and whether its text has changed since.
+fn own_material(loaded: &Loaded) -> Result<(Material, bool)> {
+    let trained = loaded.data_hash.as_deref();
+    let material = Material::of_trained(&loaded.config, trained)?;
+    let Some(trained) = trained.filter(|hash| *hash != material.hash) else { return Ok((material, false)) };
+    let stored = Material::stored(&loaded.config, trained)?;
+    tell!(
+        "warning: the corpus changed since training ({trained} -> {}); {}",
+        material.hash,
+        match stored {
+            Some(_) => "evaluating on the text as it was then",
+            None => "the validation text may be one that the model has seen",
+        }
+    );
+    Ok((stored.unwrap_or(material), true))
 }
 
 /// `accuracy 0.5, router missed 0.3, reader missed 0.2 of 8`

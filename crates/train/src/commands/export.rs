@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use dash_core::rng::Rng;
 
-use crate::console::print_line;
+use crate::console::{print_line, tell};
 use crate::failure::{Failure, Result};
 use crate::files::replace_folder;
 use crate::training::export::export;
@@ -15,8 +16,8 @@ use crate::training::material::Material;
 #[derive(Args)]
 pub struct ExportArgs {
     /// A checkpoint folder or a run folder
-    #[arg(long)]
-    pub checkpoint: PathBuf,
+    #[arg(long, alias = "checkpoint")]
+    pub model: PathBuf,
     /// Folder to write
     #[arg(long)]
     pub out: PathBuf,
@@ -28,14 +29,26 @@ pub struct ExportArgs {
 /// When the model cannot be read or the folder cannot be written.
 pub fn run(args: &ExportArgs) -> Result<()> {
     check_place(&args.out)?;
-    let loaded = Loaded::open(&args.checkpoint, None)?;
-    let set = Material::of(&loaded.config)?.validation(&loaded.config)?;
+    let loaded = Loaded::open(&args.model, None)?;
+    let sample = sample(&loaded);
     // a name that ends in "/" or ".." has no file name to write beside
     let out = std::path::absolute(&args.out).map_err(anyhow::Error::from)?;
-    replace_folder(&out, |folder| {
-        export(&loaded.model, &loaded.config, loaded.tokenizer.as_ref(), set.first().0, folder)
-    })?;
+    replace_folder(&out, |folder| export(&loaded.model, &loaded.config, loaded.tokenizer.as_ref(), &sample, folder))?;
     print_line!("exported {} to {}", loaded.folder.display(), args.out.display())
+}
+
+/// What the proof of parity is computed on: a validation window, or any ids where the corpus is gone; the proof holds for both.
+fn sample(loaded: &Loaded) -> Vec<u32> {
+    let config = &loaded.config;
+    let window = Material::of_trained(config, loaded.data_hash.as_deref()).and_then(|m| m.validation(config));
+    match window {
+        Ok(set) => set.first().0.to_vec(),
+        Err(_) => {
+            tell!("the corpus cannot be read: the proof of parity is computed on random ids");
+            let mut rng = Rng::new(0);
+            (0..config.data.seq_len).map(|_| rng.below(config.data.vocab_size) as u32).collect()
+        }
+    }
 }
 
 /// Refuses a folder that an export would destroy or hide: only an older export, or an empty folder, makes way.

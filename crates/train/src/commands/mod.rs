@@ -7,13 +7,15 @@ mod config_args;
 mod eval;
 mod export;
 mod generate;
+mod init;
 mod plot;
 mod prepare;
 mod train;
+mod version;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::console;
 use crate::failure::{Failure, Result};
@@ -24,7 +26,18 @@ use config_args::ConfigArgs;
 ///
 /// Exit status: 0 done, 1 the run failed, 2 the request is wrong, 130 interrupted after saving.
 #[derive(Parser)]
-#[command(name = "train", version, args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(
+    name = "train",
+    version = version::version(),
+    args_conflicts_with_subcommands = true,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  train init --text books/ > mine.toml      a configuration with every key, for your own text
+  train --config mine.toml                  train; Ctrl-C saves
+  train --config mine.toml --resume         go on
+  train config gamma                        what a key means
+  train --config mine.toml --set optim.lr=1e-3 --set run.name=slower"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Option<Command>,
@@ -37,23 +50,68 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// A commented configuration with every key, on standard output
+    #[command(after_help = "Examples:
+  train init > mine.toml
+  train init --kind dense --text books/ > mine.toml")]
+    Init(init::InitArgs),
+    /// What a key of the configuration means
+    #[command(after_help = "Examples:
+  train config optim.lr
+  train config router
+  train config")]
+    Config(init::ConfigKeyArgs),
+    /// A completion script for a shell, on standard output
+    #[command(after_help = "Examples:
+  train completions bash > ~/.local/share/bash-completion/completions/train
+  train completions zsh > ~/.zfunc/_train")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
     /// Corpus -> tokenizer -> shards, and nothing else
+    #[command(after_help = "Examples:
+  train prepare --config mine.toml
+  train prepare --config mine.toml --set data.vocab_size=8192")]
     Prepare(ConfigArgs),
     /// Validation loss, perplexity, bits per byte, loss by position, router sparsity
+    #[command(after_help = "Examples:
+  train eval --model runs/mine
+  train eval --model runs/mine --as topk --top 4
+  train eval --model runs/mine --config other.toml --json")]
     Eval(eval::EvalArgs),
     /// Continue a text
+    #[command(after_help = "Examples:
+  train generate --model runs/mine --prompt 'Once upon'
+  train generate --model runs/mine --prompt 'fn ' --temperature 0 --max-tokens 64")]
     Generate(generate::GenerateArgs),
     /// Hugging Face folder plus a proof of parity
+    #[command(after_help = "Examples:
+  train export --model runs/mine --out hf/mine
+  train export --model runs/mine/checkpoints/step-00000200 --out hf/mine-200")]
     Export(export::ExportArgs),
     /// The same run for every arm and seed, one report
+    #[command(after_help = "Examples:
+  train compare --config mine.toml --arms dense,dash,topk --seeds 3 --out compared
+  train compare --config mine.toml --out compared --report-only")]
     Compare(compare::CompareArgs),
     /// The gradients against finite differences and against an independent autodiff
+    #[command(after_help = "Examples:
+  train audit
+  train audit --json")]
     Audit(audit::AuditArgs),
     /// Speed of a training step on random tokens
+    #[command(after_help = "Examples:
+  train bench --config mine.toml
+  train bench --config mine.toml --ops --density 0.25")]
     Bench(bench::BenchArgs),
     /// Loss and density curves of runs, as SVG files
+    #[command(after_help = "Examples:
+  train plot --model runs/dense runs/dash --out pictures")]
     Plot(plot::PlotArgs),
     /// Proves on this machine that a resumed run has the same bits
+    #[command(after_help = "Examples:
+  train verify-resume --config mine.toml --set run.steps=20")]
     VerifyResume(ConfigArgs),
 }
 
@@ -77,6 +135,13 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: &Cli) -> Result<()> {
     match &cli.command {
         None => train::run(&cli.train),
+        Some(Command::Init(args)) => init::init(args),
+        Some(Command::Config(args)) => init::config(args),
+        Some(Command::Completions { shell }) => {
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "train", &mut script);
+            console::print_results(format_args!("{}", String::from_utf8_lossy(&script)))
+        }
         Some(Command::Prepare(args)) => prepare::run(&args.load()?),
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Generate(args)) => generate::run(args),

@@ -12,8 +12,8 @@ use crate::lab::plot::plot;
 #[derive(Args)]
 pub struct PlotArgs {
     /// Run folders
-    #[arg(long, required = true, num_args = 1..)]
-    pub run: Vec<PathBuf>,
+    #[arg(long, alias = "run", required = true, num_args = 1..)]
+    pub model: Vec<PathBuf>,
     /// Folder to write
     #[arg(long)]
     pub out: PathBuf,
@@ -24,7 +24,7 @@ pub struct PlotArgs {
 /// # Errors
 /// When a record cannot be read or a picture cannot be written.
 pub fn run(args: &PlotArgs) -> Result<()> {
-    for path in plot(&args.run, &args.out).map_err(Failure::Request)? {
+    for path in plot(&args.model, &args.out).map_err(Failure::Request)? {
         print_line!("wrote {}", path.display())?;
     }
     Ok(())

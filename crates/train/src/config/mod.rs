@@ -10,11 +10,12 @@ mod error;
 mod eval;
 mod optim;
 mod probe;
-#[cfg(test)]
-mod reference;
+mod problems;
+pub mod reference;
 mod router;
 mod run;
 mod set;
+mod template;
 
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,7 @@ pub use optim::{Optim, Schedule};
 pub use probe::ProbePlan;
 pub use router::{Ramp, RouterPlan};
 pub use run::Run;
+pub use template::{about, template};
 
 use set::{apply, with_suggestion};
 
@@ -70,29 +72,41 @@ pub struct Config {
     pub model: ModelConfig,
 }
 
+/// What the reference knows of every table but `[model.attention]`.
+pub fn sections() -> Vec<reference::Section> {
+    // not through `Config::from_text`, which asks this function what keys there are
+    let config: Config = toml::from_str(reference::SMALLEST).expect("the smallest file is right");
+    let config = config.resolve(Path::new("FILE.toml"), "FILE.toml").expect("the smallest file is right");
+    reference::sections(&config.to_toml().parse().expect("a configuration is TOML"))
+}
+
 impl Config {
     /// Reads a file, applies `key=value` settings, fills in defaults and refuses what cannot run.
     ///
     /// # Errors
     /// A [`LoadError`] that names file, key, what was expected and, for a misspelt key, the nearest one.
     pub fn load(path: &Path, set: &[String]) -> Result<Self, LoadError> {
-        let place = path.display();
-        let text =
-            std::fs::read_to_string(path).map_err(|e| LoadError::new(&place, format_args!("cannot be read: {e}")))?;
+        let text = std::fs::read_to_string(path)
+            .map_err(|e| LoadError::new(path.display(), format_args!("cannot be read: {e}")))?;
+        Config::from_text(&text, set, path)
+    }
+
+    /// As [`Config::load`], from the text of the file at `path`.
+    pub(crate) fn from_text(text: &str, set: &[String], path: &Path) -> Result<Self, LoadError> {
+        let place = path.display().to_string();
         let explain = |e: &toml::de::Error| LoadError::new(&place, with_suggestion(e.to_string().trim_end()));
         let mut table: Table = text.parse().map_err(|e| explain(&e))?;
-        if set.is_empty() {
-            // from the text, so that a message shows the line
-            let config: Config = toml::from_str(&text).map_err(|e| explain(&e))?;
-            return config.resolve(path, &place.to_string());
-        }
         for assignment in set {
             apply(&mut table, assignment)?;
         }
-        let where_ = format!("{place} with --set {}", set.join(" --set "));
-        let config: Config = Value::Table(table)
-            .try_into()
-            .map_err(|e: toml::de::Error| LoadError::new(&where_, with_suggestion(e.to_string().trim_end())))?;
+        let where_ = if set.is_empty() { place.clone() } else { format!("{place} with --set {}", set.join(" --set ")) };
+        if let Some(problems) = problems::of(&sections(), &table, text) {
+            return Err(LoadError::new(where_, problems));
+        }
+        // from the text where nothing is on top of it, so that a message shows the line
+        let config: Result<Config, _> =
+            if set.is_empty() { toml::from_str(text) } else { Value::Table(table).try_into() };
+        let config = config.map_err(|e| LoadError::new(&where_, with_suggestion(e.to_string().trim_end())))?;
         config.resolve(path, &where_)
     }
 

@@ -1,13 +1,37 @@
-//! docs/config.md: every key with type, default, range and meaning, made from the doc comments of the structs, the defaults that a
-//! file without the key gets, and the ranges below. One test fails when the page is behind
-//! (`DASHLAB_UPDATE=1 cargo test -p train config::reference` writes it), another when a value outside its range is accepted.
+//! Every key with type, default, range and meaning, made from the doc comments of the structs, the defaults that a file without the
+//! key gets, and the ranges below: what `train init`, `train config` and docs/config.md say, and what unknown and missing keys are
+//! measured by. One test fails when the page is behind (`DASHLAB_UPDATE=1 cargo test -p train config::reference` writes it), another
+//! when a value outside its range is accepted.
 
-use std::fmt::Write as _;
-use std::path::Path;
-
+use dash_model::VARIANTS;
+use dash_model::attention::words;
 use toml::{Table, Value};
 
-use super::Config;
+/// What a reader is told of a key.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// As a file writes it inside its table.
+    pub name: String,
+    /// What it takes, in Markdown.
+    pub takes: String,
+    /// Whether a file has to have it.
+    pub required: bool,
+    /// What it is where it is left out; in words where that is no plain value.
+    pub default: String,
+    /// Which values of its type; empty: all.
+    pub range: String,
+    /// From the doc comment.
+    pub meaning: String,
+}
+
+/// A table of the file with its keys.
+#[derive(Debug, Clone)]
+pub struct Section {
+    /// Its name: `run`, `model`, ...
+    pub place: &'static str,
+    /// Its keys, in the order of the struct.
+    pub keys: Vec<Entry>,
+}
 
 /// A table of the file, the struct that it is, and the source that declares the struct.
 const TABLES: [(&str, &str, &str); 11] = [
@@ -25,6 +49,7 @@ const TABLES: [(&str, &str, &str); 11] = [
 ];
 
 /// Further structs that a key's value is made of.
+#[cfg(test)]
 const PARTS: [(&str, &str, &str); 2] = [
     ("A ramp, for `router.alpha` and `router.gamma`", "Ramp", include_str!("router.rs")),
     ("`[[compare.arm]]`", "Arm", include_str!("compare.rs")),
@@ -75,9 +100,9 @@ const RANGES: &[(&str, &str, &str)] = &[
 ];
 
 /// A smallest file, with a task.
-const TEXT: &str = "[run]\nsteps = 3\n[data]\nvocab_size = 300\nseq_len = 256\nbatch_size = 2\n[optim]\nlr = 1e-3\n\
+pub const SMALLEST: &str = "[run]\nsteps = 3\n[data]\nvocab_size = 300\nseq_len = 256\nbatch_size = 2\n[optim]\nlr = 1e-3\n\
     [model]\nlayers = 1\nwidth = 16\nheads = 2\nkv_heads = 1\nffn = 24\n\
-    [task]\nkind = \"recall\"\n";
+    [task]\nkind = \"recall\"\n[compare]\n";
 
 struct Field {
     name: String,
@@ -144,73 +169,108 @@ fn type_of(kind: &str) -> String {
     }
 }
 
-fn resolved(text: &str, set: &[String]) -> Result<Config, String> {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("FILE.toml");
-    std::fs::write(&path, text).unwrap();
-    Config::load(&path, set).map_err(|e| e.to_string())
-}
-
-fn table(out: &mut String, place: &str, fields: &[Field], defaults: Option<&Value>) {
-    let ranges = RANGES.iter().map(|(key, range, _)| (*key, *range));
-    let range = |key: &str| ranges.clone().find(|(k, _)| *k == key).map_or("", |(_, r)| r);
-    _ = writeln!(out, "| key | type | default | range | meaning |\n|---|---|---|---|---|");
-    for f in fields {
+fn entries(place: &str, fields: Vec<Field>, defaults: Option<&Value>) -> Vec<Entry> {
+    let entry = |f: Field| {
         let value = defaults.and_then(|d| d.get(&f.name)).filter(|v| !v.is_table());
         let default = match (f.required, value) {
             (true, _) => "required".into(),
             (false, _) if f.name == "head_dim" => "`width / heads`".into(),
             (false, _) if f.name == "attention" => "`dash`".into(),
+            (false, _) if place == "run" && f.name == "name" => "`\"FILE\"`".into(),
             (false, Some(v)) => format!("`{v}`"),
             (false, None) => "none".into(),
         };
-        let (takes, range) = (type_of(&f.kind), range(&format!("{place}.{}", f.name)));
-        _ = writeln!(out, "| `{}` | {takes} | {default} | {range} | {} |", f.name, f.meaning);
-    }
-    out.push('\n');
+        let key = format!("{place}.{}", f.name);
+        let range = RANGES.iter().find(|(k, ..)| *k == key).map_or("", |(_, range, _)| range).to_string();
+        Entry { takes: type_of(&f.kind), name: f.name, required: f.required, default, range, meaning: f.meaning }
+    };
+    fields.into_iter().map(entry).collect()
 }
 
-fn page() -> String {
-    let config = resolved(&format!("{TEXT}[compare]\n"), &[]);
-    let defaults: Table = config.expect("the smallest file").to_toml().parse().unwrap();
-    let mut out = String::from(
-        "# Configuration\n\n<!-- Made by `DASHLAB_UPDATE=1 cargo test -p train config::reference`; a test holds it to the code. -->\n\n\
+/// Every table but `[model.attention]`, in the order of a file, with the defaults of a file like [`SMALLEST`].
+pub fn sections(defaults: &Table) -> Vec<Section> {
+    let section = |(place, name, source): (&'static str, &str, &str)| Section {
+        place,
+        keys: entries(place, fields(name, source), defaults.get(place)),
+    };
+    TABLES.map(section).into()
+}
+
+/// The keys of `[model.attention]` for each kind.
+pub fn attention() -> Vec<(&'static str, Vec<Entry>)> {
+    let keys = |spec: &dash_model::attention::Spec| {
+        let default = spec.with(&[]);
+        let entry = |key: &dash_model::attention::keys::Key| {
+            let w = words(spec, key, &default);
+            let (takes, default, range) = (w.takes, w.default, w.range);
+            Entry { name: key.name.into(), takes, required: false, default, range, meaning: w.meaning.into() }
+        };
+        spec.keys.iter().map(entry).collect()
+    };
+    VARIANTS.iter().map(|spec| (spec.kind, keys(spec))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write as _;
+    use std::path::Path;
+
+    use super::super::Config;
+    use super::*;
+
+    fn table(out: &mut String, keys: &[Entry]) {
+        _ = writeln!(out, "| key | type | default | range | meaning |\n|---|---|---|---|---|");
+        for k in keys {
+            _ = writeln!(out, "| `{}` | {} | {} | {} | {} |", k.name, k.takes, k.default, k.range, k.meaning);
+        }
+        out.push('\n');
+    }
+
+    fn page() -> String {
+        let mut out = String::from(
+            "# Configuration\n\n<!-- Made by `DASHLAB_UPDATE=1 cargo test -p train config::reference`; a test holds it to the code. -->\n\n\
          One TOML file a run; `--set table.key=value` replaces or adds a key. Unknown keys are refused with the nearest known one. \
          Every default is written into the run folder's `config.toml`. `FILE` stands for the name of the \
          configuration file.\n\n",
-    );
-    for (place, name, source) in TABLES {
-        _ = writeln!(out, "## `[{place}]`\n");
-        table(&mut out, place, &fields(name, source), defaults.get(place));
+        );
+        for section in super::super::sections() {
+            _ = writeln!(out, "## `[{}]`\n", section.place);
+            table(&mut out, &section.keys);
+        }
+        _ = writeln!(out, "## `[model.attention]`\n\n{}", dash_model::attention::reference());
+        for (title, name, source) in PARTS {
+            out.truncate(out.trim_end().len());
+            _ = writeln!(out, "\n\n## {title}\n");
+            table(&mut out, &entries(name, fields(name, source), None));
+        }
+        format!("{}\n", out.trim_end())
     }
-    _ = writeln!(out, "## `[model.attention]`\n\n{}", dash_model::attention::reference());
-    for (title, name, source) in PARTS {
-        out.truncate(out.trim_end().len());
-        _ = writeln!(out, "\n\n## {title}\n");
-        table(&mut out, name, &fields(name, source), None);
-    }
-    format!("{}\n", out.trim_end())
-}
 
-#[test]
-fn the_reference_of_all_keys_is_up_to_date() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/config.md");
-    let page = page();
-    if std::env::var_os("DASHLAB_UPDATE").is_some() {
-        std::fs::write(&path, &page).unwrap();
+    #[test]
+    fn the_reference_of_all_keys_is_up_to_date() {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/config.md");
+        let page = page();
+        if std::env::var_os("DASHLAB_UPDATE").is_some() {
+            std::fs::write(&path, &page).unwrap();
+        }
+        let stored = std::fs::read_to_string(&path).unwrap_or_default();
+        let differs = page.lines().zip(stored.lines()).find(|(new, old)| new != old);
+        assert!(
+            page == stored,
+            "docs/config.md is behind the code; DASHLAB_UPDATE=1 cargo test -p train config::reference writes it; first difference: {differs:?}"
+        );
     }
-    let stored = std::fs::read_to_string(&path).unwrap_or_default();
-    let differs = page.lines().zip(stored.lines()).find(|(new, old)| new != old);
-    assert!(
-        page == stored,
-        "docs/config.md is behind the code; DASHLAB_UPDATE=1 cargo test -p train config::reference writes it; first difference: {differs:?}"
-    );
-}
 
-#[test]
-fn what_is_out_of_range_is_refused_by_name() {
-    for (key, range, bad) in RANGES {
-        let told = resolved(TEXT, &[format!("{key}={bad}")]).expect_err(&format!("{key} = {bad} is not {range}"));
-        assert!(told.contains(key), "{key} = {bad}: {told}");
+    #[test]
+    fn what_is_out_of_range_is_refused_by_name() {
+        for (key, range, bad) in RANGES {
+            let told =
+                resolved(SMALLEST, &[format!("{key}={bad}")]).expect_err(&format!("{key} = {bad} is not {range}"));
+            assert!(told.contains(key), "{key} = {bad}: {told}");
+        }
+    }
+
+    fn resolved(text: &str, set: &[String]) -> Result<Config, String> {
+        Config::from_text(text, set, Path::new("FILE.toml")).map_err(|e| e.to_string())
     }
 }

@@ -17,6 +17,8 @@ pub struct Loaded {
     pub folder: PathBuf,
     /// Its configuration.
     pub config: Config,
+    /// What it was trained on, as its checkpoint names it; an exported folder does not know.
+    pub data_hash: Option<String>,
     /// Its tokenizer; none where it was trained on a task.
     pub tokenizer: Option<Tokenizer>,
     /// The model.
@@ -48,6 +50,7 @@ impl Loaded {
             )));
         }
         let model = checkpoint::load_model(&folder, &config, &device(&config)?).map_err(Failure::Request)?;
-        Ok(Loaded { folder, config, tokenizer, model })
+        let data_hash = checkpoint::read_state(&folder).ok().map(|state| state.data_hash);
+        Ok(Loaded { folder, config, data_hash, tokenizer, model })
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dash_core::Device;
-use dash_data::{Loader, LoaderState, Prepared, Progress, Shard, Tokenizer, prepare};
+use dash_data::{Loader, LoaderState, Prepared, Progress, Shard, Source, Tokenizer, prepare};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::eval::ValidationSet;
@@ -103,26 +103,73 @@ pub struct Material {
     pub hash: String,
 }
 
+/// Identifies the task of a configuration, where it has one.
+fn task_hash(config: &Config) -> Option<String> {
+    let task = serde_json::to_string(config.task.as_ref()?).expect("a task is JSON");
+    Some(format!("task-{:016x}", xxhash_rust::xxh3::xxh3_64(task.as_bytes())))
+}
+
 impl Material {
     /// Prepares the text of a configuration, where it reads any.
     ///
     /// # Errors
     /// As [`prepared`], or when the tokenizer has another size than the configuration.
     pub fn of(config: &Config) -> Result<Self> {
-        let task = config.task.as_ref().map(|t| serde_json::to_string(t).expect("a task is JSON"));
-        let task = task.map(|t| format!("task-{:016x}", xxhash_rust::xxh3::xxh3_64(t.as_bytes())));
         if !config.reads_text() {
-            let hash = task.unwrap_or_default();
+            let hash = task_hash(config).unwrap_or_default();
             return Ok(Material { train: Vec::new(), validation: Vec::new(), tokenizer: None, hash });
         }
-        let p = prepared(config)?;
+        Material::of_text(config, prepared(config)?)
+    }
+
+    /// As [`Material::of`] for a model that was trained on the material called `trained`: where the text or the tokenizer that
+    /// the configuration names is gone, its shards in `data.cache` take their place.
+    ///
+    /// # Errors
+    /// As [`Material::of`]; where the shards are gone, too, the error says where they were looked for.
+    pub fn of_trained(config: &Config, trained: Option<&str>) -> Result<Self> {
+        let d = &config.data;
+        let lost = |path: &std::path::Path| !path.as_os_str().is_empty() && !path.exists();
+        let gone = d.source == Source::Cargo || lost(&d.path) || lost(&d.tokenizer);
+        let failure = match Material::of(config) {
+            Err(failure) if gone && config.reads_text() => failure,
+            other => return other,
+        };
+        if let Some(trained) = trained
+            && let Some(material) = Material::stored(config, trained)?
+        {
+            tell!("the text is gone; using what was prepared from it: {}", d.cache.join(&material.hash).display());
+            return Ok(material);
+        }
+        let (Failure::Request(e) | Failure::Run(e)) = failure else { return Err(failure) };
+        let looked = d.cache.display();
+        let what = format!(
+            "neither the text of the run nor what was prepared from it is there ({looked}); restore one of them"
+        );
+        Err(Failure::Request(e.context(what)))
+    }
+
+    /// The material called `hash`, from the shards in `data.cache` alone; nothing where they are not there.
+    ///
+    /// # Errors
+    /// When a shard is damaged.
+    pub fn stored(config: &Config, hash: &str) -> Result<Option<Self>> {
+        let key = hash.split('+').next().unwrap_or_default();
+        let folder = config.data.cache.join(key);
+        if key.is_empty() || !folder.join("report.json").is_file() {
+            return Ok(None);
+        }
+        Material::of_text(config, Prepared::open(&folder, config.treatment())?).map(Some)
+    }
+
+    fn of_text(config: &Config, p: Prepared) -> Result<Self> {
         if p.tokenizer.vocab_size() != config.data.vocab_size {
             let (have, asked) = (p.tokenizer.vocab_size(), config.data.vocab_size);
             return Err(Failure::request(format!(
                 "data.vocab_size: {asked}, but the tokenizer has {have} entries; set it to {have}"
             )));
         }
-        let hash = task.map_or(p.key(), |task| format!("{}+{task}", p.key()));
+        let hash = task_hash(config).map_or(p.key(), |task| format!("{}+{task}", p.key()));
         Ok(Material { train: p.train, validation: p.validation, tokenizer: Some(p.tokenizer), hash })
     }
 

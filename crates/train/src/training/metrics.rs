@@ -67,7 +67,7 @@ impl Metrics {
         let line = train_line(config, step, tokens, tokens_per_s, s);
         self.line(&line);
         if let Some(events) = &mut self.events {
-            train_events(events, &line, step, tokens_per_s, s);
+            train_events(events, config, &line, (step, tokens_per_s), s);
             events.flush();
         }
     }
@@ -124,7 +124,8 @@ impl Metrics {
         ];
         let figures = figures.into_iter().filter(|(_, x)| x.is_finite());
         for (tag, value) in figures {
-            events.scalar(&format!("val/{tag}"), value, step);
+            let tag = if tag == "loss" { "loss/val".to_string() } else { format!("val/{tag}") };
+            events.scalar(&tag, value, step);
         }
         for r in &v.task {
             let figures =
@@ -180,13 +181,28 @@ fn train_line(config: &Config, step: u64, tokens: u64, tokens_per_s: f64, s: &St
 }
 
 /// The same for TensorBoard; figures that the line has already are taken from it.
-fn train_events(events: &mut EventFile, line: &Value, step: u64, tokens_per_s: f64, s: &StepStats) {
+fn train_events(
+    events: &mut EventFile,
+    config: &Config,
+    line: &Value,
+    (step, tokens_per_s): (u64, f64),
+    s: &StepStats,
+) {
     for (tag, value) in [("loss", s.loss), ("lr", s.lr), ("grad_norm", s.grad_norm), ("tokens_per_s", tokens_per_s)] {
-        events.scalar(&format!("train/{tag}"), value, step);
+        // the losses of both halves in one group, which comes before the others by its name
+        let tag = if tag == "loss" { "loss/train".to_string() } else { format!("train/{tag}") };
+        events.scalar(&tag, value, step);
     }
-    for key in ["density", "active_chunks", "empty", "bias_mean", "bias_max", "attended_tokens", "alpha", "gamma"] {
-        if let Some(value) = line[key].as_f64() {
-            events.scalar(&format!("router/{key}"), value, step);
+    let plan = &config.router;
+    for key in ["density", "active_chunks", "bias_mean", "bias_max", "attended_tokens", "alpha", "gamma"] {
+        // a knob that nothing moves is a constant, and needs no card
+        let moves = match key {
+            "alpha" => plan.alpha.is_some(),
+            "gamma" => plan.gamma.is_some() || plan.target_density.is_some(),
+            _ => true,
+        };
+        if let Some(value) = line[key].as_f64().filter(|_| moves) {
+            events.scalar(&format!("router/mean/{key}"), value, step);
         }
     }
     for l in &s.routers {
@@ -194,16 +210,15 @@ fn train_events(events: &mut EventFile, line: &Value, step: u64, tokens_per_s: f
         let figures = [
             ("density", r.density),
             ("active_chunks", r.active_chunks),
-            ("empty", r.empty),
             ("bias_mean", r.bias_mean),
             ("bias_max", r.bias_max),
             ("score_grad_norm", r.score_gradient),
             ("indexer_q_grad_norm", l.indexer_gradient),
         ];
         for (tag, value) in figures {
-            events.scalar(&format!("router/layer{}/{tag}", l.layer), value, step);
+            events.scalar(&format!("router_layers/{:02}/{tag}", l.layer), value, step);
         }
-        events.counts(&format!("router/layer{}/chunks", l.layer), &r.histogram, step);
+        events.counts(&format!("router_layers/{:02}/chunks", l.layer), &r.histogram, step);
     }
 }
 

@@ -150,7 +150,14 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     let folder = config.folder();
     continues(&folder, start.resume)?;
     preflight::check_fits(config, 1, start.force)?;
-    let material = Material::of(config)?;
+    let material = match start.resume {
+        None => Material::of(config)?,
+        Some(_) => {
+            let newest = Checkpoints::of(&folder).newest().0;
+            let trained = newest.and_then(|path| checkpoint::read_state(&path).ok()).map(|state| state.data_hash);
+            Material::of_trained(config, trained.as_deref())?
+        }
+    };
     let data_hash = material.hash.clone();
     let device = device(config)?;
     let _lock = RunLock::take(&folder)?;

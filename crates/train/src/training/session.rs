@@ -175,7 +175,13 @@ impl<'a> Session<'a> {
         let Parts { config, state, .. } = &self.parts;
         let rate = self.speed.rate();
         self.metrics.train(config, state.step, state.tokens, rate, stats);
-        tell_step(&self.bar, (self.first, state.step, config.run.steps), stats, rate);
+        if state.step == self.first + 1
+            && let Some(warning) = hardly_sparse(config, stats)
+        {
+            say(&self.bar, warning);
+        }
+        let target = config.router.target_density;
+        tell_step(&self.bar, (self.first, state.step, config.run.steps), stats, (rate, target));
     }
 
     /// Validation loss, and a sample where one is asked for.
@@ -194,7 +200,7 @@ impl<'a> Session<'a> {
         };
         self.metrics.validation(step, state.tokens, &v, *unigram, text.as_deref());
         let density = if config.model.attention.chunk_size().is_some() {
-            format!(", density {:.3}", v.density)
+            format!(", attends {:.0} % of chunks", 100.0 * v.density)
         } else {
             String::new()
         };
@@ -221,13 +227,49 @@ fn say(bar: &ProgressBar, line: String) {
     }
 }
 
-/// The line of a logged step; `first` is the step that this process started from.
-fn tell_step(bar: &ProgressBar, (first, step, steps): (u64, u64, u64), s: &StepStats, rate: f64) {
-    let density = match s.routers.len() {
-        0 => String::new(),
-        n => format!(" density {:.3}", s.routers.iter().map(|l| l.router.density).sum::<f64>() / n as f64),
+/// Attended chunks over visible chunks, mean over the layers; nothing where no layer routes.
+fn chunk_density(s: &StepStats) -> Option<f64> {
+    let n = s.routers.len();
+    (n > 0).then(|| s.routers.iter().map(|l| l.router.density).sum::<f64>() / n as f64)
+}
+
+/// Above this share of the chunks a router saves nothing worth its cost.
+const HARDLY_SPARSE: f64 = 0.9;
+
+/// What to do about a run whose router leaves nothing out.
+fn hardly_sparse(config: &Config, s: &StepStats) -> Option<String> {
+    let density = chunk_density(s).filter(|d| *d > HARDLY_SPARSE)?;
+    let attention = &config.model.attention;
+    let chunks = attention.chunk_size().map_or(0, |size| config.data.seq_len.div_ceil(size));
+    let what = match (attention.top(), config.router.target_density) {
+        (Some(_), _) => "lower model.attention.top or chunk_size".to_string(),
+        (None, Some(target)) => {
+            format!("the router is steered to {:.0} % of tokens and starts from here", 100.0 * target)
+        }
+        (None, None) => "raise model.attention.gamma, lower chunk_size, or set router.target_density".to_string(),
     };
-    let message = format!("loss {:.4}{density} {rate:.0} tok/s", s.loss);
+    Some(format!("density {density:.2}: hardly sparse, of {chunks} chunks almost all are attended; {what}"))
+}
+
+/// The line of a logged step; `first` is the step that this process started from.
+fn tell_step(
+    bar: &ProgressBar,
+    (first, step, steps): (u64, u64, u64),
+    s: &StepStats,
+    (rate, target): (f64, Option<f64>),
+) {
+    let mut attends = String::new();
+    if let Some(share) = s.attended {
+        attends = format!(" attends {:.0} % of tokens", 100.0 * share);
+        if let Some(target) = target {
+            attends += &format!(" (target {:.0} %)", 100.0 * target);
+        }
+    }
+    if let Some(chunks) = chunk_density(s) {
+        let word = if attends.is_empty() { " attends" } else { "," };
+        attends += &format!("{word} {:.0} % of chunks", 100.0 * chunks);
+    }
+    let message = format!("loss {:.4}{attends} {rate:.0} tok/s", s.loss);
     let left = (steps - step) as f64 * bar.elapsed().as_secs_f64() / (step - first).max(1) as f64;
     let line = format!("step {step}/{steps} {message} eta {}", preflight::duration(left));
     if bar.is_hidden() {
