@@ -15,13 +15,13 @@ use crate::task::{Example, IGNORE, Question, Task};
 
 /// Where a loader stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LoaderState {
     /// Full passes made.
     pub epoch: u64,
     /// Windows of this pass already given out.
     pub cursor: u64,
     /// Sequences already given out, of text and of a task.
-    #[serde(default)]
     pub drawn: u64,
 }
 

@@ -40,13 +40,6 @@ pub enum Group {
     Vector,
 }
 
-impl Group {
-    /// Weight decay applies to matrices only: norms, biases and the indexer keep their scale.
-    pub fn decays(self) -> bool {
-        self != Group::Vector
-    }
-}
-
 /// What a parameter is before it has values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ParamSpec {

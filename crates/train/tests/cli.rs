@@ -316,6 +316,40 @@ fn resuming_something_else_is_refused_unless_told() {
 }
 
 #[test]
+fn a_run_of_a_build_before_format_version_2_goes_on_and_a_later_one_is_refused() {
+    let s = Sandbox::new();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoint-version-1");
+    let run = s.path("runs/old");
+    let saved = run.join("checkpoints/step-00000002");
+    fs::create_dir_all(&saved).unwrap();
+    fs::copy(fixture.join("old.toml"), s.path("old.toml")).unwrap();
+    fs::copy(fixture.join("config.toml"), run.join("config.toml")).unwrap();
+    for name in ["state.json", "model.safetensors", "optimizer.safetensors"] {
+        fs::copy(fixture.join("step-00000002").join(name), saved.join(name)).unwrap();
+    }
+    let train = |args: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_train")).args(args).current_dir(s.dir.path()).output().unwrap()
+    };
+    succeeded(&train(&["eval", "--checkpoint", "runs/old"]));
+    let resumed = train(&["--config", "old.toml", "--resume"]);
+    succeeded(&resumed);
+    assert!(String::from_utf8_lossy(&resumed.stderr).contains("(step 2)"));
+    let state = run.join("checkpoints/step-00000004/state.json");
+    let new: Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+    assert_eq!((&new["version"], &new["optimizer"], &new["step"]), (&2.into(), &"adamw".into(), &4.into()));
+    assert!(new.get("config_hash").is_none());
+    // a later format is refused; the checkpoint before it, which could be read, is not taken instead
+    let text = fs::read_to_string(&state).unwrap().replace("\"version\": 2", "\"version\": 3");
+    fs::write(&state, text).unwrap();
+    failed(
+        &train(&["--config", "old.toml", "--resume"]),
+        2,
+        &["step-00000004", "format version 3", "reads versions 1 to 2"],
+    );
+    failed(&train(&["eval", "--checkpoint", "runs/old"]), 2, &["format version 3"]);
+}
+
+#[test]
 fn wrong_requests_are_told_before_any_work() {
     let s = Sandbox::new();
     let cases: [(&[&str], &[&str]); 9] = [

@@ -29,7 +29,7 @@ pub use data::Data;
 pub use diff::{Difference, Effect};
 pub use error::{ConfigError, LoadError};
 pub use eval::{Checkpoint, Eval, Log};
-pub use optim::{Optim, Schedule};
+pub use optim::{DECAY_FRACTION, MIN_LR_RATIO, Optim, OptimKind, Schedule};
 pub use probe::ProbePlan;
 pub use router::{Ramp, RouterPlan};
 pub use run::Run;
@@ -115,11 +115,23 @@ impl Config {
     /// # Errors
     /// As [`Config::load`].
     pub fn of_run(folder: &Path) -> Result<Self, LoadError> {
-        Config::load(&folder.join("config.toml"), &[])
+        let path = folder.join("config.toml");
+        let place = path.display().to_string();
+        let table = std::fs::read_to_string(&path).ok().and_then(|text| text.parse::<Table>().ok());
+        if let Some(mut table) = table
+            && let Some(Value::Table(optim)) = table.get_mut("optim")
+        {
+            optim::drop_unread(optim);
+            let config: Result<Config, _> = Value::Table(table).try_into();
+            let explain = |e: toml::de::Error| LoadError::new(&place, with_suggestion(e.to_string().trim_end()));
+            return config.map_err(explain)?.resolve(&path, &place);
+        }
+        Config::load(&path, &[])
     }
 
     fn resolve(mut self, path: &Path, place: &str) -> Result<Self, LoadError> {
         self.model.resolve();
+        self.optim.resolve();
         if self.run.name.is_empty() {
             self.run.name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         }
@@ -244,6 +256,12 @@ mod tests {
         assert!(
             error(MINIMAL, &["model.attention={kind=\"topk\",chunk_size=8,top=9}"]).contains("9 is above the 8 chunks")
         );
+        assert!(
+            error(MINIMAL, &["optim.schedule=constant", "optim.min_lr_ratio=0.1"])
+                .contains("optim.min_lr_ratio: means nothing to optim.schedule = \"constant\"")
+        );
+        assert!(error(MINIMAL, &["optim.decay_fraction=0.3"]).contains("optim.decay_fraction: means nothing to"));
+        assert!(error(MINIMAL, &["optim.kind=adan"]).contains("unknown variant `adan`"));
         assert!(error(MINIMAL, &["data.source=text"]).contains("data.path: is needed"));
         assert!(error(MINIMAL, &["nonsense"]).contains("has no ="));
         assert!(error(MINIMAL, &["run.device=cuda"]).contains("not available in this build"));

@@ -1,13 +1,17 @@
 //! `[optim]`
 
 use serde::{Deserialize, Serialize};
+use toml::Table;
 
 use super::error::{ConfigError, wrong};
 
-/// `[optim]`: AdamW.
+/// `[optim]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Optim {
+    /// The optimiser.
+    #[serde(default)]
+    pub kind: OptimKind,
     /// Peak learning rate.
     pub lr: f64,
     /// Updates of linear warmup.
@@ -16,15 +20,27 @@ pub struct Optim {
     /// What follows the warmup.
     #[serde(default)]
     pub schedule: Schedule,
-    /// The schedule ends at `lr * min_lr_ratio`.
-    #[serde(default = "tenth")]
-    pub min_lr_ratio: f64,
-    /// Share of the steps that `warmup-stable-decay` decays over.
-    #[serde(default = "fifth")]
-    pub decay_fraction: f64,
+    /// The schedule ends at `lr * min_lr_ratio`; refused with `constant`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_lr_ratio: Option<f64>,
+    /// Share of the steps that `warmup-stable-decay` decays over, 0.2 without it; refused with other schedules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decay_fraction: Option<f64>,
     /// Decay of matrices.
     #[serde(default = "tenth")]
     pub weight_decay: f64,
+    /// Learning rate of the embedding and the output projection, as a multiple of `lr`.
+    #[serde(default = "unit")]
+    pub embedding_lr: f64,
+    /// Decay of the embedding and the output projection; `weight_decay` without it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub embedding_weight_decay: Option<f64>,
+    /// Learning rate of norms, biases and learned queries, as a multiple of `lr`.
+    #[serde(default = "unit")]
+    pub vector_lr: f64,
+    /// Decay of norms, biases and learned queries.
+    #[serde(default)]
+    pub vector_weight_decay: f64,
     /// Largest global gradient norm; 0: no clipping.
     #[serde(default = "unit")]
     pub clip: f64,
@@ -37,6 +53,15 @@ pub struct Optim {
     /// Added to the root of the second moment.
     #[serde(default = "adam_eps")]
     pub eps: f64,
+}
+
+/// Kinds of optimisers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OptimKind {
+    /// AdamW (arXiv 1711.05101).
+    #[default]
+    Adamw,
 }
 
 /// What the learning rate does after the warmup.
@@ -52,12 +77,39 @@ pub enum Schedule {
     Constant,
 }
 
-fn tenth() -> f64 {
-    0.1
+impl Schedule {
+    /// As a file has it.
+    fn name(self) -> &'static str {
+        match self {
+            Schedule::Cosine => "cosine",
+            Schedule::WarmupStableDecay => "warmup-stable-decay",
+            Schedule::Constant => "constant",
+        }
+    }
+
+    /// Keys of `[optim]` that it does not read.
+    fn unread(self) -> &'static [&'static str] {
+        match self {
+            Schedule::Cosine => &["decay_fraction"],
+            Schedule::WarmupStableDecay => &[],
+            Schedule::Constant => &["min_lr_ratio", "decay_fraction"],
+        }
+    }
 }
 
-fn fifth() -> f64 {
-    0.2
+/// `min_lr_ratio` of a file without it.
+pub const MIN_LR_RATIO: f64 = 0.1;
+/// `decay_fraction` of a file without it.
+pub const DECAY_FRACTION: f64 = 0.2;
+
+/// Takes the keys out of the table `optim` that its schedule does not read: earlier builds wrote them into every run folder.
+pub(super) fn drop_unread(optim: &mut Table) {
+    let schedule = optim.get("schedule").and_then(|s| Schedule::deserialize(s.clone()).ok()).unwrap_or_default();
+    optim.retain(|key, _| !schedule.unread().iter().any(|unread| *unread == key));
+}
+
+fn tenth() -> f64 {
+    0.1
 }
 
 fn unit() -> f64 {
@@ -77,6 +129,19 @@ fn adam_eps() -> f64 {
 }
 
 impl Optim {
+    /// Fills in the defaults that depend on other keys.
+    pub fn resolve(&mut self) {
+        let unread = self.schedule.unread();
+        for (key, value, default) in [
+            ("min_lr_ratio", &mut self.min_lr_ratio, MIN_LR_RATIO),
+            ("decay_fraction", &mut self.decay_fraction, DECAY_FRACTION),
+        ] {
+            if !unread.contains(&key) {
+                value.get_or_insert(default);
+            }
+        }
+    }
+
     /// Says what no optimiser can follow.
     ///
     /// # Errors
@@ -86,6 +151,11 @@ impl Optim {
             return wrong("optim.lr", format!("{} is not a positive number", self.lr));
         }
         for (key, x) in [("optim.min_lr_ratio", self.min_lr_ratio), ("optim.decay_fraction", self.decay_fraction)] {
+            let Some(x) = x else { continue };
+            if self.schedule.unread().iter().any(|unread| key.ends_with(unread)) {
+                let what = format!("means nothing to optim.schedule = \"{}\"; remove it", self.schedule.name());
+                return wrong(key, what);
+            }
             if !(0.0..=1.0).contains(&x) {
                 return wrong(key, format!("{x} is not between 0 and 1"));
             }
@@ -102,7 +172,17 @@ impl Optim {
         if self.lr as f32 == f32::INFINITY {
             return wrong("optim.lr", format!("{} is beyond f32 (3.4e38)", self.lr));
         }
-        for (key, x) in [("optim.weight_decay", self.weight_decay), ("optim.clip", self.clip)] {
+        for (key, factor) in [("optim.embedding_lr", self.embedding_lr), ("optim.vector_lr", self.vector_lr)] {
+            if !(factor >= 0.0 && ((self.lr * factor) as f32).is_finite()) {
+                return wrong(key, format!("{factor} is negative, or optim.lr times it is beyond f32 (3.4e38)"));
+            }
+        }
+        for (key, x) in [
+            ("optim.weight_decay", self.weight_decay),
+            ("optim.embedding_weight_decay", self.embedding_weight_decay.unwrap_or(0.0)),
+            ("optim.vector_weight_decay", self.vector_weight_decay),
+            ("optim.clip", self.clip),
+        ] {
             if !(x >= 0.0) {
                 return wrong(key, format!("{x} is negative"));
             }

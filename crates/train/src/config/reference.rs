@@ -55,11 +55,12 @@ const PARTS: [(&str, &str, &str); 2] = [
     ("`[[compare.arm]]`", "Arm", include_str!("compare.rs")),
 ];
 
-const ENUMS: [(&str, &str); 6] = [
+const ENUMS: [(&str, &str); 7] = [
     ("Bos", include_str!("../../../data/src/tokenizer/mod.rs")),
     ("SpecialTokens", include_str!("../../../data/src/tokenizer/mod.rs")),
     ("Source", include_str!("../../../data/src/prepare/mod.rs")),
     ("TaskKind", include_str!("../../../data/src/task/mod.rs")),
+    ("OptimKind", include_str!("optim.rs")),
     ("Schedule", include_str!("optim.rs")),
     ("Compute", include_str!("../../../model/src/config.rs")),
 ];
@@ -81,6 +82,10 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("optim.lr", "above 0", "0.0"),
     ("optim.min_lr_ratio", "0 to 1", "1.5"),
     ("optim.weight_decay", "at least 0", "-0.1"),
+    ("optim.embedding_lr", "at least 0", "-1.0"),
+    ("optim.embedding_weight_decay", "at least 0", "-0.1"),
+    ("optim.vector_lr", "at least 0", "-1.0"),
+    ("optim.vector_weight_decay", "at least 0", "-0.1"),
     ("optim.clip", "at least 0", "-1.0"),
     ("optim.beta1", "0 to below 1", "1.0"),
     ("optim.beta2", "0 to below 1", "1.0"),

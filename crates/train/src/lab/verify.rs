@@ -5,7 +5,7 @@ use dash_data::{Loader, LoaderState};
 use crate::config::Config;
 use crate::console::print_line;
 use crate::failure::{Failure, Result};
-use crate::training::checkpoint::{self, Checkpoints, State, config_hash};
+use crate::training::checkpoint::{self, Checkpoints, State};
 use crate::training::material::{Material, device as device_of};
 use crate::training::trainer::Trainer;
 
@@ -27,7 +27,7 @@ fn advance(
     Ok(data)
 }
 
-/// Runs 8 steps at once, and 4, a checkpoint on disk, 4 more from it; compares every bit of weights and moments.
+/// Runs 8 steps at once, and 4, a checkpoint on disk, 4 more from it; compares every bit of weights and optimiser state.
 ///
 /// # Errors
 /// [`Failure::Run`] naming the first tensor that differs.
@@ -42,17 +42,8 @@ pub fn verify_resume(config: &Config) -> Result<()> {
         let mut whole = Trainer::new(&config, &device)?;
         let mut batches = loader(LoaderState::default())?;
         let data = advance(&mut whole, &config, &mut batches, STEPS, LoaderState::default())?;
-        let state = State {
-            step: STEPS,
-            tokens: STEPS * config.tokens_per_step() as u64,
-            seed: config.run.seed,
-            data,
-            config_hash: config_hash(&config),
-            data_hash: String::new(),
-            knobs: None,
-            validation_loss: None,
-            files: Default::default(),
-        };
+        let tokens = STEPS * config.tokens_per_step() as u64;
+        let state = State::new(STEPS, tokens, config.run.seed, data, String::new());
         let path = Checkpoints::of(&scratch).save(&whole, state, &config)?;
         advance(&mut whole, &config, &mut batches, STEPS, data)?;
         let (mut resumed, state) = checkpoint::load(&path, &config, &device)?;
@@ -62,9 +53,8 @@ pub fn verify_resume(config: &Config) -> Result<()> {
                 x.as_slice::<f32>().expect("trained in f32").iter().map(|v| v.to_bits()).collect()
             };
             let params = t.model.params().iter().map(|p| (p.name.clone(), bits(&p.value)));
-            let moments =
-                t.optimizer.m.iter().chain(&t.optimizer.v).enumerate().map(|(i, m)| (format!("moment {i}"), bits(m)));
-            params.chain(moments).collect()
+            let state = t.optimizer.named(t.model.params()).map(|(name, x)| (name, bits(x)));
+            params.chain(state).collect()
         };
         let (a, b) = (tensors(&whole), tensors(&resumed));
         match a.iter().zip(&b).find(|(x, y)| x != y) {

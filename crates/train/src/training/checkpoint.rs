@@ -11,41 +11,17 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use dash_core::{Device, Tensor};
-use dash_data::LoaderState;
 use dash_model::{Model, Params};
 use safetensors::tensor::{Dtype, SafeTensors, View};
-use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-use super::optim::Optimizer;
+use super::optim::{Optimizer, rule};
 use super::router::Knobs;
+use super::state::Newer;
+pub use super::state::{State, read_state};
 use super::trainer::Trainer;
 use crate::config::Config;
 use crate::files::{sync_folder, write_synced};
-
-/// Everything that is not a tensor.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct State {
-    /// Updates made.
-    pub step: u64,
-    /// Tokens seen.
-    pub tokens: u64,
-    /// Seed of the run: with the cursor it is the state of every generator, since orders are drawn from (seed, epoch).
-    pub seed: u64,
-    /// Position in the data.
-    pub data: LoaderState,
-    /// Hash of the configuration's keys that decide the weights.
-    pub config_hash: String,
-    /// Folder name of the prepared corpus: the hash of its content and settings.
-    pub data_hash: String,
-    /// alpha and gamma in force, where the attention has them.
-    #[serde(default)]
-    pub knobs: Option<Knobs>,
-    /// Validation loss at this step, where one was taken.
-    pub validation_loss: Option<f64>,
-    /// File name to hash.
-    pub files: HashMap<String, String>,
-}
 
 /// The checkpoints of a run.
 pub struct Checkpoints {
@@ -126,15 +102,6 @@ fn hash(bytes: &[u8]) -> String {
     format!("{:032x}", xxh3_128(bytes))
 }
 
-/// Hash of what decides the weights.
-pub fn config_hash(config: &Config) -> String {
-    let mut c = config.clone();
-    (c.run.threads, c.model.recompute) = (0, false);
-    (c.run.dir, c.run.name, c.data.cache) = Default::default();
-    (c.eval, c.checkpoint, c.log) = Default::default();
-    hash(c.to_toml().as_bytes())
-}
-
 impl Checkpoints {
     /// Those of a run folder.
     pub fn of(run: &Path) -> Self {
@@ -167,6 +134,7 @@ impl Checkpoints {
         let name = format!("step-{:08}", state.step);
         let aside = self.folder.join(format!(".tmp-{name}"));
         let _ = std::fs::remove_dir_all(&aside);
+        state.optimizer = trainer.optimizer.kind().into();
         state.knobs = Knobs::of(&trainer.model.config().attention);
         let written = self.write(&aside, trainer, &mut state);
         if let Err(e) = written {
@@ -188,12 +156,9 @@ impl Checkpoints {
         std::fs::create_dir(aside).with_context(|| format!("{} cannot be created", aside.display()))?;
         let params = trainer.model.params();
         let model = params.iter().map(|p| (p.name.clone(), &p.value));
-        let o = &trainer.optimizer;
-        let moments = params.iter().zip(o.m.iter().zip(&o.v));
-        let moments = moments.flat_map(|(p, (m, v))| [(format!("m.{}", p.name), m), (format!("v.{}", p.name), v)]);
         let [model_file, optimizer_file] = ["model.safetensors", "optimizer.safetensors"];
         write_safetensors(&aside.join(model_file), model)?;
-        write_safetensors(&aside.join(optimizer_file), moments)?;
+        write_safetensors(&aside.join(optimizer_file), trainer.optimizer.named(params))?;
         for name in [model_file, optimizer_file] {
             state.files.insert(name.into(), sync_and_hash(&aside.join(name))?);
         }
@@ -223,26 +188,20 @@ impl Checkpoints {
     }
 
     /// The newest checkpoint that is whole, and a line about each newer one that is not.
-    pub fn newest(&self) -> (Option<PathBuf>, Vec<String>) {
+    ///
+    /// # Errors
+    /// When one was written by a later format: to go on from the one before would lose it.
+    pub fn newest(&self) -> anyhow::Result<(Option<PathBuf>, Vec<String>)> {
         let mut damaged = Vec::new();
         for (_, path) in self.list().into_iter().rev() {
             match verify(&path) {
-                Ok(()) => return (Some(path), damaged),
+                Ok(()) => return Ok((Some(path), damaged)),
+                Err(e) if e.is::<Newer>() => return Err(e),
                 Err(e) => damaged.push(format!("{}: {e:#}", path.display())),
             }
         }
-        (None, damaged)
+        Ok((None, damaged))
     }
-}
-
-/// Reads `state.json`.
-///
-/// # Errors
-/// When it is missing or no state.
-pub fn read_state(folder: &Path) -> anyhow::Result<State> {
-    let path = folder.join("state.json");
-    let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))
 }
 
 fn verify(folder: &Path) -> anyhow::Result<()> {
@@ -270,29 +229,36 @@ pub fn load_model(folder: &Path, config: &Config, device: &Device) -> anyhow::Re
     let params = params.map_err(|e| anyhow!("{}: {e}", path.display()))?;
     let mut model = Model::with_params(config.model.clone(), params, config.positions())?;
     // an exported folder has no state, and its configuration has the final values
-    if let Some(knobs) = read_state(folder).ok().and_then(|s| s.knobs) {
+    if folder.join("state.json").exists()
+        && let Some(knobs) = read_state(folder)?.knobs
+    {
         model.set_knobs(knobs.alpha, knobs.gamma);
     }
     Ok(model)
 }
 
-/// Weights, moments and state of a checkpoint folder.
+/// Weights, optimiser state and the rest of a checkpoint folder.
 ///
 /// # Errors
 /// When a file is damaged or does not fit the configuration.
 pub fn load(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<(Trainer, State)> {
     let state = read_state(folder)?;
+    let kind = rule(config.optim.kind).kind();
+    if state.optimizer != kind {
+        bail!(
+            "{}: holds the state of optimiser {}, the configuration asks for optim.kind = \"{kind}\"",
+            folder.display(),
+            state.optimizer
+        );
+    }
     let model = load_model(folder, config, device)?;
     let path = folder.join("optimizer.safetensors");
     let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
     let mut tensors = from_safetensors(&bytes, device).with_context(|| format!("{} is damaged", path.display()))?;
-    let mut moments = |kind: char| -> anyhow::Result<Vec<Tensor>> {
-        let find = |p: &dash_model::Param| {
-            let name = format!("{kind}.{}", p.name);
-            tensors.remove(&name).ok_or_else(|| anyhow!("{}: {name} is missing", path.display()))
-        };
-        model.params().iter().map(find).collect()
-    };
-    let (m, v) = (moments('m')?, moments('v')?);
-    Ok((Trainer { model, optimizer: Optimizer { m, v, step: state.step } }, state))
+    let optimizer = Optimizer::from_named(&config.optim, model.params(), state.step, |name| tensors.remove(name));
+    let optimizer = optimizer.map_err(|e| anyhow!("{}: {e}", path.display()))?;
+    if let Some(name) = tensors.keys().min() {
+        bail!("{}: {name} belongs to no parameter of this model", path.display());
+    }
+    Ok((Trainer { model, optimizer }, state))
 }

@@ -196,7 +196,7 @@ pub fn model_folder(path: &Path) -> anyhow::Result<std::path::PathBuf> {
     if path.join("model.safetensors").is_file() && !path.join("checkpoints").is_dir() {
         return Ok(path.to_path_buf());
     }
-    let (newest, damaged) = super::checkpoint::Checkpoints::of(path).newest();
+    let (newest, damaged) = super::checkpoint::Checkpoints::of(path).newest()?;
     damaged.iter().for_each(|d| tell!("warning: {d}; trying the one before"));
     newest.ok_or_else(|| {
         anyhow::anyhow!(

@@ -19,6 +19,7 @@ pub mod router;
 pub mod run;
 pub mod schedule;
 mod session;
+pub mod state;
 pub mod tasks;
 mod tensorboard;
 pub mod trainer;

@@ -9,6 +9,7 @@ use dash_data::Shard;
 use dash_model::{Compute, Model, flops, parameters};
 
 use super::limits;
+use super::optim::rule;
 use crate::config::Config;
 use crate::console::tell;
 use crate::failure::{Failure, Result};
@@ -19,7 +20,12 @@ const STEP_EFFICIENCY: f64 = 0.75;
 /// Bytes of the program itself, its threads and the scratch memory of their tasks: measured, 16 to 20 MB.
 const PROCESS: f64 = 18e6;
 
-/// Bytes that a training process needs at its peak: weights, gradients and two moments, and what the tape keeps for backward.
+/// Tensors that the optimiser keeps for each parameter, in its type.
+fn slots(config: &Config) -> usize {
+    rule(config.optim.kind).slots().len()
+}
+
+/// Bytes that a training process needs at its peak: weights, gradients and the optimiser's state, and what the tape keeps for backward.
 pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     let m = &config.model;
     let tokens = (config.data.seq_len * config.data.batch_size) as f64;
@@ -44,7 +50,7 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     let kept = if m.recompute { layers * c + layer + own } else { layers * (layer + own) };
     // sums of earlier micro-batches beside the gradients of the running one
     let sums = (super::accumulate::held(config.data.grad_accum) * params) as f64;
-    PROCESS + 4.0 * (4.0 * params as f64 + sums + tokens * kept + logits + head + backward)
+    PROCESS + 4.0 * ((2 + slots(config)) as f64 * params as f64 + sums + tokens * kept + logits + head + backward)
 }
 
 /// Refuses a run that this machine cannot hold, before anything is allocated, prepared or written; with `force` it only warns.
@@ -126,20 +132,21 @@ fn too_little_memory(config: &Config, params: usize, at_once: usize) -> Option<S
     ))
 }
 
-/// Weights and two moments in f32, for every checkpoint that is kept and the one that is being written.
+/// Weights and the optimiser's state in f32, for every checkpoint that is kept and the one that is being written.
 fn too_little_disk(config: &Config, params: usize) -> Option<String> {
     let kept = config.checkpoint.keep_last.saturating_add(config.checkpoint.keep_best);
     let saved = match config.checkpoint.every {
         0 => 1,
         every => usize::try_from(config.run.steps.div_ceil(every)).unwrap_or(usize::MAX),
     };
-    let need = 12.0 * params as f64 * (kept.min(saved) as f64 + 1.0);
+    let one = 4.0 * (1 + slots(config)) as f64 * params as f64;
+    let need = one * (kept.min(saved) as f64 + 1.0);
     let have = limits::disk(&config.run.dir)?;
     (need > have).then(|| {
         format!(
             "checkpoint.keep_last: {} checkpoints of {} need {}, {} are free in {}: keep fewer, or choose another run.dir",
             kept.min(saved),
-            bytes(12.0 * params as f64),
+            bytes(one),
             bytes(need),
             bytes(have),
             config.run.dir.display()

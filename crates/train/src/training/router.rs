@@ -15,6 +15,7 @@ pub const GAMMA: (f64, f64) = (1e-3, 1e5);
 
 /// alpha and gamma that are in force, each where the attention has it as a knob; part of a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Knobs {
     /// See `model.attention.alpha`.
     pub alpha: Option<f64>,

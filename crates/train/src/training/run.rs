@@ -7,7 +7,7 @@ use anyhow::anyhow;
 use dash_core::Device;
 use dash_data::LoaderState;
 
-use super::checkpoint::{self, Checkpoints, State, config_hash};
+use super::checkpoint::{self, Checkpoints, State};
 use super::eval::unigram_loss;
 use super::lock::RunLock;
 use super::material::{Material, device};
@@ -108,7 +108,7 @@ fn stand(
     if !neutral.is_empty() {
         tell!("resuming with {}", names(neutral));
     }
-    let (newest, damaged) = checkpoints.newest();
+    let (newest, damaged) = checkpoints.newest().map_err(Failure::Request)?;
     for d in &damaged {
         tell!("warning: checkpoint {d}; using the one before");
     }
@@ -183,17 +183,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     }
     // last, because it is what makes the folder a run
     replace_file(&folder.join("config.toml"), config.to_toml().as_bytes())?;
-    let state = State {
-        step: trainer.optimizer.step,
-        tokens,
-        seed: config.run.seed,
-        data,
-        config_hash: config_hash(config),
-        data_hash,
-        knobs: None,
-        validation_loss: None,
-        files: Default::default(),
-    };
+    let state = State::new(trainer.optimizer.step, tokens, config.run.seed, data, data_hash);
     let parts = Parts { config, material: &material, trainer, loader, set, unigram, state, interrupt, began };
     Session::new(parts)?.run()
 }

@@ -1,6 +1,6 @@
 //! The learning rate as a function of the step.
 
-use crate::config::{Optim, Schedule};
+use crate::config::{DECAY_FRACTION, MIN_LR_RATIO, Optim, Schedule};
 
 /// Learning rate of update `step` (from 1) of `steps`. Warmup is linear and reaches the peak at `warmup_steps`; the last
 /// update has `lr * min_lr_ratio`.
@@ -10,12 +10,12 @@ pub fn learning_rate(o: &Optim, step: u64, steps: u64) -> f64 {
     }
     let rest = (steps - o.warmup_steps.min(steps)).max(1) as f64;
     let done = (step - o.warmup_steps) as f64;
-    let low = o.lr * o.min_lr_ratio;
+    let low = o.lr * o.min_lr_ratio.unwrap_or(MIN_LR_RATIO);
     match o.schedule {
         Schedule::Constant => o.lr,
         Schedule::Cosine => low + (o.lr - low) * 0.5 * (1.0 + (std::f64::consts::PI * (done / rest).min(1.0)).cos()),
         Schedule::WarmupStableDecay => {
-            let decay = (steps as f64 * o.decay_fraction).max(1.0);
+            let decay = (steps as f64 * o.decay_fraction.unwrap_or(DECAY_FRACTION)).max(1.0);
             let left = steps as f64 - step as f64;
             low + (o.lr - low) * (left / decay).clamp(0.0, 1.0)
         }
@@ -27,18 +27,9 @@ mod tests {
     use super::*;
 
     fn optim(schedule: Schedule) -> Optim {
-        Optim {
-            lr: 1.0,
-            warmup_steps: 10,
-            schedule,
-            min_lr_ratio: 0.1,
-            decay_fraction: 0.2,
-            weight_decay: 0.0,
-            clip: 0.0,
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-        }
+        let mut o: Optim = toml::from_str("lr = 1.0\nwarmup_steps = 10").unwrap();
+        o.schedule = schedule;
+        o
     }
 
     #[test]

@@ -15,7 +15,7 @@ use crate::failure::{Failure, Result};
 pub struct Trainer {
     /// Weights.
     pub model: Model,
-    /// Moments and step.
+    /// Its state and step.
     pub optimizer: Optimizer,
 }
 
@@ -63,7 +63,7 @@ impl Trainer {
     pub fn new(config: &Config, device: &Device) -> Result<Self> {
         let (c, t) = (&config.model, config.positions());
         let model = Model::new(c.clone(), config.data.vocab_size, t, config.run.seed, device, DType::F32)?;
-        let optimizer = Optimizer::new(model.params())?;
+        let optimizer = Optimizer::new(&config.optim, model.params())?;
         Ok(Trainer { model, optimizer })
     }
 
@@ -141,10 +141,9 @@ impl Trainer {
     /// # Errors
     /// A failed run that names the first parameter and the step of the checkpoint that is good.
     pub fn check_weights(&self, step: u64, saved: Option<u64>) -> Result<()> {
-        let o = &self.optimizer;
         let mut bad = None;
-        for (p, (m, v)) in self.model.params().iter().zip(o.m.iter().zip(&o.v)) {
-            if !(p.value.is_finite()? && m.is_finite()? && v.is_finite()?) {
+        for (i, p) in self.model.params().iter().enumerate() {
+            if !(p.value.is_finite()? && self.optimizer.is_finite(i)?) {
                 bad = Some(p);
                 break;
             }

@@ -1,7 +1,7 @@
 use dash_core::rng::Rng;
 use dash_core::{DType, Ids, Tape, Tensor};
 use dash_model::{Dash, Dense, Model, ModelConfig, Params};
-use train::config::{Optim, Schedule};
+use train::config::Optim;
 use train::optim::Optimizer;
 
 use crate::files::{Golden, all, error};
@@ -93,21 +93,11 @@ fn golden_model_f32() {
 
 #[test]
 fn golden_model_ten_adamw_losses() {
-    let optim = Optim {
-        lr: 1e-3,
-        warmup_steps: 0,
-        schedule: Schedule::Constant,
-        min_lr_ratio: 1.0,
-        decay_fraction: 0.0,
-        weight_decay: 0.1,
-        clip: 1.0,
-        beta1: 0.9,
-        beta2: 0.95,
-        eps: 1e-8,
-    };
+    // the fixture's settings are the defaults
+    let optim: Optim = toml::from_str("lr = 1e-3").unwrap();
     for g in all("model") {
         let mut m = model(&g, DType::F64);
-        let mut optimizer = Optimizer::new(m.params()).unwrap();
+        let mut optimizer = Optimizer::new(&optim, m.params()).unwrap();
         let (ids, targets) = batch(&m, &g);
         for (i, want) in g.numbers("losses").iter().enumerate() {
             let t = Tape::new();

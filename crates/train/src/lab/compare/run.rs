@@ -52,7 +52,7 @@ impl Run {
 
     /// Step of the newest whole checkpoint.
     fn saved(&self) -> Option<u64> {
-        let (newest, _) = Checkpoints::of(&self.folder).newest();
+        let (newest, _) = Checkpoints::of(&self.folder).newest().ok()?;
         checkpoint::read_state(&newest?).ok().map(|s| s.step)
     }
 
@@ -102,7 +102,7 @@ impl Run {
         let theirs = Config::of_run(&self.folder)?.differences(config);
         let mut differs: Vec<String> =
             theirs.into_iter().filter(|d| d.effect != Effect::Nothing).map(|d| d.text).collect();
-        let (newest, _) = Checkpoints::of(&self.folder).newest();
+        let (newest, _) = Checkpoints::of(&self.folder).newest().map_err(Failure::Request)?;
         if let Some(state) = newest.and_then(|p| checkpoint::read_state(&p).ok())
             && state.data_hash != data.hash
         {
@@ -168,7 +168,7 @@ impl Run {
 pub fn check_pairs(runs: &[Run], hash: &str) -> Result<()> {
     let mut tokens: Option<(u64, &Path)> = None;
     for run in runs.iter().filter(|r| r.outcome() == Outcome::Done) {
-        let (newest, _) = Checkpoints::of(&run.folder).newest();
+        let (newest, _) = Checkpoints::of(&run.folder).newest().map_err(Failure::Request)?;
         let Some(state) = newest.and_then(|p| checkpoint::read_state(&p).ok()) else { continue };
         if state.data_hash != hash {
             return Err(Failure::request(format!(

@@ -1,0 +1,176 @@
+//! The optimiser over all parameters, with clipping by the global norm. A kind is one file: a [`Rule`].
+
+mod adamw;
+
+use dash_core::ops::{clip_factor, grad_norm};
+use dash_core::{Error, Result, Tensor};
+use dash_model::{Group, Param, ParamError, Params};
+
+use crate::config::{Optim, OptimKind};
+
+/// What a kind of optimiser is. Its state is tensors of the parameter's shape and type, known by name to the checkpoint, to
+/// `verify-resume` and to the estimates of memory and disk.
+pub trait Rule: Sync {
+    /// As `optim.kind` has it.
+    fn kind(&self) -> &'static str;
+
+    /// Names of the tensors kept for each parameter; a checkpoint calls them `SLOT.PARAMETER`. They start at 0.
+    fn slots(&self) -> &'static [&'static str];
+
+    /// One update of one parameter; `state` is in the order of the slots. Where the scale is not finite nothing may change.
+    ///
+    /// # Errors
+    /// When shapes or devices differ.
+    fn update(&self, update: &Update, param: &mut Tensor, state: &mut [Tensor], grad: &Tensor) -> Result<()>;
+}
+
+/// The rule of a kind: one line a kind.
+pub fn rule(kind: OptimKind) -> &'static dyn Rule {
+    match kind {
+        OptimKind::Adamw => &adamw::AdamW,
+    }
+}
+
+/// What an update of one parameter is given.
+pub struct Update<'a> {
+    /// The keys of the configuration.
+    pub settings: &'a Optim,
+    /// Learning rate of this step and this parameter's group.
+    pub lr: f64,
+    /// Decoupled weight decay of this parameter's group.
+    pub weight_decay: f64,
+    /// Number of this update, from 1.
+    pub step: u64,
+    /// What the gradient is multiplied by: a scalar in f64 on the device.
+    pub scale: &'a Tensor,
+}
+
+/// Learning rate and weight decay of a group at a step's learning rate `lr`: the one place that decides them.
+fn rates(o: &Optim, group: Group, lr: f64) -> (f64, f64) {
+    match group {
+        Group::Embedding => (lr * o.embedding_lr, o.embedding_weight_decay.unwrap_or(o.weight_decay)),
+        Group::Matrix => (lr, o.weight_decay),
+        Group::Vector => (lr * o.vector_lr, o.vector_weight_decay),
+    }
+}
+
+/// The state of all parameters.
+pub struct Optimizer {
+    rule: &'static dyn Rule,
+    /// One list of slots a parameter, in the order of the parameters.
+    state: Vec<Vec<Tensor>>,
+    /// Updates made.
+    pub step: u64,
+}
+
+fn slot_name(slot: &str, param: &Param) -> String {
+    format!("{slot}.{}", param.name)
+}
+
+impl Optimizer {
+    /// All state at 0.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub fn new(o: &Optim, params: &Params) -> Result<Self> {
+        let rule = rule(o.kind);
+        let zero = |p: &Param| Tensor::zeros(p.value.device(), p.value.shape(), p.value.dtype());
+        let zeros = |p: &Param| rule.slots().iter().map(|_| zero(p)).collect::<Result<Vec<_>>>();
+        Ok(Optimizer { rule, state: params.iter().map(zeros).collect::<Result<_>>()?, step: 0 })
+    }
+
+    /// Takes the state after `step` updates by name, as [`Optimizer::named`] gives it.
+    ///
+    /// # Errors
+    /// Names the first tensor that is missing or has another shape.
+    pub fn from_named(
+        o: &Optim,
+        params: &Params,
+        step: u64,
+        mut find: impl FnMut(&str) -> Option<Tensor>,
+    ) -> std::result::Result<Self, ParamError> {
+        let rule = rule(o.kind);
+        let mut take = |slot: &str, p: &Param| {
+            let name = slot_name(slot, p);
+            match find(&name) {
+                Some(x) if x.shape() == p.value.shape() => Ok(x),
+                Some(x) => {
+                    let what = format!("has shape {:?}, the parameter {:?}", x.shape(), p.value.shape());
+                    Err(ParamError { name, what })
+                }
+                None => Err(ParamError { name, what: "is missing".into() }),
+            }
+        };
+        let mut state = Vec::with_capacity(params.len());
+        for p in params.iter() {
+            state.push(rule.slots().iter().map(|slot| take(slot, p)).collect::<std::result::Result<Vec<_>, _>>()?);
+        }
+        Ok(Optimizer { rule, state, step })
+    }
+
+    /// As `optim.kind` has it.
+    pub fn kind(&self) -> &'static str {
+        self.rule.kind()
+    }
+
+    /// All state with its names.
+    pub fn named<'a>(&'a self, params: &'a Params) -> impl Iterator<Item = (String, &'a Tensor)> {
+        let of = |(p, state): (&'a Param, &'a Vec<Tensor>)| {
+            self.rule.slots().iter().zip(state).map(move |(slot, x)| (slot_name(slot, p), x))
+        };
+        params.iter().zip(&self.state).flat_map(of)
+    }
+
+    /// Whether the state of parameter `i` is finite.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn is_finite(&self, i: usize) -> Result<bool> {
+        self.state[i].iter().try_fold(true, |all, x| Ok(all && x.is_finite()?))
+    }
+
+    /// One update. A parameter without a gradient stays as it is. Returns the gradient's norm before clipping, a scalar on the
+    /// device: nothing is read on the host. If it or one of `losses`, scalars, is not finite, no parameter and no state is
+    /// changed; whoever reads that afterwards calls [`Optimizer::undo_step`].
+    ///
+    /// # Errors
+    /// When shapes or devices differ.
+    pub fn update(
+        &mut self,
+        params: &mut Params,
+        (grads, losses): (&[Option<Tensor>], &[Tensor]),
+        lr: f64,
+        o: &Optim,
+    ) -> Result<Tensor> {
+        let first = params.iter().next().ok_or_else(|| Error::invalid("optimizer", "there are no parameters"))?;
+        let norm = grad_norm(first.value.device(), grads.iter().flatten())?;
+        let scale = clip_factor(&norm, o.clip, losses)?;
+        self.step += 1;
+        for ((param, grad), state) in params.iter_mut().zip(grads).zip(&mut self.state) {
+            let Some(grad) = grad else { continue };
+            let (lr, weight_decay) = rates(o, param.group, lr);
+            let update = Update { settings: o, lr, weight_decay, step: self.step, scale: &scale };
+            self.rule.update(&update, &mut param.value, state, grad)?;
+        }
+        Ok(norm)
+    }
+
+    /// Takes the count of an update back that changed nothing.
+    pub fn undo_step(&mut self) {
+        self.step -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_have_rates_of_their_own_and_by_default_only_vectors_differ() {
+        let optim = |text: &str| toml::from_str::<Optim>(&format!("lr = 0.5\nweight_decay = 0.2\n{text}")).unwrap();
+        let all = |o: &Optim| [Group::Embedding, Group::Matrix, Group::Vector].map(|g| rates(o, g, 0.5));
+        assert_eq!(all(&optim("")), [(0.5, 0.2), (0.5, 0.2), (0.5, 0.0)]);
+        let own = optim("embedding_lr = 2.0\nembedding_weight_decay = 0.0\nvector_lr = 0.5\nvector_weight_decay = 0.1");
+        assert_eq!(all(&own), [(1.0, 0.0), (0.5, 0.2), (0.25, 0.1)]);
+    }
+}
