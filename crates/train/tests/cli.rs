@@ -330,7 +330,7 @@ fn a_run_of_a_build_before_format_version_2_goes_on_and_a_later_one_is_refused()
     let train = |args: &[&str]| {
         Command::new(env!("CARGO_BIN_EXE_train")).args(args).current_dir(s.dir.path()).output().unwrap()
     };
-    succeeded(&train(&["eval", "--checkpoint", "runs/old"]));
+    succeeded(&train(&["eval", "--model", "runs/old"]));
     let resumed = train(&["--config", "old.toml", "--resume"]);
     succeeded(&resumed);
     assert!(String::from_utf8_lossy(&resumed.stderr).contains("(step 2)"));
@@ -346,7 +346,7 @@ fn a_run_of_a_build_before_format_version_2_goes_on_and_a_later_one_is_refused()
         2,
         &["step-00000004", "format version 3", "reads versions 1 to 2"],
     );
-    failed(&train(&["eval", "--checkpoint", "runs/old"]), 2, &["format version 3"]);
+    failed(&train(&["eval", "--model", "runs/old"]), 2, &["format version 3"]);
 }
 
 #[test]

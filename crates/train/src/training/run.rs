@@ -153,7 +153,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     let material = match start.resume {
         None => Material::of(config)?,
         Some(_) => {
-            let newest = Checkpoints::of(&folder).newest().0;
+            let newest = Checkpoints::of(&folder).newest().map_err(Failure::Request)?.0;
             let trained = newest.and_then(|path| checkpoint::read_state(&path).ok()).map(|state| state.data_hash);
             Material::of_trained(config, trained.as_deref())?
         }
