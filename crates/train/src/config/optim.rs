@@ -105,7 +105,7 @@ pub const DECAY_FRACTION: f64 = 0.2;
 /// Takes the keys out of the table `optim` that its schedule does not read: earlier builds wrote them into every run folder.
 pub(super) fn drop_unread(optim: &mut Table) {
     let schedule = optim.get("schedule").and_then(|s| Schedule::deserialize(s.clone()).ok()).unwrap_or_default();
-    optim.retain(|key, _| !schedule.unread().iter().any(|unread| *unread == key));
+    optim.retain(|key, _| !schedule.unread().contains(&key));
 }
 
 fn tenth() -> f64 {
