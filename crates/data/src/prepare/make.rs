@@ -179,6 +179,33 @@ struct Counts {
     unknown: Unknown,
 }
 
+/// The shards that are being written, and what was counted on the way.
+struct Halves<'a> {
+    train: HalfWriter<'a>,
+    validation: HalfWriter<'a>,
+    counts: Counts,
+}
+
+impl Halves<'_> {
+    /// A piece of text and how often it names a special token: to validation as far as there is room, the rest to training.
+    fn add(&mut self, work: &Work, (encoded, names): (Encoded, u64), validation_tokens: u64) -> Result<()> {
+        self.counts.special_names += names;
+        self.counts.unknown.merge(&encoded.unknown);
+        let room = if work.validation { self.validation.room(validation_tokens) } else { 0 };
+        let (validates, trains) = encoded.ids.split_at(room.min(encoded.ids.len()));
+        if !validates.is_empty() {
+            let text_bytes = &encoded.text_bytes[..validates.len()];
+            self.validation.add(validates, text_bytes, work.begins)?;
+            self.counts.validation_bytes += text_bytes.iter().map(|&n| n as u64).sum::<u64>();
+        }
+        if !trains.is_empty() {
+            // what validation has no room for begins a text of its own
+            self.train.add(trains, &[], work.begins || !validates.is_empty())?;
+        }
+        Ok(())
+    }
+}
+
 /// Writes the shards of a corpus into a folder and fills in the report.
 pub(super) fn make(
     folder: &Path,
@@ -191,9 +218,12 @@ pub(super) fn make(
 ) -> Result<()> {
     let size = (4 * pieces::PIECE * rayon::current_num_threads()).max(1 << 20);
     let (to, batches) = sync_channel::<Vec<Work>>(1);
-    let (mut train, mut validation) =
-        (HalfWriter::new(folder, false, tokenizer)?, HalfWriter::new(folder, true, tokenizer)?);
-    let (all, mut done, mut counts) = (report.bytes, 0, Counts::default());
+    let mut halves = Halves {
+        train: HalfWriter::new(folder, false, tokenizer)?,
+        validation: HalfWriter::new(folder, true, tokenizer)?,
+        counts: Counts::default(),
+    };
+    let (all, mut done) = (report.bytes, 0);
     progress(Progress::Encoding(0, all));
     let seen = std::thread::scope(|scope| {
         let reader = std::thread::Builder::new().name("reader".into());
@@ -208,20 +238,7 @@ pub(super) fn make(
                 .map(|w| Ok((tokenizer.encode_accounted(&w.text, w.validation)?, tokenizer.special_names(&w.text))))
                 .collect();
             for (work, encoded) in batch.iter().zip(encoded) {
-                let (encoded, names) = encoded?;
-                counts.special_names += names;
-                counts.unknown.merge(&encoded.unknown);
-                let room = if work.validation { validation.room(settings.validation_tokens) } else { 0 };
-                let (validates, trains) = encoded.ids.split_at(room.min(encoded.ids.len()));
-                if !validates.is_empty() {
-                    let text_bytes = &encoded.text_bytes[..validates.len()];
-                    validation.add(validates, text_bytes, work.begins)?;
-                    counts.validation_bytes += text_bytes.iter().map(|&n| n as u64).sum::<u64>();
-                }
-                if !trains.is_empty() {
-                    // what validation has no room for begins a text of its own
-                    train.add(trains, &[], work.begins || !validates.is_empty())?;
-                }
+                halves.add(work, encoded?, settings.validation_tokens)?;
                 done += work.text.len() as u64;
             }
             progress(Progress::Encoding(done, all));
@@ -235,6 +252,7 @@ pub(super) fn make(
     if seen != content {
         return Err(DataError::content(&settings.path, "changed while it was being prepared; start again"));
     }
+    let Halves { train, validation, counts } = halves;
     (report.train_tokens, report.train_shards) = train.finish()?;
     (report.validation_tokens, report.validation_shards) = validation.finish()?;
     report.validation_bytes = counts.validation_bytes;

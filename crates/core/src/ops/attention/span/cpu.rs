@@ -135,6 +135,59 @@ struct Task<'a, T> {
     tiles: Vec<(usize, &'a mut [T])>,
 }
 
+/// What every tile of a backward pass reads.
+struct Backward<'a, T> {
+    dims: Dims,
+    m: usize,
+    q: &'a [T],
+    k: &'a [T],
+    /// Keys and values `[b, g, d, m]`.
+    kt: &'a [T],
+    vt: &'a [T],
+    dout: &'a [T],
+    span: Span,
+    alpha: f64,
+    /// The most keys that a tile sees.
+    most: usize,
+}
+
+impl<T: CpuNumber> Backward<'_, T> {
+    /// Writes dq `[rows, group * d]` of a tile and adds to dk and dv `[m, d]` of its (batch, kv head).
+    fn tile(&self, device: &CpuDevice, (bg, tile): (usize, usize), dq: &mut [T], (dk, dv): (&mut [T], &mut [T])) {
+        let (Dims { t, h, g, d, .. }, m, most) = (self.dims, self.m, self.most);
+        let (span, alpha, group) = (self.span, self.alpha, self.dims.group());
+        let scale = T::of(1.0 / (d as f64).sqrt());
+        let (batch, kv) = (bg / g, bg % g);
+        let first = tile * SCORE_TILE;
+        let lines = dq.len() / d;
+        let keys = union(span, first, lines / group);
+        if keys.is_empty() {
+            dq.fill(T::ZERO);
+            return;
+        }
+        let (mut qs, mut gs) = (device.alloc::<T>(lines * d), device.alloc::<T>(lines * d));
+        let (mut p, mut ds) = (device.alloc::<T>(lines * most), device.alloc::<T>(lines * most));
+        let (p, ds) = (&mut p[..lines * keys.len()], &mut ds[..lines * keys.len()]);
+        let from = ((batch * t + first) * h + kv * group) * d;
+        take_tile(&self.q[from..], h * d, group * d, &mut qs);
+        take_tile(&self.dout[from..], h * d, group * d, &mut gs);
+        let at = bg * d * m + keys.start;
+        let n = keys.len();
+        let (q_rows, dout_rows) = (MatRef::rows(&qs, d), MatRef::rows(&gs, d));
+        Gemm::new(lines, n, d).run(q_rows, MatRef::rows(&self.kt[at..], m), MatMut::rows(p, n));
+        normalize(p, group, first, &keys, span, scale, alpha);
+        Gemm::new(lines, n, d).run(dout_rows, MatRef::rows(&self.vt[at..], m), MatMut::rows(ds, n));
+        for (p, ds) in p.chunks_exact(keys.len()).zip(ds.chunks_exact_mut(keys.len())) {
+            differentiate_row(p, ds, alpha, scale);
+        }
+        let k = MatRef::rows(&self.k[((batch * m + keys.start) * g + kv) * d..], g * d);
+        Gemm::new(lines, d, n).run(MatRef::rows(ds, n), k, MatMut::rows(dq, d));
+        let (dk, dv) = (&mut dk[keys.start * d..], &mut dv[keys.start * d..]);
+        Gemm::adding(n, d, lines).run(MatRef::rows(ds, n).t(), q_rows, MatMut::rows(dk, d));
+        Gemm::adding(n, d, lines).run(MatRef::rows(p, n).t(), dout_rows, MatMut::rows(dv, d));
+    }
+}
+
 /// dq `[b, t, h, d]`, dk and dv `[b, m, g, d]`.
 pub fn backward<T: CpuNumber>(
     device: &CpuDevice,
@@ -147,7 +200,6 @@ pub fn backward<T: CpuNumber>(
 ) -> [Buffer<T>; 3] {
     let Dims { b, t, h, g, d } = dims;
     let group = dims.group();
-    let scale = T::of(1.0 / (d as f64).sqrt());
     if m == 0 {
         return [device.zeros(b * t * h * d), device.zeros(0), device.zeros(0)];
     }
@@ -167,38 +219,12 @@ pub fn backward<T: CpuNumber>(
             tasks[bg * splits + owner(tile, splits)].tiles.push((tile, dq));
         }
     }
+    let pass = Backward { dims, m, q, k, kt: &kt, vt: &vt, dout, span, alpha, most };
     device.for_each(tasks, |task| {
-        let (batch, kv) = (task.bg / g, task.bg % g);
         task.dk.fill(T::ZERO);
         task.dv.fill(T::ZERO);
         for (tile, dq) in task.tiles {
-            let first = tile * SCORE_TILE;
-            let lines = dq.len() / d;
-            let keys = union(span, first, lines / group);
-            if keys.is_empty() {
-                dq.fill(T::ZERO);
-                continue;
-            }
-            let (mut qs, mut gs) = (device.alloc::<T>(lines * d), device.alloc::<T>(lines * d));
-            let (mut p, mut ds) = (device.alloc::<T>(lines * most), device.alloc::<T>(lines * most));
-            let (p, ds) = (&mut p[..lines * keys.len()], &mut ds[..lines * keys.len()]);
-            let from = ((batch * t + first) * h + kv * group) * d;
-            take_tile(&q[from..], h * d, group * d, &mut qs);
-            take_tile(&dout[from..], h * d, group * d, &mut gs);
-            let at = task.bg * d * m + keys.start;
-            let n = keys.len();
-            let (q_rows, dout_rows) = (MatRef::rows(&qs, d), MatRef::rows(&gs, d));
-            Gemm::new(lines, n, d).run(q_rows, MatRef::rows(&kt[at..], m), MatMut::rows(p, n));
-            normalize(p, group, first, &keys, span, scale, alpha);
-            Gemm::new(lines, n, d).run(dout_rows, MatRef::rows(&vt[at..], m), MatMut::rows(ds, n));
-            for (p, ds) in p.chunks_exact(keys.len()).zip(ds.chunks_exact_mut(keys.len())) {
-                differentiate_row(p, ds, alpha, scale);
-            }
-            let k = MatRef::rows(&k[((batch * m + keys.start) * g + kv) * d..], g * d);
-            Gemm::new(lines, d, n).run(MatRef::rows(ds, n), k, MatMut::rows(dq, d));
-            let (dk, dv) = (&mut task.dk[keys.start * d..], &mut task.dv[keys.start * d..]);
-            Gemm::adding(n, d, lines).run(MatRef::rows(ds, n).t(), q_rows, MatMut::rows(dk, d));
-            Gemm::adding(n, d, lines).run(MatRef::rows(p, n).t(), dout_rows, MatMut::rows(dv, d));
+            pass.tile(device, (task.bg, tile), dq, (&mut *task.dk, &mut *task.dv));
         }
     });
     let mut dq = device.alloc::<T>(b * t * h * d);
