@@ -1,6 +1,6 @@
 //! The trainer: configuration, training, studies, and the command line over them.
 //!
-//! Four rooms, each knowing only those before it: [`config`] is plain data, [`training`] is the loop with all that it reads and
+//! Four parts, each knowing only those before it: [`config`] is plain data, [`training`] is the loop with all that it reads and
 //! writes, [`lab`] is what studies and proves, [`commands`] is the command line.
 
 pub mod commands;
