@@ -66,7 +66,7 @@ fn main() -> Result<()> {
         let dims = Dims { b, t, h, g, d };
         let (q, k) = (normals(&device, b * t * h * d, &mut rng)?, normals(&device, b * t * g * d, &mut rng)?);
         let v = normals(&device, b * t * g * d, &mut rng)?;
-        let operands = Operands::apart(dims, &q, &k, &v);
+        let operands = Operands::separate(dims, &q, &k, &v);
         let dout = normals(&device, b * t * h * d, &mut rng)?;
         let row = |lists: &str, pairs: f64, mask: Option<&BlockMask>, bias: Option<&CudaBuffer>| -> Result<()> {
             let there = median(&device, || forward(dims, operands, mask, bias).map(|_| ()))?;

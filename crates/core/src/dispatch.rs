@@ -1,6 +1,6 @@
-//! Where the inputs of an op live. The one place that checks device and element type of all of them, and what every door
-//! matches: [`Place`] has one variant a device and no door has a wildcard arm, so that a new device fails to compile in
-//! every door until the room answers for it.
+//! Where the inputs of an op are. The one place that checks device and element type of all of them, and what every op
+//! matches: [`Place`] has one variant a device and no op has a wildcard arm, so that a new device fails to compile in
+//! every op until that op answers for it.
 
 use crate::device::{CpuData, CpuDevice, Device};
 use crate::error::{Error, Result};
@@ -21,12 +21,12 @@ pub(crate) enum CpuInputs<'a, const N: usize> {
 
 /// Refuses `b` if it does not share device and element type with `a`.
 pub(crate) fn same_place(op: &'static str, a: &Tensor, b: &Tensor) -> Result<()> {
-    if a.device().is(b.device()) && a.dtype() == b.dtype() { Ok(()) } else { Err(apart(op, a, b)) }
+    if a.device().is(b.device()) && a.dtype() == b.dtype() { Ok(()) } else { Err(mismatch(op, a, b)) }
 }
 
-fn apart(op: &'static str, a: &Tensor, b: &Tensor) -> Error {
+fn mismatch(op: &'static str, a: &Tensor, b: &Tensor) -> Error {
     let one = |x: &Tensor| format!("{:?} {:?} on {}", x.dtype(), x.shape(), x.device());
-    Error::invalid(op, format!("inputs live apart: {} and {} (one device, one element type)", one(a), one(b)))
+    Error::invalid(op, format!("inputs differ in device or element type: {} and {}", one(a), one(b)))
 }
 
 /// Where these inputs live.
@@ -52,13 +52,13 @@ fn slices<'a, T: crate::device::CpuNumber, const N: usize>(
     let mut out = [&[][..]; N];
     for (slice, input) in out.iter_mut().zip(inputs) {
         *slice = match input.storage() {
-            Storage::Cpu(data) => T::buffer(data).ok_or_else(|| apart(op, inputs[0], input))?,
+            Storage::Cpu(data) => T::buffer(data).ok_or_else(|| mismatch(op, inputs[0], input))?,
         };
     }
     Ok(out)
 }
 
-/// Runs the arm of the device that the inputs live on, after checking that they live together. On the CPU `$T` is the
+/// Runs the arm of the device that the inputs live on, after checking that all live on one. On the CPU `$T` is the
 /// element type and the inputs are slices of it. Every device has an arm of its own; there is no other.
 ///
 /// ```ignore

@@ -4,7 +4,8 @@
 //! passed to whoever needs them; nothing here is global but the counter that numbers tapes, and nothing here prints.
 //!
 //! Shape letters, used in every comment: `b` batch, `t` tokens, `h` query heads, `g` key/value heads, `d` head width,
-//! `c` model width, `f` MLP width, `v` vocabulary, `n` chunks, `s` chunk size.
+//! `c` model width, `f` MLP width, `v` vocabulary, `n` chunks, `s` chunk size, `m` keys where they are not the tokens (windows).
+//! In matrix products C `[m, n]` = A `[m, k]` B `[k, n]`.
 //!
 //! ```
 //! use dash_core::{Device, Tape, Tensor, ops};

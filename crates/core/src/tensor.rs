@@ -254,7 +254,7 @@ impl Tensor {
         ensure!(self.shape == other.shape, op, "gradient {:?} against {:?}", self.shape, other.shape);
         same_place(op, self, other)?;
         on_device!(op, [other]; Cpu<T>(cpu, [x]) => {
-            cpu.for_chunks(self.cpu_mut::<T>(op)?, ELEMENTWISE, |i, out| {
+            cpu.for_pieces(self.cpu_mut::<T>(op)?, ELEMENTWISE, |i, out| {
                 add_into(&x[i * ELEMENTWISE..], out);
             });
         });

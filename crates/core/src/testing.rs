@@ -1,4 +1,4 @@
-//! What the tests of every room and of the model share.
+//! What the tests of every op and of the model share.
 
 use crate::device::{CpuDevice, Device};
 use crate::error::{Error, Result};

@@ -2,7 +2,8 @@
 //! `cargo run -p dash-core --example cuda_probe [folder of the CUDA libraries]..`
 
 use dash_core::Result;
-use dash_core::device::cuda::{Arg, CudaDevice, CudaOptions, Grid, Kind, Operand, Product, Source, Unit};
+use dash_core::device::cuda::{Arg, CudaDevice, CudaOptions, Grid, Kind, Operand, Source, Unit};
+use dash_core::device::{Accumulate, Gemm};
 use dash_core::rng::Rng;
 
 static SOURCE: Source = Source { name: "probe", text: include_str!("probe.cu") };
@@ -96,7 +97,7 @@ impl Probe {
         let rows = |x| Operand::rows(x, n);
         let flops = 2e-12 * (n as f64).powi(3);
         self.line("product of 8192^3, bf16", flops, "TFLOP/s", || {
-            d.product(Product::new(n, n, n), rows(&a), rows(&b).t(), rows(&c))
+            d.gemm(Gemm::new(n, n, n).with(Accumulate::Overwrite), rows(&a), rows(&b).t(), rows(&c))
         })?;
         let (out, rounds) = (d.alloc("probe", Kind::F32, 4096)?, 2000);
         let args = [Arg::Buffer(&out), Arg::int(rounds), Arg::Int(0)];

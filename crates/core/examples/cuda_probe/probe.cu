@@ -5,9 +5,9 @@
 // From L2 into shared memory by the copy engine: every block streams the same `bytes` (a power of two) over and over.
 extern "C" __global__ void __launch_bounds__(128)
 l2_bulk(const u8* __restrict__ from, float* out, u32 bytes, int rounds) {
-    extern __shared__ __align__(1024) u8 room[];
+    extern __shared__ __align__(1024) u8 scratch[];
     __shared__ u64 barriers[4];
-    const u32 at = shared_address(room), barrier = shared_address(barriers);
+    const u32 at = shared_address(scratch), barrier = shared_address(barriers);
     if (threadIdx.x == 0) for (int i = 0; i < 4; i++) barrier_init(barrier + 8 * i, 1);
     barrier_fence();
     __syncthreads();
@@ -23,7 +23,7 @@ l2_bulk(const u8* __restrict__ from, float* out, u32 bytes, int rounds) {
         }
     }
     __syncthreads();
-    SINK(((float*)room)[threadIdx.x]);
+    SINK(((float*)scratch)[threadIdx.x]);
 }
 
 // The same by vector loads into registers.
@@ -48,30 +48,30 @@ l2_load(const uint4* __restrict__ from, float* out, u32 bytes, int rounds) {
 // Sums into memory by the copy engine, each block into a region of its own.
 extern "C" __global__ void __launch_bounds__(128)
 reduce_bulk(float* to, float* out, u32 region, int rounds) {
-    extern __shared__ __align__(1024) u8 room[];
-    for (int i = threadIdx.x; i < 4096; i += 128) ((float*)room)[i] = 1.f;
+    extern __shared__ __align__(1024) u8 scratch[];
+    for (int i = threadIdx.x; i < 4096; i += 128) ((float*)scratch)[i] = 1.f;
     proxy_fence();
     __syncthreads();
     if (threadIdx.x == 0) {
         u8* base = (u8*)to + (u64)blockIdx.x * region;
         for (int i = 0; i < rounds; i++) {
             asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], 16384;"
-                ::"l"(base + ((u32)i * 16384 & (region - 1))), "r"(shared_address(room)) : "memory");
+                ::"l"(base + ((u32)i * 16384 & (region - 1))), "r"(shared_address(scratch)) : "memory");
             asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group.read 4;" ::: "memory");
         }
         asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
     }
-    SINK(((float*)room)[threadIdx.x] + 1.f);
+    SINK(((float*)scratch)[threadIdx.x] + 1.f);
 }
 
 // The inner loop of attention on mma.sync: SLABS x 16 rows a warp against 64 keys of width 128 in shared memory, both products
 // and the powers between them. A fragment of K or V serves every slab of the warp.
 extern "C" __global__ void __launch_bounds__(256, 1)
 slab(float* out, int rounds) {
-    extern __shared__ __align__(1024) u8 room[];
-    for (int i = threadIdx.x; i < 65536 / 4; i += 256) ((u32*)room)[i] = 0x3c003c00u + (i & 0xff);
+    extern __shared__ __align__(1024) u8 scratch[];
+    for (int i = threadIdx.x; i < 65536 / 4; i += 256) ((u32*)scratch)[i] = 0x3c003c00u + (i & 0xff);
     __syncthreads();
-    const u32 keys = shared_address(room), values = keys + 16384, queries = keys + 32768;
+    const u32 keys = shared_address(scratch), values = keys + 16384, queries = keys + 32768;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float o[SLABS][16][4] = {};
     for (int round = 0; round < rounds; round++) {
@@ -120,11 +120,11 @@ slab(float* out, int rounds) {
 // wgmma m64n64k16 from shared memory: A there too, or in registers.
 extern "C" __global__ void __launch_bounds__(384, 1)
 wgmma64(float* out, int rounds, int registers) {
-    extern __shared__ __align__(1024) u8 room[];
-    for (int i = threadIdx.x; i < 65536 / 4; i += 384) ((u32*)room)[i] = 0x3c003c00u + (i * 7 & 0xff);
+    extern __shared__ __align__(1024) u8 scratch[];
+    for (int i = threadIdx.x; i < 65536 / 4; i += 384) ((u32*)scratch)[i] = 0x3c003c00u + (i * 7 & 0xff);
     proxy_fence();
     __syncthreads();
-    const u32 at = shared_address(room);
+    const u32 at = shared_address(scratch);
     float c[2][32] = {};
     u32 a[4] = {0x3c003c00u + threadIdx.x, 0x3c003c01u, 0x3c003c02u, 0x3c003c03u};
     const u64 left = tile_descriptor(at + threadIdx.x / 128 * 8192), right = tile_descriptor(at + 32768);
@@ -150,9 +150,9 @@ wgmma64(float* out, int rounds, int registers) {
 // engine, or by 16-byte copies.
 extern "C" __global__ void __launch_bounds__(128)
 gather_boxes(const __grid_constant__ Map map, float* out, int tokens, int rounds) {
-    extern __shared__ __align__(1024) u8 room[];
+    extern __shared__ __align__(1024) u8 scratch[];
     __shared__ u64 barriers[4];
-    const u32 at = shared_address(room), barrier = shared_address(barriers);
+    const u32 at = shared_address(scratch), barrier = shared_address(barriers);
     if (threadIdx.x == 0) for (int i = 0; i < 4; i++) barrier_init(barrier + 8 * i, 1);
     barrier_fence();
     __syncthreads();
@@ -171,12 +171,12 @@ gather_boxes(const __grid_constant__ Map map, float* out, int tokens, int rounds
         }
     }
     __syncthreads();
-    SINK(((float*)room)[threadIdx.x]);
+    SINK(((float*)scratch)[threadIdx.x]);
 }
 extern "C" __global__ void __launch_bounds__(128)
 gather_copies(const u8* __restrict__ from, float* out, int tokens, int rounds) {
-    extern __shared__ __align__(1024) u8 room[];
-    const u32 at = shared_address(room);
+    extern __shared__ __align__(1024) u8 scratch[];
+    const u32 at = shared_address(scratch);
     for (int i = 0; i < rounds + 3; i++) {
         if (i < rounds) {
             #pragma unroll
@@ -191,5 +191,5 @@ gather_copies(const u8* __restrict__ from, float* out, int tokens, int rounds) {
         __syncthreads();
     }
     copy_wait<0>();
-    SINK(((float*)room)[threadIdx.x]);
+    SINK(((float*)scratch)[threadIdx.x]);
 }

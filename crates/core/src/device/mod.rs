@@ -1,15 +1,17 @@
 //! Devices offer memory and a way to run work, never ops.
 //!
 //! A device is one variant of [`Device`], one of [`crate::Storage`] and one of each other value that lives on devices
-//! ([`crate::Ids`], [`crate::ops::attention::Routes`]). Every door matches all of them, without a wildcard: the compiler then
-//! names each door that has no answer yet.
+//! ([`crate::Ids`], [`crate::ops::attention::Routes`]). Every op matches all of them, without a wildcard: the compiler then
+//! names each op that has no answer yet.
 
 pub(crate) mod cpu;
 pub mod cuda;
+mod gemm;
 
 pub use cpu::level::{Level, level};
 pub use cpu::{Buffer, CpuData, CpuDevice, multiply_add_probe};
 pub(crate) use cpu::{CpuElement, CpuNumber, Shared};
+pub use gemm::{Accumulate, Gemm};
 
 use crate::error::Result;
 

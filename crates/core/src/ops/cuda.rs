@@ -1,4 +1,4 @@
-//! The rooms on buffers of a CUDA device: each room's `cuda.rs` launches the kernels of its `kernel.cu`. Here are the list of what
+//! The ops on buffers of a CUDA device: each op's `cuda.rs` launches the kernels of its `kernel.cu`. Here are the list of what
 //! there is to compile, what the launches share, and the harness of their tests.
 
 pub use super::adamw::cuda as adamw;
@@ -20,7 +20,7 @@ use crate::error::{Result, ensure};
 
 /// Every source under every set of definitions that a launch may ask for.
 pub fn units() -> Vec<Unit> {
-    let rooms = [
+    let ops = [
         adamw::units(),
         attention::units(),
         cross_entropy::units(),
@@ -35,7 +35,7 @@ pub fn units() -> Vec<Unit> {
         softmax::units(),
         swiglu::units(),
     ];
-    rooms.into_iter().flatten().collect()
+    ops.into_iter().flatten().collect()
 }
 
 /// What sums of numbers of a kind are computed in.
@@ -71,7 +71,7 @@ pub(crate) fn rows(op: &'static str, x: &CudaBuffer, width: usize) -> Result<usi
 
 #[cfg(test)]
 pub(crate) mod testing {
-    //! Launches are compared with the CPU's room in f64 on the same numbers. Where there is no card a test says so and passes.
+    //! Launches are compared with the CPU's op in f64 on the same numbers. Where there is no card a test says so and passes.
 
     use std::path::PathBuf;
     use std::sync::OnceLock;
@@ -171,7 +171,7 @@ pub(crate) mod testing {
         shapes.iter().enumerate().map(make).collect()
     }
 
-    /// (what is computed in, what comes out): the three that rooms are compiled for.
+    /// (what is computed in, what comes out): the three that ops are compiled for.
     pub fn kinds() -> [(Kind, Kind); 3] {
         [(Kind::F32, Kind::Bf16), (Kind::F32, Kind::F32), (Kind::F64, Kind::F64)]
     }

@@ -1,8 +1,8 @@
-//! One op is one room. The door (`mod.rs`) has the equation, the shapes, what is kept for backward and the source;
+//! One op is one folder. Its `mod.rs` has the equation, the shapes, what is kept for backward and the source;
 //! `cpu.rs` the kernels, generic over f32 and f64; `tests.rs` the gradient check and the edge that hurt once.
 //!
 //! Primitives, from which a new attention variant can be composed before anyone writes a kernel, come first; then the
-//! rooms in the order the model uses them; then the rooms of the update.
+//! ops in the order the model uses them; then the ops of the update.
 
 pub mod cuda;
 mod elementwise;

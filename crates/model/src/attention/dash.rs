@@ -66,7 +66,7 @@ pub static SPEC: Spec = Spec {
 };
 
 impl Dash {
-    /// For the routing room.
+    /// For the op that routes.
     pub fn entmax(&self) -> Entmax {
         Entmax {
             chunk_size: self.chunk_size,

@@ -44,7 +44,7 @@ pub static SPEC: Spec = Spec {
 };
 
 impl InfLlmV2 {
-    /// For the routing room.
+    /// For the op that routes.
     fn choice(&self) -> WindowChoice {
         let InfLlmV2 { chunk_size, top, length, stride, init, local } = *self;
         WindowChoice { chunk_size, top, length, stride, init, local, pooling: Pooling::Max }

@@ -48,7 +48,7 @@ pub static SPEC: Spec = Spec {
 };
 
 impl Nsa {
-    /// For the routing room.
+    /// For the op that routes.
     fn choice(&self) -> WindowChoice {
         let Nsa { chunk_size, top, length, stride, init, local, .. } = *self;
         WindowChoice { chunk_size, top, length, stride, init, local, pooling: Pooling::Overlap }
@@ -131,7 +131,8 @@ impl Variant for Nsa {
     /// Keys and values of the compressed branch, of the sliding branch, the compression as it is, and gates in (0, 1)
     /// `[b, t, h, 3]`.
     fn project(&self, tape: &Tape, layer: &Layer) -> Result<Vec<Var>> {
-        let [k_compressed, v_compressed, k_window, v_window, compress_k, compress_v, position, gates] = layer.params else {
+        let [k_compressed, v_compressed, k_window, v_window, compress_k, compress_v, position, gates] = layer.params
+        else {
             return Err(Error::invalid("nsa", format!("{} parameters, not 8", layer.params.len())));
         };
         let (h, g) = (layer.config.heads, layer.config.kv_heads);

@@ -14,7 +14,7 @@ pub struct BenchArgs {
     /// Steps to take the median of
     #[arg(long, default_value_t = 10)]
     pub steps: usize,
-    /// Time every room against the machine's measured limits instead of whole steps
+    /// Time every op against the machine's measured limits instead of whole steps
     #[arg(long)]
     pub ops: bool,
     /// Time one decoder block against dfdx in this process instead of whole steps
@@ -38,7 +38,7 @@ pub struct BenchArgs {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let (config, steps) = (args.config.load()?, args.steps.max(1));
     match (args.ops, args.peers, args.in_turn) {
-        (true, ..) => bench_ops::rooms(&config, steps, args.density, args.json),
+        (true, ..) => bench_ops::ops(&config, steps, args.density, args.json),
         (_, true, _) => bench::peers(&config, steps, args.json),
         (.., true) => bench::steps_in_turn(&config),
         _ => bench::step_speed(&config, steps, args.json),

@@ -1,6 +1,6 @@
 //! One decoder block in dfdx 0.13, an independent tape: a second opinion on gradients and a peer in speed.
 //!
-//! Batch 4, 256 tokens, width 256, 4 heads, MLP 704, without rope (dfdx has none); the block is the same with rooms of ours.
+//! Batch 4, 256 tokens, width 256, 4 heads, MLP 704, without rope (dfdx has none); the block is the same with ops of ours.
 
 use std::time::Instant;
 
@@ -222,7 +222,7 @@ fn transposed(x: &[f32], rows: usize, cols: usize) -> Vec<f32> {
     (0..rows * cols).map(|i| x[i % rows * cols + i / rows]).collect()
 }
 
-/// Gradients by the rooms of this project, weights as [in, out], and the seconds that forward + backward took.
+/// Gradients by the ops of this project, weights as [in, out], and the seconds that forward + backward took.
 fn by_us(numbers: &Numbers, device: &Device, dtype: DType, kind: Kind) -> CoreResult<(Vec<Vec<f64>>, f64)> {
     let tensor = |i: usize| -> CoreResult<Ours> {
         let (rows, cols) = SHAPES[i];

@@ -127,7 +127,7 @@ fn rounding(g: &Golden, a: &Attention) -> HashMap<String, f64> {
     worst
 }
 
-/// The fused f32 rooms err at most twice as much as the plain formula in f32 can (see [`rounding`]), or as much as the
+/// The fused f32 ops err at most twice as much as the plain formula in f32 can (see [`rounding`]), or as much as the
 /// rounding of their own sums, which the plain formula may be spared: a row with one key has ds = 0 in it, term by term.
 /// Inputs and upstream gradients are standard normals, so what is summed has size one at least: with `terms` elements of the
 /// output for one of its own, the partial sums reach sqrt(terms), each addition is off by half an ulp of that, and four of

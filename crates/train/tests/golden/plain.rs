@@ -1,4 +1,4 @@
-//! The attention variants composed from primitives, with t x t matrices and nothing clever: what the fused rooms are
+//! The attention variants composed from primitives, with t x t matrices and nothing clever: what the fused ops are
 //! compared with, and in f32 what their error is measured against.
 
 use dash_core::ops::attention::{Center, HostRoutes, RouterGradient};

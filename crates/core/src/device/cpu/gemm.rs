@@ -1,4 +1,4 @@
-//! Small matrix products on data that is already in cache: the inner loops of the attention rooms.
+//! Small matrix products on data that is already in cache: the inner loops of the attention ops.
 //!
 //! One C element is one chain of fused multiply-adds over the inner index in ascending order, whatever the blocking, so
 //! a row's result does not depend on which rows it is computed with.
@@ -7,44 +7,15 @@ use super::kernel_f32::{MR, Operands};
 use super::level::level;
 use super::matrix::{MatMut, MatRef};
 use super::simd::simd;
-use crate::device::CpuNumber;
-
-/// The size of a matrix product, C [m, n] = A [m, k] B [k, n], and what becomes of C's old elements. The operands are given to
-/// the method that computes it.
-#[derive(Debug, Clone, Copy)]
-pub struct Gemm<A = bool> {
-    /// Rows of A and C.
-    pub m: usize,
-    /// Columns of B and C.
-    pub n: usize,
-    /// The inner extent: columns of A, rows of B.
-    pub k: usize,
-    /// Whether the product is added to C, or overwrites it.
-    pub accumulate: A,
-}
+use crate::device::{CpuNumber, Gemm};
 
 impl Gemm {
-    /// `c = a b`.
-    pub fn new(m: usize, n: usize, k: usize) -> Self {
-        Gemm { m, n, k, accumulate: false }
-    }
-
-    /// `c += a b`.
-    pub fn adding(m: usize, n: usize, k: usize) -> Self {
-        Gemm { m, n, k, accumulate: true }
-    }
-
-    /// The same product with something else to do with C's old elements.
-    pub fn with<A>(self, accumulate: A) -> Gemm<A> {
-        Gemm { m: self.m, n: self.n, k: self.k, accumulate }
-    }
-
     /// Computes it on one thread: a with any strides, b with contiguous rows.
     ///
     /// # Panics
     /// When an operand is too small, or b's rows are not contiguous.
     #[inline]
-    pub fn run<T: CpuNumber>(self, a: MatRef<T>, b: MatRef<T>, c: MatMut<T>) {
+    pub(crate) fn run<T: CpuNumber>(self, a: MatRef<T>, b: MatRef<T>, c: MatMut<T>) {
         let Gemm { m, n, k, accumulate } = self;
         if m == 0 || n == 0 {
             return;
@@ -75,7 +46,7 @@ impl Gemm {
 
 /// M rows by N columns of C in registers.
 #[inline(always)]
-fn micro_tile<T: CpuNumber, const M: usize, const N: usize>(
+fn register_block<T: CpuNumber, const M: usize, const N: usize>(
     k: usize,
     a: MatRef<T>,
     b: MatRef<T>,
@@ -131,17 +102,17 @@ fn columns<T: CpuNumber, const N: usize>(gemm: Gemm, a: MatRef<T>, b: MatRef<T>,
     let mut i = 0;
     while i + MR <= m {
         let c = MatMut::rows(&mut c[i * row_stride..], row_stride);
-        micro_tile::<T, MR, N>(k, a.from(i, 0), b, c, accumulate);
+        register_block::<T, MR, N>(k, a.from(i, 0), b, c, accumulate);
         i += MR;
     }
     while i + 4 <= m {
         let c = MatMut::rows(&mut c[i * row_stride..], row_stride);
-        micro_tile::<T, 4, N>(k, a.from(i, 0), b, c, accumulate);
+        register_block::<T, 4, N>(k, a.from(i, 0), b, c, accumulate);
         i += 4;
     }
     while i < m {
         let c = MatMut::rows(&mut c[i * row_stride..], row_stride);
-        micro_tile::<T, 1, N>(k, a.from(i, 0), b, c, accumulate);
+        register_block::<T, 1, N>(k, a.from(i, 0), b, c, accumulate);
         i += 1;
     }
 }

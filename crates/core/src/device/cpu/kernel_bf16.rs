@@ -11,12 +11,11 @@
     )
 )]
 
-use super::gemm::Gemm;
 use super::kernel_f32::{NR, Operands};
 #[cfg(target_arch = "x86_64")]
 use super::level::{Level, level};
 use super::matrix::{MatMut, MatRef, Panels, holds};
-use crate::device::CpuNumber;
+use crate::device::{CpuNumber, Gemm};
 
 /// What makes pairs and multiplies them, on a processor that can.
 #[derive(Clone, Copy)]
@@ -203,13 +202,13 @@ mod x86 {
     pub unsafe fn run_bf16(m: usize, n: usize, k: usize, x: Operands<f32>) {
         for i in (0..m).step_by(MR) {
             // SAFETY: the caller's contract; the block is a part of what it vouches for.
-            unsafe { by_rows!(MR.min(m - i), [1 2 3 4 5 6 7 8], M => tile_bf16::<M>(n, k, x.at(i, 0))) };
+            unsafe { by_rows!(MR.min(m - i), [1 2 3 4 5 6 7 8], M => block_bf16::<M>(n, k, x.at(i, 0))) };
         }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bf16")]
-    unsafe fn tile_bf16<const M: usize>(cols: usize, k: usize, x: Operands<f32>) {
+    unsafe fn block_bf16<const M: usize>(cols: usize, k: usize, x: Operands<f32>) {
         let all = if cols >= NR { u32::MAX } else { (1u32 << cols) - 1 };
         let masks = [all as u16, (all >> 16) as u16];
         let mut acc = [[_mm512_setzero_ps(); 2]; M];

@@ -115,9 +115,9 @@ unsafe fn all_avx512(m: usize, n: usize, k: usize, x: Operands<f32>) {
             unsafe {
                 let x = x.at(i, j);
                 if cols > 16 {
-                    by_rows!(MR.min(m - i), [1 2 3 4 5 6 7 8], M => tile_avx512::<M, 2>(cols, k, x));
+                    by_rows!(MR.min(m - i), [1 2 3 4 5 6 7 8], M => block_avx512::<M, 2>(cols, k, x));
                 } else {
-                    by_rows!(MR.min(m - i), [1 2 3 4 5 6 7 8], M => tile_avx512::<M, 1>(cols, k, x));
+                    by_rows!(MR.min(m - i), [1 2 3 4 5 6 7 8], M => block_avx512::<M, 1>(cols, k, x));
                 }
             }
         }
@@ -166,7 +166,7 @@ unsafe fn rows_avx2<const M: usize>(blocks: usize, n: usize, k: usize, x: Operan
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f")]
-unsafe fn tile_avx512<const M: usize, const V: usize>(cols: usize, k: usize, x: Operands<f32>) {
+unsafe fn block_avx512<const M: usize, const V: usize>(cols: usize, k: usize, x: Operands<f32>) {
     use std::arch::x86_64::*;
     let mut masks = [0xffffu16; V];
     masks[V - 1] = 0xffff >> (16 * V - cols);

@@ -1,9 +1,9 @@
-//! Strided matrices, the operands of products, and how many elements they span.
+//! Strided matrices, the operands of products, and how many elements they reach over.
 
 /// Elements from the first to the last, both included, of an array with these (extent, stride) axes: 0 if it is empty, `None`
 /// if the number overflows. What a raw kernel may touch is checked with it.
 #[inline(always)]
-pub fn span<const N: usize>(axes: [(usize, usize); N]) -> Option<usize> {
+pub fn reach<const N: usize>(axes: [(usize, usize); N]) -> Option<usize> {
     if axes.iter().any(|&(extent, _)| extent == 0) {
         return Some(0);
     }
@@ -17,7 +17,7 @@ pub fn span<const N: usize>(axes: [(usize, usize); N]) -> Option<usize> {
 /// Whether `len` elements hold an array with these (extent, stride) axes.
 #[inline(always)]
 pub fn holds<const N: usize>(len: usize, axes: [(usize, usize); N]) -> bool {
-    span(axes).is_some_and(|span| span <= len)
+    reach(axes).is_some_and(|reach| reach <= len)
 }
 
 /// A strided read-only matrix: element (i, p) is `data[i * row_stride + p * col_stride]`.
@@ -115,17 +115,17 @@ mod tests {
     fn a_span_reaches_from_the_first_element_to_the_last() {
         for (rows, row_stride, cols, col_stride) in [(1, 0, 1, 0), (3, 7, 5, 1), (4, 1, 6, 9), (2, 3, 1, 100)] {
             let last = (0..rows * cols).map(|e| e / cols * row_stride + e % cols * col_stride).max().unwrap();
-            assert_eq!(span([(rows, row_stride), (cols, col_stride)]), Some(last + 1));
+            assert_eq!(reach([(rows, row_stride), (cols, col_stride)]), Some(last + 1));
         }
-        assert_eq!(span([(0, usize::MAX), (3, usize::MAX)]), Some(0));
-        assert_eq!(span([(3, usize::MAX), (0, usize::MAX)]), Some(0));
+        assert_eq!(reach([(0, usize::MAX), (3, usize::MAX)]), Some(0));
+        assert_eq!(reach([(3, usize::MAX), (0, usize::MAX)]), Some(0));
     }
 
     /// Wrapped, each of these would fit into eight elements.
     #[test]
     fn a_span_that_overflows_is_held_by_nothing() {
-        assert_eq!(span([(3, 1 << (usize::BITS - 1)), (1, 1)]), None);
-        assert_eq!(span([(2, usize::MAX), (2, 1)]), None);
+        assert_eq!(reach([(3, 1 << (usize::BITS - 1)), (1, 1)]), None);
+        assert_eq!(reach([(2, usize::MAX), (2, 1)]), None);
         assert!(!holds(8, [(3, 1 << (usize::BITS - 1)), (1, 1)]));
         assert!(!holds(8, [(2, usize::MAX - 3), (2, 4), (2, 2)]));
     }

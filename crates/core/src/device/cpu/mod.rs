@@ -23,11 +23,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 pub use element::{CpuData, CpuElement, CpuNumber};
-pub use gemm::Gemm;
 pub use matrix::{MatMut, MatRef};
 pub use peak::multiply_add_probe;
 pub use pool::{Buffer, Pool, Pools};
-use shared::Chunks;
+use shared::Pieces;
 pub use shared::Shared;
 
 use crate::error::{Error, Result};
@@ -109,34 +108,34 @@ impl CpuDevice {
     }
 
     /// Runs `f(i, piece)` for consecutive pieces of `out` of `len` elements (the last may be shorter), on all threads.
-    pub fn for_chunks<T: CpuElement>(&self, out: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
-        let out = Chunks::new(out, len);
+    pub fn for_pieces<T: CpuElement>(&self, out: &mut [T], len: usize, f: impl Fn(usize, &mut [T]) + Sync + Send) {
+        let out = Pieces::new(out, len);
         // SAFETY: a task has its own number.
         self.run(out.count(), &|i| f(i, unsafe { out.get(i) }));
     }
 
-    /// [`CpuDevice::for_chunks`] over two outputs cut at the same places.
-    pub fn for_chunks2<T: CpuElement, U: CpuElement>(
+    /// [`CpuDevice::for_pieces`] over two outputs cut at the same places.
+    pub fn for_pieces2<T: CpuElement, U: CpuElement>(
         &self,
         (a, a_len): (&mut [T], usize),
         (b, b_len): (&mut [U], usize),
         f: impl Fn(usize, &mut [T], &mut [U]) + Sync + Send,
     ) {
-        let (a, b) = (Chunks::new(a, a_len), Chunks::new(b, b_len));
+        let (a, b) = (Pieces::new(a, a_len), Pieces::new(b, b_len));
         assert_eq!(a.count(), b.count(), "outputs are cut at the same places");
         // SAFETY: a task has its own number.
         self.run(a.count(), &|i| unsafe { f(i, a.get(i), b.get(i)) });
     }
 
-    /// [`CpuDevice::for_chunks`] over three outputs cut at the same places.
-    pub fn for_chunks3<T: CpuElement>(
+    /// [`CpuDevice::for_pieces`] over three outputs cut at the same places.
+    pub fn for_pieces3<T: CpuElement>(
         &self,
         (a, a_len): (&mut [T], usize),
         (b, b_len): (&mut [T], usize),
         (c, c_len): (&mut [T], usize),
         f: impl Fn(usize, &mut [T], &mut [T], &mut [T]) + Sync + Send,
     ) {
-        let (a, b, c) = (Chunks::new(a, a_len), Chunks::new(b, b_len), Chunks::new(c, c_len));
+        let (a, b, c) = (Pieces::new(a, a_len), Pieces::new(b, b_len), Pieces::new(c, c_len));
         assert!(a.count() == b.count() && b.count() == c.count(), "outputs are cut at the same places");
         // SAFETY: a task has its own number.
         self.run(a.count(), &|i| unsafe { f(i, a.get(i), b.get(i), c.get(i)) });

@@ -39,15 +39,15 @@ impl<'a, T> Shared<'a, T> {
 }
 
 /// Consecutive pieces of `len` elements of an output (the last may be shorter), each for one task.
-pub(super) struct Chunks<'a, T> {
+pub(super) struct Pieces<'a, T> {
     all: Shared<'a, T>,
     len: usize,
 }
 
-impl<'a, T> Chunks<'a, T> {
+impl<'a, T> Pieces<'a, T> {
     pub(super) fn new(x: &'a mut [T], len: usize) -> Self {
         assert!(len > 0 || x.is_empty(), "pieces of an output have elements");
-        Chunks { len, all: Shared::new(x) }
+        Pieces { len, all: Shared::new(x) }
     }
 
     pub(super) fn count(&self) -> usize {
@@ -84,7 +84,7 @@ mod tests {
     #[test]
     fn chunks_cover_the_output_once() {
         let mut x = vec![0u32; 17];
-        let chunks = Chunks::new(&mut x, 5);
+        let chunks = Pieces::new(&mut x, 5);
         assert_eq!(chunks.count(), 4);
         for i in 0..4 {
             // SAFETY: every piece is taken once.

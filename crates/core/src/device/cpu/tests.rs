@@ -175,7 +175,7 @@ fn every_task_runs_once_and_its_result_stands_in_its_place() {
         for tasks in [0, 1, 2, 3, 64] {
             let mut counts = vec![0u32; 3 * tasks];
             // work inside work
-            device.for_chunks(&mut counts, 3, |i, piece| {
+            device.for_pieces(&mut counts, 3, |i, piece| {
                 let inner: usize = device.map(4, |j| i * j).into_iter().sum();
                 piece.iter_mut().for_each(|n| *n += (inner + 1) as u32);
             });

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use super::api::{Address, Blas, Heuristic, Pointer};
 use super::library::Library as File;
 use super::{CudaBuffer, CudaDevice, Kind, lock};
+use crate::device::{Accumulate, Gemm};
 use crate::error::{Error, Result, ensure};
 
 /// Bytes that an algorithm may use beside the matrices: what NVIDIA's manual advises for Hopper.
@@ -25,17 +26,17 @@ pub struct Operand<'a> {
     /// Its first element.
     pub first: usize,
     /// Elements from row to row.
-    pub stride: usize,
+    pub row_stride: usize,
     /// Whether the product takes its transpose.
     pub transposed: bool,
     /// Elements from one matrix of a batch to the next.
-    pub apart: usize,
+    pub batch_stride: usize,
 }
 
 impl<'a> Operand<'a> {
     /// A whole buffer of rows `width` elements wide.
     pub fn rows(buffer: &'a CudaBuffer, width: usize) -> Self {
-        Operand { buffer, first: 0, stride: width, transposed: false, apart: 0 }
+        Operand { buffer, first: 0, row_stride: width, transposed: false, batch_stride: 0 }
     }
 
     /// The transpose of it.
@@ -48,33 +49,15 @@ impl<'a> Operand<'a> {
         Operand { first, ..self }
     }
 
+    /// Where its first element lies on the device.
+    fn address(&self) -> Address {
+        self.buffer.address() + (self.first * self.buffer.kind().size()) as Address
+    }
+
     /// The last element that a product reads, one past.
     fn end(&self, rows: usize, columns: usize, batch: usize) -> usize {
         let (rows, columns) = if self.transposed { (columns, rows) } else { (rows, columns) };
-        self.first + (batch.max(1) - 1) * self.apart + (rows.max(1) - 1) * self.stride + columns
-    }
-}
-
-/// c = a b, or c = a b + onto, for `a [m, k]`, `b [k, n]`, `c` and `onto [m, n]`, all row-major.
-#[derive(Debug, Clone, Copy)]
-pub struct Product<'a> {
-    /// m, n, k.
-    pub size: (usize, usize, usize),
-    /// Number of products, the operands of which are `apart`.
-    pub batch: usize,
-    /// What the product is added to: c itself, or another matrix of its kind and stride.
-    pub onto: Option<Operand<'a>>,
-}
-
-impl<'a> Product<'a> {
-    /// One product that overwrites c.
-    pub fn new(m: usize, n: usize, k: usize) -> Self {
-        Product { size: (m, n, k), batch: 1, onto: None }
-    }
-
-    /// One product that is added to `onto`.
-    pub fn onto(self, onto: Operand<'a>) -> Self {
-        Product { onto: Some(onto), ..self }
+        self.first + (batch.max(1) - 1) * self.batch_stride + (rows.max(1) - 1) * self.row_stride + columns
     }
 }
 
@@ -84,12 +67,41 @@ struct Shape {
     size: (usize, usize, usize),
     batch: usize,
     transposed: (bool, bool),
-    strides: [usize; 3],
-    apart: [usize; 3],
+    row_strides: [usize; 3],
+    batch_strides: [usize; 3],
     kinds: [u8; 2],
     /// Bytes that divide the addresses of a, b and c, 256 at most.
     aligned: [u32; 3],
     added: bool,
+}
+
+impl Shape {
+    /// The shape of a product that is checked: kinds go together and every matrix fits its buffer.
+    fn of(size: (usize, usize, usize), batch: usize, [a, b, c]: [Operand; 3], addend: Option<Operand>) -> Result<Self> {
+        let (m, n, k) = size;
+        let (kind, to, added) = (a.buffer.kind(), c.buffer.kind(), addend.unwrap_or(c));
+        let alike = b.buffer.kind() == kind && (to == kind || (kind, to) == (Kind::Bf16, Kind::F32));
+        ensure!(alike, "product", "{kind:?} times {:?} into {to:?}", b.buffer.kind());
+        let like = (added.buffer.kind(), added.row_stride, added.batch_stride, added.transposed);
+        ensure!(like == (to, c.row_stride, c.batch_stride, false), "product", "{added:?} does not lie as {c:?}");
+        for (name, o, rows, columns) in
+            [("a", &a, m, k), ("b", &b, k, n), ("c", &c, m, n), ("the residual", &added, m, n)]
+        {
+            let (end, buffer) = (o.end(rows, columns, batch), o.buffer);
+            ensure!(end <= buffer.len(), "product", "{name} [{rows}, {columns}] ends at {end} of {buffer:?}");
+        }
+        let aligned = |address: Address| 1u32 << address.trailing_zeros().min(8);
+        Ok(Shape {
+            size,
+            batch,
+            transposed: (a.transposed, b.transposed),
+            row_strides: [a.row_stride, b.row_stride, c.row_stride],
+            batch_strides: [a.batch_stride, b.batch_stride, c.batch_stride],
+            kinds: [kind as u8, to as u8],
+            aligned: [aligned(a.address()), aligned(b.address()), aligned(c.address() | added.address())],
+            added: addend.is_some(),
+        })
+    }
 }
 
 /// The algorithm of a shape, for logs.
@@ -175,15 +187,15 @@ impl Library {
             for (i, ((rows, columns), kind)) in sides.into_iter().enumerate() {
                 let to = [1, 0, 2][i];
                 let layout = &mut plan.layouts[i];
-                let stride = shape.strides[to] as i64;
+                let stride = shape.row_strides[to] as i64;
                 check(
                     "cublasLtMatrixLayoutCreate",
                     (b.layout)(layout, data_type(kind)?, columns as u64, rows as u64, stride),
                 )?;
                 const BATCH: c_int = 5;
-                const APART: c_int = 6;
+                const BATCH_STRIDE: c_int = 6;
                 set(b.layout_set, *layout, BATCH, &(shape.batch as c_int))?;
-                set(b.layout_set, *layout, APART, &(shape.apart[to] as i64))?;
+                set(b.layout_set, *layout, BATCH_STRIDE, &(shape.batch_strides[to] as i64))?;
             }
         }
         plan.chosen = self.choose(&plan, shape)?;
@@ -265,76 +277,62 @@ impl CudaDevice {
         Ok(self.0.blas.get_or_init(|| opened))
     }
 
-    /// Multiplies. Operands are both bf16 (c then f32 or bf16, sums f32), both f32 or both f64 (c alike).
+    /// Multiplies row-major matrices. A and B are both bf16 (C then f32 or bf16, sums f32), both f32 or both f64 (C alike). A residual
+    /// has the kind and the strides of C.
     ///
     /// # Errors
     /// When kinds do not go together, a matrix does not fit its buffer, or the library has no algorithm.
-    pub fn product(&self, product: Product, a: Operand, b: Operand, c: Operand) -> Result<()> {
-        let (m, n, k) = product.size;
-        let (kind, to, onto) = (a.buffer.kind(), c.buffer.kind(), product.onto.unwrap_or(c));
-        let alike = b.buffer.kind() == kind && (to == kind || (kind, to) == (Kind::Bf16, Kind::F32));
-        ensure!(alike, "product", "{kind:?} times {:?} into {to:?}", b.buffer.kind());
-        let like = (onto.buffer.kind(), onto.stride, onto.apart, onto.transposed);
-        ensure!(like == (to, c.stride, c.apart, false), "product", "{onto:?} does not lie as {c:?}");
-        for (name, operand, rows, columns) in [("a", &a, m, k), ("b", &b, k, n), ("c", &c, m, n), ("onto", &onto, m, n)]
-        {
-            let end = operand.end(rows, columns, product.batch);
-            ensure!(
-                end <= operand.buffer.len(),
-                "product",
-                "{name} [{rows}, {columns}] ends at {end} of {:?}",
-                operand.buffer
-            );
-        }
-        if m * n * product.batch == 0 {
+    pub fn gemm(&self, gemm: Gemm<Accumulate<Operand>>, a: Operand, b: Operand, c: Operand) -> Result<()> {
+        self.gemm_batched(1, gemm, a, b, c)
+    }
+
+    /// [`CudaDevice::gemm`] of `batch` products, whose operands follow each other by their `batch_stride`.
+    ///
+    /// # Errors
+    /// As [`CudaDevice::gemm`].
+    pub fn gemm_batched(
+        &self,
+        batch: usize,
+        gemm: Gemm<Accumulate<Operand>>,
+        a: Operand,
+        b: Operand,
+        c: Operand,
+    ) -> Result<()> {
+        let Gemm { m, n, k, accumulate } = gemm;
+        let addend = match accumulate {
+            Accumulate::Overwrite => None,
+            Accumulate::Existing => Some(c),
+            Accumulate::Residual(residual) => Some(residual),
+        };
+        let shape = Shape::of((m, n, k), batch, [a, b, c], addend)?;
+        if m * n * batch == 0 {
             return Ok(());
         }
         ensure!(k > 0, "product", "the inner axis is empty");
-        let at = |o: &Operand| o.buffer.address() + (o.first * o.buffer.kind().size()) as u64;
-        let aligned = |address: u64| 1u32 << address.trailing_zeros().min(8);
-        let shape = Shape {
-            size: product.size,
-            batch: product.batch,
-            transposed: (a.transposed, b.transposed),
-            strides: [a.stride, b.stride, c.stride],
-            apart: [a.apart, b.apart, c.apart],
-            kinds: [kind as u8, to as u8],
-            aligned: [aligned(at(&a)), aligned(at(&b)), aligned(at(&c) | at(&onto))],
-            added: product.onto.is_some(),
-        };
         self.0.enter("product")?;
         let library = self.blas()?;
         let mut plans = lock(&library.plans);
         let plan = match plans.entry(shape) {
             Entry::Occupied(plan) => plan.into_mut(),
-            Entry::Vacant(place) => place.insert(library.plan(&shape, [kind, to])?),
+            Entry::Vacant(place) => place.insert(library.plan(&shape, [a.buffer.kind(), c.buffer.kind()])?),
         };
         let beta = f64::from(u8::from(shape.added));
         let (single, double) = ([1.0, beta as f32], [1.0, beta]);
-        let factors: [*const c_void; 2] = match to {
+        let factors: [*const c_void; 2] = match c.buffer.kind() {
             Kind::F64 => [(&raw const double[0]).cast(), (&raw const double[1]).cast()],
             _ => [(&raw const single[0]).cast(), (&raw const single[1]).cast()],
         };
-        let [first, second, third] = plan.layouts;
-        // SAFETY: the matrices fit their buffers, as checked above; descriptors and workspace are live.
+        let ([first, second, third], algorithm) = (plan.layouts, &plan.chosen.algorithm);
+        let (workspace, stream) = (library.workspace, self.0.stream);
+        let (at_a, at_b, at_c, added) = (a.address(), b.address(), c.address(), addend.unwrap_or(c).address());
+        // SAFETY: the matrices fit their buffers, as `Shape::of` checked; descriptors and workspace are live.
+        #[rustfmt::skip]
         let status = unsafe {
             (library.blas.product)(
-                library.handle,
-                plan.describe,
-                factors[0],
-                at(&b),
-                first,
-                at(&a),
-                second,
-                factors[1],
-                at(&onto),
-                third,
-                at(&c),
-                third,
-                &plan.chosen.algorithm,
-                library.workspace,
-                WORKSPACE,
-                self.0.stream,
+                library.handle, plan.describe,
+                factors[0], at_b, first, at_a, second,
+                factors[1], added, third, at_c, third,
+                algorithm, workspace, WORKSPACE, stream,
             )
         };
         check(&format!("cublasLtMatmul of {shape:?}"), status)

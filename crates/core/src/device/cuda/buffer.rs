@@ -159,7 +159,7 @@ impl CudaBuffer {
     /// When kinds or lengths differ.
     pub fn copy_from(&mut self, other: &CudaBuffer) -> Result<()> {
         let (to, from) = ((self.kind, self.len), (other.kind, other.len));
-        ensure!(to == from, "copy", "{} {:?} onto {} {:?}", from.1, from.0, to.1, to.0);
+        ensure!(to == from, "copy", "{} {:?} to {} {:?}", from.1, from.0, to.1, to.0);
         if self.len == 0 {
             return Ok(());
         }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result};
 
 const PRELUDE: &str = include_str!("prelude.cuh");
 
-/// Kernels that lie beside a room.
+/// Kernels that lie beside an op.
 #[derive(Debug)]
 pub struct Source {
     /// For messages and file names.

@@ -77,7 +77,7 @@ impl Arg<'_> {
     /// An extent as `int`.
     ///
     /// # Panics
-    /// When it is 2^31 or more; doors refuse such shapes.
+    /// When it is 2^31 or more; ops refuse such shapes.
     pub fn int(n: usize) -> Self {
         Arg::Int(i32::try_from(n).expect("an extent below 2^31"))
     }

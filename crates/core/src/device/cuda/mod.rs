@@ -1,5 +1,5 @@
 //! One NVIDIA GPU through the driver, NVRTC and cuBLASLt, all opened at run time ([`library`]). Kernels are CUDA C++ sources that
-//! lie beside their rooms; they are compiled to machine code for the card at hand and kept in a folder that the caller names.
+//! lie beside their ops; they are compiled to machine code for the card at hand and kept in a folder that the caller names.
 //!
 //! One stream: everything happens in the order in which it was asked for, so a buffer may be handed out again as soon as it is
 //! dropped. Nothing here adds floats atomically: the same seed gives the same bits on the same card and libraries.
@@ -21,7 +21,7 @@ use api::{Address, Driver, Pointer};
 use library::Library;
 
 pub use arena::Usage;
-pub use blas::{Algorithm, Operand, Product};
+pub use blas::{Algorithm, Operand};
 pub use buffer::{CudaBuffer, CudaElement, Kind};
 pub use compile::{Compiler, Resources, Source, Unit};
 pub use launch::{Arg, Grid, Kernel, TensorMap};

@@ -55,22 +55,22 @@ template <typename T> INLINE T warp_max(T x) {
     for (int o = 16; o > 0; o >>= 1) x = larger(x, __shfl_xor_sync(FULL, x, o));
     return x;
 }
-// Every thread gets the sum; `room` holds a number a warp. All threads of the block call it.
-template <typename T> INLINE T block_sum(T x, T* room) {
+// Every thread gets the sum; `scratch` holds a number a warp. All threads of the block call it.
+template <typename T> INLINE T block_sum(T x, T* scratch) {
     x = warp_sum(x);
     __syncthreads();
-    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
     __syncthreads();
     const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
-    return warp_sum(lane < warps ? room[lane] : (T)0);
+    return warp_sum(lane < warps ? scratch[lane] : (T)0);
 }
-template <typename T> INLINE T block_max(T x, T* room) {
+template <typename T> INLINE T block_max(T x, T* scratch) {
     x = warp_max(x);
     __syncthreads();
-    if (threadIdx.x % 32 == 0) room[threadIdx.x / 32] = x;
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
     __syncthreads();
     const int warps = blockDim.x / 32, lane = threadIdx.x % 32;
-    return warp_max(room[lane < warps ? lane : 0]);
+    return warp_max(scratch[lane < warps ? lane : 0]);
 }
 
 // ---- shared memory and copies into it -------------------------------------------------------------------------------------
@@ -140,9 +140,9 @@ INLINE u32 swizzled(int row, int piece) { return (u32)(row * 128 + ((piece ^ (ro
 INLINE u64 tile_descriptor(u32 at) {
     return (u64)((at & 0x3ffff) >> 4) | ((u64)1 << 16) | ((u64)(1024 >> 4) << 32) | ((u64)1 << 62);
 }
-// A tile whose outer axis is the product's inner one (read transposed): `apart` bytes between panels of 64 columns.
-INLINE u64 tile_descriptor_transposed(u32 at, int apart) {
-    return (u64)((at & 0x3ffff) >> 4) | ((u64)(apart >> 4) << 16) | ((u64)(1024 >> 4) << 32) | ((u64)1 << 62);
+// A tile whose outer axis is the product's inner one (read transposed): `panel_stride` bytes between panels of 64 columns.
+INLINE u64 tile_descriptor_transposed(u32 at, int panel_stride) {
+    return (u64)((at & 0x3ffff) >> 4) | ((u64)(panel_stride >> 4) << 16) | ((u64)(1024 >> 4) << 32) | ((u64)1 << 62);
 }
 INLINE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 INLINE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }

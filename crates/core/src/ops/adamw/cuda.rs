@@ -13,7 +13,7 @@ fn unit(number: Kind) -> Unit {
     Unit::new(&SOURCE, [("R", number.source_name().into())])
 }
 
-/// Everything that this room compiles.
+/// Everything that this op compiles.
 pub fn units() -> Vec<Unit> {
     [Kind::F32, Kind::F64].map(unit).into()
 }

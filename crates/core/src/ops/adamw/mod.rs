@@ -70,7 +70,7 @@ pub fn adamw(
         if scale.is_finite() {
             let len = ELEMENTWISE;
             let (p, m, v) = (param.cpu_mut::<T>(op)?, m.cpu_mut(op)?, v.cpu_mut(op)?);
-            cpu.for_chunks3((p, len), (m, len), (v, len), |i, p, m, v| {
+            cpu.for_pieces3((p, len), (m, len), (v, len), |i, p, m, v| {
                 update(settings, scale, p, m, v, &g[i * len..][..p.len()]);
             });
         }

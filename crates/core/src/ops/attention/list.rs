@@ -15,13 +15,13 @@ pub(crate) struct BlockList {
     /// first entry of each query, [b * g * t + 1]
     offsets: Buffer<u32>,
     chunks: Buffer<u32>,
-    tiles: Vec<Tile>,
+    tiles: Vec<TileEntries>,
 }
 
 /// The entries of [`QUERY_TILE`] neighbouring queries, sorted by chunk: chunk `visited[i]` is attended by the queries
 /// `rows[starts[i]..starts[i + 1]]` of the tile.
 #[derive(Debug)]
-struct Tile {
+struct TileEntries {
     visited: Buffer<u32>,
     starts: Buffer<u32>,
     rows: Buffer<u32>,
@@ -44,7 +44,7 @@ impl BlockList {
         let tiles = device.map(batch * kv_heads * across, |i| {
             let first = i / across * queries + i % across * QUERY_TILE;
             let count = QUERY_TILE.min(queries - i % across * QUERY_TILE);
-            Tile::new(device, &offsets[first..=first + count], &chunks, most)
+            TileEntries::new(device, &offsets[first..=first + count], &chunks, most)
         });
         BlockList { batch, kv_heads, queries, chunk_size, offsets, chunks, tiles }
     }
@@ -91,7 +91,7 @@ impl BlockList {
     }
 }
 
-impl Tile {
+impl TileEntries {
     /// A counting sort by chunk, of which there are `most`; queries of a chunk stay in order.
     fn new(device: &CpuDevice, offsets: &[u32], chunks: &[u32], most: usize) -> Self {
         let entries = offsets[0] as usize..offsets[offsets.len() - 1] as usize;
@@ -116,7 +116,7 @@ impl Tile {
                 *place += 1;
             }
         }
-        Tile { visited, starts, rows, entries: sorted }
+        TileEntries { visited, starts, rows, entries: sorted }
     }
 }
 

@@ -1,7 +1,7 @@
-//! The attention rooms. Queries are `[b, t, h, d]`, keys and values `[b, t, g, d]`, head `i` reads key/value head
+//! The attention ops. Queries are `[b, t, h, d]`, keys and values `[b, t, g, d]`, head `i` reads key/value head
 //! `i / (h / g)`. Equations: arXiv 2605.18753; the streaming softmax is that of FlashAttention (arXiv 2205.14135).
 //!
-//! Which chunks a query attends is data, [`Routes`]; routing rooms make it, [`block_attention`] reads it, and
+//! Which chunks a query attends is data, [`Routes`]; routing ops make it, [`block_attention`] reads it, and
 //! [`dense_attention`] is the same engine walking every block. [`span_attention`] computes whole rows, for what
 //! is no list of blocks: token-level entmax, sliding and compressed windows.
 

@@ -1,4 +1,4 @@
-//! Which chunks every query attends, as the rooms pass it on: device data, whose form is the device's own. The host sees it
+//! Which chunks every query attends, as the ops pass it on: device data, whose form is the device's own. The host sees it
 //! by name only, through [`Routes::to_host`].
 
 use std::ops::Range;

@@ -1,6 +1,7 @@
 //! The launches. The logits of [`ROWS`] tokens exist at a time and become their own gradient in place.
 
-use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Operand, Product, Source, Unit};
+use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Operand, Source, Unit};
+use crate::device::{Accumulate, Gemm};
 use crate::error::{Result, ensure};
 use crate::ops::cuda::{infinity, real, same, wide};
 use crate::ops::reduce::cuda::sum_axis;
@@ -17,7 +18,7 @@ fn unit(x: Kind) -> Unit {
     Unit::new(&SOURCE, names)
 }
 
-/// Everything that this room compiles.
+/// Everything that this op compiles.
 pub fn units() -> Vec<Unit> {
     [Kind::Bf16, Kind::F32, Kind::F64].map(unit).into()
 }
@@ -73,12 +74,12 @@ pub fn linear_cross_entropy(
         let m = ROWS.min(count - first);
         let (x, w, z) =
             (Operand::rows(x, width).from(first * width), Operand::rows(w, width), Operand::rows(&logits, stride));
-        device.product(Product::new(m, vocab, width), x, w.t(), z)?;
+        device.gemm(Gemm::new(m, vocab, width).with(Accumulate::Overwrite), x, w.t(), z)?;
         rows(&logits, (m, vocab, stride), (targets, first), (&nll, first), gradients.is_some().then_some(factor))?;
         if let Some((dx, dw)) = &mut gradients {
             let (dx, dw) = (Operand::rows(dx, width).from(first * width), Operand::rows(dw, width));
-            device.product(Product::new(m, width, vocab), z, w, dx)?;
-            device.product(Product::new(vocab, width, m).onto(dw), z.t(), x, dw)?;
+            device.gemm(Gemm::new(m, width, vocab).with(Accumulate::Overwrite), z, w, dx)?;
+            device.gemm(Gemm::new(vocab, width, m).with(Accumulate::Existing), z.t(), x, dw)?;
         }
     }
     let sum = sum_axis(&nll, (1, count, 1))?;

@@ -3,7 +3,7 @@
 // nll = lse - logit[target], 0 where the target is IGNORE. With `record` the row becomes (softmax - onehot) * factor.
 extern "C" __global__ void __launch_bounds__(512)
 cross_entropy(X* __restrict__ logits, const u32* __restrict__ targets, R* __restrict__ nll, int vocab, long long stride, R factor, int record) {
-    __shared__ R room[32];
+    __shared__ R scratch[32];
     X* row = logits + blockIdx.x * stride;
     const u32 target = targets[blockIdx.x];
     if (target == 0xffffffffu) {
@@ -14,11 +14,11 @@ cross_entropy(X* __restrict__ logits, const u32* __restrict__ targets, R* __rest
     R top = -INFINITY_OF_R;
     #pragma unroll 8
     for (int j = threadIdx.x; j < vocab; j += 512) top = larger(top, (R)widen(row[j]));
-    top = block_max(top, room);
+    top = block_max(top, scratch);
     R sum = 0;
     #pragma unroll 8
     for (int j = threadIdx.x; j < vocab; j += 512) sum += exp_of((R)widen(row[j]) - top);
-    sum = block_sum(sum, room);
+    sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) nll[blockIdx.x] = log_of(sum) + top - (R)widen(row[target]);
     if (!record) return;
     __syncthreads();  // the target's logit has been read

@@ -9,13 +9,13 @@ pub mod cuda;
 mod tests;
 
 use crate::device::cpu::simd::{self, simd};
-use crate::device::cpu::{Gemm, MatMut, MatRef};
-use crate::device::{Buffer, CpuDevice, CpuNumber};
+use crate::device::cpu::{MatMut, MatRef};
+use crate::device::{Accumulate, Buffer, CpuDevice, CpuNumber, Gemm};
 use crate::dispatch::on_device;
 use crate::error::{Error, Result, ensure};
 use crate::ids::{IGNORE, Ids};
 use crate::number::Compute;
-use crate::ops::matmul::{Accumulate, gemm};
+use crate::ops::matmul::gemm;
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor};
 
@@ -122,7 +122,7 @@ fn forward<T: CpuNumber>(
     for_logits::<T>(cpu, compute, (xs, ws), (rows, width, vocab), |first, logits| {
         let m = logits.len() / ld;
         let mut nll = cpu.alloc::<T>(m);
-        cpu.for_chunks2((&mut *logits, ld), (&mut nll, 1), |i, row, nll| {
+        cpu.for_pieces2((&mut *logits, ld), (&mut nll, 1), |i, row, nll| {
             let (row, target) = (&mut row[..vocab], targets[first + i]);
             if target == IGNORE {
                 row.fill(T::ZERO);
@@ -155,7 +155,7 @@ fn scaled(mut x: Tensor, factor: &Tensor) -> Result<Tensor> {
     on_device!("cross_entropy", [factor]; Cpu<T>(cpu, [factor]) => {
         let factor: T = factor[0];
         if factor != T::ONE {
-            cpu.for_chunks(x.cpu_mut::<T>("cross_entropy")?, ELEMENTWISE, |_, piece| scale_row(piece, factor));
+            cpu.for_pieces(x.cpu_mut::<T>("cross_entropy")?, ELEMENTWISE, |_, piece| scale_row(piece, factor));
         }
     });
     Ok(x)
@@ -174,7 +174,7 @@ pub fn token_nll(x: &Tensor, w: &Tensor, targets: &Ids, compute: Compute) -> Res
         let mut out = cpu.alloc::<T>(sizes.0);
         for_logits::<T>(cpu, compute, (xs, ws), sizes, |first, logits| {
             let nll = &mut out[first..][..logits.len() / ld];
-            cpu.for_chunks2((logits, ld), (nll, 1), |i, row, nll| {
+            cpu.for_pieces2((logits, ld), (nll, 1), |i, row, nll| {
                 let (row, target) = (&mut row[..sizes.2], targets[first + i]);
                 nll[0] = if target == IGNORE { T::ZERO } else { nll_row(row, target as usize).0 };
             });

@@ -12,7 +12,7 @@ fn unit(number: Kind) -> Unit {
     Unit::new(&SOURCE, [("R", number.source_name().into())])
 }
 
-/// Everything that this room compiles.
+/// Everything that this op compiles.
 pub fn units() -> Vec<Unit> {
     [Kind::F32, Kind::F64].map(unit).into()
 }
@@ -30,7 +30,7 @@ fn collapse(shape: &[usize], a: &[usize], b: &[usize]) -> Vec<(usize, usize, usi
     axes
 }
 
-/// a and b combined, each broadcast as in the room: the result and its shape.
+/// a and b combined, each broadcast as on the CPU: the result and its shape.
 ///
 /// # Errors
 /// When shapes do not broadcast, kinds differ, or more than four axes remain.
@@ -136,7 +136,7 @@ pub fn full(device: &CudaDevice, kind: Kind, n: usize, value: f64) -> Result<Cud
 /// When kinds or lengths differ.
 pub fn add_into(sum: &mut CudaBuffer, x: &CudaBuffer) -> Result<()> {
     same("add", &[sum, x])?;
-    ensure!(sum.len() == x.len(), "add", "{x:?} onto {sum:?}");
+    ensure!(sum.len() == x.len(), "add", "{x:?} to {sum:?}");
     let kernel = x.device().kernel(&unit(x.kind()), "add_into")?;
     // SAFETY: the kernel's parameters in order; a thread an element.
     unsafe { kernel.launch(Grid::over(x.len(), 256), &[Arg::Buffer(sum), Arg::Buffer(x), Arg::Long(x.len() as i64)]) }

@@ -63,7 +63,7 @@ fn binary(op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tens
     let (a, b) = (expand(op, a, &shape)?, expand(op, b, &shape)?);
     on_device!(op, [&a, &b]; Cpu<T>(cpu, [x, y]) => {
         let mut out = cpu.alloc::<T>(numel(&shape));
-        cpu.for_chunks(&mut out, ELEMENTWISE, |i, o| {
+        cpu.for_pieces(&mut out, ELEMENTWISE, |i, o| {
             let range = i * ELEMENTWISE..i * ELEMENTWISE + o.len();
             binary_kernel(kind, &x[range.clone()], &y[range], o);
         });
@@ -79,7 +79,7 @@ fn expand(op: &'static str, x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     let stride = broadcast_strides(x.shape(), shape);
     on_device!(op, [x]; Cpu<T>(cpu, [data]) => {
         let mut out = cpu.alloc::<T>(numel(shape));
-        cpu.for_chunks(&mut out, ELEMENTWISE, |i, out| {
+        cpu.for_pieces(&mut out, ELEMENTWISE, |i, out| {
             out.iter_mut().zip(walk(shape, &stride, i * ELEMENTWISE)).for_each(|(o, from)| *o = data[from]);
         });
         Ok(Tensor::from_buffer(shape, out))
@@ -104,7 +104,7 @@ fn reduce_to(op: &'static str, d: Tensor, shape: &[usize]) -> Result<Tensor> {
 fn unary(op: &'static str, kind: Unary, x: &Tensor) -> Result<Tensor> {
     on_device!(op, [x]; Cpu<T>(cpu, [data]) => {
         let mut out = cpu.alloc::<T>(data.len());
-        cpu.for_chunks(&mut out, ELEMENTWISE, |i, o| {
+        cpu.for_pieces(&mut out, ELEMENTWISE, |i, o| {
             for (o, v) in o.iter_mut().zip(&data[i * ELEMENTWISE..]) {
                 *o = T::of(kind.of(v.f64()));
             }
@@ -116,7 +116,7 @@ fn unary(op: &'static str, kind: Unary, x: &Tensor) -> Result<Tensor> {
 /// `a + b`.
 ///
 /// # Errors
-/// When shapes do not broadcast, or element types or devices differ; so for every op of this room.
+/// When shapes do not broadcast, or element types or devices differ; so for every op of this file.
 pub fn add(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
     let out = binary("add", Binary::Add, &a.value, &b.value)?;
     let ((ia, sa), (ib, sb)) = ((a.id(), a.value.shape().to_vec()), (b.id(), b.value.shape().to_vec()));

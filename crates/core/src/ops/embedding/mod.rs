@@ -27,7 +27,7 @@ pub fn embedding(tape: &Tape, w: &Var, ids: &Ids) -> Result<Var> {
     let y = on_device!("embedding", [&w.value]; Cpu<T>(cpu, [table]) => {
         let ids = ids.on_cpu("embedding", cpu)?;
         let mut out = cpu.alloc::<T>(ids.len() * width);
-        cpu.for_chunks(&mut out, ROWS * width, |i, rows| {
+        cpu.for_pieces(&mut out, ROWS * width, |i, rows| {
             for (row, &id) in rows.chunks_mut(width).zip(&ids[i * ROWS..]) {
                 row.copy_from_slice(&table[id as usize * width..][..width]);
             }
@@ -39,7 +39,7 @@ pub fn embedding(tape: &Tape, w: &Var, ids: &Ids) -> Result<Var> {
         let dw = on_device!("embedding", [&dy]; Cpu<T>(cpu, [g]) => {
             let (starts, places) = places_by_id(cpu, ids.on_cpu("embedding", cpu)?, vocab);
             let mut dw = cpu.zeros::<T>(vocab * width);
-            cpu.for_chunks(&mut dw, ROWS * width, |task, rows| {
+            cpu.for_pieces(&mut dw, ROWS * width, |task, rows| {
                 for (r, row) in rows.chunks_mut(width).enumerate() {
                     let v = task * ROWS + r;
                     for &p in &places[starts[v] as usize..starts[v + 1] as usize] {

@@ -2,12 +2,12 @@
 
 extern "C" __global__ void __launch_bounds__(256)
 entmax_forward(const R* __restrict__ z, R* __restrict__ p, int width, R alpha) {
-    __shared__ R room[32];
+    __shared__ R scratch[32];
     const R* from = z + (long long)blockIdx.x * width;
     R* x = p + (long long)blockIdx.x * width;
     R top = from[0];
     for (int j = threadIdx.x; j < width; j += 256) top = larger(top, from[j]);
-    top = block_max(top, room);
+    top = block_max(top, scratch);
     if (top == -INFINITY_OF_R) {
         for (int j = threadIdx.x; j < width; j += 256) x[j] = 0;
         return;
@@ -26,8 +26,8 @@ entmax_forward(const R* __restrict__ z, R* __restrict__ p, int width, R alpha) {
                 high += power * u;
             }
         }
-        low = block_sum(low, room);
-        high = block_sum(high, room);
+        low = block_sum(low, scratch);
+        high = block_sum(high, scratch);
         const R norm = squares ? root_of(high) : pow_of(high, factor);
         const R next = tau + (norm - (R)1) * (squares ? norm : pow_of(norm, beta - (R)1)) / low;
         if (!(next > tau) || next > (R)1) break;  // rounding ended the rise (the root lies below 0)
@@ -43,7 +43,7 @@ INLINE R slope(R p, R alpha) { return p == 0 ? (R)0 : alpha == (R)1.5 ? root_of(
 
 extern "C" __global__ void __launch_bounds__(256)
 entmax_backward(const R* __restrict__ dy, const R* __restrict__ p, R* __restrict__ dz, int width, R alpha) {
-    __shared__ R room[32];
+    __shared__ R scratch[32];
     const long long row = (long long)blockIdx.x * width;
     R inner = 0, sum = 0;
     for (int j = threadIdx.x; j < width; j += 256) {
@@ -51,8 +51,8 @@ entmax_backward(const R* __restrict__ dy, const R* __restrict__ p, R* __restrict
         inner += r * dy[row + j];
         sum += r;
     }
-    inner = block_sum(inner, room);
-    sum = block_sum(sum, room);
+    inner = block_sum(inner, scratch);
+    sum = block_sum(sum, scratch);
     const R mean = sum == 0 ? (R)0 : inner / sum;
     for (int j = threadIdx.x; j < width; j += 256) dz[row + j] = slope(p[row + j], alpha) * (dy[row + j] - mean);
 }

@@ -138,14 +138,14 @@ pub fn entmax(tape: &Tape, z: &Var, alpha: f64) -> Result<Var> {
     let (_, width) = z.value.rows();
     let p = on_device!("entmax", [&z.value]; Cpu<T>(cpu, [numbers]) => {
         let mut out = cpu.copy::<T>(numbers);
-        cpu.for_chunks(&mut out, width.max(1), |_, row| entmax_row(row, alpha));
+        cpu.for_pieces(&mut out, width.max(1), |_, row| entmax_row(row, alpha));
         Tensor::from_buffer(z.value.shape(), out)
     });
     let (id, kept) = (z.id(), p.clone());
     tape.record("entmax", p, move |dy, grads| {
         let dz = on_device!("entmax", [&dy, &kept]; Cpu<T>(cpu, [g, p]) => {
             let mut dz = cpu.alloc::<T>(g.len());
-            cpu.for_chunks(&mut dz, width.max(1), |i, row| {
+            cpu.for_pieces(&mut dz, width.max(1), |i, row| {
                 let (g, p) = (&g[i * width..][..width], &p[i * width..][..width]);
                 let (mut inner, mut sum) = (T::ZERO, T::ZERO);
                 for (&g, &p) in g.iter().zip(p) {

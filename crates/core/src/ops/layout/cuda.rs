@@ -15,7 +15,7 @@ fn unit(kind: Kind) -> Unit {
     Unit::new(&SOURCE, [("W", word.into()), ("R", number.into())])
 }
 
-/// Everything that this room compiles.
+/// Everything that this op compiles.
 pub fn units() -> Vec<Unit> {
     [Kind::Bf16, Kind::F32, Kind::F64].map(unit).into()
 }

@@ -26,7 +26,7 @@ fn permute(x: &Tensor, axes: &[usize]) -> Result<Tensor> {
     let stride: Vec<usize> = axes.iter().map(|&a| own[a]).collect();
     on_device!("transpose", [x]; Cpu<T>(cpu, [data]) => {
         let mut out = cpu.alloc::<T>(data.len());
-        cpu.for_chunks(&mut out, ELEMENTWISE, |i, out| {
+        cpu.for_pieces(&mut out, ELEMENTWISE, |i, out| {
             out.iter_mut().zip(walk(&shape, &stride, i * ELEMENTWISE)).for_each(|(o, from)| *o = data[from]);
         });
         Ok(Tensor::from_buffer(&shape, out))
@@ -69,7 +69,7 @@ pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &Ids) -> Result<Va
         let index = index.on_cpu("index_select", cpu)?;
         let mut out = cpu.alloc::<T>(numel(&out_shape));
         let rows = (ELEMENTWISE / inner.max(1)).max(1);
-        cpu.for_chunks(&mut out, rows * inner, |task, out| {
+        cpu.for_pieces(&mut out, rows * inner, |task, out| {
             for (r, row) in out.chunks_exact_mut(inner).enumerate() {
                 let (o, j) = ((task * rows + r) / index.len(), (task * rows + r) % index.len());
                 row.copy_from_slice(&data[(o * n + index[j] as usize) * inner..][..inner]);
@@ -83,7 +83,7 @@ pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &Ids) -> Result<Va
             let index = index.on_cpu("index_select", cpu)?;
             let mut dx = cpu.zeros::<T>(numel(&shape));
             let blocks = (ELEMENTWISE / (n * inner).max(1)).max(1);
-            cpu.for_chunks(&mut dx, blocks * n * inner, |task, dx| {
+            cpu.for_pieces(&mut dx, blocks * n * inner, |task, dx| {
                 for (r, dx) in dx.chunks_exact_mut(n * inner).enumerate() {
                     for (j, &i) in index.iter().enumerate() {
                         let from = &g[((task * blocks + r) * index.len() + j) * inner..][..inner];

@@ -10,12 +10,11 @@
 
 use super::bf16::Bf16Format;
 use super::format::{Format, FullFormat, RawPanels, run_panels};
-use crate::device::cpu::gemm::Gemm;
 use crate::device::cpu::kernel_f32::{MR, NR};
 use crate::device::cpu::level::{Level, level};
 use crate::device::cpu::matrix::{MatMut, MatRef, Panels};
 use crate::device::cpu::simd::add_into;
-use crate::device::{Buffer, CpuDevice, CpuNumber, Shared};
+use crate::device::{Accumulate, Buffer, CpuDevice, CpuNumber, Gemm, Shared};
 use crate::number::Compute;
 use crate::tensor::ELEMENTWISE;
 
@@ -38,17 +37,6 @@ const MIN_TASKS: usize = 16;
 const MIN_BLOCK: (usize, usize) = (32, 64);
 /// Multiply-adds below which one task does it all.
 const ONE_TASK: usize = 1 << 15;
-
-/// What becomes of C's old elements.
-#[derive(Clone, Copy)]
-pub(crate) enum Accumulate<'a, T> {
-    /// They are overwritten.
-    Overwrite,
-    /// The product is added to them.
-    Existing,
-    /// They are overwritten by the product plus this `[m, n]`, added while the finished sums are in cache.
-    Residual(&'a [T]),
-}
 
 /// A task's block of C and its part of the inner axis, in packed numbers.
 #[derive(Debug, PartialEq, Clone, Copy)]
@@ -93,7 +81,7 @@ pub(crate) fn pack<T: CpuNumber, F: Format<T>>(
     let width = format.panel_width();
     let panel = k.div_ceil(F::PACK) * width;
     let mut panels = device.alloc::<T>(n.div_ceil(width) * panel);
-    device.for_chunks(&mut panels, panel, |i, out| format.pack_b(b.from(0, i * width), k, n - i * width, out));
+    device.for_pieces(&mut panels, panel, |i, out| format.pack_b(b.from(0, i * width), k, n - i * width, out));
     panels
 }
 
@@ -101,7 +89,7 @@ pub(crate) fn pack<T: CpuNumber, F: Format<T>>(
 struct Product<'a, T: CpuNumber, F> {
     device: &'a CpuDevice,
     format: &'a F,
-    size: Gemm<Accumulate<'a, T>>,
+    size: Gemm<Accumulate<&'a [T]>>,
     a: MatRef<'a, T>,
     b: MatRef<'a, T>,
     /// inner extent in packed numbers
@@ -118,7 +106,7 @@ impl<'a, T: CpuNumber, F: Format<T>> Product<'a, T, F> {
     fn new(
         device: &'a CpuDevice,
         format: &'a F,
-        size: Gemm<Accumulate<'a, T>>,
+        size: Gemm<Accumulate<&'a [T]>>,
         a: MatRef<'a, T>,
         b: MatRef<'a, T>,
     ) -> Self {
@@ -188,7 +176,7 @@ impl<'a, T: CpuNumber, F: Format<T>> Product<'a, T, F> {
     fn add_parts(&self, c: MatMut<T>, partial: &[T]) {
         let (Gemm { m, n, accumulate, .. }, ldc) = (self.size, c.row_stride);
         let rows = (ELEMENTWISE / n).max(1);
-        self.device.for_chunks(&mut c.data[..(m - 1) * ldc + n], rows * ldc, |i, c| {
+        self.device.for_pieces(&mut c.data[..(m - 1) * ldc + n], rows * ldc, |i, c| {
             for (row, c) in c.chunks_mut(ldc).enumerate() {
                 for part in 0..self.parts - 1 {
                     add_into(&partial[(part * m + i * rows + row) * n..][..n], c);
@@ -207,7 +195,7 @@ impl<'a, T: CpuNumber, F: Format<T>> Product<'a, T, F> {
 pub(crate) fn gemm<T: CpuNumber>(
     device: &CpuDevice,
     compute: Compute,
-    size: Gemm<Accumulate<T>>,
+    size: Gemm<Accumulate<&[T]>>,
     a: MatRef<T>,
     b: MatRef<T>,
     c: MatMut<T>,

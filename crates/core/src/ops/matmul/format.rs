@@ -1,12 +1,11 @@
 //! How the register kernels read operands: as they are, or in pairs of bf16; and the packing for the first.
 
-use crate::device::CpuNumber;
-use crate::device::cpu::gemm::Gemm;
 use crate::device::cpu::kernel_f32::{self, NR, Operands};
 use crate::device::cpu::level::{Level, level};
 use crate::device::cpu::matrix::{MatMut, MatRef, Panels, PanelsMut, holds};
 use crate::device::cpu::simd::{self, simd};
 use crate::device::cpu::transpose::transpose_into;
+use crate::device::{CpuNumber, Gemm};
 
 use super::cpu::{MC, k_per_pass};
 

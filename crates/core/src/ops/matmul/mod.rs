@@ -8,11 +8,11 @@ mod format;
 mod tests;
 
 pub(crate) use bf16::Bf16Format;
-pub(crate) use cpu::{Accumulate, gemm, pack};
+pub(crate) use cpu::{gemm, pack};
 pub(crate) use format::{Format, FullFormat, padded_stride};
 
-use crate::device::cpu::{Gemm, MatMut, MatRef};
-use crate::device::{CpuDevice, CpuNumber};
+use crate::device::cpu::{MatMut, MatRef};
+use crate::device::{Accumulate, CpuDevice, CpuNumber, Gemm};
 use crate::dispatch::on_device;
 use crate::error::{Error, Result, ensure};
 use crate::number::Compute;

@@ -1,5 +1,5 @@
 use super::*;
-use crate::device::Device;
+use crate::device::{Accumulate, Device, Gemm};
 use crate::number::{Compute, DType};
 use crate::testing::{bf16, check_grad, cpu, device, normal, relative_error};
 
@@ -177,12 +177,21 @@ fn a_scalar_and_inputs_that_live_apart_are_told() {
     let single = t.leaf(normal(&d, &[2, 1], 2).to_dtype(DType::F32).unwrap());
     let error = linear(&t, &single, &w).unwrap_err().to_string();
     assert!(
-        error.starts_with("linear: inputs live apart: F32 [2, 1] on cpu with 2 threads and F64 [3, 1] on"),
+        error.starts_with(
+            "linear: inputs differ in device or element type: F32 [2, 1] on cpu with 2 threads and F64 [3, 1] on"
+        ),
         "{error}"
     );
     let elsewhere = t.leaf(normal(&device(), &[2, 1], 2));
-    assert!(linear(&t, &elsewhere, &w).unwrap_err().to_string().contains("linear: inputs live apart"));
+    assert!(
+        linear(&t, &elsewhere, &w).unwrap_err().to_string().contains("linear: inputs differ in device or element type")
+    );
     let residual = t.leaf(normal(&device(), &[2, 3], 2));
     let x = t.leaf(normal(&d, &[2, 1], 2));
-    assert!(crate::ops::linear_add(&t, &x, &w, &residual).unwrap_err().to_string().contains("live apart"));
+    assert!(
+        crate::ops::linear_add(&t, &x, &w, &residual)
+            .unwrap_err()
+            .to_string()
+            .contains("differ in device or element type")
+    );
 }

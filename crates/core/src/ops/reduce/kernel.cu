@@ -22,12 +22,12 @@ sum_axis(const R* __restrict__ x, R* __restrict__ out, int n, int inner) {
 // The same where inner is 1: a block a row.
 extern "C" __global__ void __launch_bounds__(512)
 sum_row(const R* __restrict__ x, R* __restrict__ out, long long n) {
-    __shared__ R room[32];
+    __shared__ R scratch[32];
     const R* from = x + blockIdx.x * n;
     R sum = 0;
     #pragma unroll 8
     for (long long k = threadIdx.x; k < n; k += 512) sum += from[k];
-    sum = block_sum(sum, room);
+    sum = block_sum(sum, scratch);
     if (threadIdx.x == 0) out[blockIdx.x] = sum;
 }
 

@@ -52,7 +52,7 @@ struct Inputs<'a, T> {
 
 pub fn forward<T: CpuNumber>(device: &CpuDevice, x: &[T], w: &[T], eps: f64, y: &mut [T], rstd: &mut [T]) {
     let width = w.len();
-    device.for_chunks2((y, TASK_ROWS * width), (rstd, TASK_ROWS), |i, y, rstd| {
+    device.for_pieces2((y, TASK_ROWS * width), (rstd, TASK_ROWS), |i, y, rstd| {
         forward_rows(&x[i * TASK_ROWS * width..][..y.len()], w, eps, y, rstd);
     });
 }
@@ -67,7 +67,7 @@ pub fn backward<T: CpuNumber>(
     let width = w.len();
     let tasks = rstd.len().div_ceil(TASK_ROWS);
     let mut partial = device.zeros::<T>(tasks * width);
-    device.for_chunks2((dx, TASK_ROWS * width), (&mut partial, width), |i, dx, dw| {
+    device.for_pieces2((dx, TASK_ROWS * width), (&mut partial, width), |i, dx, dw| {
         let at = i * TASK_ROWS * width;
         let mut row = device.alloc(width);
         let (dy, x) = (&dy[at..][..dx.len()], &x[at..][..dx.len()]);

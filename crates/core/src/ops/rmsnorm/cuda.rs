@@ -16,7 +16,7 @@ fn unit(number: Kind, y: Kind) -> Unit {
     Unit::new(&SOURCE, [r, y, ("ROWS", ROWS.to_string())])
 }
 
-/// Everything that this room compiles.
+/// Everything that this op compiles.
 pub fn units() -> Vec<Unit> {
     [(Kind::F32, Kind::Bf16), (Kind::F32, Kind::F32), (Kind::F64, Kind::F64)].map(|(r, y)| unit(r, y)).into()
 }

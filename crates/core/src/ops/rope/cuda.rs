@@ -11,7 +11,7 @@ fn unit(x: Kind) -> Unit {
     Unit::new(&SOURCE, [("X", x.source_name().into()), ("R", wide(x).source_name().into())])
 }
 
-/// Everything that this room compiles.
+/// Everything that this op compiles.
 pub fn units() -> Vec<Unit> {
     [Kind::Bf16, Kind::F32, Kind::F64].map(unit).into()
 }

@@ -84,7 +84,7 @@ fn rotate_cpu<T: CpuNumber>(
     backwards: bool,
     out: &mut [T],
 ) {
-    cpu.for_chunks(out, TOKENS * width, |task, out| {
+    cpu.for_pieces(out, TOKENS * width, |task, out| {
         for (r, y) in out.chunks_exact_mut(width).enumerate() {
             let row = task * TOKENS + r;
             rotate_token(&x[row * width..][..width], &angles[row % tokens * head_dim..][..head_dim], backwards, y);

@@ -37,14 +37,14 @@ pub fn softmax(tape: &Tape, x: &Var) -> Result<Var> {
     let (_, width) = x.value.rows();
     let y = on_device!("softmax", [&x.value]; Cpu<T>(cpu, [numbers]) => {
         let mut out = cpu.copy::<T>(numbers);
-        cpu.for_chunks(&mut out, width.max(1), |_, row| softmax_row(row));
+        cpu.for_pieces(&mut out, width.max(1), |_, row| softmax_row(row));
         Tensor::from_buffer(x.value.shape(), out)
     });
     let (id, kept) = (x.id(), y.clone());
     tape.record("softmax", y, move |dy, grads| {
         let dx = on_device!("softmax", [&dy, &kept]; Cpu<T>(cpu, [g, p]) => {
             let mut dx = cpu.alloc::<T>(g.len());
-            cpu.for_chunks(&mut dx, width.max(1), |i, row| {
+            cpu.for_pieces(&mut dx, width.max(1), |i, row| {
                 let (g, p) = (&g[i * width..][..width], &p[i * width..][..width]);
                 let inner = simd::dot(g, p);
                 for ((d, &g), &p) in row.iter_mut().zip(g).zip(p) {

@@ -1,6 +1,7 @@
 //! The layer as three products with an elementwise kernel between them.
 
-use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Operand, Product, Source, Unit};
+use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Operand, Source, Unit};
+use crate::device::{Accumulate, Gemm};
 use crate::error::Result;
 use crate::ops::cuda::{same, wide};
 
@@ -10,7 +11,7 @@ fn unit(x: Kind) -> Unit {
     Unit::new(&SOURCE, [("X", x.source_name().into()), ("R", wide(x).source_name().into())])
 }
 
-/// Everything that this room compiles.
+/// Everything that this op compiles.
 pub fn units() -> Vec<Unit> {
     [Kind::Bf16, Kind::F32, Kind::F64].map(unit).into()
 }
@@ -37,8 +38,8 @@ pub fn activate(gate: &CudaBuffer, up: &CudaBuffer) -> Result<CudaBuffer> {
 pub fn activate_backward(dh: &CudaBuffer, gate: &CudaBuffer, up: &CudaBuffer) -> Result<[CudaBuffer; 3]> {
     let (op, device, n) = ("swiglu", gate.device(), gate.len());
     same(op, &[dh, gate, up])?;
-    let room = || device.alloc(op, gate.kind(), n);
-    let out = [room()?, room()?, room()?];
+    let fresh = || device.alloc(op, gate.kind(), n);
+    let out = [fresh()?, fresh()?, fresh()?];
     let kernel = device.kernel(&unit(gate.kind()), "swiglu_backward")?;
     let [dgate, dup, h] = &out;
     let args = [&[dh, gate, up, dgate, dup, h].map(Arg::Buffer)[..], &[Arg::Long(n as i64)]].concat();
@@ -69,18 +70,19 @@ pub fn forward(
     let (op, device, kind) = ("swiglu", x.device(), x.kind());
     let hidden = |w| -> Result<CudaBuffer> {
         let out = device.alloc(op, kind, rows * f)?;
-        device.product(
-            Product::new(rows, f, c),
-            Operand::rows(x, c),
-            Operand::rows(w, c).t(),
-            Operand::rows(&out, f),
-        )?;
+        let gemm = Gemm::new(rows, f, c).with(Accumulate::Overwrite);
+        device.gemm(gemm, Operand::rows(x, c), Operand::rows(w, c).t(), Operand::rows(&out, f))?;
         Ok(out)
     };
     let kept = Kept { gate: hidden(gate)?, up: hidden(up)? };
     let (h, y) = (activate(&kept.gate, &kept.up)?, device.alloc(op, to, rows * c)?);
-    let product = Product { onto: residual.map(|r| Operand::rows(r, c)), ..Product::new(rows, c, f) };
-    device.product(product, Operand::rows(&h, f), Operand::rows(down, f).t(), Operand::rows(&y, c))?;
+    let accumulate = residual.map_or(Accumulate::Overwrite, |r| Accumulate::Residual(Operand::rows(r, c)));
+    device.gemm(
+        Gemm::new(rows, c, f).with(accumulate),
+        Operand::rows(&h, f),
+        Operand::rows(down, f).t(),
+        Operand::rows(&y, c),
+    )?;
     Ok((y, kept))
 }
 
@@ -101,15 +103,24 @@ pub fn backward(
     let [dgate_w, dup_w, ddown_w] = dweights;
     let (dh, dx) = (device.alloc(op, kind, rows * f)?, device.alloc(op, to, rows * c)?);
     let rows_of = Operand::rows;
-    device.product(Product::new(rows, f, c), rows_of(dy, c), rows_of(down, f), rows_of(&dh, f))?;
+    device.gemm(
+        Gemm::new(rows, f, c).with(Accumulate::Overwrite),
+        rows_of(dy, c),
+        rows_of(down, f),
+        rows_of(&dh, f),
+    )?;
     let [dgate, dup, h] = activate_backward(&dh, &kept.gate, &kept.up)?;
-    let onto = |w, m, n| Product::new(m, n, rows).onto(Operand::rows(w, n));
-    device.product(onto(ddown_w, c, f), rows_of(dy, c).t(), rows_of(&h, f), rows_of(ddown_w, f))?;
-    device.product(onto(dgate_w, f, c), rows_of(&dgate, f).t(), rows_of(x, c), rows_of(dgate_w, c))?;
-    device.product(onto(dup_w, f, c), rows_of(&dup, f).t(), rows_of(x, c), rows_of(dup_w, c))?;
-    device.product(Product::new(rows, c, f), rows_of(&dgate, f), rows_of(gate, c), rows_of(&dx, c))?;
-    let more = Product::new(rows, c, f).onto(rows_of(&dx, c));
-    device.product(more, rows_of(&dup, f), rows_of(up, c), rows_of(&dx, c))?;
+    let adding = |m, n, k| Gemm::new(m, n, k).with(Accumulate::Existing);
+    device.gemm(adding(c, f, rows), rows_of(dy, c).t(), rows_of(&h, f), rows_of(ddown_w, f))?;
+    device.gemm(adding(f, c, rows), rows_of(&dgate, f).t(), rows_of(x, c), rows_of(dgate_w, c))?;
+    device.gemm(adding(f, c, rows), rows_of(&dup, f).t(), rows_of(x, c), rows_of(dup_w, c))?;
+    device.gemm(
+        Gemm::new(rows, c, f).with(Accumulate::Overwrite),
+        rows_of(&dgate, f),
+        rows_of(gate, c),
+        rows_of(&dx, c),
+    )?;
+    device.gemm(adding(rows, c, f), rows_of(&dup, f), rows_of(up, c), rows_of(&dx, c))?;
     Ok(dx)
 }
 

@@ -4,7 +4,7 @@
 //! With h = silu(gate) * up and s = sigmoid(gate): dh = dy D, dup = dh silu(gate), dgate = dh up s (1 + gate (1 - s)),
 //! dx = dgate G + dup U, dD = dy^T h, dG = dgate^T x, dU = dup^T x.
 //!
-//! One room instead of three products and their activation, because h, dh, dgate and dup then never leave the cache.
+//! One op instead of three products and their activation, because h, dh, dgate and dup then never leave the cache.
 
 mod cpu;
 pub mod cuda;
@@ -61,8 +61,8 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
     let below = residual.map_or(&x.value, |r| &r.value);
     let tensors = [&x.value, &gate.value, &up.value, &down.value, below];
     let (y, kept_gate, kept_up) = on_device!(op, tensors; Cpu<T>(cpu, [xs, gate, up, down, below]) => {
-        let (weights, onto) = ([gate, up, down], residual.map(|_| below));
-        let (y, gates, ups) = with_format!(compute, T, cpu, longest, cpu::forward, cpu, size, xs, weights, onto);
+        let (weights, residual) = ([gate, up, down], residual.map(|_| below));
+        let (y, gates, ups) = with_format!(compute, T, cpu, longest, cpu::forward, cpu, size, xs, weights, residual);
         let kept = |b| Tensor::from_buffer(&[cpu::kept(rows, f)], b);
         (Tensor::from_buffer(x.value.shape(), y), kept(gates), kept(ups))
     });

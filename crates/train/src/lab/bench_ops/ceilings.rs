@@ -45,7 +45,7 @@ pub fn ceilings(device: &Device) -> Ceilings {
     let (from, mut to) = (vec![1.0f32; n], vec![0.0f32; n]);
     let piece = n / threads / 4;
     let seconds =
-        best(5, || cpu.for_chunks(&mut to, piece, |i, out| out.copy_from_slice(&from[i * piece..][..out.len()])));
+        best(5, || cpu.for_pieces(&mut to, piece, |i, out| out.copy_from_slice(&from[i * piece..][..out.len()])));
     black_box(&to);
     Ceilings { flops, bytes: 8.0 * n as f64 / seconds }
 }

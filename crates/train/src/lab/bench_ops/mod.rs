@@ -1,6 +1,6 @@
-//! `bench --ops`: every room at the sizes of a configuration, against what the machine can do.
+//! `bench --ops`: every op at the sizes of a configuration, against what the machine can do.
 //!
-//! Two ceilings are measured first: fused multiply-adds that touch no memory, and a copy that fits no cache. A room's
+//! Two ceilings are measured first: fused multiply-adds that touch no memory, and a copy that fits no cache. An op's
 //! floor is the larger of operations / multiply-add rate and bytes / copy rate, where bytes counts each input read once
 //! and each output written once; its share is floor / time.
 
@@ -25,7 +25,7 @@ use crate::failure::Result;
 use crate::training::material::device as device_of;
 use attention::{Qkv, Routed};
 
-/// What a room's floor is counted from, forward + backward.
+/// What an op's floor is counted from, forward + backward.
 #[derive(Debug, Clone, Copy)]
 struct Cost {
     /// f32 operations.
@@ -34,7 +34,7 @@ struct Cost {
     elements: f64,
 }
 
-struct Room {
+struct OpTime {
     name: &'static str,
     seconds: f64,
     flops: f64,
@@ -90,13 +90,13 @@ impl Sizes {
     }
 }
 
-/// The rooms that are timed so far, and what times them.
+/// The ops that are timed so far, and what times them.
 struct Bench {
     device: Device,
     sizes: Sizes,
     steps: usize,
     rng: Rng,
-    rooms: Vec<Room>,
+    ops: Vec<OpTime>,
 }
 
 impl Bench {
@@ -105,7 +105,7 @@ impl Bench {
     }
 
     fn add(&mut self, name: &'static str, seconds: f64, cost: Cost) {
-        self.rooms.push(Room { name, seconds, flops: cost.flops, bytes: 4.0 * cost.elements });
+        self.ops.push(OpTime { name, seconds, flops: cost.flops, bytes: 4.0 * cost.elements });
     }
 
     /// Times forward + backward of an op and adds it.
@@ -138,29 +138,29 @@ fn time(inputs: &[Tensor], steps: usize, f: impl Fn(&Tape, &[Var]) -> CoreResult
     Ok(spread(times).1)
 }
 
-/// Times every room, forward + backward, at the sizes of a configuration. With `density`, gamma is chosen so that the
+/// Times every op, forward + backward, at the sizes of a configuration. With `density`, gamma is chosen so that the
 /// random queries attend this share of the visible chunks.
 ///
 /// # Errors
 /// When an op refuses the sizes, or the density is out of reach.
-pub fn rooms(config: &Config, steps: usize, density: Option<f64>, as_json: bool) -> Result<()> {
+pub fn ops(config: &Config, steps: usize, density: Option<f64>, as_json: bool) -> Result<()> {
     let device = device_of(config)?;
     let top = ceilings(&device);
     let sizes = Sizes::of(config);
-    let mut bench = Bench { device, sizes, steps, rng: Rng::new(1), rooms: Vec::new() };
+    let mut bench = Bench { device, sizes, steps, rng: Rng::new(1), ops: Vec::new() };
     let qkv = Qkv::new(&mut bench)?;
     layers::time(&mut bench, &qkv.q)?;
     attention::time(&mut bench, &qkv)?;
     let routed = attention::time_routed(&mut bench, &qkv, &config.model.attention, density)?;
     optimizer::time(&mut bench)?;
-    print(&bench.rooms, top, routed, as_json)
+    print(&bench.ops, top, routed, as_json)
 }
 
-fn print(rooms: &[Room], top: Ceilings, routed: Routed, as_json: bool) -> Result<()> {
+fn print(ops: &[OpTime], top: Ceilings, routed: Routed, as_json: bool) -> Result<()> {
     if as_json {
-        let row = |r: &Room| json!({"room": r.name, "ms": r.seconds * 1e3, "gflop": r.flops / 1e9, "mb": r.bytes / 1e6, "share": share(r, top)});
-        let all: Vec<Value> = rooms.iter().map(row).collect();
-        let line = json!({"multiply_add_gflops": top.flops / 1e9, "copy_gb_s": top.bytes / 1e9, "density": routed.density, "rooms": all});
+        let row = |r: &OpTime| json!({"op": r.name, "ms": r.seconds * 1e3, "gflop": r.flops / 1e9, "mb": r.bytes / 1e6, "share": share(r, top)});
+        let all: Vec<Value> = ops.iter().map(row).collect();
+        let line = json!({"multiply_add_gflops": top.flops / 1e9, "copy_gb_s": top.bytes / 1e9, "density": routed.density, "ops": all});
         print_line!("{line}")?;
         return Ok(());
     }
@@ -173,14 +173,14 @@ fn print(rooms: &[Room], top: Ceilings, routed: Routed, as_json: bool) -> Result
     )?;
     print_line!(
         "{:<24}{:>10}{:>10}{:>10}{:>12}{:>8}",
-        "room, forward+backward",
+        "op, forward+backward",
         "ms",
         "GFLOP",
         "MB",
         "GFLOP/s",
         "share"
     )?;
-    for r in rooms {
+    for r in ops {
         print_line!(
             "{:<24}{:>10.3}{:>10.3}{:>10.1}{:>12.1}{:>7.0}%",
             r.name,
@@ -194,6 +194,6 @@ fn print(rooms: &[Room], top: Ceilings, routed: Routed, as_json: bool) -> Result
     Ok(())
 }
 
-fn share(r: &Room, top: Ceilings) -> f64 {
+fn share(r: &OpTime, top: Ceilings) -> f64 {
     (r.flops / top.flops).max(r.bytes / top.bytes) / r.seconds
 }

@@ -16,7 +16,7 @@ use crate::tensor::Tensor;
 /// scaled logits of an entry's tokens: `[b, t, h, d]`.
 ///
 /// # Errors
-/// When the shapes, the routes and the bias do not fit or live apart.
+/// When the shapes, the routes and the bias do not fit, or differ in device or element type.
 pub fn block_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, routes: &Routes, bias: Option<&Var>) -> Result<Var> {
     let op = "block_attention";
     let dims = Dims::check(op, &q.value, &k.value, Some(&v.value))?;

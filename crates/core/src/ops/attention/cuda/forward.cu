@@ -4,13 +4,13 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, bf16* __restrict__ o,
                   float* __restrict__ lse, const u64* __restrict__ all_cells, const u32* __restrict__ all_first,
                   const float* __restrict__ bias, int t, int kv_heads, int group, int q_stride, int chunks, int slots, float scale) {
-    extern __shared__ __align__(1024) u8 room[];
+    extern __shared__ __align__(1024) u8 scratch[];
     __shared__ int counts[WARPS];
     __shared__ u64 full[MOST_SLOTS];
     __shared__ u32 read[MOST_SLOTS];
-    const u32 queries = shared_address(room);
+    const u32 queries = shared_address(scratch);
     Ring ring = {queries + ROWS * PANELS * 128, shared_address(full), read, slots, 0, 0};
-    unsigned short* list = (unsigned short*)(room + ROWS * PANELS * 128 + slots * 2 * STAGE);
+    unsigned short* list = (unsigned short*)(scratch + ROWS * PANELS * 128 + slots * 2 * STAGE);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int batch = blockIdx.y / kv_heads, kv = blockIdx.y % kv_heads, heads = kv_heads * group;
     const int slab_tokens = 16 / group, tile = WARPS * SLABS * slab_tokens;

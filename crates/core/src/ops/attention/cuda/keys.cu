@@ -39,11 +39,11 @@ attention_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf1
                const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dk, float* __restrict__ dv,
                const u64* __restrict__ all_cells, const u32* __restrict__ all_first, const float* __restrict__ bias, int t,
                int kv_heads, int group, int q_stride, int kv_stride, int chunks, float scale) {
-    extern __shared__ __align__(1024) u8 room[];
+    extern __shared__ __align__(1024) u8 scratch[];
     __shared__ unsigned short list[LIST];  // tokens that attend, less `base`
     __shared__ float shifts[2][CHUNKS][BATCH], inner[2][BATCH];
     __shared__ int tokens[2][BATCH], before[LIST / 64 + 1];
-    const u32 keys = shared_address(room), values = keys + TILE, rows = values + TILE;  // then two pairs of q and do
+    const u32 keys = shared_address(scratch), values = keys + TILE, rows = values + TILE;  // then two pairs of q and do
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key0 = blockIdx.x * KEYS;
     const int batch = blockIdx.y / kv_heads, kv = blockIdx.y % kv_heads, heads = kv_heads * group;
     const int together = BATCH / group;  // tokens of a batch of rows

@@ -9,13 +9,13 @@ INLINE u32 bits_of(const u64* cells, int count, int first) {
 
 extern "C" __global__ void __launch_bounds__(256)
 count_cells(const u64* __restrict__ cells, u32* __restrict__ sums, int count) {
-    __shared__ u32 room[32];
-    const u32 sum = block_sum(bits_of(cells, count, blockIdx.x * CELLS + threadIdx.x * (CELLS / 256)), room);
+    __shared__ u32 scratch[32];
+    const u32 sum = block_sum(bits_of(cells, count, blockIdx.x * CELLS + threadIdx.x * (CELLS / 256)), scratch);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
 // What stands before this thread's number in its block.
-INLINE u32 before_in_block(u32 own, u32* room) {
+INLINE u32 before_in_block(u32 own, u32* scratch) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 sum = own;
     #pragma unroll
@@ -24,31 +24,31 @@ INLINE u32 before_in_block(u32 own, u32* room) {
         if (lane >= o) sum += other;
     }
     __syncthreads();
-    if (lane == 31) room[warp] = sum;
+    if (lane == 31) scratch[warp] = sum;
     __syncthreads();
-    for (int w = 0; w < warp; w++) sum += room[w];
+    for (int w = 0; w < warp; w++) sum += scratch[w];
     return sum - own;
 }
 
 // One block: sums become what stands before them; the total goes to `total`.
 extern "C" __global__ void __launch_bounds__(256)
 scan_sums(u32* __restrict__ sums, u32* __restrict__ total, int blocks) {
-    __shared__ u32 room[32];
+    __shared__ u32 scratch[32];
     u32 done = 0;
     for (int base = 0; base < blocks; base += 256) {
         const int i = base + threadIdx.x;
-        const u32 own = i < blocks ? sums[i] : 0, before = before_in_block(own, room);
+        const u32 own = i < blocks ? sums[i] : 0, before = before_in_block(own, scratch);
         if (i < blocks) sums[i] = done + before;
-        done += block_sum(own, room);
+        done += block_sum(own, scratch);
     }
     if (threadIdx.x == 0) *total = done;
 }
 
 extern "C" __global__ void __launch_bounds__(256)
 number_cells(const u64* __restrict__ cells, const u32* __restrict__ sums, u32* __restrict__ first, int count) {
-    __shared__ u32 room[32];
+    __shared__ u32 scratch[32];
     const int base = blockIdx.x * CELLS + threadIdx.x * (CELLS / 256);
-    u32 at = sums[blockIdx.x] + before_in_block(bits_of(cells, count, base), room);
+    u32 at = sums[blockIdx.x] + before_in_block(bits_of(cells, count, base), scratch);
     for (int i = 0; i < CELLS / 256; i++)
         if (base + i < count) {
             first[base + i] = at;

@@ -100,7 +100,7 @@ fn key_unit(d: usize, chunk: Option<usize>) -> Unit {
     Unit::new(&KEY_SIDE, numbers.map(|(name, value)| (name, value.to_string())))
 }
 
-/// Everything that these rooms compile.
+/// Everything that these ops compile.
 pub fn units() -> Vec<Unit> {
     let chunks = || CHUNKS.into_iter().map(Some).chain([None]);
     let kernels = |(d, chunk)| {
@@ -125,7 +125,7 @@ pub struct Operands<'a> {
 
 impl<'a> Operands<'a> {
     /// Three buffers without gaps.
-    pub fn apart(dims: Dims, q: &'a CudaBuffer, k: &'a CudaBuffer, v: &'a CudaBuffer) -> Self {
+    pub fn separate(dims: Dims, q: &'a CudaBuffer, k: &'a CudaBuffer, v: &'a CudaBuffer) -> Self {
         let (wide, narrow) = (dims.h * dims.d, dims.g * dims.d);
         Operands { q: (q, 0, wide), k: (k, 0, narrow), v: (v, 0, narrow) }
     }

@@ -21,8 +21,8 @@ struct Rows {
 };
 
 // scores [rows, width] = factor q . kbar; beyond the complete chunks there is nothing to read.
-INLINE void score(float* scores, u8* room, const bf16* q, const bf16* kbar, const Rows& r, int q_stride, int kv_heads, float factor) {
-    const u32 queries = shared_address(room), keys = queries + r.slabs * 16 * PANELS * 128;
+INLINE void score(float* scores, u8* scratch, const bf16* q, const bf16* kbar, const Rows& r, int q_stride, int kv_heads, float factor) {
+    const u32 queries = shared_address(scratch), keys = queries + r.slabs * 16 * PANELS * 128;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, rows = r.slabs * 16;
     for (int i = threadIdx.x; i < rows * PANELS * 8; i += THREADS) {
         const int row = i / (PANELS * 8), piece = i % (PANELS * 8), in_slab = row % 16;
@@ -74,7 +74,7 @@ INLINE float weight(float z, float share, float tau, float beta) {
     return u > 0.f ? power(u, beta) : 0.f;
 }
 
-// The threshold of a row of `count` scores, by Newton on the beta-norm from the left (as the room entmax); a warp takes a row.
+// The threshold of a row of `count` scores, by Newton on the beta-norm from the left (as the op entmax); a warp takes a row.
 INLINE float threshold(const float* z, int count, float alpha) {
     const int lane = threadIdx.x % 32;
     const float share = alpha - 1.f, beta = 1.f / share;
@@ -105,12 +105,12 @@ INLINE float threshold(const float* z, int count, float alpha) {
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 router_solve(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __restrict__ taus, u64* __restrict__ cells, int t,
              int kv_heads, int group, int n, int chunk, int q_stride, int width, int slabs, float factor, float alpha) {
-    extern __shared__ __align__(1024) u8 room[];
-    float* scores = (float*)(room + (slabs * 16 + TILE) * PANELS * 128);
+    extern __shared__ __align__(1024) u8 scratch[];
+    float* scores = (float*)(scratch + (slabs * 16 + TILE) * PANELS * 128);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = ceil_div(t, chunk);
     Rows r = {(int)blockIdx.y / kv_heads, (int)blockIdx.y % kv_heads, 0, t, group, n, chunk, width, slabs};
     r.first = (gridDim.x - 1 - blockIdx.x) * slabs * r.slab_tokens();
-    score(scores, room, q, kbar, r, q_stride, kv_heads, factor);
+    score(scores, scratch, q, kbar, r, q_stride, kv_heads, factor);
     const float share = alpha - 1.f, beta = 1.f / share;
     for (int i = warp; i < r.tokens(); i += WARPS) {
         const int token = r.first + i, own = token / chunk;
@@ -136,12 +136,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 router_emit(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const float* __restrict__ taus, const u64* __restrict__ cells,
             const u32* __restrict__ first, const float* __restrict__ own_bias, float* __restrict__ weights, float* __restrict__ bias, int t,
             int kv_heads, int group, int n, int chunk, int q_stride, int width, int slabs, float factor, float alpha, float sigma, int center) {
-    extern __shared__ __align__(1024) u8 room[];
-    float* scores = (float*)(room + (slabs * 16 + TILE) * PANELS * 128);
+    extern __shared__ __align__(1024) u8 scratch[];
+    float* scores = (float*)(scratch + (slabs * 16 + TILE) * PANELS * 128);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = ceil_div(t, chunk);
     Rows r = {(int)blockIdx.y / kv_heads, (int)blockIdx.y % kv_heads, 0, t, group, n, chunk, width, slabs};
     r.first = (gridDim.x - 1 - blockIdx.x) * slabs * r.slab_tokens();
-    score(scores, room, q, kbar, r, q_stride, kv_heads, factor);
+    score(scores, scratch, q, kbar, r, q_stride, kv_heads, factor);
     const float share = alpha - 1.f, beta = 1.f / share, each = 1.f / group;
     for (int i = warp; i < r.tokens(); i += WARPS) {
         const int token = r.first + i, own = token / chunk;

@@ -18,14 +18,14 @@ attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const 
                const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dq, float* __restrict__ dbias,
                const u64* __restrict__ all_cells, const u32* __restrict__ all_first, const float* __restrict__ bias, int t,
                int kv_heads, int group, int q_stride, int chunks, int slots, float scale) {
-    extern __shared__ __align__(1024) u8 room[];
+    extern __shared__ __align__(1024) u8 scratch[];
     __shared__ int counts[WARPS];
     __shared__ u64 full[MOST_SLOTS];
     __shared__ u32 read[MOST_SLOTS];
     __shared__ float of_rows[WARPS][CHUNKS][16];
-    const u32 queries = shared_address(room), outs = queries + ROWS * PANELS * 128;
+    const u32 queries = shared_address(scratch), outs = queries + ROWS * PANELS * 128;
     Ring ring = {outs + ROWS * PANELS * 128, shared_address(full), read, slots, 0, 0};
-    unsigned short* list = (unsigned short*)(room + 2 * ROWS * PANELS * 128 + slots * 2 * STAGE);
+    unsigned short* list = (unsigned short*)(scratch + 2 * ROWS * PANELS * 128 + slots * 2 * STAGE);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int batch = blockIdx.y / kv_heads, kv = blockIdx.y % kv_heads, heads = kv_heads * group;
     const int slab_tokens = 16 / group, tile = WARPS * SLABS * slab_tokens;

@@ -74,7 +74,7 @@ fn output_and_gradients_are_as_near_as_the_formula_in_bf16() {
         let dims = dims(extents);
         let host = inputs(dims);
         let card = on(gpu, &host);
-        let operands = Operands::apart(dims, &card[0], &card[1], &card[2]);
+        let operands = Operands::separate(dims, &card[0], &card[1], &card[2]);
         let list = routes(host[0].device(), dims, chunk).to_host().unwrap();
         let mask = BlockMask::from_host(gpu.cuda(), &list).unwrap();
         for listed in [false, true] {
@@ -105,7 +105,7 @@ fn bias_of_entries_is_added() {
         let dims = dims(extents);
         let host = inputs(dims);
         let card = on(gpu, &host);
-        let operands = Operands::apart(dims, &card[0], &card[1], &card[2]);
+        let operands = Operands::separate(dims, &card[0], &card[1], &card[2]);
         let routes = routes(host[0].device(), dims, chunk);
         let list = routes.to_host().unwrap();
         let mask = BlockMask::from_host(gpu.cuda(), &list).unwrap();
@@ -179,7 +179,7 @@ fn same_bits_every_run() {
     let dims = dims([2, 700, 8, 2, 64]);
     let card = on(gpu, &inputs(dims));
     let mask = BlockMask::from_host(gpu.cuda(), &routes(&testing::device(), dims, 32).to_host().unwrap()).unwrap();
-    let operands = Operands::apart(dims, &card[0], &card[1], &card[2]);
+    let operands = Operands::separate(dims, &card[0], &card[1], &card[2]);
     for mask in [None, Some(&mask)] {
         gpu.same_bits(|| {
             let (o, lse) = forward(dims, operands, mask, None)?;

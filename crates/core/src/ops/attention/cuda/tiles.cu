@@ -53,7 +53,7 @@ INLINE float bias_of(const u64* cells, const u32* first, const float* bias, int 
 }
 
 // The blocks of keys that a tile of tokens attends, ascending: how many. `list` has room for all.
-INLINE int visited(unsigned short* list, int* room, const u64* cells, int chunks, int first, int end, int blocks) {
+INLINE int visited(unsigned short* list, int* scratch, const u64* cells, int chunks, int first, int end, int blocks) {
     int total = 0;
     for (int base = 0; base < blocks; base += WARPS * 32) {
         const int block = base + threadIdx.x;
@@ -72,12 +72,12 @@ INLINE int visited(unsigned short* list, int* room, const u64* cells, int chunks
         const u32 votes = __ballot_sync(FULL, any);
         const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
         __syncthreads();
-        if (lane == 0) room[warp] = __popc(votes);
+        if (lane == 0) scratch[warp] = __popc(votes);
         __syncthreads();
         int before = total;
         for (int w = 0; w < WARPS; w++) {
-            if (w < warp) before += room[w];
-            total += room[w];
+            if (w < warp) before += scratch[w];
+            total += scratch[w];
         }
         if (any) list[before + __popc(votes & ((1u << lane) - 1))] = (unsigned short)block;
     }

@@ -91,7 +91,7 @@ pub(crate) fn interleave<T: CpuNumber>(
 ) {
     const TOKENS: usize = 64;
     let row = g * len;
-    device.for_chunks(out, TOKENS * row, |task, out| {
+    device.for_pieces(out, TOKENS * row, |task, out| {
         for (r, out) in out.chunks_exact_mut(row).enumerate() {
             let (batch, token) = ((task * TOKENS + r) / t, (task * TOKENS + r) % t);
             for (kv, out) in out.chunks_exact_mut(len).enumerate() {

@@ -2,14 +2,13 @@
 //!
 //! Scores are `[keys, lanes]`: a lane is a row, one (query, head) pair. In the element type, operands stay where they are.
 
-use crate::device::CpuNumber;
-use crate::device::cpu::gemm::Gemm;
 use crate::device::cpu::kernel_bf16::Bf16Kernels;
 use crate::device::cpu::kernel_f32::NR;
 use crate::device::cpu::matrix::{MatMut, MatRef, Panels};
 use crate::device::cpu::simd::LANES;
 use crate::device::cpu::transpose::transpose_into;
 use crate::device::{Buffer, CpuDevice};
+use crate::device::{CpuNumber, Gemm};
 use crate::ops::attention::Dims;
 
 /// Keys or values `[b, t, g, d]` as the left operands of products over d.
@@ -26,7 +25,7 @@ impl<'a, T: CpuNumber> LhsRows<'a, T> {
             const TASK_ROWS: usize = 256;
             let (d, len) = (dims.d, dims.d.div_ceil(2));
             let mut pairs = device.alloc(dims.b * dims.t * dims.g * len);
-            device.for_chunks(&mut pairs, TASK_ROWS * len, |i, out| {
+            device.for_pieces(&mut pairs, TASK_ROWS * len, |i, out| {
                 for (row, out) in x[i * TASK_ROWS * d..].chunks_exact(d).zip(out.chunks_exact_mut(len)) {
                     (kernels.pair_neighbours)(row, out);
                 }
@@ -75,7 +74,7 @@ impl<'a, T: CpuNumber> RhsBlocks<'a, T> {
             let block = d.div_ceil(NR) * panel;
             let zeros = device.zeros::<T>(d);
             let mut data = device.alloc(b * g * blocks * block);
-            device.for_chunks(&mut data, block, |i, out| {
+            device.for_pieces(&mut data, block, |i, out| {
                 let (bg, first) = (i / blocks, i % blocks * width);
                 let rows = MatRef::rows(&x[(bg / g * t + first) * g * d + bg % g * d..], g * d);
                 kernels.pack_rows(rows, (width.min(t - first), d), &zeros, out, panel);

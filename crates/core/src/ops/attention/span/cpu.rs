@@ -3,12 +3,11 @@ use std::ops::Range;
 use super::super::Dims;
 use super::super::engine::{SCORE_TILE, interleave, owner, scale_row, take_tile};
 use super::Span;
-use crate::device::CpuNumber;
-use crate::device::cpu::gemm::Gemm;
 use crate::device::cpu::matrix::{MatMut, MatRef};
 use crate::device::cpu::simd::simd;
 use crate::device::cpu::transpose::transpose_into;
 use crate::device::{Buffer, CpuDevice};
+use crate::device::{CpuNumber, Gemm};
 use crate::ops::entmax::{entmax_row, jacobian_factor};
 use crate::ops::softmax::softmax_row;
 
@@ -19,7 +18,7 @@ const BACKWARD_TASKS: usize = 8;
 fn transposed<T: CpuNumber>(device: &CpuDevice, x: &[T], dims: Dims, m: usize) -> Buffer<T> {
     let Dims { b, g, d, .. } = dims;
     let mut out = device.alloc::<T>(b * g * d * m);
-    device.for_chunks(&mut out, (d * m).max(1), |i, out| {
+    device.for_pieces(&mut out, (d * m).max(1), |i, out| {
         let rows = MatRef::rows(&x[(i / g * m * g + i % g) * d..], g * d);
         transpose_into(rows, m, d, MatMut::rows(out, m), m);
     });

@@ -61,7 +61,7 @@ pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Res
     let scale = 1.0 / (d as f64).sqrt();
     let (value, weights) = on_device!(op, [&k.value, &qbar.value]; Cpu<T>(cpu, [keys, query]) => {
         let (mut out, mut a) = (cpu.alloc::<T>(b * n * g * d), cpu.alloc::<T>(b * n * g * s));
-        cpu.for_chunks2((&mut out, g * d), (&mut a, g * s), |i, out, a| {
+        cpu.for_pieces2((&mut out, g * d), (&mut a, g * s), |i, out, a| {
             let first = (i / n * t + i % n * s) * g * d;
             for (kv, (out, a)) in out.chunks_exact_mut(d).zip(a.chunks_exact_mut(s)).enumerate() {
                 summarize(&keys[first + kv * d..], g * d, &query[kv * d..][..d], T::of(scale), a, out);

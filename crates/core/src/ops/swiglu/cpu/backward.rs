@@ -1,9 +1,8 @@
 use super::{BACKWARD_ROWS, Extents, FEATURES, PackedWeight, ROW_BLOCK, cut, parts, sigmoid, sum};
-use crate::device::cpu::gemm::Gemm;
 use crate::device::cpu::kernel_f32::NR;
 use crate::device::cpu::matrix::{MatRef, Panels, PanelsMut};
 use crate::device::cpu::simd::{add_into, simd};
-use crate::device::{Buffer, CpuDevice, CpuNumber};
+use crate::device::{Buffer, CpuDevice, CpuNumber, Gemm};
 use crate::ops::matmul::{Format, padded_stride};
 
 /// Distance of rows of dgate and dup: 13 lines, so that a column of theirs reaches every set of the first cache.
@@ -179,7 +178,7 @@ impl<T: CpuNumber, F: Format<T>> Backward<'_, T, F> {
 fn pack_x<T: CpuNumber, F: Format<T>>(device: &CpuDevice, format: &F, x: &[T], (rows, c, _): Extents) -> Buffer<T> {
     let (wide, rows_packed) = (c.next_multiple_of(format.panel_width()), BACKWARD_ROWS.div_ceil(F::PACK));
     let mut panels = device.alloc::<T>(rows.div_ceil(BACKWARD_ROWS) * rows_packed * wide);
-    device.for_chunks(&mut panels, rows_packed * wide, |i, out| {
+    device.for_pieces(&mut panels, rows_packed * wide, |i, out| {
         let m = BACKWARD_ROWS.min(rows - i * BACKWARD_ROWS);
         let x = MatRef::rows(&x[i * BACKWARD_ROWS * c..], c);
         format.pack_b(x, m, c, &mut out[..m.div_ceil(F::PACK) * wide]);
@@ -190,7 +189,7 @@ fn pack_x<T: CpuNumber, F: Format<T>>(device: &CpuDevice, format: &F, x: &[T], (
 /// dD `[c, f]` from its parts, in each `[c, features]` of one range of `cols` features after the other.
 fn join_ddown<T: CpuNumber>(device: &CpuDevice, parts: &[T], (_, c, f): Extents, cols: usize) -> Buffer<T> {
     let mut ddown = device.alloc::<T>(c * f);
-    device.for_chunks(&mut ddown, f, |i, row| {
+    device.for_pieces(&mut ddown, f, |i, row| {
         for (range, out) in row.chunks_mut(cols).enumerate() {
             let from = &parts[range * cols * c + i * out.len()..];
             out.copy_from_slice(&from[..out.len()]);

@@ -1,9 +1,8 @@
 use super::{Extents, FEATURES, PackedWeight, ROW_BLOCK, features, parts, sigmoid, sum};
-use crate::device::cpu::gemm::Gemm;
 use crate::device::cpu::kernel_f32::NR;
 use crate::device::cpu::matrix::{MatRef, PanelsMut};
 use crate::device::cpu::simd::{add_into, simd};
-use crate::device::{Buffer, CpuDevice, CpuNumber};
+use crate::device::{Buffer, CpuDevice, CpuNumber, Gemm};
 use crate::ops::matmul::Format;
 
 simd! {

@@ -75,7 +75,7 @@ fn sum<T: CpuNumber>(device: &CpuDevice, first: &mut [T], others: &[T]) {
     if others.is_empty() {
         return;
     }
-    device.for_chunks(first, ELEMENTWISE, |i, out| {
+    device.for_pieces(first, ELEMENTWISE, |i, out| {
         for part in others.chunks_exact(len) {
             add_into(&part[i * ELEMENTWISE..], out);
         }

@@ -11,11 +11,10 @@ pub use entmax::forward;
 use super::super::Dims;
 use super::super::engine::{SCORE_TILE, scale_row};
 use super::super::list::BlockList;
-use crate::device::cpu::gemm::Gemm;
 use crate::device::cpu::matrix::{MatMut, MatRef};
 use crate::device::cpu::simd::simd;
 use crate::device::cpu::transpose::transpose_into;
-use crate::device::{Buffer, CpuDevice, CpuElement, CpuNumber};
+use crate::device::{Buffer, CpuDevice, CpuElement, CpuNumber, Gemm};
 
 /// Lists and numbers of one tile of one kv head, in order of query.
 struct Part<T: CpuNumber> {
@@ -54,7 +53,7 @@ fn for_tiles<T: CpuNumber>(
     let Dims { b, t, h, g, d } = dims;
     let group = dims.group();
     let mut kbar_t = device.alloc::<T>(b * g * d * n);
-    device.for_chunks(&mut kbar_t, (d * n).max(1), |i, out| {
+    device.for_pieces(&mut kbar_t, (d * n).max(1), |i, out| {
         let rows = MatRef::rows(&kbar[(i / g * n * g + i % g) * d..], g * d);
         transpose_into(rows, n, d, MatMut::rows(out, n), n);
     });

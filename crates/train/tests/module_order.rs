@@ -1,5 +1,5 @@
-//! The order of the rooms: config < what all use < training < lab < commands < the crate's doors. A file names only files of its
-//! own room and of rooms before it, and no circle of files is left.
+//! The order of the modules: config < what all use < training < lab < commands < the crate's entry points. A file names only
+//! files of its own module and of modules before it, and no circle of files is left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -20,9 +20,9 @@ fn read(folder: &Path, at: &str, into: &mut Sources) {
     }
 }
 
-/// The room of a file, as its place in the order; none for a file of no known room.
-fn room(file: &str) -> Option<usize> {
-    let rooms: [&[&str]; 6] = [
+/// The top-level module of a file, as its place in the order; none for a file of no known one.
+fn rank(file: &str) -> Option<usize> {
+    let order: [&[&str]; 6] = [
         &["config"],
         &["console", "failure", "files", "signals"],
         &["training"],
@@ -31,7 +31,7 @@ fn room(file: &str) -> Option<usize> {
         &["lib", "main", "bin"],
     ];
     let top = file.split('/').next()?;
-    rooms.iter().position(|room| room.contains(&top))
+    order.iter().position(|modules| modules.contains(&top))
 }
 
 /// The text without its comments, and without the tests at its end.
@@ -85,7 +85,7 @@ fn target(sources: &Sources, path: &[String]) -> String {
 }
 
 /// (file, file it names by `crate::` or `super::`). What a folder's `mod.rs` names of its own children is no edge: it is the
-/// folder's door.
+/// folder's entry.
 fn edges(sources: &Sources) -> BTreeSet<(String, String)> {
     let mut out = BTreeSet::new();
     for (file, text) in sources {
@@ -116,16 +116,16 @@ fn edges(sources: &Sources) -> BTreeSet<(String, String)> {
 fn faults(sources: &Sources) -> Vec<String> {
     let edges = edges(sources);
     let mut out = Vec::new();
-    for file in sources.keys().filter(|f| room(f).is_none()) {
-        out.push(format!("{file}.rs is in no room that this test knows"));
+    for file in sources.keys().filter(|f| rank(f).is_none()) {
+        out.push(format!("{file}.rs is in no module that this test knows"));
     }
-    for (from, to) in edges.iter().filter(|(from, to)| room(from) < room(to)) {
-        out.push(format!("{from}.rs names {to}.rs, which is of a later room"));
+    for (from, to) in edges.iter().filter(|(from, to)| rank(from) < rank(to)) {
+        out.push(format!("{from}.rs names {to}.rs, which is of a later module"));
     }
     // what names no file that is left, or is named by none, is in no circle
     let mut left: BTreeSet<&String> = sources.keys().collect();
     loop {
-        let among = |from: &String, to: &String| left.contains(from) && left.contains(to) && !is_door(from, to);
+        let among = |from: &String, to: &String| left.contains(from) && left.contains(to) && !is_own_folder(from, to);
         let names = |f: &String| edges.iter().any(|(from, to)| from == f && among(from, to));
         let is_named = |f: &String| edges.iter().any(|(from, to)| to == f && among(from, to));
         let circle: BTreeSet<&String> = left.iter().copied().filter(|f| names(f) && is_named(f)).collect();
@@ -141,12 +141,12 @@ fn faults(sources: &Sources) -> Vec<String> {
 }
 
 /// Whether a file names the `mod.rs` of a folder that it lies in: a child that adds to its parent's type.
-fn is_door(from: &str, to: &str) -> bool {
+fn is_own_folder(from: &str, to: &str) -> bool {
     to.strip_suffix("mod").is_some_and(|folder| from.starts_with(folder))
 }
 
 #[test]
-fn every_file_names_only_rooms_before_its_own_and_no_circle_is_left() {
+fn every_file_names_only_modules_before_its_own_and_no_circle_is_left() {
     let mut sources = Sources::new();
     read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), "", &mut sources);
     let all = edges(&sources);
@@ -177,13 +177,13 @@ fn a_planted_import_is_found() {
     ];
     assert_eq!(faults(&sources(&base)), Vec::<String>::new());
     for (file, planted, word) in [
-        ("config/data", "use crate::training::eval::sample;", "later room"),
-        ("config/data", "use super::super::training::run;", "later room"),
-        ("training/eval", "fn f() -> crate::lab::audit::Check {}", "later room"),
-        ("training/eval", "use crate::Failure;", "later room"),
+        ("config/data", "use crate::training::eval::sample;", "later module"),
+        ("config/data", "use super::super::training::run;", "later module"),
+        ("training/eval", "fn f() -> crate::lab::audit::Check {}", "later module"),
+        ("training/eval", "use crate::Failure;", "later module"),
         ("training/eval", "use super::run::train;", "circle"),
         ("training/eval", "use crate::{config::Config, training::{run}};", "circle"),
-        ("other/eval", "", "no room"),
+        ("other/eval", "", "no module"),
     ] {
         let mut files = sources(&base);
         files.insert(file.to_string(), planted.to_string());
