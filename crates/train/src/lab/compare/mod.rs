@@ -4,7 +4,6 @@
 //! independent runs use the cores better than one run does), so an arm that diverges takes nothing along, and an interrupted
 //! comparison resumes run by run from their checkpoints.
 
-mod chart;
 mod plan;
 mod report;
 mod run;

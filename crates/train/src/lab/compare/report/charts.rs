@@ -1,0 +1,138 @@
+//! The pictures of a report.
+
+use super::super::stats::Estimate;
+use super::super::table::Rows;
+use super::values;
+use crate::config::Config;
+use crate::lab::chart::{Chart, Drawn, Join, Line, Point, Style};
+
+/// Pictures in the making: names of files, and what is drawn.
+struct Charts<'a> {
+    arms: &'a [&'a str],
+    rows: &'a Rows,
+    out: Vec<(String, Drawn)>,
+}
+
+/// A mean with the ends of its interval.
+fn estimated(x: f64, values: &[f64]) -> Point {
+    let e = Estimate::of(values);
+    Point { x, y: e.mean, low: e.mean - e.half, high: e.mean + e.half }
+}
+
+impl Charts<'_> {
+    /// Draws a line for every arm that has points.
+    fn draw(
+        &mut self,
+        name: &str,
+        title: &str,
+        (x, y): (&str, &str),
+        style: Style,
+        points: impl Fn(&str) -> Vec<Point>,
+    ) {
+        let line = |(series, arm): (usize, &&str)| Line { name: arm.to_string(), series, points: points(arm) };
+        let lines: Vec<Line> = self.arms.iter().enumerate().map(line).filter(|l| !l.points.is_empty()).collect();
+        let chart = Chart { title: title.into(), x: x.into(), y: y.into(), lines, style };
+        self.out.extend(chart.draw().map(|drawn| (name.to_string(), drawn)));
+    }
+
+    /// A figure over the updates.
+    fn curves(&mut self, name: &str, title: &str, y: &str, (split, metric, at): (&str, &str, &str)) {
+        let rows = self.rows;
+        self.draw(name, title, ("update", y), Style::default(), |arm| {
+            let curve = rows.curve(arm, split, metric, at);
+            curve.into_iter().map(|(step, v)| estimated(step as f64, &v)).collect()
+        });
+    }
+
+    /// The last value of a figure over places with a number in them.
+    fn profile(&mut self, name: &str, title: &str, (x, y): (&str, &str), metric: &str, places: &[(f64, String)]) {
+        let rows = self.rows;
+        let style = Style { log_x: true, ..Style::default() };
+        self.draw(name, title, (x, y), style, |arm| {
+            let point = |(x, at): &(f64, String)| estimated(*x, &values(&rows.last(arm, "val", metric, at)));
+            places.iter().map(point).filter(|p| p.y.is_finite()).collect()
+        });
+    }
+
+    fn losses(&mut self) {
+        self.curves("loss", "validation loss", "nats", ("val", "loss", ""));
+        self.curves("training-loss", "training loss", "nats", ("train", "loss", ""));
+        for at in self.rows.places("val", "density").into_iter().filter(|at| at.starts_with("layer=")) {
+            let title = format!("density of {}", at.replace('=', " "));
+            let name = at.replace("layer=", "density-layer");
+            self.curves(&name, &title, "attended / visible chunks", ("val", "density", &at));
+        }
+    }
+
+    fn gradients(&mut self) {
+        let rows = self.rows;
+        let layers = rows.places("probe", "router_share_q");
+        for at in &layers {
+            let title = format!("share of dL/dq through the router, {}", at.replace('=', " "));
+            self.curves(&at.replace("layer=", "share-layer"), &title, "share", ("probe", "router_share_q", at));
+        }
+        // bins of u = p^(alpha - 1): 1, 1/2, 1/4, ...; a mean over all probes, because a solved task has no gradient left
+        let bins: Vec<f64> = (0..8).map(|i| 0.5f64.powi(i)).rev().collect();
+        let style = Style { log_x: true, log_y: true, ..Style::default() };
+        for at in &layers {
+            let title = format!("score gradient by distance to the support edge, {}", at.replace('=', " "));
+            self.draw(&at.replace("layer=", "edge-layer"), &title, ("u at most", "mean |dL/ds|"), style, |arm| {
+                let mean = |u: f64| values(&rows.mean(arm, "probe", &format!("edge_u<={u}"), at));
+                let points: Vec<Point> = bins.iter().map(|&u| estimated(u, &mean(u))).collect();
+                if points.iter().any(|p| p.y > 0.0) { points } else { Vec::new() }
+            });
+        }
+    }
+
+    /// Accuracy by length and by distance, and what the router missed.
+    fn task(&mut self) {
+        let number = |at: &str, key: &str| at.rsplit(key).next().and_then(|n| n.parse::<f64>().ok());
+        let all = self.rows.places("val", "accuracy");
+        let plain = all.iter().filter(|at| !at.contains(' '));
+        let lengths: Vec<(f64, String)> = plain.filter_map(|at| Some((number(at, "length=")?, at.clone()))).collect();
+        if lengths.len() > 1 {
+            self.profile("accuracy-by-length", "accuracy by length", ("tokens", "accuracy"), "accuracy", &lengths);
+        }
+        for (length, own) in &lengths {
+            let start = format!("{own} ");
+            let bins = all.iter().filter(|at| at.starts_with(&start));
+            let mut places: Vec<(f64, String)> =
+                bins.filter_map(|at| Some((number(at, "distance<")?, at.clone()))).collect();
+            places.sort_by(|a, b| a.0.total_cmp(&b.0));
+            for (metric, short, what, y) in [
+                ("accuracy", "accuracy", "accuracy", "accuracy"),
+                ("router_missed", "missed", "router missed", "share"),
+            ] {
+                let title = format!("{what} by distance at length {length}");
+                let name = format!("{short}-by-distance-{length}");
+                self.profile(&name, &title, ("distance below", y), metric, &places);
+            }
+        }
+    }
+
+    fn budget(&mut self) {
+        let rows = self.rows;
+        let style = Style { join: Join::Dots, ..Style::default() };
+        let axes = ("attended tokens", "nats");
+        self.draw("loss-by-budget", "loss against attended tokens, a dot a seed", axes, style, |arm| {
+            let (loss, tokens) = (rows.last(arm, "val", "loss", ""), rows.last(arm, "val", "attended_tokens", ""));
+            loss.iter().zip(&tokens).map(|((_, l), (_, t))| Point::new(*t, *l)).collect()
+        });
+    }
+}
+
+/// All pictures: the names of their files, and what is drawn.
+pub fn charts(config: &Config, arms: &[&str], rows: &Rows) -> Vec<(String, Drawn)> {
+    let mut charts = Charts { arms, rows, out: Vec::new() };
+    if config.task.is_some() {
+        let length = format!("length={}", config.data.seq_len);
+        charts.curves("accuracy", "accuracy at the training length", "accuracy", ("val", "accuracy", &length));
+    }
+    charts.losses();
+    charts.gradients();
+    if config.task.is_some() {
+        charts.task();
+    }
+    charts.budget();
+    charts.out
+}
