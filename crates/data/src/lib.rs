@@ -2,6 +2,7 @@
 //! Knows no tensor and no model; nothing here prints, progress goes through a callback.
 
 mod error;
+pub mod files;
 mod intake;
 mod loader;
 mod prepare;

@@ -1,22 +1,17 @@
 //! Files that a crash leaves whole: the old content or the new, never half of it.
 
 use std::fs::File;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use dash_data::files;
 
 /// Writes a file that a power failure keeps.
 ///
 /// # Errors
 /// When it cannot be written.
 pub fn write_synced(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let run = || {
-        let mut file = File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    run().with_context(|| format!("{} cannot be written", path.display()))
+    files::write_synced(path, bytes).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 /// Makes a rename or a new file in a folder survive a power failure.
@@ -24,11 +19,7 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 /// # Errors
 /// When the folder cannot be synced.
 pub fn sync_folder(path: &Path) -> anyhow::Result<()> {
-    // Only Unix can open a folder; elsewhere the rename itself is what there is.
-    if cfg!(unix) {
-        File::open(path).and_then(|f| f.sync_all()).with_context(|| format!("{} cannot be synced", path.display()))?;
-    }
-    Ok(())
+    files::sync_folder(path).with_context(|| format!("{} cannot be synced", path.display()))
 }
 
 /// Replaces a file by rename: a reader finds the old content or the new, never half of it.
@@ -41,8 +32,7 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let aside = PathBuf::from(aside);
     write_synced(&aside, bytes)?;
     std::fs::rename(&aside, path).with_context(|| format!("{} cannot be renamed into place", aside.display()))?;
-    // a relative name without a folder is in the current one
-    path.parent().map_or(Ok(()), |p| sync_folder(if p.as_os_str().is_empty() { Path::new(".") } else { p }))
+    path.parent().map_or(Ok(()), sync_folder)
 }
 
 /// Puts a folder in the place of `path` by rename: `write` fills it aside, and a reader finds the old folder or the new one. (Where

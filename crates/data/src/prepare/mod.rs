@@ -16,6 +16,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{DataError, Result};
+use crate::files::write_synced;
 use crate::intake::split::Split;
 use crate::intake::{Corpus, cargo};
 use crate::report::Report;
@@ -266,11 +267,5 @@ fn share(settings: &Settings, tokenizer: &Tokenizer, texts: &[String], all: u64)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    use std::io::Write;
-    let run = || {
-        let mut file = std::fs::File::create(path)?;
-        file.write_all(bytes)?;
-        file.sync_all()
-    };
-    run().map_err(DataError::io(path, "cannot be written"))
+    write_synced(path, bytes).map_err(DataError::io(path, "cannot be written"))
 }

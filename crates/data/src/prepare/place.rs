@@ -1,10 +1,11 @@
 //! Where a corpus is prepared: a folder of its own, `.tmp-KEY`, which belongs to whoever holds the lock on `.lock-KEY` and is renamed
 //! when it is complete. A lock is freed by the end of its process, however it ends: what lies there without a lock is a leftover.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use crate::error::{DataError, Result};
+use crate::files::{open_lock, sync_folder, try_lock};
 
 /// A held lock.
 struct Lock {
@@ -17,10 +18,6 @@ impl Drop for Lock {
         // while it is held: whoever waits finds that it is not the file of that name any more, and starts anew
         let _ = std::fs::remove_file(&self.path);
     }
-}
-
-fn open(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
 }
 
 /// Whether the file of this name is the one that was locked.
@@ -43,17 +40,14 @@ impl Lock {
     fn take(path: PathBuf, waiting: impl FnOnce()) -> Result<Self> {
         let mut waiting = Some(waiting);
         loop {
-            let file = open(&path).map_err(DataError::io(&path, "cannot be created"))?;
-            let locked = match file.try_lock() {
-                Err(TryLockError::WouldBlock) => {
-                    waiting.take().into_iter().for_each(|told| told());
-                    file.lock()
+            let file = open_lock(&path).map_err(DataError::io(&path, "cannot be created"))?;
+            let locked = try_lock(&file).and_then(|taken| {
+                if taken {
+                    return Ok(());
                 }
-                // a file system without locks: working without one is what there is, as for a run's folder
-                Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => Ok(()),
-                Err(TryLockError::Error(e)) => Err(e),
-                Ok(()) => Ok(()),
-            };
+                waiting.take().into_iter().for_each(|told| told());
+                file.lock()
+            });
             locked.map_err(DataError::io(&path, "cannot be locked"))?;
             if is_current(&path, &file) {
                 return Ok(Lock { path, _file: file });
@@ -61,9 +55,9 @@ impl Lock {
         }
     }
 
-    /// Takes a lock if nobody holds it.
+    /// Takes a lock if nobody holds it. Without locks nobody can tell, and what may be another's is left alone.
     fn try_take(path: PathBuf) -> Option<Self> {
-        let file = open(&path).ok()?;
+        let file = open_lock(&path).ok()?;
         file.try_lock().ok()?;
         is_current(&path, &file).then_some(Lock { path, _file: file })
     }
@@ -111,23 +105,13 @@ impl Place {
     pub fn finish(mut self) -> Result<()> {
         // what has the name without being complete was begun by nobody who still runs: the lock is held
         let _ = std::fs::remove_dir_all(&self.folder);
-        sync_folder(&self.aside)?;
+        sync_folder(&self.aside).map_err(DataError::io(&self.aside, "cannot be synced"))?;
         std::fs::rename(&self.aside, &self.folder)
             .map_err(DataError::io(&self.folder, "cannot be renamed into place"))?;
         self.finished = true;
-        // a cache without a folder of its own is in the current one
-        let cache = self.folder.parent().filter(|p| !p.as_os_str().is_empty());
-        sync_folder(cache.unwrap_or(Path::new(".")))
+        let cache = self.folder.parent().unwrap_or(Path::new(""));
+        sync_folder(cache).map_err(DataError::io(cache, "cannot be synced"))
     }
-}
-
-/// Makes names in a folder survive a power failure. Only Unix can open a folder; elsewhere the rename itself is what there is.
-fn sync_folder(path: &Path) -> Result<()> {
-    if cfg!(unix) {
-        let sync = || std::fs::File::open(path)?.sync_all();
-        sync().map_err(DataError::io(path, "cannot be synced"))?;
-    }
-    Ok(())
 }
 
 impl Drop for Place {

@@ -209,16 +209,17 @@ impl Shard {
         self.content[at..at + self.documents * 8].chunks_exact(8).map(|b| u64_at(b, 0)).collect()
     }
 
+    fn check_range(&self, start: usize, count: usize) {
+        let inside = start <= self.tokens && count <= self.tokens - start;
+        assert!(inside, "range {start}+{count} of {} tokens", self.tokens);
+    }
+
     /// Replaces `out` by `count` tokens from `start`.
     ///
     /// # Panics
     /// When the range ends after the last token.
     pub fn read(&self, start: usize, count: usize, out: &mut Vec<u32>) {
-        assert!(
-            start <= self.tokens && count <= self.tokens - start,
-            "range {start}+{count} of {} tokens",
-            self.tokens
-        );
+        self.check_range(start, count);
         let bytes = &self.content[HEADER + start * self.width..][..count * self.width];
         out.clear();
         if self.width == 2 {
@@ -233,11 +234,7 @@ impl Shard {
     /// # Panics
     /// When the range ends after the last token.
     pub fn text_bytes(&self, start: usize, count: usize) -> Option<u64> {
-        assert!(
-            start <= self.tokens && count <= self.tokens - start,
-            "range {start}+{count} of {} tokens",
-            self.tokens
-        );
+        self.check_range(start, count);
         let at = self.counted.then(|| self.content.len() - self.tokens * 4)?;
         let bytes = &self.content[at + start * 4..][..count * 4];
         Some(bytes.chunks_exact(4).map(|b| u32_at(b, 0) as u64).sum())

@@ -1,10 +1,11 @@
 //! One process a run folder: two that wrote into one would lose each other's records and checkpoints.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::Path;
 
 use anyhow::Context;
+use dash_data::files::{open_lock, try_lock};
 
 use crate::failure::{Failure, Result};
 
@@ -22,25 +23,16 @@ impl RunLock {
     pub fn take(folder: &Path) -> Result<Self> {
         std::fs::create_dir_all(folder).with_context(|| format!("{} cannot be created", folder.display()))?;
         let path = folder.join("run.lock");
-        let open = File::options().read(true).write(true).create(true).truncate(false).open(&path);
-        let mut file = open.with_context(|| format!("{} cannot be opened", path.display()))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut holder = String::new();
-                let _ = file.read_to_string(&mut holder);
-                let holder = holder.trim();
-                let holder = if holder.is_empty() { "another process" } else { holder };
-                return Err(Failure::request(format!(
-                    "{}: {holder} works in this folder; wait for its end, or choose another name with --set run.name=NAME",
-                    folder.display()
-                )));
-            }
-            // a file system without locks: working without one is what there is
-            Err(TryLockError::Error(e)) if e.kind() == std::io::ErrorKind::Unsupported => {}
-            Err(TryLockError::Error(e)) => {
-                return Err(anyhow::Error::from(e).context(format!("{} cannot be locked", path.display())).into());
-            }
+        let mut file = open_lock(&path).with_context(|| format!("{} cannot be opened", path.display()))?;
+        if !try_lock(&file).with_context(|| format!("{} cannot be locked", path.display()))? {
+            let mut holder = String::new();
+            let _ = file.read_to_string(&mut holder);
+            let holder = holder.trim();
+            let holder = if holder.is_empty() { "another process" } else { holder };
+            return Err(Failure::request(format!(
+                "{}: {holder} works in this folder; wait for its end, or choose another name with --set run.name=NAME",
+                folder.display()
+            )));
         }
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let note = format!("process {} on {}\n", std::process::id(), host.trim());
