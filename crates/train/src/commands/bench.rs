@@ -14,7 +14,7 @@ pub struct BenchArgs {
     /// Steps to take the median of
     #[arg(long, default_value_t = 10)]
     pub steps: usize,
-    /// Time every op against the machine's measured limits instead of whole steps
+    /// Time every op and attention variant against the machine's measured limits instead of whole steps
     #[arg(long)]
     pub ops: bool,
     /// Time one decoder block against dfdx in this process instead of whole steps

@@ -7,6 +7,7 @@ use dash_core::ops::attention::{
     Entmax, Routing, Span, block_attention, chunk_summary, dense_attention, entmax_routing, span_attention,
 };
 use dash_core::{DType, Result as CoreResult, Tape, Tensor, Var};
+use dash_model::attention::keys::{Given, Value};
 use dash_model::{Attention, Dash};
 
 use super::{Bench, Cost, Sizes};
@@ -16,8 +17,8 @@ use crate::training::router::{GAMMA, gamma_for};
 /// Random queries, keys and values.
 pub struct Qkv {
     pub q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    pub k: Tensor,
+    pub v: Tensor,
 }
 
 /// How much the random queries attend.
@@ -27,6 +28,10 @@ pub struct Routed {
     pub density: f64,
     /// Attended chunks of a query.
     pub chunks_a_query: f64,
+    /// Tokens of a chunk.
+    pub chunk: usize,
+    /// The router's gamma.
+    pub gamma: f64,
 }
 
 impl Qkv {
@@ -43,7 +48,7 @@ impl Qkv {
 }
 
 /// Of so many (query head, query, attended key) triples. q, k, v, the output and their gradients pass three times in all.
-fn attention_cost(s: Sizes, triples: f64) -> Cost {
+pub fn attention_cost(s: Sizes, triples: f64) -> Cost {
     Cost { flops: 12.0 * triples * s.head_dim as f64, elements: 3.0 * (2.0 * s.q() + 2.0 * s.k()) }
 }
 
@@ -64,16 +69,21 @@ pub fn time(bench: &mut Bench, qkv: &Qkv) -> Result<()> {
     bench.time("span attention (512)", cost, &qkv.all(), |t, v| span_attention(t, &v[0], &v[1], &v[2], window, 1.0))
 }
 
-/// Summaries, routing, and attention to what is routed. The configuration's own router where it has one; else one that routes
-/// random keys.
+/// The keys that the entmax router has and the configured attention, too; those that it lacks as in a fresh [`Dash`], with a gamma
+/// at which random queries leave something out.
+fn router(configured: &Attention) -> Dash {
+    let own = Dash::KEYS.iter().filter_map(|key| Some((key.name, configured.value(key.name)?)));
+    Dash::from_given(&own.fold(Given::of(&[("gamma", Value::Number(4.0))]), |mut given, (key, value)| {
+        given.set(key, value);
+        given
+    }))
+}
+
+/// Summaries, routing, and attention to what is routed.
 pub fn time_routed(bench: &mut Bench, qkv: &Qkv, configured: &Attention, density: Option<f64>) -> Result<Routed> {
     let s = bench.sizes;
     let chunk = configured.chunk_size().unwrap_or(64).min(s.tokens / 2).max(1);
-    let dash = match configured {
-        Attention::Dash(dash) => *dash,
-        _ => Dash { gamma: 4.0, ..Dash::default() },
-    };
-    let mut settings = Dash { chunk_size: chunk, ..dash }.entmax();
+    let mut settings = Dash { chunk_size: chunk, ..router(configured) }.entmax();
     let qbar = Tensor::zeros(&bench.device, &[s.kv_heads * s.head_dim], DType::F32)?;
     // scores and weighted sum, 2 d a key each, backward twice that, and a softmax
     let cost = Cost { flops: 14.0 * s.k(), elements: 4.0 * s.k() };
@@ -101,7 +111,8 @@ pub fn time_routed(bench: &mut Bench, qkv: &Qkv, configured: &Attention, density
     let op = |t: &Tape, v: &[Var]| block_attention(t, &v[0], &v[1], &v[2], &routes, Some(&v[3]));
     let cost = attention_cost(s, entries * chunk as f64 * group);
     bench.time("block attention", cost, &[q, k, v, bias.value], op)?;
-    Ok(Routed { density: entries / visible, chunks_a_query: entries / (s.rows() * s.kv_heads) as f64 })
+    let chunks_a_query = entries / (s.rows() * s.kv_heads) as f64;
+    Ok(Routed { density: entries / visible, chunks_a_query, chunk, gamma: settings.gamma })
 }
 
 /// Forward scores every visible summary, 2 d; backward has two products of 2 d for every listed (chunk, query head). q is read

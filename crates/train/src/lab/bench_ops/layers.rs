@@ -54,7 +54,7 @@ fn linear(bench: &mut Bench, x: &Tensor, (n, c, f): (usize, usize, usize)) -> Re
     let (narrow, wide, weight) = (s.x(), (n * f) as f64, (c * f) as f64);
     let (wq, wf, wd) = (bench.normal(&[heads, c])?, bench.normal(&[f, c])?, bench.normal(&[c, f])?);
     let op = |t: &dash_core::Tape, v: &[dash_core::Var]| ops::linear(t, &v[0], &v[1]);
-    let cost = Cost { flops: flops(c, heads), elements: 3.0 * (narrow + s.q()) };
+    let cost = Cost { flops: flops(c, heads), elements: 3.0 * (narrow + s.q() + (heads * c) as f64) };
     bench.time("linear width -> heads", cost, &[x.clone(), wq], op)?;
     let cost = Cost { flops: flops(c, f), elements: 3.0 * (narrow + wide + weight) };
     bench.time("linear width -> ffn", cost, &[x.clone(), wf], op)?;

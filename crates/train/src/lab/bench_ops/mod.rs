@@ -1,4 +1,4 @@
-//! `bench --ops`: every op at the sizes of a configuration, against what the machine can do.
+//! `bench --ops`: every op, and every attention variant as a whole, at the sizes of a configuration, against what the machine can do.
 //!
 //! Two ceilings are measured first: fused multiply-adds that touch no memory, and a copy that fits no cache. An op's
 //! floor is the larger of operations / multiply-add rate and bytes / copy rate, where bytes counts each input read once
@@ -8,6 +8,7 @@ mod attention;
 mod ceilings;
 mod layers;
 mod optimizer;
+mod variants;
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -34,8 +35,9 @@ struct Cost {
     elements: f64,
 }
 
+/// What was measured of an op.
 struct OpTime {
-    name: &'static str,
+    name: String,
     seconds: f64,
     flops: f64,
     bytes: f64,
@@ -104,14 +106,14 @@ impl Bench {
         Tensor::normal(&self.device, shape, DType::F32, 1.0, &mut self.rng)
     }
 
-    fn add(&mut self, name: &'static str, seconds: f64, cost: Cost) {
-        self.ops.push(OpTime { name, seconds, flops: cost.flops, bytes: 4.0 * cost.elements });
+    fn add(&mut self, name: impl Into<String>, seconds: f64, cost: Cost) {
+        self.ops.push(OpTime { name: name.into(), seconds, flops: cost.flops, bytes: 4.0 * cost.elements });
     }
 
     /// Times forward + backward of an op and adds it.
     fn time(
         &mut self,
-        name: &'static str,
+        name: impl Into<String>,
         cost: Cost,
         inputs: &[Tensor],
         op: impl Fn(&Tape, &[Var]) -> CoreResult<Var>,
@@ -152,6 +154,7 @@ pub fn ops(config: &Config, steps: usize, density: Option<f64>, as_json: bool) -
     layers::time(&mut bench, &qkv.q)?;
     attention::time(&mut bench, &qkv)?;
     let routed = attention::time_routed(&mut bench, &qkv, &config.model.attention, density)?;
+    variants::time(&mut bench, &qkv, config, routed)?;
     optimizer::time(&mut bench)?;
     print(&bench.ops, top, routed, as_json)
 }
