@@ -9,6 +9,7 @@ mod console;
 mod failure;
 mod files;
 pub mod lab;
+mod program;
 mod signals;
 pub mod training;
 

@@ -24,7 +24,7 @@ fn read(folder: &Path, at: &str, into: &mut Sources) {
 fn rank(file: &str) -> Option<usize> {
     let order: [&[&str]; 6] = [
         &["config"],
-        &["console", "failure", "files", "signals"],
+        &["console", "failure", "files", "program", "signals"],
         &["training"],
         &["lab"],
         &["commands"],

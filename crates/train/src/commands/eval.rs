@@ -14,6 +14,7 @@ use crate::training::convert::{Other, other_attention};
 use crate::training::eval::Validation;
 use crate::training::loaded::Loaded;
 use crate::training::material::Material;
+use crate::training::provenance;
 use crate::training::tasks::{Router, Score};
 
 /// Arguments.
@@ -78,13 +79,17 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let v = set.run(&model, args.router)?;
     if !args.json {
-        return print(&v);
+        print(&v)?;
+        for line in provenance::lines(&loaded.starts) {
+            print_line!("{line}")?;
+        }
+        return Ok(());
     }
     let line = json!({
         "model": loaded.folder, "attention": model.config().attention, "router": format!("{:?}", args.router).to_lowercase(),
         "loss": v.loss, "perplexity": v.loss.exp(), "bits_per_byte": v.bits_per_byte, "tokens": v.tokens, "density": v.density,
         "layer_density": v.layers, "attended_tokens": v.attended, "loss_by_position": v.by_position,
-        "corpus": material.hash, "corpus_changed": changed,
+        "corpus": material.hash, "corpus_changed": changed, "provenance": loaded.starts,
         "task": v.task.iter().map(|r| r.json()).collect::<Vec<_>>(),
     });
     print_line!("{line}")

@@ -11,7 +11,6 @@ mod init;
 mod plot;
 mod prepare;
 mod train;
-mod version;
 
 use std::process::ExitCode;
 
@@ -20,6 +19,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use crate::console;
 use crate::failure::{Failure, Result};
 use crate::lab::verify::verify_resume;
+use crate::program;
 use config_args::ConfigArgs;
 
 /// Pretrains small language models with DashAttention and its ablations.
@@ -28,7 +28,7 @@ use config_args::ConfigArgs;
 #[derive(Parser)]
 #[command(
     name = "train",
-    version = version::version(),
+    version = program::version(),
     args_conflicts_with_subcommands = true,
     arg_required_else_help = true,
     after_help = "Examples:

@@ -11,7 +11,7 @@ use super::timing::spread;
 use crate::config::Config;
 use crate::console::print_line;
 use crate::failure::Result;
-use crate::training::material::device as device_of;
+use crate::training::material::{device as device_of, threads};
 use crate::training::preflight::memory_bytes;
 use crate::training::trainer::Trainer;
 
@@ -83,9 +83,7 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
     let work = flops(&config.model, d.vocab_size, d.seq_len, config.model.attention.attended(d.seq_len, listed))
         .total()
         * tokens;
-    let threads = match &device {
-        dash_core::Device::Cpu(cpu) => cpu.threads(),
-    };
+    let threads = threads(&device);
     let predicted = memory_bytes(config, trainer.model.params().numel()) / 1e6;
     if as_json {
         let line = json!({

@@ -8,7 +8,9 @@ use dash_model::Model;
 use super::checkpoint;
 use super::eval::model_folder;
 use super::material::device;
+use super::provenance;
 use crate::config::Config;
+use crate::console::tell;
 use crate::failure::{Failure, Result};
 
 /// A model with the configuration and tokenizer that belong to it.
@@ -19,6 +21,8 @@ pub struct Loaded {
     pub config: Config,
     /// What it was trained on, as its checkpoint names it; an exported folder does not know.
     pub data_hash: Option<String>,
+    /// What trained it, as its run folder has it; empty for an exported folder and a run of an early build.
+    pub starts: Vec<provenance::Start>,
     /// Its tokenizer; none where it was trained on a task.
     pub tokenizer: Option<Tokenizer>,
     /// The model.
@@ -41,6 +45,10 @@ impl Loaded {
             (config.data, config.eval, config.run.threads) = (data.data.clone(), data.eval.clone(), data.run.threads);
             config.task = data.task.clone();
         }
+        let starts = provenance::read(&home).unwrap_or_else(|e| {
+            tell!("warning: {e:#}");
+            Vec::new()
+        });
         let path = home.join("tokenizer.json");
         let tokenizer = path.is_file().then(|| Tokenizer::load(&path, config.treatment())).transpose()?;
         if let Some(have) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n != config.data.vocab_size) {
@@ -51,6 +59,6 @@ impl Loaded {
         }
         let model = checkpoint::load_model(&folder, &config, &device(&config)?).map_err(Failure::Request)?;
         let data_hash = checkpoint::read_state(&folder).ok().map(|state| state.data_hash);
-        Ok(Loaded { folder, config, data_hash, tokenizer, model })
+        Ok(Loaded { folder, config, data_hash, starts, tokenizer, model })
     }
 }

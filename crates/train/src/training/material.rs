@@ -91,6 +91,13 @@ pub fn device(config: &Config) -> Result<Device> {
     Device::cpu(config.run.threads).map_err(|e| Failure::request(format!("run.threads = {}: {e}", config.run.threads)))
 }
 
+/// Threads that a device's host works with.
+pub fn threads(device: &Device) -> usize {
+    match device {
+        Device::Cpu(cpu) => cpu.threads(),
+    }
+}
+
 /// What a run reads: text, a task, or both.
 pub struct Material {
     /// Training shards; none where the task is alone.

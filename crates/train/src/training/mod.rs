@@ -15,6 +15,7 @@ pub mod metrics;
 pub mod optim;
 pub mod preflight;
 pub mod probe;
+pub mod provenance;
 pub mod router;
 pub mod run;
 pub mod schedule;

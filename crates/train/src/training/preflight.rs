@@ -9,6 +9,7 @@ use dash_data::Shard;
 use dash_model::{Compute, Model, flops, parameters};
 
 use super::limits;
+use super::material::threads;
 use super::optim::rule;
 use crate::config::Config;
 use crate::console::tell;
@@ -221,9 +222,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
         data,
         total / 1e6,
         step_flops / 1e9,
-        match device {
-            Device::Cpu(cpu) => cpu.threads(),
-        },
+        threads(device),
         rate / 1e9,
         memory_bytes(config, params) / 1e6,
         duration(seconds),

@@ -12,6 +12,7 @@ use super::eval::unigram_loss;
 use super::lock::RunLock;
 use super::material::{Material, device};
 use super::preflight;
+use super::provenance;
 use super::router::initial_gamma;
 use super::schedule::learning_rate;
 use super::session::{Parts, Session};
@@ -181,6 +182,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     if let Some(tokenizer) = &material.tokenizer {
         replace_file(&folder.join("tokenizer.json"), tokenizer.json().as_bytes())?;
     }
+    provenance::record(&folder, &device, trainer.optimizer.step, resumes)?;
     // last, because it is what makes the folder a run
     replace_file(&folder.join("config.toml"), config.to_toml().as_bytes())?;
     let state = State::new(trainer.optimizer.step, tokens, config.run.seed, data, data_hash);

@@ -87,6 +87,8 @@ pub(super) struct Session<'a> {
     speed: Speed,
     /// Updates made before this process.
     first: u64,
+    /// Whether the router has been looked at for leaving nothing out.
+    looked: bool,
 }
 
 impl<'a> Session<'a> {
@@ -102,7 +104,8 @@ impl<'a> Session<'a> {
         bar.set_position(first);
         bar.reset_eta();
         let probe = Probe::new(parts.set.first_batch(), config.probe.sequences);
-        Ok(Session { checkpoints: Checkpoints::of(&folder), metrics, probe, bar, speed: Speed::new(), first, parts })
+        let checkpoints = Checkpoints::of(&folder);
+        Ok(Session { checkpoints, metrics, probe, bar, speed: Speed::new(), first, looked: false, parts })
     }
 
     /// Trains to the end.
@@ -175,10 +178,11 @@ impl<'a> Session<'a> {
         let Parts { config, state, .. } = &self.parts;
         let rate = self.speed.rate();
         self.metrics.train(config, state.step, state.tokens, rate, stats);
-        if state.step == self.first + 1
-            && let Some(warning) = hardly_sparse(config, stats)
-        {
-            say(&self.bar, warning);
+        if !self.looked && state.step >= settled_at(config) {
+            self.looked = true;
+            if let Some(warning) = hardly_sparse(config, state.step, stats) {
+                say(&self.bar, warning);
+            }
         }
         let target = config.router.target_density;
         tell_step(&self.bar, (self.first, state.step, config.run.steps), stats, (rate, target));
@@ -236,19 +240,35 @@ fn chunk_density(s: &StepStats) -> Option<f64> {
 /// Above this share of the chunks a router saves nothing worth its cost.
 const HARDLY_SPARSE: f64 = 0.9;
 
+/// Updates that a soft router takes to show what it does, however short the warmup.
+const SETTLED: u64 = 50;
+
+/// The update from which a router's density says something about the run. A number of chunks does not depend on the weights. A soft
+/// choice does: a fresh router scores all chunks alike and attends nearly all of them, so it is looked at when learning rate, alpha
+/// and gamma are where the configuration leads them, or at the run's end.
+fn settled_at(config: &Config) -> u64 {
+    if config.model.attention.top().is_some() {
+        return 1;
+    }
+    let ramps = [config.router.alpha, config.router.gamma].into_iter().flatten().map(|ramp| ramp.steps);
+    ramps.chain([config.optim.warmup_steps, SETTLED]).max().unwrap_or(SETTLED).min(config.run.steps)
+}
+
 /// What to do about a run whose router leaves nothing out.
-fn hardly_sparse(config: &Config, s: &StepStats) -> Option<String> {
+fn hardly_sparse(config: &Config, step: u64, s: &StepStats) -> Option<String> {
     let density = chunk_density(s).filter(|d| *d > HARDLY_SPARSE)?;
     let attention = &config.model.attention;
     let chunks = attention.chunk_size().map_or(0, |size| config.data.seq_len.div_ceil(size));
     let what = match (attention.top(), config.router.target_density) {
         (Some(_), _) => "lower model.attention.top or chunk_size".to_string(),
         (None, Some(target)) => {
-            format!("the router is steered to {:.0} % of tokens and starts from here", 100.0 * target)
+            format!("the controller is to bring it to {:.0} % of tokens and has not yet", 100.0 * target)
         }
         (None, None) => "raise model.attention.gamma, lower chunk_size, or set router.target_density".to_string(),
     };
-    Some(format!("density {density:.2}: hardly sparse, of {chunks} chunks almost all are attended; {what}"))
+    Some(format!(
+        "density {density:.2} at step {step}: hardly sparse, of {chunks} chunks almost all are attended; {what}"
+    ))
 }
 
 /// The line of a logged step; `first` is the step that this process started from.
@@ -277,5 +297,34 @@ fn tell_step(
     } else {
         console::record_line(format_args!("{line}"));
         bar.set_message(message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Ramp;
+    use crate::config::reference::SMALLEST;
+    use std::path::Path;
+
+    fn config(set: &[&str]) -> Config {
+        let set: Vec<String> =
+            ["run.steps=400", "optim.warmup_steps=20"].iter().chain(set).map(|s| s.to_string()).collect();
+        Config::from_text(SMALLEST, &set, Path::new("small.toml")).unwrap()
+    }
+
+    #[test]
+    fn a_soft_router_is_looked_at_when_nothing_leads_it_any_more() {
+        let dash = config(&["model.attention.kind=dash"]);
+        assert_eq!(settled_at(&dash), SETTLED);
+        let mut long = dash.clone();
+        long.optim.warmup_steps = 120;
+        assert_eq!(settled_at(&long), 120);
+        long.router.alpha = Some(Ramp { from: 1.25, to: 1.5, steps: 300 });
+        assert_eq!(settled_at(&long), 300);
+        long.run.steps = 30;
+        assert_eq!(settled_at(&long), 30, "the end of a short run");
+        // the number of chunks is in the configuration
+        assert_eq!(settled_at(&config(&["model.attention.kind=topk"])), 1);
     }
 }

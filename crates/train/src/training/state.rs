@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::router::Knobs;
+use crate::program::build;
 
 /// The version that this build writes; it reads this one and all before.
 pub const VERSION: u64 = 2;
@@ -25,7 +26,7 @@ pub const VERSION: u64 = 2;
 pub struct State {
     /// [`VERSION`].
     pub version: u64,
-    /// The program that wrote it.
+    /// The program that wrote it, with its commit.
     pub build: String,
     /// Updates made.
     pub step: u64,
@@ -65,11 +66,6 @@ impl State {
             files: HashMap::new(),
         }
     }
-}
-
-/// What this program calls itself in what it writes.
-pub fn build() -> String {
-    format!("train {}", env!("CARGO_PKG_VERSION"))
 }
 
 /// A checkpoint of a format that came later. It is whole, so it must not be passed over like a damaged one.

@@ -1,0 +1,244 @@
+//! `provenance.json` of a run folder: what started the run and what went on with it, one entry for each process, oldest first.
+//!
+//! A run has the same bits on the same build and instruction set. Where a later process had another, its entry says so.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use dash_core::Device;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::material::threads;
+use crate::console::tell;
+use crate::files::replace_file;
+use crate::program;
+
+const FILE: &str = "provenance.json";
+
+/// A process that began to train the run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// When, in UTC: `2026-11-26T17:10:14Z`.
+    pub time: String,
+    /// Updates that the run had made by then.
+    pub step: u64,
+    /// The command line, program first.
+    pub command: Vec<String>,
+    /// Version of the program.
+    pub version: String,
+    /// Commit of the program, or `unknown`: a source archive has none.
+    pub commit: String,
+    /// Whether files differed from that commit.
+    pub changed: bool,
+    /// Kind of the device.
+    pub device: String,
+    /// Instruction set of the CPU's kernels.
+    pub instruction_set: String,
+    /// Threads of the CPU. No bit depends on them.
+    pub threads: usize,
+    /// Versions of the compiler and of the packages that decide bits.
+    pub packages: BTreeMap<String, String>,
+    /// The host's processor, as the system names it.
+    pub processor: String,
+    /// The host's system and its kind of processor.
+    pub system: String,
+}
+
+impl Start {
+    fn now(device: &Device, step: u64) -> Self {
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let owned = |(name, version): (&str, &str)| (name.to_string(), version.to_string());
+        Start {
+            time: utc(seconds),
+            step,
+            command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            commit: program::commit().unwrap_or("unknown").into(),
+            changed: program::changed(),
+            device: device.name().into(),
+            instruction_set: program::instruction_set().into(),
+            threads: threads(device),
+            packages: program::packages().map(owned).collect(),
+            processor: processor(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
+            system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+        }
+    }
+
+    /// All that the bits of a run may depend on besides its configuration and data, with the names that people read.
+    fn decides(&self) -> Vec<(&str, String)> {
+        let changes = if self.changed { " with changes" } else { "" };
+        let mut all = vec![
+            ("version", self.version.clone()),
+            ("commit", format!("{}{changes}", self.commit)),
+            ("device", self.device.clone()),
+            ("instruction set", self.instruction_set.clone()),
+            ("processor", self.processor.clone()),
+            ("system", self.system.clone()),
+        ];
+        all.extend(self.packages.iter().map(|(name, version)| (name.as_str(), version.clone())));
+        all
+    }
+
+    /// What is other than at an earlier start, `instruction set AVX2 -> AVX-512`; empty where nothing is.
+    fn changes_since(&self, earlier: &Start) -> String {
+        let (before, now) = (earlier.decides(), self.decides());
+        let was = |name: &str| before.iter().find(|(n, _)| *n == name).map_or("none", |(_, value)| value.as_str());
+        let other = now.iter().filter(|(name, value)| was(name) != value);
+        other.map(|(name, value)| format!("{name} {} -> {value}", was(name))).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// `2026-11-26T17:10:14Z`. Days to a date of the Gregorian calendar: eras of 400 years that begin in March, as in Howard Hinnant's
+/// "chrono-compatible low-level date algorithms".
+fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400 + 719_468, seconds % 86_400);
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month + 2) / 5 + 1;
+    let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
+    let year = year + era * 400 + carry;
+    format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
+/// The name in /proc/cpuinfo, whose lines differ between kinds of processors; else `unknown`.
+fn processor(cpuinfo: &str) -> String {
+    let of = |key: &str| cpuinfo.lines().find_map(|l| l.split_once(':').filter(|(k, _)| k.trim() == key));
+    let found = ["model name", "Model", "cpu model", "uarch", "cpu"].into_iter().find_map(of);
+    found.map_or("unknown".into(), |(_, name)| name.trim().to_string())
+}
+
+fn values(path: &Path) -> anyhow::Result<Vec<Value>> {
+    match std::fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display())),
+        // a run of an earlier build
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(e).with_context(|| format!("{} cannot be read", path.display())),
+    }
+}
+
+/// The starts of the run in a folder; empty where no one wrote them down.
+///
+/// # Errors
+/// When the file is damaged or cannot be read.
+pub fn read(folder: &Path) -> anyhow::Result<Vec<Start>> {
+    let path = folder.join(FILE);
+    let parse = |v| serde_json::from_value(v).with_context(|| format!("{} is damaged", path.display()));
+    values(&path)?.into_iter().map(parse).collect()
+}
+
+/// Writes this process down as a start at `step`: of a new run, or behind the starts that the folder's run has. Tells what has
+/// changed since the last one. A list that is damaged is put aside and told; it stops no run.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn record(folder: &Path, device: &Device, step: u64, resumes: bool) -> anyhow::Result<()> {
+    let path = folder.join(FILE);
+    // as they are: keys of a later build stay
+    let mut all = if resumes { values(&path) } else { Ok(Vec::new()) }.unwrap_or_else(|e| {
+        let aside = folder.join(format!("{FILE}.damaged"));
+        let _ = std::fs::rename(&path, &aside);
+        tell!("warning: {e:#}; it is kept as {}, and a new list begins", aside.display());
+        Vec::new()
+    });
+    let now = Start::now(device, step);
+    let last = all.last().and_then(|v| serde_json::from_value::<Start>(v.clone()).ok());
+    let changes = last.map_or(String::new(), |last| now.changes_since(&last));
+    if !changes.is_empty() {
+        tell!(
+            "note: other than at the last start: {changes}. The same bits are promised for the same build and instruction set only"
+        );
+    }
+    all.push(serde_json::to_value(now)?);
+    replace_file(&path, &serde_json::to_vec_pretty(&all)?)
+}
+
+/// For people: the first start, every later one at which something that bits may depend on had changed, and how many there were.
+pub fn lines(starts: &[Start]) -> Vec<String> {
+    let Some(first) = starts.first() else { return Vec::new() };
+    let values = first.decides().into_iter().take(5).map(|(name, value)| format!("{name} {value}"));
+    let mut out =
+        vec![format!("started {}: {}, {} threads", first.time, values.collect::<Vec<_>>().join(", "), first.threads)];
+    for pair in starts.windows(2) {
+        let changes = pair[1].changes_since(&pair[0]);
+        if !changes.is_empty() {
+            out.push(format!("at step {}, {}: {changes}", pair[1].step, pair[1].time));
+        }
+    }
+    if starts.len() > 1 {
+        out.push(format!("{} starts in all", starts.len()));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_dates_of_the_calendar() {
+        // from `date -u -d @SECONDS`
+        for (seconds, date) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (1_709_251_199, "2024-02-29T23:59:59Z"),
+            (1_735_689_599, "2024-12-31T23:59:59Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+        ] {
+            assert_eq!(utc(seconds), date);
+        }
+    }
+
+    #[test]
+    fn processors_are_named_as_the_system_does() {
+        let x86 =
+            "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC 9R14\n";
+        assert_eq!(processor(x86), "AMD EPYC 9R14");
+        let arm = "processor\t: 0\nBogoMIPS\t: 108.00\nFeatures\t: fp asimd\n\nHardware\t: BCM2835\nModel\t\t: Raspberry Pi 4\n";
+        assert_eq!(processor(arm), "Raspberry Pi 4");
+        assert_eq!(processor(""), "unknown");
+    }
+
+    #[test]
+    fn starts_add_up_and_what_changed_is_said() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = Device::cpu(2).unwrap();
+        assert_eq!(read(dir.path()).unwrap(), []);
+        record(dir.path(), &device, 0, false).unwrap();
+        record(dir.path(), &device, 5, true).unwrap();
+        let mut starts = read(dir.path()).unwrap();
+        assert_eq!(starts.iter().map(|s| (s.step, s.threads)).collect::<Vec<_>>(), [(0, 2), (5, 2)]);
+        assert_eq!(lines(&starts).len(), 2);
+
+        starts[1].instruction_set = "another".into();
+        starts[1].packages.insert("rand".into(), "0.0.1".into());
+        let said = lines(&starts).join("\n");
+        assert!(said.contains("at step 5") && said.contains("-> another; rand"), "{said}");
+        assert!(said.contains("2 starts in all"), "{said}");
+
+        // keys of a later build stay, and a folder that holds no run begins a new list
+        let mut values = values(&dir.path().join(FILE)).unwrap();
+        values[0]["later"] = 1.into();
+        std::fs::write(dir.path().join(FILE), serde_json::to_vec(&values).unwrap()).unwrap();
+        record(dir.path(), &device, 7, true).unwrap();
+        let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
+        assert!(text.contains("\"later\": 1") && read(dir.path()).unwrap().len() == 3);
+        record(dir.path(), &device, 0, false).unwrap();
+        assert_eq!(read(dir.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_damaged_list_is_kept_aside_and_stops_no_run() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(FILE), "[{\"time\"").unwrap();
+        assert!(format!("{:#}", read(dir.path()).unwrap_err()).contains("provenance.json is damaged"));
+        record(dir.path(), &Device::cpu(1).unwrap(), 3, true).unwrap();
+        assert_eq!(read(dir.path()).unwrap().len(), 1);
+        assert_eq!(std::fs::read_to_string(dir.path().join("provenance.json.damaged")).unwrap(), "[{\"time\"");
+    }
+}

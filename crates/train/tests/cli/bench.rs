@@ -1,0 +1,63 @@
+//! `bench`, and the memory that is announced.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use crate::sandbox::{Sandbox, repository, succeeded};
+
+#[test]
+fn the_memory_that_is_announced_is_what_a_step_takes() {
+    if !Path::new("/proc/self/status").exists() {
+        eprintln!("skipped: this system does not tell the memory of a process");
+        return;
+    }
+    // in the last one, one layer and a long batch, what backward takes besides counts most
+    for (kind, recompute, batch, layers) in [
+        ("dense", false, 2, 3),
+        ("dense", true, 2, 3),
+        ("dash", false, 2, 3),
+        ("token-entmax", false, 2, 3),
+        ("nsa", false, 2, 3),
+        ("dense", false, 32, 1),
+    ] {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_train"));
+        c.args(["bench", "--steps", "1", "--json", "--config"]).arg(repository().join("configs/bench-cpu.toml"));
+        for set in [format!("data.batch_size={batch}"), format!("model.layers={layers}"), "run.threads=2".to_string()] {
+            c.args(["--set", &set]);
+        }
+        c.args(["--set", &format!("model.attention.kind={kind}"), "--set", &format!("model.recompute={recompute}")]);
+        let o = c.output().unwrap();
+        succeeded(&o);
+        let line: Value = serde_json::from_slice(&o.stdout).unwrap();
+        let ratio = line["peak_rss_mb"].as_f64().unwrap() / line["predicted_mb"].as_f64().unwrap();
+        assert!((ratio - 1.0).abs() <= 0.15, "{kind}, recompute {recompute}, batch {batch}: {line}");
+    }
+}
+
+#[test]
+fn bench_in_turn_answers_every_line_with_milliseconds() {
+    let s = Sandbox::new();
+    let mut c = s.command(&["bench", "--in-turn"], &[]);
+    let mut child = c.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(b"\n\n\n").unwrap();
+    let o = child.wait_with_output().unwrap();
+    succeeded(&o);
+    let times: Vec<f64> = std::str::from_utf8(&o.stdout).unwrap().lines().map(|l| l.parse().unwrap()).collect();
+    assert!(times.len() == 3 && times.iter().all(|&ms| ms > 0.0), "{times:?}");
+}
+
+#[test]
+fn bench_prints_one_json_object() {
+    let s = Sandbox::new();
+    let o = s.run(&["bench", "--steps", "2", "--json"], &[]);
+    succeeded(&o);
+    let line: Value = serde_json::from_slice(&o.stdout).unwrap();
+    for key in ["tokens_per_s", "step_ms", "gflops"] {
+        assert!(line[key].as_f64().is_some_and(|x| x > 0.0), "{key}");
+    }
+    // only Linux tells
+    assert!(line["peak_rss_mb"].as_f64().is_some_and(|x| x > 0.0 || !cfg!(target_os = "linux")));
+}

@@ -1,0 +1,15 @@
+//! Drives the binary as a user does.
+
+mod bench;
+mod compare;
+#[cfg(unix)]
+mod export;
+mod guide;
+#[cfg(unix)]
+mod requests;
+#[cfg(unix)]
+mod resume;
+mod run;
+mod sandbox;
+#[cfg(unix)]
+mod trouble;

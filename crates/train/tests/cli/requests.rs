@@ -1,0 +1,110 @@
+//! What a wrong request is told.
+
+use std::fs;
+use std::process::{Command, Output, Stdio};
+
+use crate::sandbox::{Sandbox, error_of, failed, succeeded};
+
+#[test]
+fn wrong_requests_are_told_before_any_work() {
+    let s = Sandbox::new();
+    let cases: [(&[&str], &[&str]); 9] = [
+        (&["optim.learning_rate=1"], &["unknown field `learning_rate`", "did you mean `lr`?"]),
+        (&["run.steps=many"], &["invalid type", "expected u64"]),
+        (&["model.kv_heads=3"], &["model.kv_heads: 3 does not divide heads = 4"]),
+        (&["model.head_dim=7"], &["model.head_dim: 7 is odd"]),
+        (&["model.attention.chunk_size=48"], &["leaves nothing to route"]),
+        (&["data.path=nowhere.txt"], &["nowhere.txt", "cannot be read"]),
+        (&["data.path=empty.txt"], &["empty.txt", "no text found"]),
+        (&["data.path=latin1.txt"], &["latin1.txt", "byte 3 is not valid UTF-8"]),
+        (&["data.vocab_size=5000"], &["the text gives only"]),
+    ];
+    fs::write(s.path("empty.txt"), "\n").unwrap();
+    fs::write(s.path("latin1.txt"), b"caf\xe9 and so on").unwrap();
+    for (set, parts) in cases {
+        failed(&s.run(&[], set), 2, parts);
+        assert!(!s.path("runs").exists(), "{set:?} left a run behind");
+    }
+    failed(&s.bin(&["--config", "missing.toml"]), 2, &["missing.toml", "cannot be read"]);
+    failed(&s.bin(&["eval", "--model", "."]), 2, &["holds no model"]);
+}
+
+#[test]
+fn a_vocabulary_that_does_not_match_the_tokenizer_is_told() {
+    let s = Sandbox::new();
+    succeeded(&s.run(&["prepare"], &[]));
+    let tokenizer = format!("data.tokenizer={}", s.data().join("tokenizer.json").display());
+    failed(&s.run(&[], &[&tokenizer, "data.vocab_size=310"]), 2, &["has 300 entries, data.vocab_size is 310"]);
+    succeeded(&s.run(&[], &[&tokenizer]));
+}
+
+#[test]
+fn all_keys_that_are_wrong_are_told_at_once() {
+    let s = Sandbox::with_verses();
+    let text = "[run]\nsteps = 3\n[data]\nseq_len = 64\n[optim]\nlearning_rate = 1e-3\n[model]\nd_model = 8\nn_layer = 2\n\
+        [model.attention]\nchunksize = 8\n[trainer]\n";
+    fs::write(s.path("bad.toml"), text).unwrap();
+    let told = s.told(2, &["--config", "bad.toml"]);
+    for part in [
+        "line 6: unknown field `learning_rate` in [optim]; did you mean `lr`?",
+        "line 8: unknown field `d_model` in [model]; did you mean `width`?",
+        "line 9: unknown field `n_layer` in [model]; did you mean `layers`?",
+        "line 11: unknown field `chunksize` in [model.attention]; did you mean `chunk_size`?",
+        "line 12: unknown field `trainer`",
+        "missing field `vocab_size` in [data] (integer, at least 2)",
+        "missing field `batch_size` in [data]",
+        "missing field `lr` in [optim]",
+        "missing field `kv_heads` in [model] (integer, divides `heads`)",
+    ] {
+        assert!(told.contains(part), "{part:?} in {told}");
+    }
+    assert!(!told.contains("missing field `seq_len`") && !told.contains("missing field `steps`"), "{told}");
+    // where nothing is near, what the table takes
+    fs::write(s.path("far.toml"), s.out(&["init", "--text", "own.txt"])).unwrap();
+    let told = s.told(2, &["--config", "far.toml", "--set", "model.zzz=1"]);
+    assert!(told.contains("unknown field `zzz` in [model]; [model] takes layers, width, heads"), "{told}");
+}
+
+/// `train` with a limit on its address space, in kilobytes: a limit below what the machine has, so that the test's outcome does not
+/// depend on the machine.
+fn with_memory(s: &Sandbox, kilobytes: u64, set: &[&str], more: &[&str]) -> Output {
+    let train = s.command(&[], set);
+    let args: Vec<_> = train.get_args().map(|a| a.to_string_lossy().into_owned()).collect();
+    let script = format!("ulimit -v {kilobytes}; exec \"$0\" \"$@\"");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script, env!("CARGO_BIN_EXE_train")]).args(args).args(more);
+    shell.current_dir(s.dir.path()).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn sizes_beyond_memory_or_beyond_an_integer_are_refused_with_what_fits() {
+    let s = Sandbox::new();
+    let max = i64::MAX;
+    for (set, key) in [
+        ("data.seq_len=1000000000".to_string(), "data.batch_size"),
+        ("data.batch_size=100000".into(), "lower it to at most"),
+        (format!("data.batch_size={max}"), "data.batch_size"),
+        (format!("data.grad_accum={max}"), "data.batch_size"),
+        (format!("data.vocab_size={max}"), "data.vocab_size"),
+        (format!("model.ffn={max}"), "model."),
+        (format!("model.width={max}"), "model."),
+        (format!("model.layers={max}"), "model."),
+        (format!("eval.batches={max}"), "eval.batches"),
+        (format!("task={{kind=\"needle\",value_tokens={max}}}"), "task.value_tokens"),
+        ("optim.eps=0".into(), "optim.eps"),
+        ("optim.lr=1e40".into(), "optim.lr"),
+    ] {
+        let text = error_of(&with_memory(&s, 3_000_000, &[&set], &[]), 2);
+        assert!(text.contains(key), "{set}: {text}");
+        assert!(!s.path("runs/test").exists() && !s.path("data").exists(), "{set}: nothing is written");
+    }
+    // what is told to fit does fit
+    let text =
+        error_of(&with_memory(&s, 3_000_000, &["data.batch_size=100000", "run.steps=1", "run.threads=1"], &[]), 2);
+    let (_, rest) = text.split_once("lower it to at most ").unwrap();
+    let fits: usize = rest.split(',').next().unwrap().parse().unwrap();
+    assert!(fits > 100, "{text}");
+    // a warmup that never ends is told
+    let text = error_of(&s.command(&[], &["optim.warmup_steps=2000", "log.tensorboard=false"]).output().unwrap(), 0);
+    assert!(text.contains("the learning rate ends at 1.0 % of optim.lr"), "{text}");
+}

@@ -1,0 +1,232 @@
+//! How a run is stopped and goes on.
+
+use std::fs;
+use std::path::Path;
+use std::process::Stdio;
+
+use dash_core::rng::Rng;
+use serde_json::Value;
+
+use crate::sandbox::{Sandbox, error_of, failed, kill, succeeded};
+
+#[test]
+fn killed_at_ten_random_moments_and_resumed_it_ends_with_the_same_bits() {
+    let s = Sandbox::new();
+    let set = ["run.steps=40", "checkpoint.every=3", "run.threads=2"];
+    let whole = s.train("whole", &set, false);
+    let mut rng = Rng::new(std::process::id() as u64);
+    let all: Vec<&str> = ["run.name=killed"].iter().chain(&set).copied().collect();
+    for _ in 0..10 {
+        let mut c = s.command(&[], &all);
+        if s.path("runs/killed/config.toml").exists() {
+            c.arg("--resume");
+        }
+        let mut child = c.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(20 + rng.below(150) as u64));
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let resume = s.path("runs/killed/config.toml").exists();
+    assert!(whole == s.train("killed", &set, resume));
+    let steps = |name: &str| s.metrics(name).iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>();
+    assert_eq!(steps("whole"), steps("killed"), "the record has no gap and no line twice");
+}
+
+#[test]
+fn sigterm_saves_and_exits_130_and_the_resumed_run_has_the_same_bits() {
+    let s = Sandbox::new();
+    let set = ["run.steps=400", "checkpoint.every=0", "eval.every=0"];
+    let whole = s.train("whole", &set, false);
+    let all: Vec<&str> = ["run.name=stopped"].iter().chain(&set).copied().collect();
+    let mut child = s.command(&[], &all).stderr(Stdio::piped()).spawn().unwrap();
+    let record = s.path("runs/stopped/metrics.jsonl");
+    while !fs::read_to_string(&record).is_ok_and(|t| t.lines().count() >= 2) {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    kill(&mut child, "TERM");
+    failed(&child.wait_with_output().unwrap(), 130, &["interrupted at step", "--resume"]);
+    assert_eq!(s.checkpoints("stopped").len(), 1);
+    assert!(whole == s.train("stopped", &set, true));
+}
+
+#[test]
+fn a_closed_terminal_and_a_supervisors_warning_save_like_an_interrupt() {
+    for signal in ["HUP", "USR1", "TERM", "INT"] {
+        let s = Sandbox::new();
+        let mut child = s.started(&[]);
+        kill(&mut child, signal);
+        assert_eq!(child.wait().unwrap().code(), Some(130), "{signal}");
+        assert_eq!(s.saved().len(), 1, "{signal}");
+    }
+}
+
+#[test]
+fn a_second_process_is_kept_out_of_a_run_folder_and_a_killed_one_leaves_it_free() {
+    let s = Sandbox::new();
+    let mut first = s.started(&[]);
+    for resume in [&["--resume"][..], &[]] {
+        let out = s.command(&[], &["run.steps=100000"]).args(resume).output().unwrap();
+        let text = error_of(&out, 2);
+        assert!(text.contains(&format!("process {}", first.id())) || text.contains("holds a run already"), "{text}");
+    }
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let out = s.command(&[], &["run.steps=5"]).args(["--resume", "--allow-changes"]).output().unwrap();
+    error_of(&out, 0);
+    assert_eq!(s.saved(), ["step-00000005"]);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_passed_over_and_said_so() {
+    let s = Sandbox::new();
+    let whole = s.train("a", &[], false);
+    let newest = s.newest("a");
+    let model = newest.join("model.safetensors");
+    let mut bytes = fs::read(&model).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&model, bytes).unwrap();
+    // half of a checkpoint under its hidden name is nobody's business
+    fs::create_dir(newest.with_file_name(".tmp-step-00000025")).unwrap();
+    let mut c = s.command(&[], &["run.name=a"]);
+    let o = c.arg("--resume").output().unwrap();
+    succeeded(&o);
+    let stderr = String::from_utf8_lossy(&o.stderr);
+    assert!(stderr.contains("step-00000020") && stderr.contains("does not match its hash"), "{stderr}");
+    assert!(stderr.contains("resuming from") && stderr.contains("step 15"), "{stderr}");
+    assert!(whole == s.weights("a"));
+}
+
+#[test]
+fn resuming_something_else_is_refused_unless_told() {
+    let s = Sandbox::new();
+    let nothing = s.command(&[], &["run.name=x"]).arg("--resume").output().unwrap();
+    failed(&nothing, 2, &["nothing to resume", "leave out --resume"]);
+    s.train("x", &["run.steps=10"], false);
+    let resume = |set: &[&str], more: &[&str]| {
+        let all: Vec<&str> = ["run.name=x"].iter().chain(set).copied().collect();
+        s.command(&[], &all).arg("--resume").args(more).output().unwrap()
+    };
+    failed(&resume(&["run.steps=12"], &[]), 2, &["run.steps: 10 -> 12", "--allow-changes"]);
+    succeeded(&resume(&["run.steps=10", "eval.batches=1"], &[]));
+    let corpus = s.path("corpus.txt");
+    fs::write(&corpus, fs::read_to_string(&corpus).unwrap() + "one line more\n").unwrap();
+    failed(&resume(&["run.steps=10"], &[]), 2, &["prepared corpus"]);
+    succeeded(&resume(&["run.steps=12"], &["--allow-changes"]));
+    assert!(s.newest("x").ends_with("step-00000012"));
+}
+
+#[test]
+fn a_run_of_a_build_before_format_version_2_goes_on_and_a_later_one_is_refused() {
+    let s = Sandbox::new();
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/checkpoint-version-1");
+    let run = s.path("runs/old");
+    let saved = run.join("checkpoints/step-00000002");
+    fs::create_dir_all(&saved).unwrap();
+    fs::copy(fixture.join("old.toml"), s.path("old.toml")).unwrap();
+    fs::copy(fixture.join("config.toml"), run.join("config.toml")).unwrap();
+    for name in ["state.json", "model.safetensors", "optimizer.safetensors"] {
+        fs::copy(fixture.join("step-00000002").join(name), saved.join(name)).unwrap();
+    }
+    succeeded(&s.bin(&["eval", "--model", "runs/old"]));
+    let resumed = s.bin(&["--config", "old.toml", "--resume"]);
+    succeeded(&resumed);
+    assert!(String::from_utf8_lossy(&resumed.stderr).contains("(step 2)"));
+    let state = run.join("checkpoints/step-00000004/state.json");
+    let new: Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+    assert_eq!((&new["version"], &new["optimizer"], &new["step"]), (&2.into(), &"adamw".into(), &4.into()));
+    assert!(new.get("config_hash").is_none());
+    // a later format is refused; the checkpoint before it, which could be read, is not taken instead
+    let text = fs::read_to_string(&state).unwrap().replace("\"version\": 2", "\"version\": 3");
+    fs::write(&state, text).unwrap();
+    failed(
+        &s.bin(&["--config", "old.toml", "--resume"]),
+        2,
+        &["step-00000004", "format version 3", "reads versions 1 to 2"],
+    );
+    failed(&s.bin(&["eval", "--model", "runs/old"]), 2, &["format version 3"]);
+}
+
+#[test]
+fn resume_auto_starts_or_continues_and_extend_says_what_happens_to_the_schedule() {
+    let s = Sandbox::new();
+    let run = |args: &[&str], set: &[&str]| s.command(&[], set).args(args).output().unwrap();
+    error_of(&run(&["--resume=auto"], &["run.steps=10"]), 0);
+    assert_eq!(s.saved().last().unwrap(), "step-00000010");
+    let text = error_of(&run(&["--resume=auto"], &["run.steps=10"]), 0);
+    assert!(text.contains("resuming from") && text.contains("(step 10)"), "{text}");
+    // the same command with another length is not silently another schedule
+    assert!(error_of(&run(&["--resume"], &["run.steps=15"]), 2).contains("run.steps: 10 -> 15"));
+    let text = error_of(&run(&["--extend", "10"], &[]), 2);
+    assert!(text.contains("10 is not above the 10 updates"), "{text}");
+    let text = error_of(&run(&["--extend", "15"], &[]), 0);
+    // cosine from 3e-3 to a tenth of it: the tenth update had the lowest rate, the eleventh of fifteen has a higher one
+    assert!(text.contains("the learning rate goes from 3.00e-4 to"), "{text}");
+    assert_eq!(s.saved().last().unwrap(), "step-00000015");
+    // what else differs is refused as ever
+    assert!(error_of(&run(&["--extend", "20"], &["optim.lr=1e-3"]), 2).contains("optim.lr"));
+}
+
+#[test]
+fn verify_resume_proves_equal_bits() {
+    let s = Sandbox::new();
+    let o = s.run(&["verify-resume"], &[]);
+    succeeded(&o);
+    assert!(String::from_utf8_lossy(&o.stdout).contains("bit-equal"));
+}
+
+#[test]
+fn a_run_knows_every_process_that_trained_it() {
+    let s = Sandbox::new();
+    let read =
+        || -> Vec<Value> { serde_json::from_slice(&fs::read(s.path("runs/test/provenance.json")).unwrap()).unwrap() };
+    let mut child = s.started(&[]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let first = read();
+    assert_eq!(first.len(), 1, "written at the start, so that a killed process is known, too");
+    for key in ["time", "version", "commit", "device", "instruction_set", "processor", "system"] {
+        assert!(first[0][key].as_str().is_some_and(|x| !x.is_empty()), "{key} in {first:?}");
+    }
+    for package in ["rustc", "rand", "rand_chacha", "tokenizers"] {
+        let version = first[0]["packages"][package].as_str().unwrap();
+        assert!(version.starts_with(|c: char| c.is_ascii_digit()), "{package} {version}");
+    }
+    let words = |start: &Value| -> Vec<String> { serde_json::from_value(start["command"].clone()).unwrap() };
+    assert!(words(&first[0]).contains(&"run.steps=100000".to_string()), "{first:?}");
+    assert_eq!((first[0]["step"].as_u64(), first[0]["changed"].is_boolean()), (Some(0), true));
+
+    let go_on = |steps: &str| {
+        let o = s.command(&[], &[steps, "run.threads=1"]).args(["--resume", "--allow-changes"]).output().unwrap();
+        error_of(&o, 0)
+    };
+    let text = go_on("run.steps=5");
+    assert!(!text.contains("other than at the last start"), "{text}");
+    go_on("run.steps=8");
+    let all = read();
+    assert_eq!(all[0], first[0], "earlier starts stay as they are");
+    assert_eq!(all.iter().map(|s| s["step"].as_u64().unwrap()).collect::<Vec<_>>(), [0, 0, 5]);
+    assert_eq!(all[2]["threads"], 1);
+    // the checkpoint names the build, too
+    let state = fs::read_to_string(s.newest("test").join("state.json")).unwrap();
+    assert!(state.contains(&format!("(commit {}", first[0]["commit"].as_str().unwrap())), "{state}");
+
+    // another processor and another build are told, and evaluation shows them
+    let path = s.path("runs/test/provenance.json");
+    let mut other = all;
+    other[2]["instruction_set"] = "another".into();
+    other[2]["packages"]["rand"] = "0.0.1".into();
+    fs::write(&path, serde_json::to_vec(&other).unwrap()).unwrap();
+    let text = go_on("run.steps=9");
+    assert!(text.contains("other than at the last start: instruction set another -> "), "{text}");
+    let shown = s.out(&["eval", "--model", "runs/test"]);
+    assert!(shown.contains("started ") && shown.contains("at step 5") && shown.contains("4 starts in all"), "{shown}");
+    let shown: Value = serde_json::from_str(&s.out(&["eval", "--model", "runs/test", "--json"])).unwrap();
+    assert_eq!(shown["provenance"].as_array().unwrap().len(), 4);
+
+    // a list that is damaged is kept, and stops no run
+    fs::write(&path, "[{").unwrap();
+    let text = go_on("run.steps=10");
+    assert!(text.contains("provenance.json is damaged"), "{text}");
+    assert_eq!((read().len(), fs::read_to_string(path.with_extension("json.damaged")).unwrap().as_str()), (1, "[{"));
+}
