@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::device::{Buffer, CpuDevice, Device};
 use crate::error::{Error, Result, ensure};
-use crate::shape::numel;
+use crate::shape::{checked_numel, numel};
 
 /// A target that takes no part in a loss.
 pub const IGNORE: u32 = u32::MAX;
@@ -34,7 +34,7 @@ impl Ids {
     /// # Errors
     /// When their number does not fit the shape, or the device has no memory left.
     pub fn new(device: &Device, shape: &[usize], ids: &[u32]) -> Result<Self> {
-        ensure!(ids.len() == numel(shape), "ids", "{} ids do not fill shape {shape:?}", ids.len());
+        ensure!(ids.len() == checked_numel("ids", shape)?, "ids", "{} ids do not fill shape {shape:?}", ids.len());
         let bound = ids.iter().filter(|&&id| id != IGNORE).max().map_or(0, |&max| max as usize + 1);
         let ignored = ids.iter().filter(|&&id| id == IGNORE).count();
         let storage = match device {
@@ -97,7 +97,8 @@ impl Ids {
     /// # Errors
     /// When the number of elements differs.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
-        ensure!(numel(shape) == self.len(), "ids", "{:?} to {shape:?} changes the number of ids", self.shape);
+        let n = checked_numel("ids", shape)?;
+        ensure!(n == self.len(), "ids", "{:?} to {shape:?} changes the number of ids", self.shape);
         Ok(Ids { shape: shape.to_vec(), ..self.clone() })
     }
 

@@ -1,10 +1,30 @@
 //! Shape arithmetic: row-major, contiguous, run-time rank.
 
-use crate::error::{Result, ensure};
+use crate::error::{Error, Result, ensure};
 
-/// Number of elements.
+/// Number of elements of a shape that a tensor has: [`checked_numel`] let it through.
 pub fn numel(shape: &[usize]) -> usize {
     shape.iter().product()
+}
+
+/// Number of elements of a shape that a tensor is to have. Axes without elements are left out of the count that is checked, so that
+/// no product of some of the axes wraps either.
+///
+/// # Errors
+/// When memory cannot address so many numbers of 8 bytes.
+pub fn checked_numel(op: &'static str, shape: &[usize]) -> Result<usize> {
+    let size = shape.iter().filter(|&&n| n > 0).try_fold(1usize, |size, &n| size.checked_mul(n));
+    let fits = size.is_some_and(|size| size <= isize::MAX as usize / 8);
+    ensure!(fits, op, "shape {shape:?} has more elements than memory can address");
+    Ok(numel(shape))
+}
+
+/// `n` of something that is counted in 32 bits.
+///
+/// # Errors
+/// When there are 2^32 or more.
+pub fn count32(op: &'static str, n: usize, what: &str) -> Result<u32> {
+    u32::try_from(n).map_err(|_| Error::invalid(op, format!("{n} {what}: they are counted in 32 bits")))
 }
 
 /// Row-major strides, in elements.
@@ -26,6 +46,7 @@ pub fn broadcast(op: &'static str, a: &[usize], b: &[usize]) -> Result<Vec<usize
         ensure!(x == y || x == 1 || y == 1, op, "shapes {a:?} and {b:?} do not broadcast: {x} against {y}");
         out.push(if x == 1 { y } else { x });
     }
+    checked_numel(op, &out)?;
     Ok(out)
 }
 
@@ -64,6 +85,24 @@ pub fn walk<'a>(shape: &'a [usize], stride: &'a [usize], first: usize) -> impl I
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_shape_whose_size_wraps_is_refused() {
+        let half = 1 << (usize::BITS / 2);
+        for shape in [&[half, half][..], &[half, half, 0], &[usize::MAX], &[half, half, half]] {
+            let told = checked_numel("op", shape).unwrap_err().to_string();
+            assert_eq!(told, format!("op: shape {shape:?} has more elements than memory can address"));
+        }
+        for (shape, n) in [(&[][..], 1), (&[0], 0), (&[2, 0, 3], 0), (&[half, 5], 5 * half)] {
+            assert_eq!(checked_numel("op", shape).unwrap(), n);
+        }
+        assert!(
+            broadcast("add", &[half, 1], &[1, half]).unwrap_err().to_string().contains("more elements than memory")
+        );
+        assert_eq!(count32("op", u32::MAX as usize, "ids").unwrap(), u32::MAX);
+        let told = count32("op", 1 << 32, "ids").unwrap_err().to_string();
+        assert_eq!(told, "op: 4294967296 ids: they are counted in 32 bits");
+    }
 
     #[test]
     fn a_walk_over_an_empty_axis_starts() {

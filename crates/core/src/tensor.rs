@@ -8,7 +8,7 @@ use crate::dispatch::{on_device, same_place};
 use crate::error::{Error, Result, ensure};
 use crate::number::{DType, Host, Number, with_number};
 use crate::rng::Rng;
-use crate::shape::numel;
+use crate::shape::{checked_numel, numel};
 use crate::storage::Storage;
 
 /// A value on a device. Cloning shares the numbers; writing to a shared one copies first.
@@ -26,9 +26,10 @@ impl Tensor {
     /// A tensor of these elements, copied to the device.
     ///
     /// # Errors
-    /// When the length does not fit the shape, or the device has no memory left.
+    /// When the length does not fit the shape, memory cannot address so many elements, or the device has no memory left.
     pub fn from_vec<T: Number>(device: &Device, shape: &[usize], data: Vec<T>) -> Result<Self> {
-        ensure!(data.len() == numel(shape), "from_vec", "{} elements do not fill shape {shape:?}", data.len());
+        let op = "from_vec";
+        ensure!(data.len() == checked_numel(op, shape)?, op, "{} elements do not fill shape {shape:?}", data.len());
         match (device, T::host(&data)) {
             (Device::Cpu(cpu), Host::F32(data)) => Ok(Self::from_buffer(shape, cpu.copy(data))),
             (Device::Cpu(cpu), Host::F64(data)) => Ok(Self::from_buffer(shape, cpu.copy(data))),
@@ -47,19 +48,21 @@ impl Tensor {
     /// # Errors
     /// When the device has no memory left.
     pub(crate) fn empty(device: &Device, shape: &[usize], dtype: DType) -> Result<Self> {
+        let n = checked_numel("empty", shape)?;
         match device {
-            Device::Cpu(cpu) => Ok(with_number!(dtype, T => Self::from_buffer(shape, cpu.alloc::<T>(numel(shape))))),
+            Device::Cpu(cpu) => Ok(with_number!(dtype, T => Self::from_buffer(shape, cpu.alloc::<T>(n)))),
         }
     }
 
     /// All elements `value`.
     ///
     /// # Errors
-    /// When the device has no memory left.
+    /// When memory cannot address so many elements, or the device has no memory left.
     pub fn full(device: &Device, shape: &[usize], dtype: DType, value: f64) -> Result<Self> {
+        let n = checked_numel("full", shape)?;
         match device {
             Device::Cpu(cpu) => with_number!(dtype, T => {
-                let mut buffer = cpu.alloc::<T>(numel(shape));
+                let mut buffer = cpu.alloc::<T>(n);
                 buffer.fill(T::of(value));
                 Ok(Self::from_buffer(shape, buffer))
             }),
@@ -79,8 +82,9 @@ impl Tensor {
     /// # Errors
     /// As [`Tensor::full`].
     pub fn normal(device: &Device, shape: &[usize], dtype: DType, std: f64, rng: &mut Rng) -> Result<Self> {
+        let n = checked_numel("normal", shape)?;
         with_number!(dtype, T => {
-            Self::from_vec(device, shape, (0..numel(shape)).map(|_| T::of(std * rng.normal())).collect())
+            Self::from_vec(device, shape, (0..n).map(|_| T::of(std * rng.normal())).collect())
         })
     }
 
@@ -214,7 +218,7 @@ impl Tensor {
     /// When the number of elements differs.
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
         ensure!(
-            numel(shape) == self.numel(),
+            checked_numel("reshape", shape)? == self.numel(),
             "reshape",
             "{:?} to {shape:?} changes the number of elements",
             self.shape

@@ -45,9 +45,17 @@ impl<'a, T> MatRef<'a, T> {
     }
 
     /// What begins at element (i, p).
+    ///
+    /// # Panics
+    /// When that is past the end of the data.
     #[inline(always)]
     pub fn from(self, i: usize, p: usize) -> Self {
-        MatRef { data: &self.data[i * self.row_stride + p * self.col_stride..], ..self }
+        let offset = |n: usize, stride: usize| n.checked_mul(stride);
+        let first = offset(i, self.row_stride).zip(offset(p, self.col_stride)).and_then(|(i, p)| i.checked_add(p));
+        let Some(data) = first.and_then(|first| self.data.get(first..)) else {
+            outside(i, p, self.data.len());
+        };
+        MatRef { data, ..self }
     }
 
     /// Whether rows or columns are contiguous.
@@ -62,6 +70,12 @@ impl<'a, T> MatRef<'a, T> {
         let axes = [(rows, self.row_stride), (cols, self.col_stride)];
         assert!(holds(self.data.len(), axes), "{name} holds [{rows}, {cols}]");
     }
+}
+
+#[cold]
+#[inline(never)]
+fn outside(i: usize, p: usize, len: usize) -> ! {
+    panic!("a matrix of {len} numbers holds no element ({i}, {p})")
 }
 
 /// A matrix to write, whose rows are contiguous and `row_stride` apart.
@@ -128,5 +142,22 @@ mod tests {
         assert_eq!(reach([(2, usize::MAX), (2, 1)]), None);
         assert!(!holds(8, [(3, 1 << (usize::BITS - 1)), (1, 1)]));
         assert!(!holds(8, [(2, usize::MAX - 3), (2, 4), (2, 2)]));
+    }
+
+    /// A part begins inside the matrix, also where the place of its first element would wrap around.
+    #[test]
+    fn a_part_that_begins_outside_is_refused() {
+        let x = [0.0f32; 12];
+        let a = MatRef::rows(&x, 4);
+        assert_eq!((a.from(2, 3).data.len(), a.from(3, 0).data.len(), a.t().from(3, 2).data.len()), (1, 0, 1));
+        let half = 1 << (usize::BITS - 1);
+        let wide = MatRef { data: &x, row_stride: half, col_stride: half };
+        for (m, i, p) in [(a, 3, 1), (a, usize::MAX, 4), (a, half, 0), (wide, 2, 0), (wide, 1, 1)] {
+            let told = std::panic::catch_unwind(|| m.from(i, p).data.len()).expect_err("it is outside");
+            assert_eq!(
+                *told.downcast::<String>().unwrap(),
+                format!("a matrix of 12 numbers holds no element ({i}, {p})")
+            );
+        }
     }
 }

@@ -54,10 +54,14 @@ impl<'a, T> Pieces<'a, T> {
         if self.all.len == 0 { 0 } else { self.all.len.div_ceil(self.len) }
     }
 
+    /// # Panics
+    /// When there is no piece `i`.
+    ///
     /// # Safety
     /// Each piece may be taken once.
     #[expect(clippy::mut_from_ref, reason = "the caller vouches that pieces are disjoint")]
     pub(super) unsafe fn get(&self, i: usize) -> &mut [T] {
+        assert!(i < self.count(), "piece {i} of {}", self.count());
         let first = i * self.len;
         // SAFETY: piece i lies inside the slice, others elsewhere.
         unsafe { self.all.piece(first, self.len.min(self.all.len - first)) }
@@ -82,13 +86,20 @@ mod tests {
     }
 
     #[test]
-    fn chunks_cover_the_output_once() {
+    fn pieces_cover_the_output_once_and_there_are_no_others() {
         let mut x = vec![0u32; 17];
-        let chunks = Pieces::new(&mut x, 5);
-        assert_eq!(chunks.count(), 4);
+        let pieces = Pieces::new(&mut x, 5);
+        assert_eq!(pieces.count(), 4);
         for i in 0..4 {
             // SAFETY: every piece is taken once.
-            unsafe { chunks.get(i) }.iter_mut().for_each(|n| *n += 1 + i as u32);
+            unsafe { pieces.get(i) }.iter_mut().for_each(|n| *n += 1 + i as u32);
+        }
+        // the second begins at 0 again if the product of number and length wraps
+        for i in [4, usize::MAX / 5 + 1] {
+            // SAFETY: what is asked for here is refused.
+            let refused = std::panic::catch_unwind(|| unsafe { pieces.get(i).len() });
+            let told = refused.expect_err("no such piece").downcast::<String>().expect("a message");
+            assert_eq!(*told, format!("piece {i} of 4"));
         }
         assert_eq!(x, (0..17).map(|i| 1 + i / 5).collect::<Vec<u32>>());
     }

@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use super::api::{Address, Blas, Heuristic, Pointer};
 use super::library::Library as File;
 use super::{CudaBuffer, CudaDevice, Kind, lock};
+use crate::device::cpu::matrix::reach;
 use crate::device::{Accumulate, Gemm};
 use crate::error::{Error, Result, ensure};
 
@@ -54,10 +55,10 @@ impl<'a> Operand<'a> {
         self.buffer.address() + (self.first * self.buffer.kind().size()) as Address
     }
 
-    /// The last element that a product reads, one past.
-    fn end(&self, rows: usize, columns: usize, batch: usize) -> usize {
+    /// The last element that a product reads, one past; `None` if the number overflows.
+    fn end(&self, rows: usize, columns: usize, batch: usize) -> Option<usize> {
         let (rows, columns) = if self.transposed { (columns, rows) } else { (rows, columns) };
-        self.first + (batch.max(1) - 1) * self.batch_stride + (rows.max(1) - 1) * self.row_stride + columns
+        reach([(batch, self.batch_stride), (rows, self.row_stride), (columns, 1)])?.checked_add(self.first)
     }
 }
 
@@ -88,7 +89,8 @@ impl Shape {
             [("a", &a, m, k), ("b", &b, k, n), ("c", &c, m, n), ("the residual", &added, m, n)]
         {
             let (end, buffer) = (o.end(rows, columns, batch), o.buffer);
-            ensure!(end <= buffer.len(), "product", "{name} [{rows}, {columns}] ends at {end} of {buffer:?}");
+            let fits = end.is_some_and(|end| end <= buffer.len());
+            ensure!(fits, "product", "{name} [{rows}, {columns}] ends at {end:?} of {buffer:?}");
         }
         let aligned = |address: Address| 1u32 << address.trailing_zeros().min(8);
         Ok(Shape {
@@ -305,7 +307,7 @@ impl CudaDevice {
             Accumulate::Residual(residual) => Some(residual),
         };
         let shape = Shape::of((m, n, k), batch, [a, b, c], addend)?;
-        if m * n * batch == 0 {
+        if m == 0 || n == 0 || batch == 0 {
             return Ok(());
         }
         ensure!(k > 0, "product", "the inner axis is empty");

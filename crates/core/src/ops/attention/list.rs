@@ -121,8 +121,9 @@ impl TileEntries {
 }
 
 impl Visits for BlockList {
+    /// A chunk, or the whole sequence where that is shorter.
     fn block_size(&self) -> usize {
-        self.chunk_size
+        self.chunk_size.min(self.queries.max(1))
     }
 
     fn for_each(&self, batch: usize, kv_head: usize, tile: usize, mut visit: impl FnMut(usize, &[u32], &[u32])) {

@@ -26,6 +26,7 @@ pub use span::{Span, span_attention};
 pub use summary::chunk_summary;
 
 use crate::error::{Result, ensure};
+use crate::shape::count32;
 use crate::tensor::Tensor;
 
 /// Extents of one attention call.
@@ -49,15 +50,26 @@ impl Dims {
         self.h / self.g
     }
 
+    /// The extents of queries `[b, t, h, d]` with `g` heads of keys.
+    fn new(op: &'static str, [b, t, h, d]: [usize; 4], g: usize) -> Result<Self> {
+        ensure!(g > 0 && h.is_multiple_of(g), op, "{h} query heads do not divide into {g} key/value heads");
+        count32(op, t, "tokens of a sequence")?;
+        Ok(Dims { b, t, h, g, d })
+    }
+
     /// Checks queries against keys and, where given, values.
     pub(crate) fn check(op: &'static str, q: &Tensor, k: &Tensor, v: Option<&Tensor>) -> Result<Self> {
         let [b, t, h, d] = q.dims(op)?;
         let [bk, tk, g, dk] = k.dims(op)?;
         ensure!((b, t, d) == (bk, tk, dk), op, "q is {:?}, k is {:?}", q.shape(), k.shape());
-        ensure!(g > 0 && h % g == 0, op, "{h} query heads do not divide into {g} key/value heads");
         if let Some(v) = v {
             ensure!(v.shape() == k.shape(), op, "k is {:?}, v is {:?}", k.shape(), v.shape());
         }
-        Ok(Dims { b, t, h, g, d })
+        Self::new(op, [b, t, h, d], g)
     }
+}
+
+/// Refuses more (query, chunk) pairs than lists number; else how many there are, as they are numbered.
+fn entries32(op: &'static str, n: usize) -> Result<u32> {
+    count32(op, n, "(query, chunk) pairs (a smaller batch, larger chunks or a sparser router have fewer)")
 }

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::entries32;
 use super::list::BlockList;
 use crate::device::{CpuDevice, Device};
 use crate::error::{Error, Result, ensure};
@@ -37,7 +38,8 @@ impl Routes {
     /// own chunk is added.
     ///
     /// # Errors
-    /// When the chosen chunks do not ascend or are not all before the query's own, or the device has no memory left.
+    /// When the chosen chunks do not ascend or are not all before the query's own, there are 2^32 pairs or more, or the device has
+    /// no memory left.
     pub fn from_choice(
         device: &Device,
         extents: (usize, usize, usize),
@@ -54,8 +56,7 @@ impl Routes {
             chunks.push((query / chunk_size) as u32);
             let ascend = chunks[before..].is_sorted_by(|a, b| a < b);
             ensure!(ascend, "routes", "query {query} chose {:?}: they must ascend to its own", &chunks[before..]);
-            let end = u32::try_from(chunks.len());
-            offsets.push(end.map_err(|_| Error::invalid("routes", "2^32 (query, chunk) pairs or more"))?);
+            offsets.push(entries32("routes", chunks.len())?);
         }
         match device {
             Device::Cpu(cpu) => {

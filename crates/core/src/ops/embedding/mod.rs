@@ -8,6 +8,7 @@ use crate::device::{Buffer, CpuDevice};
 use crate::dispatch::on_device;
 use crate::error::Result;
 use crate::ids::Ids;
+use crate::shape::{checked_numel, count32};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -17,13 +18,15 @@ const ROWS: usize = 64;
 /// Rows of `w [v, c]` for `ids`, as `[.. shape of ids .., c]`.
 ///
 /// # Errors
-/// When an id is not below `v`, or [`crate::IGNORE`] is among them.
+/// When an id is not below `v`, [`crate::IGNORE`] is among them, or there are 2^32 or more.
 pub fn embedding(tape: &Tape, w: &Var, ids: &Ids) -> Result<Var> {
     let [vocab, width] = w.value.dims("embedding")?;
     ids.check_below("embedding", "token id", vocab, "the vocabulary size")?;
     ids.check_counted("embedding", "token ids")?;
     let mut shape = ids.shape().to_vec();
     shape.push(width);
+    checked_numel("embedding", &shape)?;
+    count32("embedding", ids.len(), "token ids")?;
     let y = on_device!("embedding", [&w.value]; Cpu<T>(cpu, [table]) => {
         let ids = ids.on_cpu("embedding", cpu)?;
         let mut out = cpu.alloc::<T>(ids.len() * width);

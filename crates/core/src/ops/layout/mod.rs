@@ -7,7 +7,7 @@ mod tests;
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::ids::Ids;
-use crate::shape::{numel, strides, walk};
+use crate::shape::{checked_numel, numel, strides, walk};
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor};
 
@@ -65,9 +65,10 @@ pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &Ids) -> Result<Va
     let inner = numel(&shape[axis + 1..]);
     let mut out_shape = shape.clone();
     out_shape[axis] = index.len();
+    let size = checked_numel("index_select", &out_shape)?;
     let value = on_device!("index_select", [&x.value]; Cpu<T>(cpu, [data]) => {
         let index = index.on_cpu("index_select", cpu)?;
-        let mut out = cpu.alloc::<T>(numel(&out_shape));
+        let mut out = cpu.alloc::<T>(size);
         let rows = (ELEMENTWISE / inner.max(1)).max(1);
         cpu.for_pieces(&mut out, rows * inner, |task, out| {
             for (r, row) in out.chunks_exact_mut(inner).enumerate() {

@@ -16,7 +16,7 @@ use crate::device::{Accumulate, CpuDevice, CpuNumber, Gemm};
 use crate::dispatch::on_device;
 use crate::error::{Error, Result, ensure};
 use crate::number::Compute;
-use crate::shape::numel;
+use crate::shape::{checked_numel, numel};
 use crate::tape::{Grads, Tape, Var};
 use crate::tensor::Tensor;
 
@@ -45,6 +45,7 @@ fn linear_with(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option
         return Err(Error::invalid(op, format!("x is a scalar, w has shape {:?}", w.value.shape())));
     };
     *last = out;
+    checked_numel(op, &shape)?;
     if let Some(residual) = residual {
         let of = residual.value.shape();
         ensure!(of == shape, op, "the product has shape {shape:?}, the residual {of:?}");
@@ -104,6 +105,7 @@ pub fn matmul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
     let (batch, m, k, n) = (numel(&sa[..rank - 2]), sa[rank - 2], sa[rank - 1], sb[rank - 1]);
     let mut shape = sa.to_vec();
     shape[rank - 1] = n;
+    checked_numel("matmul", &shape)?;
     let y = on_device!("matmul", [&a.value, &b.value]; Cpu<T>(cpu, [x, w]) => {
         let operands = |i: usize| (MatRef::rows(&x[i * m * k..], k), MatRef::rows(&w[i * k * n..], n));
         batched::<T>(cpu, &shape, batch, Gemm::new(m, n, k), operands)

@@ -169,7 +169,7 @@ fn bf16_errs_at_most_twice_as_much_as_the_formula_with_rounded_operands() {
 }
 
 #[test]
-fn a_scalar_and_inputs_that_live_apart_are_told() {
+fn a_scalar_and_inputs_of_two_devices_or_types_are_told() {
     let (d, t) = (device(), Tape::new());
     let w = t.leaf(normal(&d, &[3, 1], 1));
     let error = linear(&t, &t.leaf(normal(&d, &[], 2)), &w).unwrap_err().to_string();
@@ -194,4 +194,16 @@ fn a_scalar_and_inputs_that_live_apart_are_told() {
             .to_string()
             .contains("differ in device or element type")
     );
+}
+
+/// An inner axis without elements makes factors of any extent cheap.
+#[test]
+fn a_product_too_large_for_memory_is_refused() {
+    let (d, t) = (device(), Tape::new());
+    let half = 1 << (usize::BITS / 2);
+    let zeros = |shape: &[usize]| t.leaf(Tensor::zeros(&d, shape, DType::F64).unwrap());
+    let told = linear(&t, &zeros(&[half, 0]), &zeros(&[half, 0])).unwrap_err().to_string();
+    assert_eq!(told, format!("linear: shape {:?} has more elements than memory can address", [half, half]));
+    let told = matmul(&t, &zeros(&[half, 0]), &zeros(&[0, half])).unwrap_err().to_string();
+    assert_eq!(told, format!("matmul: shape {:?} has more elements than memory can address", [half, half]));
 }

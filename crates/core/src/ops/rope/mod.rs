@@ -10,6 +10,7 @@ use crate::device::{CpuDevice, CpuNumber, Device};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::number::{DType, Number, with_number};
+use crate::shape::checked_numel;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -29,13 +30,14 @@ impl RopeTable {
     /// Angles for heads of width `head_dim`.
     ///
     /// # Errors
-    /// When the width is odd, or the device has no memory left.
+    /// When the width is odd, memory cannot address so many angles, or the device has no memory left.
     pub fn new(device: &Device, dtype: DType, positions: usize, head_dim: usize, theta: f64) -> Result<Self> {
         ensure!(
             head_dim.is_multiple_of(2) && head_dim > 0,
             "rope",
             "head width {head_dim} is not even: rope rotates pairs"
         );
+        checked_numel("rope", &[positions, head_dim])?;
         let half = head_dim / 2;
         let angles = with_number!(dtype, T => {
             Tensor::from_vec(device, &[positions, head_dim], table::<T>(positions, half, theta))?

@@ -11,9 +11,11 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
+use crate::device::cpu::kernel_f32::NR;
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::ops::matmul::{Bf16Format, FullFormat};
+use crate::shape::checked_numel;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -51,12 +53,14 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
         ensure!(of == like, op, "x has shape {like:?}, the residual {of:?}");
     }
     ensure!(
-        rows * c * f > 0,
+        rows > 0 && c > 0 && f > 0,
         op,
         "nothing to multiply: x has shape {:?}, gate {:?}",
         x.value.shape(),
         gate.value.shape()
     );
+    // what is kept has whole panels of features
+    checked_numel(op, &[rows, f.next_multiple_of(NR)])?;
     let (size, compute, longest) = ((rows, c, f), tape.compute(), c.max(f).max(cpu::BACKWARD_ROWS));
     let below = residual.map_or(&x.value, |r| &r.value);
     let tensors = [&x.value, &gate.value, &up.value, &down.value, below];

@@ -28,7 +28,7 @@ fn grad_to_queries_keys_values_and_bias() {
 fn every_block_is_dense_attention() {
     let dev = device();
     for t in ODD_LENGTHS {
-        for s in [1, 7, 16, 100] {
+        for s in [1, 7, 16, 100, usize::MAX] {
             let list = some_list(&dev, 2, 2, t, s, t);
             let inputs =
                 [normal(&dev, &[2, t, 4, 6], 1), normal(&dev, &[2, t, 2, 6], 2), normal(&dev, &[2, t, 2, 6], 3)];

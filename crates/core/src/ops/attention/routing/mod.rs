@@ -88,14 +88,13 @@ fn check(op: &'static str, q: &Tensor, kbar: &Tensor, chunk_size: usize) -> Resu
         q.shape(),
         kbar.shape()
     );
-    ensure!(g > 0 && h % g == 0, op, "{h} query heads do not divide into {g} key/value heads");
-    Ok((Dims { b, t, h, g, d }, n))
+    Ok((Dims::new(op, [b, t, h, d], g)?, n))
 }
 
 /// Routes `q [b, t, h, d]` over the summaries `kbar [b, n, g, d]`. `diagonal [g]` is the own chunk's bias (0 when `None`).
 ///
 /// # Errors
-/// When shapes do not fit, alpha is not in (1, 2], or sigma or gamma is not positive.
+/// When shapes do not fit, alpha is not in (1, 2], sigma or gamma is not positive, or there are 2^32 (query, chunk) pairs or more.
 pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, settings: Entmax) -> Result<Routing> {
     let op = "entmax_routing";
     let (dims, n) = check(op, &q.value, &kbar.value, settings.chunk_size)?;
@@ -110,7 +109,7 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
     let tensors = [&q.value, &kbar.value, own];
     let (routes, bias, weights, heads) = on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, own]) => {
         let own = diagonal.map(|_| own);
-        let out = cpu::forward::<T>(cpu, dims, n, qs, ks, own, settings);
+        let out = cpu::forward::<T>(cpu, dims, n, qs, ks, own, settings)?;
         let entries = out.list.len();
         (
             Routes::cpu(out.list),
@@ -154,13 +153,13 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
 /// lower chunk. A choice without a gradient, so it takes and returns no variable.
 ///
 /// # Errors
-/// When shapes do not fit or `top` is 0.
+/// When shapes do not fit, `top` is 0, or there are 2^32 (query, chunk) pairs or more.
 pub fn topk_routing(q: &Tensor, kbar: &Tensor, chunk_size: usize, top: usize, gamma: f64) -> Result<Routes> {
     let op = "topk_routing";
     let (dims, n) = check(op, q, kbar, chunk_size)?;
     ensure!(top > 0, op, "top is 0, but a query always attends its own chunk");
     on_device!(op, [q, kbar]; Cpu<T>(cpu, [q, kbar]) => {
-        Ok(Routes::cpu(cpu::topk::<T>(cpu, dims, n, (q, kbar), (chunk_size, top), gamma)))
+        Ok(Routes::cpu(cpu::topk::<T>(cpu, dims, n, (q, kbar), (chunk_size, top), gamma)?))
     })
 }
 
@@ -197,13 +196,14 @@ pub struct WindowChoice {
 /// choice without a gradient.
 ///
 /// # Errors
-/// When shapes do not fit, `local` is 0, or the forced chunks are more than `top`.
+/// When shapes do not fit, `local` is 0, the forced chunks are more than `top`, or there are 2^32 (query, chunk) pairs or more.
 pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result<Routes> {
     let op = "window_routing";
     let [b, t, h, d] = q.dims(op)?;
     let [bk, m, g, dk] = keys.dims(op)?;
-    ensure!(choice.chunk_size > 0 && choice.stride > 0, op, "chunk size and stride are at least 1");
+    ensure!(choice.chunk_size > 0, op, "a chunk has at least one token");
     let span = Span::Windows { length: choice.length, stride: choice.stride };
+    span.check(op)?;
     ensure!(
         (b, d, span.keys(t)) == (bk, dk, m),
         op,
@@ -213,18 +213,17 @@ pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result
         choice.stride,
         keys.shape()
     );
-    ensure!(g > 0 && h % g == 0, op, "{h} query heads do not divide into {g} key/value heads");
     ensure!(choice.local > 0, op, "local is 0, but a query always attends its own chunk");
     ensure!(
-        choice.top >= choice.init + choice.local,
+        choice.top >= choice.init.saturating_add(choice.local),
         op,
         "top is {}, but {} first and {} last chunks are always attended",
         choice.top,
         choice.init,
         choice.local
     );
-    let dims = Dims { b, t, h, g, d };
+    let dims = Dims::new(op, [b, t, h, d], g)?;
     on_device!(op, [q, keys]; Cpu<T>(cpu, [q, keys]) => {
-        Ok(Routes::cpu(cpu::windows::<T>(cpu, dims, m, q, keys, span, choice)))
+        Ok(Routes::cpu(cpu::windows::<T>(cpu, dims, m, q, keys, span, choice)?))
     })
 }

@@ -135,6 +135,15 @@ fn bad_settings_are_told() {
     assert!(err(Entmax { alpha: 1.0, ..settings() }).contains("alpha is 1"));
     assert!(err(Entmax { chunk_size: 2, ..settings() }).contains("summaries of chunks of 2 are [1, 2, 1, 2]"));
     assert!(ops::attention::topk_routing(&q.value, &kbar.value, 4, 0, 1.0).is_err());
+    let windows =
+        WindowChoice { chunk_size: 4, top: 2, length: 4, stride: 4, init: 0, local: 1, pooling: Pooling::Max };
+    let told = |choice| window_routing(&q.value, &kbar.value, choice).map(|_| ()).map_err(|e| e.to_string());
+    assert_eq!(told(windows), Ok(()));
+    assert_eq!(told(WindowChoice { top: usize::MAX, local: usize::MAX, ..windows }), Ok(()));
+    assert!(
+        told(WindowChoice { init: usize::MAX, ..windows }).unwrap_err().contains("top is 2, but 18446744073709551615")
+    );
+    assert!(told(WindowChoice { length: 3, ..windows }).unwrap_err().contains("at most the length"));
 }
 
 #[test]

@@ -40,7 +40,9 @@ impl Span {
         match *self {
             Span::Causal => 0..query + 1,
             Span::Sliding(width) => (query + 1).saturating_sub(width)..query + 1,
-            Span::Windows { length, stride } => 0..(query + 1 + stride).saturating_sub(length) / stride,
+            Span::Windows { length, stride } => {
+                0..(query + 1).checked_sub(length).map_or(0, |after| after / stride + 1)
+            }
         }
     }
 
@@ -49,7 +51,7 @@ impl Span {
         if t == 0 { 0 } else { self.of(t - 1).end }
     }
 
-    fn check(&self, op: &'static str) -> Result<()> {
+    pub(super) fn check(&self, op: &'static str) -> Result<()> {
         match *self {
             Span::Causal => Ok(()),
             Span::Sliding(width) => {
@@ -80,10 +82,9 @@ pub fn span_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, span: Span, alpha:
     span.check(op)?;
     ensure!((b, d) == (bk, dk), op, "q is {:?}, k is {:?}", q.value.shape(), k.value.shape());
     ensure!(k.value.shape() == v.value.shape(), op, "k is {:?}, v is {:?}", k.value.shape(), v.value.shape());
-    ensure!(g > 0 && h % g == 0, op, "{h} query heads do not divide into {g} key/value heads");
     ensure!(m == span.keys(t), op, "{t} tokens have {} keys of {span:?}, k has {m}", span.keys(t));
     ensure!((1.0..=2.0).contains(&alpha), op, "alpha is {alpha}, it must be 1 (softmax) to 2 (sparsemax)");
-    let dims = Dims { b, t, h, g, d };
+    let dims = Dims::new(op, [b, t, h, d], g)?;
     let out = on_device!(op, [&q.value, &k.value, &v.value]; Cpu<T>(cpu, [qs, ks, vs]) => {
         Tensor::from_buffer(q.value.shape(), cpu::forward::<T>(cpu, dims, m, (qs, ks, vs), span, alpha))
     });

@@ -51,6 +51,7 @@ fn windows_end_at_or_before_the_query() {
     let span = Span::Windows { length: 32, stride: 16 };
     assert_eq!([30, 31, 46, 47, 63].map(|q| span.of(q).end), [0, 1, 1, 2, 3]);
     assert_eq!([31, 32, 48].map(|t| span.keys(t)), [0, 1, 2]);
+    assert_eq!(Span::Windows { length: usize::MAX, stride: usize::MAX }.keys(48), 0);
 }
 
 #[test]

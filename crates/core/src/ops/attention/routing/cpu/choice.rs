@@ -6,6 +6,7 @@ use super::super::super::{Dims, Span};
 use super::super::{Pooling, WindowChoice};
 use super::{for_tiles, list_of, mean_of_rows};
 use crate::device::{CpuDevice, CpuNumber};
+use crate::error::Result;
 use crate::ops::softmax::softmax_row;
 
 /// Keeps the `count` chunks with the largest scores, ties to the lower chunk, in ascending order.
@@ -26,9 +27,9 @@ fn touching_windows(n: usize, m: usize, choice: WindowChoice) -> Vec<Vec<(usize,
     let WindowChoice { chunk_size, length, stride, .. } = choice;
     let touching = |chunk: usize| {
         let (from, to) = (chunk * chunk_size, (chunk + 1) * chunk_size);
-        let first = (from + stride).saturating_sub(length) / stride;
+        let first = from.saturating_add(stride).saturating_sub(length) / stride;
         (first..m.min(to.div_ceil(stride))).filter_map(move |w| {
-            let (low, high) = (from.max(w * stride), to.min(w * stride + length));
+            let (low, high) = (from.max(w * stride), to.min((w * stride).saturating_add(length)));
             let strides = high.saturating_sub(low) / stride;
             (strides > 0).then_some((w, strides))
         })
@@ -49,6 +50,9 @@ fn pool<T: CpuNumber>(pooling: Pooling, touching: &[(usize, usize)], windows: &[
 }
 
 /// The list of window routing, over `keys` of `m` windows.
+///
+/// # Errors
+/// When it has 2^32 entries or more.
 pub fn windows<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
@@ -57,7 +61,7 @@ pub fn windows<T: CpuNumber>(
     keys: &[T],
     span: Span,
     choice: WindowChoice,
-) -> BlockList {
+) -> Result<BlockList> {
     let (group, chunk_size) = (dims.group(), choice.chunk_size);
     let n = dims.t.div_ceil(chunk_size);
     let touching = touching_windows(n, m, choice);
@@ -77,7 +81,7 @@ pub fn windows<T: CpuNumber>(
             for (score, touching) in score.iter_mut().zip(&touching).take(own + 1) {
                 *score = pool(choice.pooling, touching, &sum);
             }
-            let forced = |&chunk: &u32| (chunk as usize) < choice.init || chunk as usize + choice.local > own;
+            let forced = |&chunk: &u32| (chunk as usize) < choice.init || own - (chunk as usize) < choice.local;
             chosen.clear();
             chosen.extend((0..=own as u32).filter(|chunk| !forced(chunk)));
             let left = choice.top - (own + 1 - chosen.len());
@@ -88,10 +92,13 @@ pub fn windows<T: CpuNumber>(
             part.chunks.extend(&chosen);
         }
     });
-    list_of(device, dims, chunk_size, &parts)
+    list_of(device, "window_routing", dims, chunk_size, &parts)
 }
 
 /// The list of the `top` best of `n` chunks, the own one included.
+///
+/// # Errors
+/// As [`windows`].
 pub fn topk<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
@@ -99,7 +106,7 @@ pub fn topk<T: CpuNumber>(
     (q, kbar): (&[T], &[T]),
     (chunk_size, top): (usize, usize),
     gamma: f64,
-) -> BlockList {
+) -> Result<BlockList> {
     let group = dims.group();
     let visible = |query: usize| query / chunk_size;
     let parts = for_tiles(device, dims, n, visible, (q, kbar), gamma, |_, first, scores, part| {
@@ -119,5 +126,5 @@ pub fn topk<T: CpuNumber>(
             part.chunks.push(own as u32);
         }
     });
-    list_of(device, dims, chunk_size, &parts)
+    list_of(device, "topk_routing", dims, chunk_size, &parts)
 }

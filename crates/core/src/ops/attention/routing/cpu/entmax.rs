@@ -5,6 +5,7 @@ use super::super::{Center, Entmax};
 use super::{Part, concat, for_tiles, list_of, mean_of_rows};
 use crate::device::cpu::simd::{self, simd};
 use crate::device::{Buffer, CpuDevice, CpuNumber};
+use crate::error::Result;
 use crate::ops::entmax::entmax_row;
 
 pub struct Forward<T: CpuNumber> {
@@ -77,6 +78,9 @@ fn route<T: CpuNumber>(
 }
 
 /// The list of entmax routing over `n` chunks, and the numbers of its entries.
+///
+/// # Errors
+/// When it has 2^32 entries or more.
 pub fn forward<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
@@ -85,7 +89,7 @@ pub fn forward<T: CpuNumber>(
     kbar: &[T],
     diagonal: Option<&[T]>,
     settings: Entmax,
-) -> Forward<T> {
+) -> Result<Forward<T>> {
     let (group, chunk_size) = (dims.group(), settings.chunk_size);
     let visible = |query: usize| query / chunk_size;
     let parts = for_tiles(device, dims, n, visible, (q, kbar), settings.gamma, |kv, first, scores, part| {
@@ -102,10 +106,10 @@ pub fn forward<T: CpuNumber>(
             route(scores, (n, own), diagonal, settings, &mut scratch, part);
         }
     });
-    Forward {
-        list: list_of(device, dims, chunk_size, &parts),
+    Ok(Forward {
+        list: list_of(device, "entmax_routing", dims, chunk_size, &parts)?,
         weights: concat(device, &parts, |p| &p.weights),
         bias: concat(device, &parts, |p| &p.bias),
         head_weights: concat(device, &parts, |p| &p.heads),
-    }
+    })
 }

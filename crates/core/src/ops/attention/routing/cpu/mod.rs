@@ -8,13 +8,14 @@ pub use backward::backward;
 pub use choice::{topk, windows};
 pub use entmax::forward;
 
-use super::super::Dims;
 use super::super::engine::{SCORE_TILE, scale_row};
 use super::super::list::BlockList;
+use super::super::{Dims, entries32};
 use crate::device::cpu::matrix::{MatMut, MatRef};
 use crate::device::cpu::simd::simd;
 use crate::device::cpu::transpose::transpose_into;
 use crate::device::{Buffer, CpuDevice, CpuElement, CpuNumber, Gemm};
+use crate::error::Result;
 
 /// Lists and numbers of one tile of one kv head, in order of query.
 struct Part<T: CpuNumber> {
@@ -95,15 +96,18 @@ simd! {
 }
 
 /// Where each query's entries begin, and the end.
-fn offsets<T: CpuNumber>(device: &CpuDevice, parts: &[Part<T>]) -> Buffer<u32> {
+///
+/// # Errors
+/// When there are 2^32 or more.
+fn offsets<T: CpuNumber>(device: &CpuDevice, op: &'static str, parts: &[Part<T>]) -> Result<Buffer<u32>> {
     let mut out = device.list(1 + parts.iter().map(|p| p.counts.len()).sum::<usize>());
-    let mut total = 0u32;
+    let mut total = 0;
     out.push(0);
     for &count in parts.iter().flat_map(|p| &*p.counts) {
-        total = total.checked_add(count).expect("fewer than 2^32 (query, chunk) pairs");
-        out.push(total);
+        total += count as usize;
+        out.push(entries32(op, total)?);
     }
-    out
+    Ok(out)
 }
 
 fn concat<E: CpuElement, P>(device: &CpuDevice, parts: &[P], field: impl Fn(&P) -> &[E]) -> Buffer<E> {
@@ -113,7 +117,36 @@ fn concat<E: CpuElement, P>(device: &CpuDevice, parts: &[P], field: impl Fn(&P) 
 }
 
 /// The list of all parts, in order.
-fn list_of<T: CpuNumber>(device: &CpuDevice, dims: Dims, chunk_size: usize, parts: &[Part<T>]) -> BlockList {
-    let (offsets, chunks) = (offsets(device, parts), concat(device, parts, |p| &p.chunks));
-    BlockList::new(device, (dims.b, dims.g, dims.t), chunk_size, offsets, chunks)
+///
+/// # Errors
+/// When it has 2^32 entries or more.
+fn list_of<T: CpuNumber>(
+    device: &CpuDevice,
+    op: &'static str,
+    dims: Dims,
+    chunk_size: usize,
+    parts: &[Part<T>],
+) -> Result<BlockList> {
+    let (offsets, chunks) = (offsets(device, op, parts)?, concat(device, parts, |p| &p.chunks));
+    Ok(BlockList::new(device, (dims.b, dims.g, dims.t), chunk_size, offsets, chunks))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{cpu, device};
+
+    #[test]
+    fn entries_are_numbered_up_to_the_last_that_32_bits_count() {
+        let d = device();
+        let part = |counts: &[u32]| {
+            let mut part = Part::<f32>::new(cpu(&d), counts.len());
+            part.counts.extend(counts);
+            part
+        };
+        let of = |parts: &[Part<f32>]| offsets(cpu(&d), "topk_routing", parts).map(|offsets| offsets.to_vec());
+        assert_eq!(of(&[part(&[1, 2]), part(&[u32::MAX - 3])]).unwrap(), [0, 1, 3, u32::MAX]);
+        let told = of(&[part(&[1, 2]), part(&[u32::MAX - 3, 1])]).unwrap_err().to_string();
+        assert!(told.starts_with("topk_routing: 4294967296 (query, chunk) pairs (a smaller batch"), "{told}");
+    }
 }
