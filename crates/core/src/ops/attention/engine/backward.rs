@@ -1,9 +1,8 @@
 use super::operands::{LhsRows, Products, RhsBlocks};
 use super::softmax::{Lanes, differentiate, row_dot};
 use super::tile::{QueryTile, are_contiguous, gather, scatter};
-use super::{BACKWARD_TASKS, HeadTile, QUERY_TILE, STEP_ROWS, Visits, interleave, owner};
-use crate::device::cpu::kernel_bf16::Bf16Kernels;
-use crate::device::cpu::simd::{LANES, prefetch_rows};
+use super::{BACKWARD_TASKS, HeadTile, Pass, QUERY_TILE, Step, Visits, interleave, owner};
+use crate::device::cpu::simd::prefetch_rows;
 use crate::device::{Buffer, CpuDevice, CpuNumber, Shared};
 use crate::number::Compute;
 use crate::ops::attention::Dims;
@@ -17,24 +16,13 @@ pub(crate) struct Gradients<T: CpuNumber> {
     pub dbias: Buffer<T>,
 }
 
-/// What every task of a pass reads.
+/// What every task reads.
 struct Backward<'a, T: CpuNumber, V> {
-    device: &'a CpuDevice,
-    bf16: Option<Bf16Kernels<T>>,
-    dims: Dims,
-    q: &'a [T],
-    out: &'a [T],
-    lse: &'a [T],
-    dout: &'a [T],
+    pass: Pass<'a, T, V>,
+    outputs: Outputs<'a, T>,
     keys_lhs: LhsRows<'a, T>,
     values_lhs: LhsRows<'a, T>,
     keys_rhs: RhsBlocks<'a, T>,
-    visits: &'a V,
-    bias: &'a [T],
-    log2_e: T,
-    /// 1 / sqrt d, and that times log2 e
-    factor: T,
-    scale: T,
 }
 
 /// What a task owns.
@@ -80,10 +68,9 @@ struct Scratch<T: CpuNumber> {
 
 impl<T: CpuNumber, V: Visits> Backward<'_, T, V> {
     fn scratch(&self) -> Scratch<T> {
-        let (device, Dims { d, .. }, group) = (self.device, self.dims, self.dims.group());
-        let (width, per_step) = (self.visits.block_size(), (STEP_ROWS / group).max(1));
-        let lanes = (per_step * group).next_multiple_of(LANES);
-        let products = Products::new(device, self.bf16, lanes, width, d);
+        let Pass { device, bf16, dims, visits, .. } = self.pass;
+        let (d, group, width, (per_step, lanes)) = (dims.d, dims.group(), visits.block_size(), self.pass.step_size());
+        let products = Products::new(device, bf16, lanes, width, d);
         Scratch {
             q: QueryTile::new(device, &products, per_step, group * d),
             dout: QueryTile::new(device, &products, per_step, group * d),
@@ -101,7 +88,8 @@ impl<T: CpuNumber, V: Visits> Backward<'_, T, V> {
 
     /// Tiles of one kv head: their dq, and the task's dk and dv.
     fn run(&self, task: Task<T>, shared_dq: &Shared<T>) {
-        let (Dims { t, h, g, d, .. }, group) = (self.dims, self.dims.group());
+        let Pass { dims, q, visits, .. } = self.pass;
+        let (Dims { t, h, g, d, .. }, group, Outputs { out, dout, .. }) = (dims, dims.group(), self.outputs);
         let Task { bg, dk, dv, tiles } = task;
         dk.fill(T::ZERO);
         dv.fill(T::ZERO);
@@ -109,16 +97,16 @@ impl<T: CpuNumber, V: Visits> Backward<'_, T, V> {
         for TaskTile { tile, first_entry, dbias } in tiles {
             let first = tile * QUERY_TILE;
             let at = HeadTile { batch: bg / g, kv: bg % g, first, rows: QUERY_TILE.min(t - first) };
-            let base = at.base(self.dims);
+            let base = at.base(dims);
             s.dq.fill(T::ZERO);
             for (slot, delta) in s.delta.iter_mut().enumerate().take(at.rows * group) {
                 let place = (base + slot / group * h + slot % group) * d;
-                *delta = row_dot(&self.out[place..][..d], &self.dout[place..][..d]);
+                *delta = row_dot(&out[place..][..d], &dout[place..][..d]);
             }
-            s.q.fill(&s.products, &self.q[base * d..], h * d, at.rows);
-            s.dout.fill(&s.products, &self.dout[base * d..], h * d, at.rows);
+            s.q.fill(&s.products, &q[base * d..], h * d, at.rows);
+            s.dout.fill(&s.products, &dout[base * d..], h * d, at.rows);
             let grads = &mut TileGrads { dk, dv, first_entry, dbias };
-            self.visits.for_each(at.batch, at.kv, tile, |block, queries, entries| {
+            visits.for_each(at.batch, at.kv, tile, |block, queries, entries| {
                 self.block(at, block, queries, entries, s, grads);
             });
             for (r, dq) in s.dq.chunks_exact(group * d).enumerate().take(at.rows) {
@@ -127,6 +115,7 @@ impl<T: CpuNumber, V: Visits> Backward<'_, T, V> {
             }
         }
     }
+
     /// The keys of a block and the queries that attend it, as many of them at a time as a step takes.
     fn block(
         &self,
@@ -137,26 +126,23 @@ impl<T: CpuNumber, V: Visits> Backward<'_, T, V> {
         s: &mut Scratch<T>,
         grads: &mut TileGrads<T>,
     ) {
-        let (Dims { t, d, .. }, group, width) = (self.dims, self.dims.group(), self.visits.block_size());
-        let (key0, per_step) = (block * width, s.q.per_step);
-        let all_keys = width.min(t - key0);
+        let (d, group, (key0, all_keys)) = (self.pass.dims.d, self.pass.dims.group(), self.pass.keys_of(block));
         let (key, value) = (self.keys_lhs.from(at.batch, at.kv, key0), self.values_lhs.from(at.batch, at.kv, key0));
         let key_rhs = self.keys_rhs.block(at.batch, at.kv, block);
         let (dk, dv) = (&mut grads.dk[key0 * d..], &mut grads.dv[key0 * d..]);
         prefetch_rows(&dk[..all_keys * d]);
         prefetch_rows(&dv[..all_keys * d]);
-        for (i, queries) in queries.chunks(per_step).enumerate() {
+        for step in self.pass.steps(at, block, queries, entries) {
+            let Step { queries, entries, keys } = step;
             let m = queries.len() * group;
-            let keys = all_keys.min(at.sees(queries[queries.len() - 1], key0));
-            let entries = if entries.is_empty() { entries } else { &entries[i * per_step..][..queries.len()] };
             s.lanes.take(queries, group, keys, |query| at.sees(query, key0));
             let (q_rows, q_columns) = s.q.of(&s.products, queries);
             let (dout_rows, dout_columns) = s.dout.of(&s.products, queries);
             s.products.over_d((keys, s.lanes.used), key, q_columns, &mut s.p);
             s.products.over_d((keys, s.lanes.used), value, dout_columns, &mut s.ds);
-            self.shift_by_lse(at, queries, entries, &mut s.lanes);
+            self.shift_by_lse(at, &step, &mut s.lanes);
             gather(&s.delta, queries, group, &mut s.step_delta);
-            let scales = (self.scale, self.factor);
+            let scales = (self.pass.scale, T::of(1.0 / (d as f64).sqrt()));
             differentiate(&mut s.p, &mut s.ds, keys, &s.lanes, scales, &s.step_delta, &mut s.totals);
             for (&e, totals) in entries.iter().zip(s.totals.chunks_exact(group)) {
                 let mut sum = T::ZERO;
@@ -178,12 +164,13 @@ impl<T: CpuNumber, V: Visits> Backward<'_, T, V> {
         }
     }
 
-    /// Sets what is added to the scores of the queries: their bias minus lse, both to base 2.
-    fn shift_by_lse(&self, at: HeadTile, queries: &[u32], entries: &[u32], lanes: &mut Lanes<T>) {
-        let (h, group, base) = (self.dims.h, self.dims.group(), at.base(self.dims));
-        for (j, (&query, shifts)) in queries.iter().zip(lanes.bias.chunks_exact_mut(group)).enumerate() {
-            let bias = entries.get(j).map_or(T::ZERO, |&e| self.bias[e as usize] * self.log2_e);
-            let lse = &self.lse[base + query as usize * h..][..group];
+    /// Sets what is added to the scores of a step's queries: their bias minus lse, both to base 2.
+    fn shift_by_lse(&self, at: HeadTile, step: &Step, lanes: &mut Lanes<T>) {
+        let Dims { h, .. } = self.pass.dims;
+        let (group, base) = (self.pass.dims.group(), at.base(self.pass.dims));
+        for (j, (&query, shifts)) in step.queries.iter().zip(lanes.bias.chunks_exact_mut(group)).enumerate() {
+            let bias = self.pass.bias_of(step, j);
+            let lse = &self.outputs.lse[base + query as usize * h..][..group];
             shifts.iter_mut().zip(lse).for_each(|(shift, &lse)| *shift = bias - lse);
         }
     }
@@ -229,29 +216,16 @@ pub(crate) fn backward<T: CpuNumber>(
     compute: Compute,
     dims: Dims,
     (q, k, v): (&[T], &[T], &[T]),
-    Outputs { out, lse, dout }: Outputs<T>,
+    outputs: Outputs<T>,
     visits: &impl Visits,
     (bias, entries_per_tile): (&[T], &[usize]),
 ) -> Gradients<T> {
     let Dims { b, t, h, g, d } = dims;
-    let bf16 = compute.bf16_kernels::<T>();
-    let pass = Backward {
-        device,
-        bf16,
-        dims,
-        q,
-        out,
-        lse,
-        dout,
-        keys_lhs: LhsRows::new(device, bf16, k, dims),
-        values_lhs: LhsRows::new(device, bf16, v, dims),
-        keys_rhs: RhsBlocks::new(device, bf16, k, dims, visits.block_size()),
-        visits,
-        bias,
-        log2_e: T::of(std::f64::consts::LOG2_E),
-        factor: T::of(1.0 / (d as f64).sqrt()),
-        scale: T::of(std::f64::consts::LOG2_E / (d as f64).sqrt()),
-    };
+    let pass = Pass::new(device, compute, dims, q, visits, bias);
+    let keys_lhs = LhsRows::new(device, pass.bf16, k, dims);
+    let values_lhs = LhsRows::new(device, pass.bf16, v, dims);
+    let keys_rhs = RhsBlocks::new(device, pass.bf16, k, dims, visits.block_size());
+    let backward = Backward { pass, outputs, keys_lhs, values_lhs, keys_rhs };
     // two at least: a thread that waits for the last task of another waits half as long
     let splits = BACKWARD_TASKS.div_ceil(b * g).max(2).min(t.div_ceil(QUERY_TILE)).max(1);
     let mut dq = device.alloc::<T>(b * t * h * d);
@@ -260,7 +234,7 @@ pub(crate) fn backward<T: CpuNumber>(
         (device.alloc::<T>(b * g * splits * t * d), device.alloc::<T>(b * g * splits * t * d));
     let tasks = deal((&mut dk_parts, &mut dv_parts), &mut dbias, entries_per_tile, dims, splits);
     let shared_dq = Shared::new(&mut dq);
-    device.for_each(tasks, |task| pass.run(task, &shared_dq));
+    device.for_each(tasks, |task| backward.run(task, &shared_dq));
     let (mut dk, mut dv) = (device.alloc::<T>(b * t * g * d), device.alloc::<T>(b * t * g * d));
     interleave(device, &dk_parts, (b, g, t, d), splits, &mut dk);
     interleave(device, &dv_parts, (b, g, t, d), splits, &mut dv);

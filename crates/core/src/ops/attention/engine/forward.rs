@@ -3,26 +3,16 @@ use std::cmp::Reverse;
 use super::operands::{LhsRows, Products, RhsBlocks};
 use super::softmax::{Lanes, absorb, accumulate, scale_into};
 use super::tile::{QueryTile, are_contiguous, gather, scatter};
-use super::{HeadTile, QUERY_TILE, STEP_ROWS, Visits};
-use crate::device::cpu::kernel_bf16::Bf16Kernels;
-use crate::device::cpu::simd::LANES;
+use super::{HeadTile, Pass, QUERY_TILE, Step, Visits};
 use crate::device::{Buffer, CpuDevice, CpuNumber};
 use crate::number::Compute;
 use crate::ops::attention::Dims;
 
-/// What every tile of a pass reads.
+/// What every tile reads.
 struct Forward<'a, T: CpuNumber, V> {
-    device: &'a CpuDevice,
-    bf16: Option<Bf16Kernels<T>>,
-    dims: Dims,
-    q: &'a [T],
+    pass: Pass<'a, T, V>,
     keys: LhsRows<'a, T>,
     values: RhsBlocks<'a, T>,
-    visits: &'a V,
-    bias: &'a [T],
-    log2_e: T,
-    /// log2 e / sqrt d
-    scale: T,
 }
 
 /// What a tile computes with. Everything that is kept for a row is `[queries, group, ..]`.
@@ -44,10 +34,9 @@ struct Scratch<T: CpuNumber> {
 
 impl<T: CpuNumber, V: Visits> Forward<'_, T, V> {
     fn scratch(&self, rows: usize) -> Scratch<T> {
-        let (device, Dims { d, .. }, group) = (self.device, self.dims, self.dims.group());
-        let (width, per_step) = (self.visits.block_size(), (STEP_ROWS / group).max(1));
-        let lanes = (per_step * group).next_multiple_of(LANES);
-        let products = Products::new(device, self.bf16, lanes, width, d);
+        let Pass { device, bf16, dims, visits, .. } = self.pass;
+        let (d, group, width, (per_step, lanes)) = (dims.d, dims.group(), visits.block_size(), self.pass.step_size());
+        let products = Products::new(device, bf16, lanes, width, d);
         Scratch {
             q: QueryTile::new(device, &products, per_step, group * d),
             products,
@@ -65,7 +54,8 @@ impl<T: CpuNumber, V: Visits> Forward<'_, T, V> {
 
     /// All kv heads of a tile: its rows of out and lse.
     fn tile(&self, batch: usize, tile: usize, out: &mut [T], lse: &mut [T]) {
-        let Dims { h, g, d, .. } = self.dims;
+        let Pass { dims, q, visits, .. } = self.pass;
+        let Dims { h, g, d, .. } = dims;
         let (first, rows) = (tile * QUERY_TILE, lse.len() / h);
         let mut scratch = self.scratch(rows);
         for kv in 0..g {
@@ -74,30 +64,28 @@ impl<T: CpuNumber, V: Visits> Forward<'_, T, V> {
             s.acc.fill(T::ZERO);
             s.max.fill(T::NEG_INF);
             s.sum.fill(T::ZERO);
-            s.q.fill(&s.products, &self.q[at.base(self.dims) * d..], h * d, rows);
-            self.visits.for_each(batch, kv, tile, |block, queries, entries| self.block(at, block, queries, entries, s));
+            s.q.fill(&s.products, &q[at.base(dims) * d..], h * d, rows);
+            visits.for_each(batch, kv, tile, |block, queries, entries| self.block(at, block, queries, entries, s));
             self.finish(at, s, out, lse);
         }
     }
 
     /// What the keys of a block are to the queries that attend it, as many of them at a time as a step takes.
     fn block(&self, at: HeadTile, block: usize, queries: &[u32], entries: &[u32], s: &mut Scratch<T>) {
-        let (Dims { t, d, .. }, group, width) = (self.dims, self.dims.group(), self.visits.block_size());
-        let (key0, per_step) = (block * width, s.q.per_step);
+        let (d, group, (key0, _)) = (self.pass.dims.d, self.pass.dims.group(), self.pass.keys_of(block));
         let (keys_lhs, value) = (self.keys.from(at.batch, at.kv, key0), self.values.block(at.batch, at.kv, block));
-        for (i, queries) in queries.chunks(per_step).enumerate() {
+        for step in self.pass.steps(at, block, queries, entries) {
+            let Step { queries, keys, .. } = step;
             let m = queries.len() * group;
-            // keys that the last of these queries sees: near the diagonal fewer than the block has
-            let keys = width.min(t - key0).min(at.sees(queries[queries.len() - 1], key0));
             s.lanes.take(queries, group, keys, |query| at.sees(query, key0));
             let (_, columns) = s.q.of(&s.products, queries);
             s.products.over_d((keys, s.lanes.used), keys_lhs, columns, &mut s.scores);
             for (j, bias) in s.lanes.bias.chunks_exact_mut(group).enumerate().take(queries.len()) {
-                bias.fill(entries.get(i * per_step + j).map_or(T::ZERO, |&e| self.bias[e as usize] * self.log2_e));
+                bias.fill(self.pass.bias_of(&step, j));
             }
             gather(&s.max, queries, group, &mut s.step_max);
             gather(&s.sum, queries, group, &mut s.step_sum);
-            absorb(&mut s.scores, keys, &s.lanes, self.scale, &mut s.step_max, &mut s.step_sum, &mut s.factors);
+            absorb(&mut s.scores, keys, &s.lanes, self.pass.scale, &mut s.step_max, &mut s.step_sum, &mut s.factors);
             scatter(&s.step_max, queries, group, &mut s.max);
             scatter(&s.step_sum, queries, group, &mut s.sum);
             s.products.over_keys((m, keys), &s.scores, value, &mut s.new, false);
@@ -115,12 +103,12 @@ impl<T: CpuNumber, V: Visits> Forward<'_, T, V> {
 
     /// Divides by the sums, and writes out and lse.
     fn finish(&self, at: HeadTile, s: &Scratch<T>, out: &mut [T], lse: &mut [T]) {
-        let (Dims { h, d, .. }, group) = (self.dims, self.dims.group());
+        let (Dims { h, d, .. }, group) = (self.pass.dims, self.pass.dims.group());
         for (slot, &sum) in s.sum.iter().enumerate() {
             let inverse = if sum == T::ZERO { T::ZERO } else { T::ONE / sum };
             let place = slot / group * h + at.kv * group + slot % group;
             scale_into(&s.acc[slot * d..][..d], inverse, &mut out[place * d..][..d]);
-            lse[place] = sum.ln().mul_add(self.log2_e, s.max[slot]);
+            lse[place] = sum.ln().mul_add(self.pass.log2_e, s.max[slot]);
         }
     }
 }
@@ -136,19 +124,10 @@ pub(crate) fn forward<T: CpuNumber>(
     bias: &[T],
 ) -> (Buffer<T>, Buffer<T>) {
     let Dims { b, t, h, d, .. } = dims;
-    let bf16 = compute.bf16_kernels::<T>();
-    let pass = Forward {
-        device,
-        bf16,
-        dims,
-        q,
-        keys: LhsRows::new(device, bf16, k, dims),
-        values: RhsBlocks::new(device, bf16, v, dims, visits.block_size()),
-        visits,
-        bias,
-        log2_e: T::of(std::f64::consts::LOG2_E),
-        scale: T::of(std::f64::consts::LOG2_E / (d as f64).sqrt()),
-    };
+    let pass = Pass::new(device, compute, dims, q, visits, bias);
+    let keys = LhsRows::new(device, pass.bf16, k, dims);
+    let values = RhsBlocks::new(device, pass.bf16, v, dims, visits.block_size());
+    let forward = Forward { pass, keys, values };
     let (mut out, mut lse) = (device.alloc::<T>(b * t * h * d), device.alloc::<T>(b * t * h));
     let mut pieces = Vec::with_capacity(b * t.div_ceil(QUERY_TILE));
     for (batch, (o, l)) in out.chunks_mut((t * h * d).max(1)).zip(lse.chunks_mut((t * h).max(1))).enumerate() {
@@ -158,6 +137,6 @@ pub(crate) fn forward<T: CpuNumber>(
     }
     // the tiles that see most first, so that the last ones, which a thread may have to wait for, are short
     pieces.sort_by_key(|piece| Reverse(piece.1));
-    device.for_each(pieces, |(batch, tile, out, lse)| pass.tile(batch, tile, out, lse));
+    device.for_each(pieces, |(batch, tile, out, lse)| forward.tile(batch, tile, out, lse));
     (out, lse)
 }

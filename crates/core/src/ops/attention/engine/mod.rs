@@ -23,8 +23,10 @@ pub(crate) use forward::forward;
 pub(crate) use softmax::scale_row;
 
 use super::Dims;
-use crate::device::cpu::simd::add_into;
+use crate::device::cpu::kernel_bf16::Bf16Kernels;
+use crate::device::cpu::simd::{LANES, add_into};
 use crate::device::{CpuDevice, CpuNumber};
+use crate::number::Compute;
 
 /// Queries of a tile whose scores are computed in full: routing and spans.
 pub(crate) const SCORE_TILE: usize = 64;
@@ -64,6 +66,68 @@ impl HeadTile {
     /// Where its first query stands in `[b, t, h]`.
     fn base(self, dims: Dims) -> usize {
         (self.batch * dims.t + self.first) * dims.h + self.kv * dims.group()
+    }
+}
+
+/// What every tile of a pass reads, forward and backward.
+struct Pass<'a, T: CpuNumber, V> {
+    device: &'a CpuDevice,
+    bf16: Option<Bf16Kernels<T>>,
+    dims: Dims,
+    q: &'a [T],
+    visits: &'a V,
+    bias: &'a [T],
+    log2_e: T,
+    /// log2 e / sqrt d
+    scale: T,
+}
+
+/// Queries that work on a block at once, the numbers of their entries (none where there is no bias), and the keys of the block
+/// that the last of them sees: near the diagonal fewer than the block has.
+struct Step<'a> {
+    queries: &'a [u32],
+    entries: &'a [u32],
+    keys: usize,
+}
+
+impl<'a, T: CpuNumber, V: Visits> Pass<'a, T, V> {
+    fn new(device: &'a CpuDevice, compute: Compute, dims: Dims, q: &'a [T], visits: &'a V, bias: &'a [T]) -> Self {
+        let log2_e = std::f64::consts::LOG2_E;
+        let scale = T::of(log2_e / (dims.d as f64).sqrt());
+        Pass { device, bf16: compute.bf16_kernels::<T>(), dims, q, visits, bias, log2_e: T::of(log2_e), scale }
+    }
+
+    /// Queries of a step, and lanes for the heads of theirs that share a kv head: whole vectors.
+    fn step_size(&self) -> (usize, usize) {
+        let queries = (STEP_ROWS / self.dims.group()).max(1);
+        (queries, (queries * self.dims.group()).next_multiple_of(LANES))
+    }
+
+    /// The first key of a block, and how many it has.
+    fn keys_of(&self, block: usize) -> (usize, usize) {
+        let first = block * self.visits.block_size();
+        (first, self.visits.block_size().min(self.dims.t - first))
+    }
+
+    /// The queries that attend a block, step by step.
+    fn steps<'q>(
+        &self,
+        at: HeadTile,
+        block: usize,
+        queries: &'q [u32],
+        entries: &'q [u32],
+    ) -> impl Iterator<Item = Step<'q>> + use<'q, T, V> {
+        let ((per_step, _), (key0, keys)) = (self.step_size(), self.keys_of(block));
+        let entries = entries.chunks(per_step).chain(std::iter::repeat(&[][..]));
+        queries.chunks(per_step).zip(entries).map(move |(queries, entries)| {
+            let keys = keys.min(at.sees(queries[queries.len() - 1], key0));
+            Step { queries, entries, keys }
+        })
+    }
+
+    /// The bias of query `j` of a step, to base 2.
+    fn bias_of(&self, step: &Step, j: usize) -> T {
+        step.entries.get(j).map_or(T::ZERO, |&e| self.bias[e as usize] * self.log2_e)
     }
 }
 
