@@ -2,7 +2,7 @@
 //! matches: [`Place`] has one variant a device and no op has a wildcard arm, so that a new device fails to compile in
 //! every op until that op answers for it.
 
-use crate::device::{CpuData, CpuDevice, Device};
+use crate::device::{CpuData, CpuDevice, CudaData, CudaDevice, Device};
 use crate::error::{Error, Result};
 use crate::storage::Storage;
 use crate::tensor::Tensor;
@@ -11,6 +11,8 @@ use crate::tensor::Tensor;
 pub(crate) enum Place<'a, const N: usize> {
     /// Host memory.
     Cpu(&'a CpuDevice, CpuInputs<'a, N>),
+    /// Memory of an NVIDIA GPU.
+    Cuda(&'a CudaDevice, [&'a CudaData; N]),
 }
 
 /// Inputs in host memory, by element type.
@@ -42,6 +44,8 @@ pub(crate) fn place<'a, const N: usize>(op: &'static str, inputs: [&'a Tensor; N
     match (first.device(), first.storage()) {
         (Device::Cpu(cpu), Storage::Cpu(CpuData::F32(_))) => Ok(Place::Cpu(cpu, CpuInputs::F32(slices(op, inputs)?))),
         (Device::Cpu(cpu), Storage::Cpu(CpuData::F64(_))) => Ok(Place::Cpu(cpu, CpuInputs::F64(slices(op, inputs)?))),
+        (Device::Cuda(gpu), Storage::Cuda(_)) => Ok(Place::Cuda(gpu, numbers(op, inputs)?)),
+        (Device::Cpu(_), Storage::Cuda(_)) | (Device::Cuda(_), Storage::Cpu(_)) => Err(mismatch(op, first, first)),
     }
 }
 
@@ -53,7 +57,21 @@ fn slices<'a, T: crate::device::CpuNumber, const N: usize>(
     for (slice, input) in out.iter_mut().zip(inputs) {
         *slice = match input.storage() {
             Storage::Cpu(data) => T::buffer(data).ok_or_else(|| mismatch(op, inputs[0], input))?,
+            Storage::Cuda(_) => return Err(mismatch(op, inputs[0], input)),
         };
+    }
+    Ok(out)
+}
+
+fn numbers<'a, const N: usize>(op: &'static str, inputs: [&'a Tensor; N]) -> Result<[&'a CudaData; N]> {
+    let of = |input: &'a Tensor| match input.storage() {
+        Storage::Cuda(data) => Ok(data),
+        Storage::Cpu(_) => Err(mismatch(op, inputs[0], input)),
+    };
+    let first = of(inputs[0])?;
+    let mut out = [first; N];
+    for (data, input) in out.iter_mut().zip(inputs) {
+        *data = of(input)?;
     }
     Ok(out)
 }

@@ -1,8 +1,9 @@
 //! Whole numbers on a device: token ids, targets, places in an axis, masks.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use crate::device::{Buffer, CpuDevice, Device};
+use crate::device::cuda::CudaBuffer;
+use crate::device::{Buffer, CpuDevice, CudaDevice, Device};
 use crate::error::{Error, Result, ensure};
 use crate::shape::{checked_numel, numel};
 
@@ -26,6 +27,67 @@ pub struct Ids {
 #[derive(Debug)]
 enum IdStorage {
     Cpu(Buffer<u32>),
+    Cuda(CudaIds),
+}
+
+/// Whole numbers on a card. The host keeps its copy, from which it sorts them without reading anything back.
+#[derive(Debug)]
+pub(crate) struct CudaIds {
+    /// In order.
+    pub ids: CudaBuffer,
+    host: Vec<u32>,
+    by_id: OnceLock<ById>,
+}
+
+/// The places of ids, sorted by id: `tokens[i]` stands at `places[starts[i]..starts[i + 1]]`, ascending.
+#[derive(Debug)]
+pub(crate) struct ById {
+    /// The ids that occur, ascending.
+    pub tokens: CudaBuffer,
+    /// First place of each, and the end.
+    pub starts: CudaBuffer,
+    /// Places.
+    pub places: CudaBuffer,
+}
+
+impl CudaIds {
+    fn new(gpu: &CudaDevice, ids: &[u32]) -> Result<Self> {
+        Ok(CudaIds { ids: gpu.upload("ids", ids)?, host: ids.to_vec(), by_id: OnceLock::new() })
+    }
+
+    /// On the host.
+    pub fn host(&self) -> &[u32] {
+        &self.host
+    }
+
+    /// Sorted by id: what gives the sums of a gradient their order. [`IGNORE`] is not among them.
+    ///
+    /// # Errors
+    /// When the card has no memory left.
+    pub fn by_id(&self) -> Result<&ById> {
+        if let Some(sorted) = self.by_id.get() {
+            return Ok(sorted);
+        }
+        let (ids, gpu) = (&self.host, self.ids.device());
+        let bound = ids.iter().max().map_or(0, |&max| max as usize + 1);
+        let mut next = vec![0u32; bound + 1];
+        ids.iter().for_each(|&id| next[id as usize + 1] += 1);
+        (0..bound).for_each(|id| next[id + 1] += next[id]);
+        let mut places = vec![0u32; ids.len()];
+        let (mut tokens, mut starts) = (Vec::new(), Vec::new());
+        for id in (0..bound).filter(|&id| next[id + 1] > next[id]) {
+            tokens.push(id as u32);
+            starts.push(next[id]);
+        }
+        starts.push(ids.len() as u32);
+        for (place, &id) in ids.iter().enumerate() {
+            places[next[id as usize] as usize] = place as u32;
+            next[id as usize] += 1;
+        }
+        let upload = |x: &[u32]| gpu.upload("ids", x);
+        let sorted = ById { tokens: upload(&tokens)?, starts: upload(&starts)?, places: upload(&places)? };
+        Ok(self.by_id.get_or_init(|| sorted))
+    }
 }
 
 impl Ids {
@@ -39,6 +101,7 @@ impl Ids {
         let ignored = ids.iter().filter(|&&id| id == IGNORE).count();
         let storage = match device {
             Device::Cpu(cpu) => IdStorage::Cpu(cpu.copy(ids)),
+            Device::Cuda(gpu) => IdStorage::Cuda(CudaIds::new(gpu, ids)?),
         };
         Ok(Ids { shape: shape.to_vec(), storage: Arc::new(storage), device: device.clone(), bound, ignored })
     }
@@ -109,6 +172,7 @@ impl Ids {
     pub fn to_vec(&self) -> Result<Vec<u32>> {
         match &*self.storage {
             IdStorage::Cpu(ids) => Ok(ids.to_vec()),
+            IdStorage::Cuda(ids) => Ok(ids.host().to_vec()),
         }
     }
 
@@ -129,12 +193,25 @@ impl Ids {
     /// # Errors
     /// When they live elsewhere.
     pub(crate) fn on_cpu(&self, op: &'static str, cpu: &CpuDevice) -> Result<&[u32]> {
-        match (&self.device, &*self.storage) {
-            (Device::Cpu(own), IdStorage::Cpu(ids)) if own.is(cpu) => Ok(ids),
-            (Device::Cpu(_), IdStorage::Cpu(_)) => {
-                Err(Error::invalid(op, format!("the ids live on {}, the other inputs on {cpu:?}", self.device)))
-            }
+        match &*self.storage {
+            IdStorage::Cpu(ids) if ids.device().is(cpu) => Ok(ids),
+            IdStorage::Cpu(_) | IdStorage::Cuda(_) => Err(self.elsewhere(op, &format!("{cpu:?}"))),
         }
+    }
+
+    /// The ids, for a kernel of this card.
+    ///
+    /// # Errors
+    /// When they live elsewhere.
+    pub(crate) fn on_cuda(&self, op: &'static str, gpu: &CudaDevice) -> Result<&CudaIds> {
+        match &*self.storage {
+            IdStorage::Cuda(ids) if ids.ids.device().is(gpu) => Ok(ids),
+            IdStorage::Cpu(_) | IdStorage::Cuda(_) => Err(self.elsewhere(op, &format!("{gpu:?}"))),
+        }
+    }
+
+    fn elsewhere(&self, op: &'static str, others: &str) -> Error {
+        Error::invalid(op, format!("the ids live on {}, the other inputs on {others}", self.device))
     }
 }
 

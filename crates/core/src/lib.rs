@@ -31,7 +31,7 @@ mod tape;
 mod tensor;
 pub mod testing;
 
-pub use device::{CpuDevice, Device};
+pub use device::{CpuDevice, CudaDevice, CudaOptions, Device};
 pub use error::{Error, Result};
 pub use ids::{IGNORE, Ids};
 pub use number::{Compute, DType, Element, Host, Number};

@@ -1,6 +1,6 @@
 //! Where a tensor's numbers live.
 
-use crate::device::CpuData;
+use crate::device::{CpuData, CudaData};
 use crate::number::DType;
 
 /// A flat buffer on one device, by device first: what a device keeps inside is its own business.
@@ -11,6 +11,8 @@ use crate::number::DType;
 pub enum Storage {
     /// Host memory.
     Cpu(CpuData),
+    /// Memory of an NVIDIA GPU.
+    Cuda(CudaData),
 }
 
 impl Storage {
@@ -18,6 +20,7 @@ impl Storage {
     pub fn dtype(&self) -> DType {
         match self {
             Storage::Cpu(data) => data.dtype(),
+            Storage::Cuda(data) => data.dtype(),
         }
     }
 }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 
 use crate::device::cpu::simd::add_into;
-use crate::device::{Buffer, CpuData, CpuDevice, CpuNumber, Device};
+use crate::device::cuda::{CudaBuffer, Kind};
+use crate::device::{Buffer, CpuData, CpuDevice, CpuNumber, CudaData, CudaDevice, Device};
 use crate::dispatch::{on_device, same_place};
 use crate::error::{Error, Result, ensure};
 use crate::number::{DType, Host, Number, with_number};
+use crate::ops::cuda::{elementwise, reduce};
 use crate::rng::Rng;
 use crate::shape::{checked_numel, numel};
 use crate::storage::Storage;
@@ -33,6 +35,8 @@ impl Tensor {
         match (device, T::host(&data)) {
             (Device::Cpu(cpu), Host::F32(data)) => Ok(Self::from_buffer(shape, cpu.copy(data))),
             (Device::Cpu(cpu), Host::F64(data)) => Ok(Self::from_buffer(shape, cpu.copy(data))),
+            (Device::Cuda(gpu), Host::F32(data)) => Ok(Self::from_cuda(shape, gpu.upload("from_vec", data)?)),
+            (Device::Cuda(gpu), Host::F64(data)) => Ok(Self::from_cuda(shape, gpu.upload("from_vec", data)?)),
         }
     }
 
@@ -43,6 +47,18 @@ impl Tensor {
         Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::Cpu(T::wrap(buffer))), device }
     }
 
+    /// Takes over a buffer of a card whose length fits the shape: f32, f64, or bf16, which reads as f32.
+    pub(crate) fn from_cuda(shape: &[usize], buffer: CudaBuffer) -> Self {
+        Self::from_cuda_data(shape, CudaData::new(buffer))
+    }
+
+    /// Takes over numbers on a card that fit the shape.
+    pub(crate) fn from_cuda_data(shape: &[usize], data: CudaData) -> Self {
+        assert_eq!(data.len(), numel(shape), "a kernel fills the shape it announces");
+        let device = Device::Cuda(data.device().clone());
+        Tensor { shape: shape.to_vec(), storage: Arc::new(Storage::Cuda(data)), device }
+    }
+
     /// Memory for a kernel to fill: the elements are unspecified.
     ///
     /// # Errors
@@ -51,6 +67,7 @@ impl Tensor {
         let n = checked_numel("empty", shape)?;
         match device {
             Device::Cpu(cpu) => Ok(with_number!(dtype, T => Self::from_buffer(shape, cpu.alloc::<T>(n)))),
+            Device::Cuda(gpu) => Ok(Self::from_cuda(shape, gpu.alloc("tensor", Kind::of(dtype), n)?)),
         }
     }
 
@@ -66,6 +83,9 @@ impl Tensor {
                 buffer.fill(T::of(value));
                 Ok(Self::from_buffer(shape, buffer))
             }),
+            Device::Cuda(gpu) => {
+                Ok(Self::from_cuda(shape, elementwise::full(gpu, Kind::of(dtype), numel(shape), value)?))
+            }
         }
     }
 
@@ -138,6 +158,10 @@ impl Tensor {
         let host = match &*self.storage {
             Storage::Cpu(CpuData::F32(buffer)) => Host::F32(buffer),
             Storage::Cpu(CpuData::F64(buffer)) => Host::F64(buffer),
+            Storage::Cuda(_) => {
+                let what = format!("the numbers are on {}: only those in host memory are borrowed", self.device);
+                return Err(Error::invalid("as_slice", what));
+            }
         };
         T::of_host(host).ok_or_else(|| self.not_of("as_slice", T::DTYPE))
     }
@@ -160,10 +184,28 @@ impl Tensor {
         if !self.is_unique() {
             self.storage = match &*self.storage {
                 Storage::Cpu(data) => Arc::new(Storage::Cpu(data.copy())),
+                Storage::Cuda(_) => return Err(error),
             };
         }
         match Arc::get_mut(&mut self.storage).expect("its only owner") {
             Storage::Cpu(data) => T::buffer_mut(data).map(|buffer| &mut buffer[..]).ok_or(error),
+            Storage::Cuda(_) => Err(error),
+        }
+    }
+
+    /// The numbers on this card, to be changed by a kernel; copies them first if they are shared.
+    ///
+    /// # Errors
+    /// When they live elsewhere, or the card has no memory left.
+    pub(crate) fn cuda_mut(&mut self, op: &'static str, gpu: &CudaDevice) -> Result<&mut CudaData> {
+        self.on_cuda(op, gpu)?;
+        if !self.is_unique() {
+            self.storage = Arc::new(Storage::Cuda(self.on_cuda(op, gpu)?.copy()?));
+        }
+        let elsewhere = self.elsewhere(op, &format!("{gpu:?}"));
+        match Arc::get_mut(&mut self.storage).expect("its only owner") {
+            Storage::Cuda(data) => Ok(data),
+            Storage::Cpu(_) => Err(elsewhere),
         }
     }
 
@@ -172,14 +214,27 @@ impl Tensor {
     /// # Errors
     /// When they live elsewhere, or the element type is another.
     pub(crate) fn on_cpu<T: CpuNumber>(&self, op: &'static str, cpu: &CpuDevice) -> Result<&[T]> {
-        match (&self.device, &*self.storage) {
-            (Device::Cpu(own), Storage::Cpu(data)) if own.is(cpu) => {
+        match &*self.storage {
+            Storage::Cpu(data) if self.device.is_cpu(cpu) => {
                 T::buffer(data).map(|buffer| &buffer[..]).ok_or_else(|| self.not_of(op, T::DTYPE))
             }
-            (Device::Cpu(_), Storage::Cpu(_)) => {
-                Err(Error::invalid(op, format!("an input lives on {}, the others on {cpu:?}", self.device)))
-            }
+            Storage::Cpu(_) | Storage::Cuda(_) => Err(self.elsewhere(op, &format!("{cpu:?}"))),
         }
+    }
+
+    /// The numbers, for a kernel of this card that takes them beside inputs of another type.
+    ///
+    /// # Errors
+    /// When they live elsewhere.
+    pub(crate) fn on_cuda(&self, op: &'static str, gpu: &CudaDevice) -> Result<&CudaData> {
+        match &*self.storage {
+            Storage::Cuda(data) if data.device().is(gpu) => Ok(data),
+            Storage::Cpu(_) | Storage::Cuda(_) => Err(self.elsewhere(op, &format!("{gpu:?}"))),
+        }
+    }
+
+    fn elsewhere(&self, op: &'static str, others: &str) -> Error {
+        Error::invalid(op, format!("an input lives on {}, the others on {others}", self.device))
     }
 
     /// A copy of the numbers, on the host: waits for the device.
@@ -189,6 +244,14 @@ impl Tensor {
     pub fn to_vec<T: Number>(&self) -> Result<Vec<T>> {
         match &*self.storage {
             Storage::Cpu(_) => self.as_slice().map(<[T]>::to_vec),
+            Storage::Cuda(data) => {
+                let of = |host| T::of_host(host).map(<[T]>::to_vec);
+                let numbers = match data.dtype() {
+                    DType::F32 => of(Host::F32(&data.full()?.download::<f32>()?)),
+                    DType::F64 => of(Host::F64(&data.full()?.download::<f64>()?)),
+                };
+                numbers.ok_or_else(|| self.not_of("to_vec", T::DTYPE))
+            }
         }
     }
 
@@ -238,7 +301,7 @@ impl Tensor {
             let mut buffer = cpu.alloc::<T>(x.len());
             buffer.iter_mut().zip(x).for_each(|(y, x): (_, &S)| *y = T::of(x.f64()));
             Ok(Self::from_buffer(&self.shape, buffer))
-        }))
+        }), Cuda(_, [x]) => Ok(Self::from_cuda(&self.shape, elementwise::cast(x.full()?, Kind::of(dtype))?)))
     }
 
     /// Whether every element is finite: the host waits for the answer.
@@ -246,7 +309,9 @@ impl Tensor {
     /// # Errors
     /// When the device fails.
     pub fn is_finite(&self) -> Result<bool> {
-        on_device!("is_finite", [self]; Cpu<T>(_, [x]) => Ok(x.iter().all(|x: &T| x.is_finite())))
+        on_device!("is_finite", [self];
+            Cpu<T>(_, [x]) => Ok(x.iter().all(|x: &T| x.is_finite())),
+            Cuda(_, [x]) => reduce::is_finite(x.full()?))
     }
 
     /// Adds `other` in place (copying first if the numbers are shared).
@@ -261,7 +326,7 @@ impl Tensor {
             cpu.for_pieces(self.cpu_mut::<T>(op)?, ELEMENTWISE, |i, out| {
                 add_into(&x[i * ELEMENTWISE..], out);
             });
-        });
+        }, Cuda(gpu, [x]) => elementwise::add_into(self.cuda_mut(op, gpu)?.full_mut()?, x.full()?)?);
         Ok(())
     }
 }

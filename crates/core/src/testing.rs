@@ -20,6 +20,7 @@ pub fn device() -> Device {
 pub(crate) fn cpu(device: &Device) -> &CpuDevice {
     match device {
         Device::Cpu(cpu) => cpu,
+        Device::Cuda(_) => panic!("a test of a CPU kernel"),
     }
 }
 

@@ -7,7 +7,7 @@ use dash_core::{Result, ScalarCell, Tensor};
 pub struct RouterTrace {
     routes: Routes,
     bias: Option<Tensor>,
-    soft: Option<(Tensor, Tensor)>,
+    soft: Option<(Tensor, Option<Tensor>)>,
     score_gradient: ScalarCell,
 }
 
@@ -51,9 +51,10 @@ impl RouterTrace {
         }
     }
 
-    /// Where the choice is soft: w `[entries]` and each head's p `[entries, group]`, 0 for the own chunk.
-    pub fn probabilities(&self) -> Option<(&Tensor, &Tensor)> {
-        self.soft.as_ref().map(|(w, p)| (w, p))
+    /// Where the choice is soft: w `[entries]` and, where the device keeps it, each head's p `[entries, group]`, 0 for the own
+    /// chunk.
+    pub fn probabilities(&self) -> Option<(&Tensor, Option<&Tensor>)> {
+        self.soft.as_ref().map(|(w, p)| (w, p.as_ref()))
     }
 
     /// Who attended what, where it was computed.

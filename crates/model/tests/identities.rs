@@ -176,7 +176,7 @@ fn extents_that_no_machine_holds_are_refused_with_the_largest() {
 fn recomputing_blocks_changes_no_bit_and_halves_the_memory_of_activations() {
     for attention in variants() {
         let device = testing::device();
-        let dash_core::Device::Cpu(cpu) = &device;
+        let dash_core::Device::Cpu(cpu) = &device else { panic!("the tests run on a CPU") };
         let run = |recompute: bool| {
             let config = ModelConfig { layers: 6, ..model(attention, DType::F32).config().clone() };
             let config = ModelConfig { recompute, ..config };

@@ -11,6 +11,7 @@ mod gemm;
 pub use cpu::level::{Level, level};
 pub use cpu::{Buffer, CpuData, CpuDevice, multiply_add_probe};
 pub(crate) use cpu::{CpuElement, CpuNumber, Shared};
+pub use cuda::{CudaData, CudaDevice, CudaOptions};
 pub use gemm::{Accumulate, Gemm};
 
 use crate::error::Result;
@@ -25,6 +26,8 @@ pub fn cpu_multiplies_bf16() -> bool {
 pub enum Device {
     /// Host memory and a thread pool.
     Cpu(CpuDevice),
+    /// One NVIDIA GPU.
+    Cuda(CudaDevice),
 }
 
 impl Device {
@@ -36,10 +39,30 @@ impl Device {
         Ok(Device::Cpu(CpuDevice::new(threads, false)?))
     }
 
+    /// One NVIDIA GPU.
+    ///
+    /// # Errors
+    /// As [`CudaDevice::new`].
+    pub fn cuda(options: CudaOptions) -> Result<Self> {
+        Ok(Device::Cuda(CudaDevice::new(options)?))
+    }
+
+    /// Opens what the device opens at its first use otherwise, so that a library that is missing is found at once.
+    ///
+    /// # Errors
+    /// When one is missing: what was searched where.
+    pub fn prepare(&self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            Device::Cuda(gpu) => gpu.prepare(),
+        }
+    }
+
     /// Short name for messages.
     pub fn name(&self) -> &'static str {
         match self {
             Device::Cpu(_) => "cpu",
+            Device::Cuda(_) => "cuda",
         }
     }
 
@@ -47,6 +70,16 @@ impl Device {
     pub fn is(&self, other: &Device) -> bool {
         match (self, other) {
             (Device::Cpu(a), Device::Cpu(b)) => a.is(b),
+            (Device::Cuda(a), Device::Cuda(b)) => a.is(b),
+            (Device::Cpu(_), Device::Cuda(_)) | (Device::Cuda(_), Device::Cpu(_)) => false,
+        }
+    }
+
+    /// Whether it is this CPU.
+    pub(crate) fn is_cpu(&self, cpu: &CpuDevice) -> bool {
+        match self {
+            Device::Cpu(own) => own.is(cpu),
+            Device::Cuda(_) => false,
         }
     }
 
@@ -58,6 +91,7 @@ impl Device {
         match self {
             // a CPU's ops return when they are done
             Device::Cpu(_) => Ok(()),
+            Device::Cuda(gpu) => gpu.wait("synchronize"),
         }
     }
 
@@ -66,6 +100,7 @@ impl Device {
     pub fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
         match self {
             Device::Cpu(cpu) => cpu.enter(f),
+            Device::Cuda(_) => f(),
         }
     }
 }
@@ -74,6 +109,7 @@ impl std::fmt::Display for Device {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         match self {
             Device::Cpu(cpu) => write!(f, "{cpu:?}"),
+            Device::Cuda(gpu) => write!(f, "{gpu:?}"),
         }
     }
 }

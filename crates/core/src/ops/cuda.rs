@@ -109,6 +109,10 @@ pub(crate) mod testing {
             &self.0
         }
 
+        pub fn device(&self) -> crate::Device {
+            crate::Device::Cuda(self.0.clone())
+        }
+
         /// The numbers of a tensor on the card.
         pub fn tensor(&self, x: &Tensor, kind: Kind) -> CudaBuffer {
             let x = x.to_f64().unwrap();
@@ -212,6 +216,9 @@ pub(crate) mod testing {
         }
     }
 }
+
+#[cfg(test)]
+mod parity;
 
 #[cfg(test)]
 mod tests {

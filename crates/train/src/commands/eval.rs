@@ -39,6 +39,9 @@ pub struct EvalArgs {
     /// Who chooses the chunks
     #[arg(long, value_enum, default_value_t)]
     pub router: Router,
+    /// Compute on cpu, cuda or cuda:N instead of the device of the run
+    #[arg(long)]
+    pub device: Option<String>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -49,7 +52,7 @@ pub struct EvalArgs {
 /// # Errors
 /// A wrong request, or a model or corpus that cannot be read.
 pub fn run(args: &EvalArgs) -> Result<()> {
-    let loaded = Loaded::open(&args.model, args.config.load()?.as_ref())?;
+    let loaded = Loaded::open(&args.model, args.config.load()?.as_ref(), args.device.as_deref())?;
     let (material, changed) = match args.config.config {
         None => own_material(&loaded)?,
         Some(_) => (Material::of(&loaded.config)?, false),

@@ -29,7 +29,8 @@ pub struct ExportArgs {
 /// When the model cannot be read or the folder cannot be written.
 pub fn run(args: &ExportArgs) -> Result<()> {
     check_place(&args.out)?;
-    let loaded = Loaded::open(&args.model, None)?;
+    // no GPU is needed for one sequence
+    let loaded = Loaded::open(&args.model, None, Some("cpu"))?;
     let sample = sample(&loaded);
     // a name that ends in "/" or ".." has no file name to write beside
     let out = std::path::absolute(&args.out).map_err(anyhow::Error::from)?;

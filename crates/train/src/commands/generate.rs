@@ -31,6 +31,9 @@ pub struct GenerateArgs {
     /// Seed of the draw
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Compute on cpu, cuda or cuda:N instead of the device of the run
+    #[arg(long)]
+    pub device: Option<String>,
 }
 
 /// Runs the command.
@@ -42,7 +45,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     if !(sampling.temperature >= 0.0 && sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
         return Err(Failure::request("--temperature must not be negative and --top-p must be above 0 and at most 1"));
     }
-    let loaded = Loaded::open(&args.model, None)?;
+    let loaded = Loaded::open(&args.model, None, args.device.as_deref())?;
     let Some(tokenizer) = &loaded.tokenizer else {
         return Err(Failure::request(format!(
             "{}: was trained on a task and has no tokenizer to write text with",

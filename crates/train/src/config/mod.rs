@@ -20,7 +20,7 @@ mod template;
 use std::path::{Path, PathBuf};
 
 use dash_data::{Mixture, Settings, Source, Task, Treatment};
-use dash_model::ModelConfig;
+use dash_model::{Compute, ModelConfig};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
@@ -32,7 +32,7 @@ pub use eval::{Checkpoint, Eval, Log};
 pub use optim::{DECAY_FRACTION, MIN_LR_RATIO, Optim, OptimKind, Schedule};
 pub use probe::ProbePlan;
 pub use router::{Ramp, RouterPlan};
-pub use run::Run;
+pub use run::{DeviceName, Run};
 pub use template::{about, template};
 
 use set::{apply, with_suggestion};
@@ -103,10 +103,14 @@ impl Config {
         if let Some(problems) = problems::of(&sections(), &table, text) {
             return Err(LoadError::new(where_, problems));
         }
+        let gives_compute = table.get("model").is_some_and(|model| model.get("compute").is_some());
         // from the text where nothing is on top of it, so that a message shows the line
         let config: Result<Config, _> =
             if set.is_empty() { toml::from_str(text) } else { Value::Table(table).try_into() };
-        let config = config.map_err(|e| LoadError::new(&where_, with_suggestion(e.to_string().trim_end())))?;
+        let mut config = config.map_err(|e| LoadError::new(&where_, with_suggestion(e.to_string().trim_end())))?;
+        if !gives_compute && matches!(config.run.device_name(), Ok(DeviceName::Cuda(_))) {
+            config.model.compute = Compute::Bf16;
+        }
         config.resolve(path, &where_)
     }
 
@@ -223,6 +227,11 @@ mod tests {
         assert_eq!(load(&config.to_toml(), &[]).unwrap(), config);
         let dense = load(MINIMAL, &["model.attention.kind=dense"]).unwrap();
         assert_eq!(dense.model.attention, dash_model::Dense {}.into());
+        let on_gpu = |set: &[&str]| load(MINIMAL, &[&["run.device=cuda:1"], set].concat()).unwrap();
+        assert_eq!(on_gpu(&[]).run.device_name(), Ok(DeviceName::Cuda(1)));
+        assert_eq!(on_gpu(&[]).model.compute, Compute::Bf16);
+        assert_eq!(on_gpu(&["model.compute=f32"]).model.compute, Compute::F32);
+        assert_eq!(load(&on_gpu(&["model.compute=f32"]).to_toml(), &[]).unwrap().model.compute, Compute::F32);
         let stopped = load(MINIMAL, &["model.attention.sigma=2.0", "model.attention.kind=dash-stopped"]).unwrap();
         let Attention::Dash(d) = stopped.model.attention else { panic!() };
         assert_eq!((d.chunk_size, d.sigma, d.router_gradient), (8, 1.0, RouterGradient::Stopped));
@@ -264,7 +273,10 @@ mod tests {
         assert!(error(MINIMAL, &["optim.kind=adan"]).contains("unknown variant `adan`"));
         assert!(error(MINIMAL, &["data.source=text"]).contains("data.path: is needed"));
         assert!(error(MINIMAL, &["nonsense"]).contains("has no ="));
-        assert!(error(MINIMAL, &["run.device=cuda"]).contains("not available in this build"));
+        for wrong in ["tpu", "cuda:", "cuda:x", "cuda:-1", "CUDA", "cuda:64", ""] {
+            let e = error(MINIMAL, &[&format!("run.device=\"{wrong}\"")]);
+            assert!(e.contains("is none of \"cpu\", \"cuda\" and \"cuda:N\""), "{e}");
+        }
     }
 
     #[test]

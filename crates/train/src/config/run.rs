@@ -21,7 +21,8 @@ pub struct Run {
     /// Decides initial weights and data order.
     #[serde(default)]
     pub seed: u64,
-    /// `cpu`.
+    /// What it computes on. A GPU is an NVIDIA GPU of compute capability 8.0 or later; `model.compute` is `bf16` there unless it is
+    /// given.
     #[serde(default = "cpu")]
     pub device: String,
     /// Worker threads, 0 for one per logical core. The result does not depend on it.
@@ -40,6 +41,18 @@ fn cpu() -> String {
 /// Threads at most: more than any machine has cores, and few enough that a system which grants them all is not drowned.
 const MOST_THREADS: usize = 1024;
 
+/// GPUs of one machine at most.
+const MOST_GPUS: usize = 64;
+
+/// `run.device`, read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceName {
+    /// Host memory and threads.
+    Cpu,
+    /// An NVIDIA GPU, by the driver's number.
+    Cuda(usize),
+}
+
 impl Run {
     /// Says what cannot run.
     ///
@@ -54,9 +67,23 @@ impl Run {
             let what = format!("{} is above {MOST_THREADS}; 0 takes one thread a logical core", self.threads);
             return wrong("run.threads", what);
         }
-        if self.device != "cpu" {
-            return wrong("run.device", format!("{:?} is not available in this build; use \"cpu\"", self.device));
+        self.device_name().map(|_| ())
+    }
+
+    /// The device, read.
+    ///
+    /// # Errors
+    /// Key and reason.
+    pub fn device_name(&self) -> Result<DeviceName, ConfigError> {
+        let number = self.device.strip_prefix("cuda:").map(|n| n.parse::<usize>().ok().filter(|&n| n < MOST_GPUS));
+        match (self.device.as_str(), number) {
+            ("cpu", _) => Ok(DeviceName::Cpu),
+            ("cuda", _) => Ok(DeviceName::Cuda(0)),
+            (_, Some(Some(n))) => Ok(DeviceName::Cuda(n)),
+            (other, _) => {
+                let what = "\"cpu\", \"cuda\" and \"cuda:N\", N the number of a GPU as the driver counts, below";
+                wrong("run.device", format!("{other:?} is none of {what} {MOST_GPUS}"))
+            }
         }
-        Ok(())
     }
 }

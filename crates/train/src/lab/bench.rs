@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use dash_core::Device;
 use dash_core::rng::Rng;
 use dash_data::{Batch, LoaderState};
 use dash_model::flops;
@@ -11,8 +12,8 @@ use super::timing::spread;
 use crate::config::Config;
 use crate::console::print_line;
 use crate::failure::Result;
-use crate::training::material::{device as device_of, threads};
-use crate::training::preflight::memory_bytes;
+use crate::training::device::{device as device_of, threads};
+use crate::training::preflight::{gpu_memory_bytes, memory_bytes};
 use crate::training::trainer::Trainer;
 
 /// Peak resident memory of this process so far, in MB of 1e6 bytes; 0 where the system does not tell.
@@ -83,18 +84,28 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
     let work = flops(&config.model, d.vocab_size, d.seq_len, config.model.attention.attended(d.seq_len, listed))
         .total()
         * tokens;
+    // the threads of a CPU; a GPU is named and its own memory told
     let threads = threads(&device);
-    let predicted = memory_bytes(config, trainer.model.params().numel()) / 1e6;
+    let on = match &device {
+        Device::Cpu(_) => format!("{threads} threads"),
+        Device::Cuda(gpu) => format!("{device}, {:.0} MB of its memory at the peak", gpu.usage().peak as f64 / 1e6),
+    };
+    let params = trainer.model.params().numel();
+    let predicted = match &device {
+        Device::Cpu(_) => memory_bytes(config, params),
+        Device::Cuda(_) => gpu_memory_bytes(config, params),
+    };
+    let predicted = predicted / 1e6;
     if as_json {
         let line = json!({
             "tokens_per_s": tokens / median, "step_ms": median * 1e3, "gflops": work / median / 1e9,
             "peak_rss_mb": peak_rss_mb(), "predicted_mb": predicted, "threads": threads, "steps": steps, "density": density,
-            "fastest_ms": fastest * 1e3, "slowest_ms": slowest * 1e3,
+            "device": device.to_string(), "fastest_ms": fastest * 1e3, "slowest_ms": slowest * 1e3,
         });
         print_line!("{line}")?;
     } else {
         print_line!(
-            "{:.0} tokens/s, {:.1} ms a step (median of {steps}, {:.1} to {:.1}), {:.1} GFLOP/s, {threads} threads, peak {:.0} MB \
+            "{:.0} tokens/s, {:.1} ms a step (median of {steps}, {:.1} to {:.1}), {:.1} GFLOP/s, {on}, peak {:.0} MB \
              (predicted {predicted:.0})",
             tokens / median,
             median * 1e3,

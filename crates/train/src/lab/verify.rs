@@ -6,7 +6,8 @@ use crate::config::Config;
 use crate::console::print_line;
 use crate::failure::{Failure, Result};
 use crate::training::checkpoint::{self, Checkpoints, State};
-use crate::training::material::{Material, device as device_of};
+use crate::training::device::device as device_of;
+use crate::training::material::Material;
 use crate::training::trainer::Trainer;
 
 /// Steps before the save, and after it.
@@ -48,15 +49,12 @@ pub fn verify_resume(config: &Config) -> Result<()> {
         advance(&mut whole, &config, &mut batches, STEPS, data)?;
         let (mut resumed, state) = checkpoint::load(&path, &config, &device)?;
         advance(&mut resumed, &config, &mut loader(state.data)?, STEPS, state.data)?;
-        let tensors = |t: &Trainer| -> Vec<(String, Vec<u32>)> {
-            let bits = |x: &dash_core::Tensor| {
-                x.as_slice::<f32>().expect("trained in f32").iter().map(|v| v.to_bits()).collect()
-            };
-            let params = t.model.params().iter().map(|p| (p.name.clone(), bits(&p.value)));
-            let state = t.optimizer.named(t.model.params()).map(|(name, x)| (name, bits(x)));
-            params.chain(state).collect()
+        let tensors = |t: &Trainer| -> dash_core::Result<Vec<(String, Vec<u32>)>> {
+            let params = t.model.params().iter().map(|p| (p.name.clone(), &p.value));
+            let all = params.chain(t.optimizer.named(t.model.params()));
+            all.map(|(name, x)| Ok((name, x.to_vec::<f32>()?.into_iter().map(f32::to_bits).collect()))).collect()
         };
-        let (a, b) = (tensors(&whole), tensors(&resumed));
+        let (a, b) = (tensors(&whole)?, tensors(&resumed)?);
         match a.iter().zip(&b).find(|(x, y)| x != y) {
             Some(((name, _), _)) => Err(Failure::Run(anyhow::anyhow!("after resuming, {name} has other bits"))),
             None => {

@@ -30,7 +30,18 @@ pub struct Checkpoints {
 
 /// A tensor whose bytes exist only while they are written: a checkpoint of a model that fills the memory must not need as
 /// much again.
-struct Written<'a>(&'a Tensor, &'a [f32]);
+struct Written<'a>(&'a Tensor, Cow<'a, [f32]>);
+
+impl<'a> Written<'a> {
+    /// In host memory as it lies there, from elsewhere a copy.
+    fn of(tensor: &'a Tensor) -> dash_core::Result<Self> {
+        let numbers = match tensor.device() {
+            Device::Cpu(_) => Cow::Borrowed(tensor.as_slice()?),
+            Device::Cuda(_) => Cow::Owned(tensor.to_vec()?),
+        };
+        Ok(Written(tensor, numbers))
+    }
+}
 
 impl View for Written<'_> {
     fn dtype(&self) -> Dtype {
@@ -43,7 +54,7 @@ impl View for Written<'_> {
         self.1.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>().into()
     }
     fn data_len(&self) -> usize {
-        size_of_val(self.1)
+        size_of_val(&*self.1)
     }
 }
 
@@ -52,8 +63,7 @@ impl View for Written<'_> {
 /// # Errors
 /// When a tensor is not f32 or the file cannot be written.
 pub fn write_safetensors<'a>(path: &Path, tensors: impl Iterator<Item = (String, &'a Tensor)>) -> anyhow::Result<()> {
-    let views: dash_core::Result<Vec<_>> =
-        tensors.map(|(name, tensor)| Ok((name, Written(tensor, tensor.as_slice()?)))).collect();
+    let views: dash_core::Result<Vec<_>> = tensors.map(|(name, tensor)| Ok((name, Written::of(tensor)?))).collect();
     let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
     let write = || -> anyhow::Result<()> {
         // safetensors writes a temporary file that its owner alone may read, and renames it: give it what the umask gives

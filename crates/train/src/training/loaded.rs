@@ -6,8 +6,8 @@ use dash_data::Tokenizer;
 use dash_model::Model;
 
 use super::checkpoint;
+use super::device::device as open_device;
 use super::eval::model_folder;
-use super::material::device;
 use super::provenance;
 use crate::config::Config;
 use crate::console::tell;
@@ -30,11 +30,12 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Opens an exported folder, a checkpoint or a run; `data` replaces its data, evaluation settings and threads.
+    /// Opens an exported folder, a checkpoint or a run; `data` replaces its data, evaluation settings, device and threads, and
+    /// `device` the device.
     ///
     /// # Errors
     /// When a file is missing or does not fit.
-    pub fn open(path: &Path, data: Option<&Config>) -> Result<Self> {
+    pub fn open(path: &Path, data: Option<&Config>, device: Option<&str>) -> Result<Self> {
         let folder = model_folder(path).map_err(Failure::Request)?;
         // an exported folder has its files beside the weights, a checkpoint two levels up
         let home = [folder.clone(), folder.join("../..")].into_iter().find(|p| p.join("config.toml").is_file());
@@ -44,6 +45,10 @@ impl Loaded {
         if let Some(data) = data {
             (config.data, config.eval, config.run.threads) = (data.data.clone(), data.eval.clone(), data.run.threads);
             config.task = data.task.clone();
+            config.run.device.clone_from(&data.run.device);
+        }
+        if let Some(device) = device {
+            config.run.device = device.into();
         }
         let starts = provenance::read(&home).unwrap_or_else(|e| {
             tell!("warning: {e:#}");
@@ -57,7 +62,7 @@ impl Loaded {
                 "data.vocab_size: {asked}, but the model's tokenizer has {have} entries"
             )));
         }
-        let model = checkpoint::load_model(&folder, &config, &device(&config)?).map_err(Failure::Request)?;
+        let model = checkpoint::load_model(&folder, &config, &open_device(&config)?).map_err(Failure::Request)?;
         let data_hash = checkpoint::read_state(&folder).ok().map(|state| state.data_hash);
         Ok(Loaded { folder, config, data_hash, starts, tokenizer, model })
     }

@@ -1,9 +1,8 @@
-//! What a run reads and what it runs on.
+//! What a run reads.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dash_core::Device;
 use dash_data::{Loader, LoaderState, Prepared, Progress, Shard, Source, Tokenizer, prepare};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -80,21 +79,6 @@ impl Stages {
             }
             self.told = Instant::now();
         }
-    }
-}
-
-/// The device of a configuration.
-///
-/// # Errors
-/// When the operating system refuses the threads that `run.threads` asks for.
-pub fn device(config: &Config) -> Result<Device> {
-    Device::cpu(config.run.threads).map_err(|e| Failure::request(format!("run.threads = {}: {e}", config.run.threads)))
-}
-
-/// Threads that a device's host works with.
-pub fn threads(device: &Device) -> usize {
-    match device {
-        Device::Cpu(cpu) => cpu.threads(),
     }
 }
 

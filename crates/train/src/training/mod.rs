@@ -5,6 +5,7 @@
 pub mod accumulate;
 pub mod checkpoint;
 pub mod convert;
+pub mod device;
 pub mod eval;
 pub mod export;
 mod limits;

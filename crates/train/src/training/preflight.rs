@@ -9,17 +9,22 @@ use dash_data::Shard;
 use dash_model::{Compute, Model, flops, parameters};
 
 use super::limits;
-use super::material::threads;
 use super::optim::rule;
-use crate::config::Config;
+use crate::config::{Config, DeviceName};
 use crate::console::tell;
 use crate::failure::{Failure, Result};
 
 /// Share of the measured matrix-product rate that a whole step reaches: what this trainer measures on bench-cpu.toml.
 const STEP_EFFICIENCY: f64 = 0.75;
 
+/// The same on a GPU: what gpu-small.toml measures with dense attention; small models are bound by the launches and take longer.
+const GPU_EFFICIENCY: f64 = 0.2;
+
 /// Bytes of the program itself, its threads and the scratch memory of their tasks: measured, 16 to 20 MB.
 const PROCESS: f64 = 18e6;
+
+/// Bytes of a card that are taken before a model is: workspace of the products, compiled kernels.
+const GPU_PROCESS: f64 = 300e6;
 
 /// Tensors that the optimiser keeps for each parameter, in its type.
 fn slots(config: &Config) -> usize {
@@ -60,9 +65,16 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
 /// # Errors
 /// A wrong request that says what is needed, what is there, and the largest value that fits.
 pub fn check_fits(config: &Config, at_once: usize, force: bool) -> Result<()> {
-    check_compute(config.model.compute, cpu_multiplies_bf16())?;
     let params = parameters(&config.model, config.data.vocab_size).map_err(Failure::request)?;
-    let complaints = [too_little_memory(config, params, at_once), too_little_disk(config, params)];
+    let memory = match config.run.device_name().map_err(Failure::request)? {
+        DeviceName::Cpu => {
+            check_compute(config.model.compute, cpu_multiplies_bf16())?;
+            too_little_memory(config, params, at_once)
+        }
+        // the card is asked when it is open: `check_fits_gpu`
+        DeviceName::Cuda(_) => None,
+    };
+    let complaints = [memory, too_little_disk(config, params)];
     for what in complaints.into_iter().flatten() {
         if !force {
             return Err(Failure::request(format!("{what}. --force starts it anyway")));
@@ -78,6 +90,59 @@ pub fn check_fits(config: &Config, at_once: usize, force: bool) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Refuses a run that the GPU cannot hold, before its data is prepared; with `force` it only warns. On a CPU there is nothing to
+/// ask: [`check_fits`].
+///
+/// # Errors
+/// A wrong request that says what is needed, what is there, and what needs less.
+pub fn check_fits_gpu(config: &Config, device: &Device, force: bool) -> Result<()> {
+    let Device::Cuda(gpu) = device else { return Ok(()) };
+    let params = parameters(&config.model, config.data.vocab_size).map_err(Failure::request)?;
+    let (need, have) = (gpu_memory_bytes(config, params), gpu.free_memory()? as f64);
+    if need <= have {
+        return Ok(());
+    }
+    let what = format!(
+        "data.batch_size: {} sequences of {} tokens need about {} of {device}, {} are free: lower it, and raise data.grad_accum for as \
+         many tokens an update, or set model.recompute = true",
+        config.data.batch_size,
+        config.data.seq_len,
+        bytes(need),
+        bytes(have),
+    );
+    if !force {
+        return Err(Failure::request(format!("{what}. --force starts it anyway")));
+    }
+    tell!("warning: {what}");
+    Ok(())
+}
+
+/// Bytes of the card's memory that a run needs at its peak: weights with their rounded copies, gradients and the optimiser's state, and
+/// what the tape keeps for backward.
+pub fn gpu_memory_bytes(config: &Config, params: usize) -> f64 {
+    let m = &config.model;
+    let tokens = (config.data.seq_len * config.data.batch_size) as f64;
+    let (c, f, vocab) = (m.width as f64, m.ffn as f64, config.data.vocab_size as f64);
+    let (h, g, d) = (m.heads as f64, m.kv_heads as f64, m.head_dim as f64);
+    // of an operand: bf16, or f32
+    let (narrow, weight) = match m.compute {
+        Compute::Bf16 => (2.0, 6.0),
+        Compute::F32 => (4.0, 4.0),
+    };
+    // Kept per token and layer: block input, residual; operands: both norms, q, k, attention output, gate, up; v in both forms; lse.
+    let own = 4.0 * m.attention.cost(m, config.data.seq_len).kept;
+    let layer = 8.0 * c + narrow * (2.0 * c + (2.0 * h + g) * d + 2.0 * f) + (4.0 + narrow) * g * d + 4.0 * h + own;
+    let layers = m.layers as f64;
+    let kept = if m.recompute { 4.0 * layers * c + layer } else { layers * layer };
+    let logits = 4096.0f64.min(tokens) * vocab * (4.0 + narrow);
+    let head = tokens * c * (8.0 + narrow) + 4.0 * vocab * c;
+    // the feed-forward layer: dh, dgate, dup, h, dx and dy in both forms
+    let backward = tokens * (4.0 * narrow * f + (8.0 + narrow) * c);
+    let state = (weight + 4.0 * (1 + slots(config)) as f64) * params as f64;
+    let sums = 4.0 * (super::accumulate::held(config.data.grad_accum) * params) as f64;
+    GPU_PROCESS + state + sums + tokens * kept + logits.max(backward) + head
 }
 
 /// A run that asked for bf16 must not train in f32 without a word.
@@ -155,13 +220,16 @@ fn too_little_disk(config: &Config, params: usize) -> Option<String> {
     })
 }
 
-/// Rate of a 512-cubed product on this device, in FLOP/s: best of twenty, 30 ms in all.
+/// Rate of a product on this device in the model's precision, in FLOP/s: best of twenty, 30 ms in all.
 ///
 /// # Errors
 /// When the device fails.
-pub fn matmul_rate(device: &Device) -> dash_core::Result<f64> {
-    let tape = Tape::inference();
-    let x = tape.leaf(Tensor::full(device, &[512, 512], DType::F32, 0.5)?);
+pub fn matmul_rate(device: &Device, compute: Compute) -> dash_core::Result<f64> {
+    let (tape, n) = match device {
+        Device::Cpu(_) => (Tape::inference(), 512),
+        Device::Cuda(_) => (Tape::inference().computing(compute.into()), 4096),
+    };
+    let x = tape.leaf(Tensor::full(device, &[n, n], DType::F32, 0.5)?);
     let mut best = f64::MAX;
     for _ in 0..20 {
         let start = Instant::now();
@@ -170,7 +238,7 @@ pub fn matmul_rate(device: &Device) -> dash_core::Result<f64> {
         best = best.min(start.elapsed().as_secs_f64());
         drop(product);
     }
-    Ok(2.0 * 512f64.powi(3) / best)
+    Ok(2.0 * (n as f64).powi(3) / best)
 }
 
 /// The report.
@@ -189,8 +257,12 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
     };
     let work = flops(&config.model, config.data.vocab_size, t, attention.attended(t, listed));
     let step_flops = work.total() * per_step as f64;
-    let rate = matmul_rate(device)?;
-    let seconds = step_flops * config.run.steps as f64 / (rate * STEP_EFFICIENCY);
+    let rate = matmul_rate(device, config.model.compute)?;
+    let efficiency = match device {
+        Device::Cpu(_) => STEP_EFFICIENCY,
+        Device::Cuda(_) => GPU_EFFICIENCY,
+    };
+    let seconds = step_flops * config.run.steps as f64 / (rate * efficiency);
     let attention = match attention.chunk_size() {
         None => attention.kind().to_string(),
         Some(size) => format!("{}, {} chunks of {size}", attention.kind(), t.div_ceil(size)),
@@ -210,7 +282,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
         "run       {}\n\
          model     {:.2} M parameters, {} layers, width {}, {} heads, {} kv heads, attention {attention}\n\
          data      {}; this run sees {:.1} M tokens, {per_step} a step\n\
-         compute   {:.1} GFLOP a step{assumed}; {} threads, {:.0} GFLOP/s in a matrix product\n\
+         compute   {:.1} GFLOP a step{assumed}; {}, {:.0} GFLOP/s in a matrix product\n\
          memory    about {:.0} MB{mapped}\n\
          time      about {}\n",
         config.folder().display(),
@@ -222,9 +294,15 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
         data,
         total / 1e6,
         step_flops / 1e9,
-        threads(device),
+        match device {
+            Device::Cpu(cpu) => format!("{} threads", cpu.threads()),
+            Device::Cuda(_) => device.to_string(),
+        },
         rate / 1e9,
-        memory_bytes(config, params) / 1e6,
+        match device {
+            Device::Cpu(_) => memory_bytes(config, params) / 1e6,
+            Device::Cuda(_) => gpu_memory_bytes(config, params) / 1e6,
+        },
         duration(seconds),
     ))
 }

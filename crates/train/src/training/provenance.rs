@@ -11,7 +11,7 @@ use dash_core::Device;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::material::threads;
+use super::device::threads;
 use crate::console::tell;
 use crate::files::replace_file;
 use crate::program;

@@ -8,9 +8,10 @@ use dash_core::Device;
 use dash_data::LoaderState;
 
 use super::checkpoint::{self, Checkpoints, State};
+use super::device::device;
 use super::eval::unigram_loss;
 use super::lock::RunLock;
-use super::material::{Material, device};
+use super::material::Material;
 use super::preflight;
 use super::provenance;
 use super::router::initial_gamma;
@@ -151,6 +152,8 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     let folder = config.folder();
     continues(&folder, start.resume)?;
     preflight::check_fits(config, 1, start.force)?;
+    let device = device(config)?;
+    preflight::check_fits_gpu(config, &device, start.force)?;
     let material = match start.resume {
         None => Material::of(config)?,
         Some(_) => {
@@ -160,7 +163,6 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         }
     };
     let data_hash = material.hash.clone();
-    let device = device(config)?;
     let _lock = RunLock::take(&folder)?;
     // another process may have made a run of the folder while this one prepared its data
     let resumes = continues(&folder, start.resume)?;

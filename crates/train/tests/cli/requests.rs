@@ -25,6 +25,9 @@ fn wrong_requests_are_told_before_any_work() {
         failed(&s.run(&[], set), 2, parts);
         assert!(!s.path("runs").exists(), "{set:?} left a run behind");
     }
+    // no machine has that many: on one without a GPU the driver is missing, on one with a GPU the number is too large
+    failed(&s.run(&[], &["run.device=cuda:63"]), 2, &["run.device = \"cuda:63\"", "run.device = \"cpu\" needs no GPU"]);
+    assert!(!s.path("runs").exists(), "a GPU is looked for before a run begins");
     failed(&s.bin(&["--config", "missing.toml"]), 2, &["missing.toml", "cannot be read"]);
     failed(&s.bin(&["eval", "--model", "."]), 2, &["holds no model"]);
 }

@@ -271,7 +271,7 @@ impl Drop for Library {
 }
 
 impl CudaDevice {
-    fn blas(&self) -> Result<&Library> {
+    pub(super) fn blas(&self) -> Result<&Library> {
         if let Some(blas) = self.0.blas.get() {
             return Ok(blas);
         }

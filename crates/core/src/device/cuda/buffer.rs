@@ -6,6 +6,7 @@ use super::api::Address;
 use super::arena::Block;
 use super::{CudaDevice, lock};
 use crate::error::{Error, Result, ensure};
+use crate::number::{Compute, DType};
 
 /// What a buffer holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,6 +24,22 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// That of an element type in full.
+    pub(crate) fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Kind::F32,
+            DType::F64 => Kind::F64,
+        }
+    }
+
+    /// What products multiply in that precision.
+    pub(crate) fn of_operands(compute: Compute, dtype: DType) -> Self {
+        match (compute, dtype) {
+            (Compute::Bf16, DType::F32) => Kind::Bf16,
+            (Compute::Full | Compute::Bf16, dtype) => Kind::of(dtype),
+        }
+    }
+
     /// Bytes of one element.
     pub fn size(self) -> usize {
         match self {

@@ -1,5 +1,7 @@
 //! Modules, kernels and their launches.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::{CString, c_int, c_void};
 
 use super::api::{self, Address, LaunchAttribute, LaunchConfig, Pointer};
@@ -9,6 +11,8 @@ use crate::error::{Error, Result, ensure};
 /// Loaded machine code.
 pub(super) struct Module {
     pub handle: Pointer,
+    /// Those asked for so far.
+    functions: HashMap<&'static str, Pointer>,
 }
 
 /// A function of a module, ready to run.
@@ -112,19 +116,31 @@ impl CudaDevice {
         inner.enter(name)?;
         let key = unit.key();
         let mut modules = lock(&inner.modules);
-        let handle = match modules.get(&key) {
-            Some(module) => module.handle,
-            None => {
+        let module = match modules.entry(key) {
+            Entry::Occupied(module) => module.into_mut(),
+            Entry::Vacant(place) => {
                 let folder = inner.options.kernels.as_deref();
                 let cubin = self.compiler()?.cached(unit, &self.architecture(), folder)?;
-                let handle = self.load(name, &cubin)?;
-                modules.insert(key, Module { handle });
-                handle
+                place.insert(Module { handle: self.load(name, &cubin)?, functions: HashMap::new() })
             }
         };
+        let function = match module.functions.get(name) {
+            Some(&function) => function,
+            None => {
+                let function = self.function(module.handle, name)?;
+                module.functions.insert(name, function);
+                function
+            }
+        };
+        Ok(Kernel { device: self.clone(), function, name })
+    }
+
+    /// A function of loaded code, which may ask for as much shared memory as the card has.
+    fn function(&self, module: Pointer, name: &'static str) -> Result<Pointer> {
+        let inner = &*self.0;
         let (mut function, c_name) = (std::ptr::null_mut(), CString::new(name).expect("no zero in a name"));
         // SAFETY: the module is loaded and the name ends with a zero.
-        let status = unsafe { (inner.driver.module_function)(&mut function, handle, c_name.as_ptr()) };
+        let status = unsafe { (inner.driver.module_function)(&mut function, module, c_name.as_ptr()) };
         inner.check(name, "cuModuleGetFunction", status)?;
         let mut own = 0;
         // SAFETY: the function exists; the driver writes one integer.
@@ -134,7 +150,7 @@ impl CudaDevice {
         // SAFETY: the function exists; with its own share the value is the limit that the card names.
         let status = unsafe { (inner.driver.function_set)(function, api::MAX_DYNAMIC_SHARED, most) };
         inner.check(name, "cuFuncSetAttribute", status)?;
-        Ok(Kernel { device: self.clone(), function, name })
+        Ok(function)
     }
 
     fn load(&self, op: &'static str, cubin: &[u8]) -> Result<Pointer> {

@@ -9,6 +9,7 @@ mod arena;
 mod blas;
 mod buffer;
 mod compile;
+mod data;
 mod launch;
 mod library;
 
@@ -24,6 +25,7 @@ pub use arena::Usage;
 pub use blas::{Algorithm, Operand};
 pub use buffer::{CudaBuffer, CudaElement, Kind};
 pub use compile::{Compiler, Resources, Source, Unit};
+pub use data::CudaData;
 pub use launch::{Arg, Grid, Kernel, TensorMap};
 
 use crate::error::{Error, Result};
@@ -83,7 +85,7 @@ unsafe impl Sync for Inner {}
 
 impl std::fmt::Debug for CudaDevice {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "CudaDevice({}, {})", self.0.ordinal, self.0.properties.name)
+        write!(f, "cuda:{} ({})", self.0.ordinal, self.0.properties.name)
     }
 }
 
@@ -154,6 +156,11 @@ impl CudaDevice {
         })))
     }
 
+    /// Whether both handles are of one device.
+    pub fn is(&self, other: &CudaDevice) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Facts about the card.
     pub fn properties(&self) -> &Properties {
         &self.0.properties
@@ -203,6 +210,30 @@ impl CudaDevice {
             }
             result.map(|()| ms)
         }
+    }
+
+    /// Opens the compiler and the library of products, which are opened at their first use otherwise.
+    ///
+    /// # Errors
+    /// When one is missing: what was searched where.
+    pub fn prepare(&self) -> Result<()> {
+        self.0.enter("cuda")?;
+        self.compiler()?;
+        self.blas().map(|_| ())
+    }
+
+    /// Bytes that the card has free now, other processes' share taken off.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn free_memory(&self) -> Result<usize> {
+        let inner = &*self.0;
+        inner.enter("cuda")?;
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the driver writes two sizes.
+        let status = unsafe { (inner.driver.memory_info)(&mut free, &mut total) };
+        inner.check("cuda", "cuMemGetInfo", status)?;
+        Ok(free)
     }
 
     /// The run-time compiler, opened at its first use.

@@ -74,6 +74,11 @@ pub fn adamw(
                 update(settings, scale, p, m, v, &g[i * len..][..p.len()]);
             });
         }
+    }, Cuda(gpu, [g]) => {
+        let (p, operand) = param.cuda_mut(op, gpu)?.both_mut()?;
+        let (m, v) = (m.cuda_mut(op, gpu)?.full_mut()?, v.cuda_mut(op, gpu)?.full_mut()?);
+        let range = 0..p.len();
+        cuda::adamw(settings, [p, m, v], g.full()?, operand, Some(scale.on_cuda(op, gpu)?.full()?), range)?;
     });
     Ok(())
 }

@@ -4,9 +4,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::cuda::BlockMask;
 use super::entries32;
 use super::list::BlockList;
-use crate::device::{CpuDevice, Device};
+use crate::device::{CpuDevice, CudaDevice, Device};
 use crate::error::{Error, Result, ensure};
 use crate::number::{DType, with_number};
 use crate::tensor::Tensor;
@@ -26,12 +27,20 @@ pub struct Routes {
 enum Lists {
     /// Lists by query, and the same pairs by chunk for tiles of queries.
     Cpu(BlockList),
+    /// A bit a (query, chunk) pair.
+    Cuda(BlockMask),
 }
 
 impl Routes {
     pub(super) fn cpu(list: BlockList) -> Self {
         let (extents, chunk_size, device) = (list.extents(), list.chunk_size(), Device::Cpu(list.device().clone()));
         Routes { lists: Arc::new(Lists::Cpu(list)), extents, chunk_size, device }
+    }
+
+    pub(super) fn cuda(mask: BlockMask) -> Self {
+        let (extents, chunk_size) = (mask.extents(), mask.chunk_size());
+        let device = Device::Cuda(mask.cells().device().clone());
+        Routes { lists: Arc::new(Lists::Cuda(mask)), extents, chunk_size, device }
     }
 
     /// Routes from any choice on the host: `choose(batch, kv head, query, chunks)` pushes earlier chunks in ascending order; the
@@ -63,6 +72,9 @@ impl Routes {
                 let (offsets, chunks) = (cpu.copy(&offsets), cpu.copy(&chunks));
                 Ok(Self::cpu(BlockList::new(cpu, extents, chunk_size, offsets, chunks)))
             }
+            Device::Cuda(gpu) => {
+                Ok(Self::cuda(BlockMask::from_host(gpu, &HostRoutes { extents, chunk_size, offsets, chunks })?))
+            }
         }
     }
 
@@ -92,6 +104,7 @@ impl Routes {
                 let mean = mean_tokens(self.extents, self.chunk_size, list.len());
                 Tensor::full(&self.device, &[], DType::F64, mean)
             }
+            Lists::Cuda(mask) => Ok(Tensor::from_cuda(&[], mask.mean_tokens()?)),
         }
     }
 
@@ -105,6 +118,10 @@ impl Routes {
             Lists::Cpu(list) => {
                 let (offsets, chunks) = list.lists();
                 Ok(HostRoutes { extents, chunk_size, offsets: offsets.to_vec(), chunks: chunks.to_vec() })
+            }
+            Lists::Cuda(mask) => {
+                let (offsets, chunks) = mask.lists()?;
+                Ok(HostRoutes { extents, chunk_size, offsets, chunks })
             }
         }
     }
@@ -121,6 +138,16 @@ impl Routes {
                     Tensor::from_vec(&self.device, &[list.len()], numbers.iter().map(|&x| T::of(x)).collect())
                 })
             }
+            Lists::Cuda(mask) => {
+                let host = self.to_host()?;
+                ensure!(numbers.len() == host.len(), "routes", "{} numbers, {} entries", numbers.len(), host.len());
+                let mut by_cell: Vec<f64> = host.by_cell().into_iter().map(|entry| numbers[entry as usize]).collect();
+                by_cell.resize(mask.entries(), 0.0);
+                with_number!(dtype, T => {
+                    let numbers = by_cell.into_iter().map(T::of).collect();
+                    Tensor::from_vec(&self.device, &[mask.entries()], numbers)
+                })
+            }
         }
     }
 
@@ -129,12 +156,25 @@ impl Routes {
     /// # Errors
     /// When they live elsewhere.
     pub(super) fn on_cpu(&self, op: &'static str, cpu: &CpuDevice) -> Result<&BlockList> {
-        match (&self.device, &*self.lists) {
-            (Device::Cpu(own), Lists::Cpu(list)) if own.is(cpu) => Ok(list),
-            (Device::Cpu(_), Lists::Cpu(_)) => {
-                Err(Error::invalid(op, format!("the routes live on {}, the other inputs on {cpu:?}", self.device)))
-            }
+        match &*self.lists {
+            Lists::Cpu(list) if list.device().is(cpu) => Ok(list),
+            Lists::Cpu(_) | Lists::Cuda(_) => Err(self.elsewhere(op, &format!("{cpu:?}"))),
         }
+    }
+
+    /// The bits, for a kernel of this card.
+    ///
+    /// # Errors
+    /// When they live elsewhere.
+    pub(super) fn on_cuda(&self, op: &'static str, gpu: &CudaDevice) -> Result<&BlockMask> {
+        match &*self.lists {
+            Lists::Cuda(mask) if mask.cells().device().is(gpu) => Ok(mask),
+            Lists::Cpu(_) | Lists::Cuda(_) => Err(self.elsewhere(op, &format!("{gpu:?}"))),
+        }
+    }
+
+    fn elsewhere(&self, op: &'static str, others: &str) -> Error {
+        Error::invalid(op, format!("the routes live on {}, the other inputs on {others}", self.device))
     }
 }
 
@@ -193,6 +233,24 @@ impl HostRoutes {
         self.offsets[i] as usize..self.offsets[i + 1] as usize
     }
 
+    /// The entries in the order of a card's bits: by tile of 64 queries, in it by chunk, in it by query.
+    fn by_cell(&self) -> Vec<u32> {
+        let (batch, kv_heads, queries) = self.extents;
+        let mut order = Vec::with_capacity(self.len());
+        let mut chunks: Vec<Vec<u32>> = vec![Vec::new(); queries.div_ceil(self.chunk_size)];
+        for row in 0..batch * kv_heads {
+            for first in (0..queries).step_by(64) {
+                for query in first..queries.min(first + 64) {
+                    for entry in self.entries_of(row / kv_heads, row % kv_heads, query) {
+                        chunks[self.chunks[entry] as usize].push(entry as u32);
+                    }
+                }
+                chunks.iter_mut().for_each(|entries| order.append(entries));
+            }
+        }
+        order
+    }
+
     /// What a tensor says of the entries, `[entries, ..]`, in the order of this list.
     ///
     /// # Errors
@@ -203,6 +261,18 @@ impl HostRoutes {
                 let rows = x.shape().first().copied();
                 ensure!(rows == Some(self.len()), "routes", "{:?} for {} entries", x.shape(), self.len());
                 x.to_f64()
+            }
+            Device::Cuda(_) => {
+                // room for every pair that could be attended: numbers beyond the entries mean nothing
+                let rows = x.shape().first().copied().unwrap_or(0);
+                ensure!(rows >= self.len(), "routes", "{:?} for {} entries", x.shape(), self.len());
+                let (width, numbers) = (x.numel() / rows.max(1), x.to_f64()?);
+                let mut out = vec![0.0; self.len() * width];
+                for (from, to) in self.by_cell().into_iter().enumerate() {
+                    let to = to as usize;
+                    out[to * width..][..width].copy_from_slice(&numbers[from * width..][..width]);
+                }
+                Ok(out)
             }
         }
     }

@@ -10,11 +10,13 @@ mod tests;
 
 use crate::device::cpu::simd::{self, simd};
 use crate::device::cpu::{MatMut, MatRef};
+use crate::device::cuda::Kind;
 use crate::device::{Accumulate, Buffer, CpuDevice, CpuNumber, Gemm};
 use crate::dispatch::on_device;
 use crate::error::{Error, Result, ensure};
 use crate::ids::{IGNORE, Ids};
 use crate::number::Compute;
+use crate::ops::cuda::elementwise::scale_by;
 use crate::ops::matmul::gemm;
 use crate::tape::{Tape, Var};
 use crate::tensor::{ELEMENTWISE, Tensor};
@@ -95,6 +97,12 @@ pub fn linear_cross_entropy(tape: &Tape, x: &Var, w: &Var, targets: &Ids, diviso
         let (total, grads) = forward::<T>(cpu, compute, (xs, ws), sizes, targets, recording.then_some(1.0 / divisor));
         let wrap = |(dx, dw)| (Tensor::from_buffer(x.value.shape(), dx), Tensor::from_buffer(w.value.shape(), dw));
         (Tensor::from_buffer(&[], cpu.copy(&[T::of(total / divisor)])), grads.map(wrap))
+    }, Cuda(gpu, [xs, ws]) => {
+        let (kind, targets) = (Kind::of_operands(compute, xs.dtype()), targets.on_cuda(op, gpu)?);
+        let operands = (xs.of_kind(kind)?, ws.of_kind(kind)?);
+        let (nll, grads) = cuda::rows_of(op, operands, &targets.ids, sizes, recording.then_some(1.0 / divisor))?;
+        let wrap = |(dx, dw)| (Tensor::from_cuda(x.value.shape(), dx), Tensor::from_cuda(w.value.shape(), dw));
+        (Tensor::from_cuda(&[], cuda::sum(&nll, 1.0 / divisor)?), grads.map(wrap))
     });
     let (ix, iw) = (x.id(), w.id());
     tape.record(op, loss, move |dy, out| {
@@ -157,7 +165,7 @@ fn scaled(mut x: Tensor, factor: &Tensor) -> Result<Tensor> {
         if factor != T::ONE {
             cpu.for_pieces(x.cpu_mut::<T>("cross_entropy")?, ELEMENTWISE, |_, piece| scale_row(piece, factor));
         }
-    });
+    }, Cuda(gpu, [factor]) => scale_by(x.cuda_mut("cross_entropy", gpu)?.full_mut()?, factor.full()?)?);
     Ok(x)
 }
 
@@ -180,5 +188,9 @@ pub fn token_nll(x: &Tensor, w: &Tensor, targets: &Ids, compute: Compute) -> Res
             });
         });
         Ok(Tensor::from_buffer(&[sizes.0], out))
+    }, Cuda(gpu, [xs, ws]) => {
+        let (kind, targets) = (Kind::of_operands(compute, xs.dtype()), targets.on_cuda(op, gpu)?);
+        let operands = (xs.of_kind(kind)?, ws.of_kind(kind)?);
+        Ok(Tensor::from_cuda(&[sizes.0], cuda::rows_of(op, operands, &targets.ids, sizes, None)?.0))
     })
 }

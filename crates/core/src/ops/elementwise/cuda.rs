@@ -4,6 +4,7 @@ pub use super::Binary;
 use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
 use crate::ops::cuda::{real, same};
+use crate::ops::reduce::cuda::sum_axis;
 use crate::shape::{broadcast, broadcast_strides, numel};
 
 static SOURCE: Source = Source { name: "elementwise", text: include_str!("kernel.cu") };
@@ -62,6 +63,32 @@ pub fn binary(
     // SAFETY: the kernel's parameters in order; a thread an element, strides stay inside the operands.
     unsafe { kernel.launch(Grid::over(n, 256), &args)? };
     Ok((out, shape))
+}
+
+/// The gradient of a broadcast from `shape` to `from`: sums what was repeated, one axis after the other.
+///
+/// # Errors
+/// When memory runs out.
+pub fn reduce_to(d: &CudaBuffer, from: &[usize], shape: &[usize]) -> Result<CudaBuffer> {
+    let lead = from.len() - shape.len();
+    let mut now = from.to_vec();
+    let mut sum = None;
+    for axis in 0..from.len() {
+        if axis >= lead && shape[axis - lead] == now[axis] {
+            continue;
+        }
+        let extents = (numel(&now[..axis]), now[axis], numel(&now[axis + 1..]));
+        sum = Some(sum_axis(sum.as_ref().unwrap_or(d), extents)?);
+        now[axis] = 1;
+    }
+    match sum {
+        Some(sum) => Ok(sum),
+        None => {
+            let mut copy = d.device().alloc("add", d.kind(), d.len())?;
+            copy.copy_from(d)?;
+            Ok(copy)
+        }
+    }
 }
 
 /// Functions of one number.
@@ -142,7 +169,20 @@ pub fn add_into(sum: &mut CudaBuffer, x: &CudaBuffer) -> Result<()> {
     unsafe { kernel.launch(Grid::over(x.len(), 256), &[Arg::Buffer(sum), Arg::Buffer(x), Arg::Long(x.len() as i64)]) }
 }
 
-/// The numbers in another kind: f32 or f64 from bf16, or the other way round.
+/// Multiplies x by the one number of its kind in `factor`, where that is not 1.
+///
+/// # Errors
+/// When kinds differ.
+pub fn scale_by(x: &mut CudaBuffer, factor: &CudaBuffer) -> Result<()> {
+    same("scale", &[x, factor])?;
+    ensure!(factor.len() == 1, "scale", "the factor is one number, not {factor:?}");
+    let kernel = x.device().kernel(&unit(x.kind()), "scale_by")?;
+    let args = [Arg::Buffer(x), Arg::Buffer(factor), Arg::Long(x.len() as i64)];
+    // SAFETY: the kernel's parameters in order; a thread an element.
+    unsafe { kernel.launch(Grid::over(x.len(), 256), &args) }
+}
+
+/// The numbers in another kind: f32 or f64 from bf16, the other way round, or one of the two in the other.
 ///
 /// # Errors
 /// For any other pair of kinds.
@@ -150,6 +190,8 @@ pub fn cast(x: &CudaBuffer, to: Kind) -> Result<CudaBuffer> {
     let (name, wide) = match (x.kind(), to) {
         (Kind::Bf16, Kind::F32 | Kind::F64) => ("of_bf16", to),
         (from @ (Kind::F32 | Kind::F64), Kind::Bf16) => ("to_bf16", from),
+        (Kind::F32, Kind::F64) => ("of_float", to),
+        (Kind::F64, Kind::F32) => ("to_float", Kind::F64),
         (from, to) => return Err(crate::Error::invalid("cast", format!("{from:?} to {to:?}"))),
     };
     let y = x.device().alloc("cast", to, x.len())?;

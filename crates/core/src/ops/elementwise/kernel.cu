@@ -48,6 +48,22 @@ add_into(R* __restrict__ sum, const R* __restrict__ x, long long n) {
     if (at < n) sum[at] += x[at];
 }
 extern "C" __global__ void __launch_bounds__(256)
+scale_by(R* __restrict__ x, const R* __restrict__ factor, long long n) {
+    const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
+    const R by = *factor;
+    if (at < n && by != (R)1) x[at] *= by;
+}
+extern "C" __global__ void __launch_bounds__(256)
+of_float(const float* __restrict__ x, R* __restrict__ y, long long n) {
+    const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
+    if (at < n) y[at] = (R)x[at];
+}
+extern "C" __global__ void __launch_bounds__(256)
+to_float(const R* __restrict__ x, float* __restrict__ y, long long n) {
+    const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
+    if (at < n) y[at] = (float)x[at];
+}
+extern "C" __global__ void __launch_bounds__(256)
 to_bf16(const R* __restrict__ x, bf16* __restrict__ y, long long n) {
     const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
     if (at < n) y[at] = As<bf16>::of(x[at]);

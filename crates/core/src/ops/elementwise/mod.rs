@@ -5,6 +5,7 @@ pub mod cuda;
 mod tests;
 
 use crate::device::cpu::simd::simd;
+use crate::device::{CpuDevice, CpuNumber};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::ids::Ids;
@@ -56,37 +57,52 @@ impl Unary {
             Unary::SigmoidSlope => v * (1.0 - v),
         }
     }
+
+    /// What the kernel calls it, and its factor.
+    fn on_cuda(self) -> (cuda::Unary, f64) {
+        match self {
+            Unary::Scale(factor) => (cuda::Unary::Scale, factor),
+            Unary::Exp => (cuda::Unary::Exp, 1.0),
+            Unary::Ln => (cuda::Unary::Ln, 1.0),
+            Unary::Inverse => (cuda::Unary::Inverse, 1.0),
+            Unary::Sigmoid => (cuda::Unary::Sigmoid, 1.0),
+            Unary::SigmoidSlope => (cuda::Unary::Slope, 1.0),
+        }
+    }
 }
 
 fn binary(op: &'static str, kind: Binary, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     let shape = broadcast(op, a.shape(), b.shape())?;
-    let (a, b) = (expand(op, a, &shape)?, expand(op, b, &shape)?);
-    on_device!(op, [&a, &b]; Cpu<T>(cpu, [x, y]) => {
+    on_device!(op, [a, b]; Cpu<T>(cpu, _) => {
+        let (a, b) = (expand::<T>(op, cpu, a, &shape)?, expand::<T>(op, cpu, b, &shape)?);
+        let (x, y) = (a.on_cpu::<T>(op, cpu)?, b.on_cpu::<T>(op, cpu)?);
         let mut out = cpu.alloc::<T>(numel(&shape));
         cpu.for_pieces(&mut out, ELEMENTWISE, |i, o| {
             let range = i * ELEMENTWISE..i * ELEMENTWISE + o.len();
             binary_kernel(kind, &x[range.clone()], &y[range], o);
         });
         Ok(Tensor::from_buffer(&shape, out))
+    }, Cuda(_, [x, y]) => {
+        let (out, shape) = cuda::binary(op, kind, (x.full()?, a.shape()), (y.full()?, b.shape()))?;
+        Ok(Tensor::from_cuda(&shape, out))
     })
 }
 
 /// Repeats axes of one until the shape is `shape`.
-fn expand(op: &'static str, x: &Tensor, shape: &[usize]) -> Result<Tensor> {
+fn expand<T: CpuNumber>(op: &'static str, cpu: &CpuDevice, x: &Tensor, shape: &[usize]) -> Result<Tensor> {
     if x.shape() == shape {
         return Ok(x.clone());
     }
     let stride = broadcast_strides(x.shape(), shape);
-    on_device!(op, [x]; Cpu<T>(cpu, [data]) => {
-        let mut out = cpu.alloc::<T>(numel(shape));
-        cpu.for_pieces(&mut out, ELEMENTWISE, |i, out| {
-            out.iter_mut().zip(walk(shape, &stride, i * ELEMENTWISE)).for_each(|(o, from)| *o = data[from]);
-        });
-        Ok(Tensor::from_buffer(shape, out))
-    })
+    let data = x.on_cpu::<T>(op, cpu)?;
+    let mut out = cpu.alloc::<T>(numel(shape));
+    cpu.for_pieces(&mut out, ELEMENTWISE, |i, out| {
+        out.iter_mut().zip(walk(shape, &stride, i * ELEMENTWISE)).for_each(|(o, from)| *o = data[from]);
+    });
+    Ok(Tensor::from_buffer(shape, out))
 }
 
-/// The gradient of [`expand`]: sums what was repeated.
+/// The gradient of a broadcast: sums what was repeated.
 fn reduce_to(op: &'static str, d: Tensor, shape: &[usize]) -> Result<Tensor> {
     if d.shape() == shape {
         return Ok(d);
@@ -98,7 +114,7 @@ fn reduce_to(op: &'static str, d: Tensor, shape: &[usize]) -> Result<Tensor> {
             out[to] += g;
         }
         Ok(Tensor::from_buffer(shape, out))
-    })
+    }, Cuda(_, [gradient]) => Ok(Tensor::from_cuda(shape, cuda::reduce_to(gradient.full()?, d.shape(), shape)?)))
 }
 
 fn unary(op: &'static str, kind: Unary, x: &Tensor) -> Result<Tensor> {
@@ -110,6 +126,9 @@ fn unary(op: &'static str, kind: Unary, x: &Tensor) -> Result<Tensor> {
             }
         });
         Ok(Tensor::from_buffer(x.shape(), out))
+    }, Cuda(_, [data]) => {
+        let (kind, factor) = kind.on_cuda();
+        Ok(Tensor::from_cuda(x.shape(), cuda::unary(op, kind, data.full()?, factor)?))
     })
 }
 
@@ -225,5 +244,8 @@ fn fill(x: &Tensor, mask: &Ids, value: f64) -> Result<Tensor> {
             *o = if m == 1 { T::of(value) } else { v };
         }
         Ok(Tensor::from_buffer(x.shape(), out))
+    }, Cuda(gpu, [data]) => {
+        let mask = mask.on_cuda(op, gpu)?;
+        Ok(Tensor::from_cuda(x.shape(), cuda::mask_fill(data.full()?, &mask.ids, value)?))
     })
 }

@@ -36,8 +36,11 @@ pub fn embedding(tape: &Tape, w: &Var, ids: &Ids) -> Result<Var> {
             }
         });
         Tensor::from_buffer(&shape, out)
+    }, Cuda(gpu, [table]) => {
+        let ids = ids.on_cuda("embedding", gpu)?;
+        Tensor::from_cuda(&shape, cuda::forward(table.full()?, ids, width)?)
     });
-    let (id, ids) = (w.id(), ids.clone());
+    let (w, ids) = (w.clone(), ids.clone());
     tape.record("embedding", y, move |dy, grads| {
         let dw = on_device!("embedding", [&dy]; Cpu<T>(cpu, [g]) => {
             let (starts, places) = places_by_id(cpu, ids.on_cpu("embedding", cpu)?, vocab);
@@ -51,8 +54,17 @@ pub fn embedding(tape: &Tape, w: &Var, ids: &Ids) -> Result<Var> {
                 }
             });
             Tensor::from_buffer(&[vocab, width], dw)
+        }, Cuda(gpu, [g]) => {
+            // onto the gradient of a tied output projection, where that has been begun
+            let (mut dw, add) = grads.begin(&w)?;
+            let sum = dw.cuda_mut("embedding", gpu)?.full_mut()?;
+            if !add {
+                sum.fill_bytes(0)?;
+            }
+            cuda::backward(g.full()?, ids.on_cuda("embedding", gpu)?, width, sum)?;
+            dw
         });
-        grads.add(id, dw)
+        grads.add(w.id(), dw)
     })
 }
 

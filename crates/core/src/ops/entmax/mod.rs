@@ -140,7 +140,7 @@ pub fn entmax(tape: &Tape, z: &Var, alpha: f64) -> Result<Var> {
         let mut out = cpu.copy::<T>(numbers);
         cpu.for_pieces(&mut out, width.max(1), |_, row| entmax_row(row, alpha));
         Tensor::from_buffer(z.value.shape(), out)
-    });
+    }, Cuda(_, [numbers]) => Tensor::from_cuda(z.value.shape(), cuda::forward(numbers.full()?, width, alpha)?));
     let (id, kept) = (z.id(), p.clone());
     tape.record("entmax", p, move |dy, grads| {
         let dz = on_device!("entmax", [&dy, &kept]; Cpu<T>(cpu, [g, p]) => {
@@ -159,7 +159,7 @@ pub fn entmax(tape: &Tape, z: &Var, alpha: f64) -> Result<Var> {
                 }
             });
             Tensor::from_buffer(dy.shape(), dz)
-        });
+        }, Cuda(_, [g, p]) => Tensor::from_cuda(dy.shape(), cuda::backward(g.full()?, p.full()?, width, alpha)?));
         grads.add(id, dz)
     })
 }

@@ -1,7 +1,7 @@
 //! The launches. Norm and clip factor stay on the device.
 
 use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind, Source, Unit};
-use crate::error::Result;
+use crate::error::{Result, ensure};
 
 static SOURCE: Source = Source { name: "grad_norm", text: include_str!("kernel.cu") };
 
@@ -17,15 +17,15 @@ pub fn units() -> Vec<Unit> {
     [Kind::F32, Kind::F64].map(unit).into()
 }
 
-/// The norm of all elements of all buffers, and the factor that brings it down to `most`: two f64 on the device.
+/// The norm of all elements of all buffers: one f64 on the device.
 ///
 /// # Errors
 /// When memory runs out.
-pub fn grad_norm(device: &CudaDevice, grads: &[&CudaBuffer], most: f64) -> Result<CudaBuffer> {
+pub fn grad_norm(device: &CudaDevice, grads: &[&CudaBuffer]) -> Result<CudaBuffer> {
     let op = "grad_norm";
     let blocks: Vec<usize> = grads.iter().map(|g| g.len().div_ceil(PIECE)).collect();
     let total: usize = blocks.iter().sum();
-    let (parts, out) = (device.alloc(op, Kind::F64, total)?, device.alloc(op, Kind::F64, 2)?);
+    let parts = device.alloc(op, Kind::F64, total)?;
     let mut first = 0;
     for (grad, &blocks) in grads.iter().zip(&blocks) {
         let kernel = device.kernel(&unit(grad.kind()), "squares")?;
@@ -34,32 +34,73 @@ pub fn grad_norm(device: &CudaDevice, grads: &[&CudaBuffer], most: f64) -> Resul
         unsafe { kernel.launch(Grid::line(blocks, 512), &args)? };
         first += blocks;
     }
+    root_of_sum(&parts)
+}
+
+/// The root of the sum of `parts`, added in order: one f64.
+///
+/// # Errors
+/// When memory runs out.
+pub fn root_of_sum(parts: &CudaBuffer) -> Result<CudaBuffer> {
+    let (op, device) = ("grad_norm", parts.device());
+    ensure!(parts.kind() == Kind::F64, op, "{parts:?} are no sums of squares");
+    let out = device.alloc(op, Kind::F64, 1)?;
     let kernel = device.kernel(&unit(Kind::F32), "norm_of_parts")?;
-    let args = [Arg::Buffer(&parts), Arg::Buffer(&out), Arg::int(total), Arg::F64(most)];
+    let args = [Arg::Buffer(parts), Arg::Buffer(&out), Arg::int(parts.len())];
     // SAFETY: the kernel's parameters in order; one block reads all parts.
     unsafe { kernel.launch(Grid::line(1, 512), &args)? };
     Ok(out)
 }
 
+/// `min(1, clip / (norm + 1e-6))`, 1 where clip is 0, NaN where the norm or one of `losses` (one number each) is not finite: one
+/// f64 on the device.
+///
+/// # Errors
+/// When memory runs out, or the norm is no f64.
+pub fn clip_factor(norm: &CudaBuffer, clip: f64, losses: &[&CudaBuffer]) -> Result<CudaBuffer> {
+    let (op, device) = ("clip_factor", norm.device());
+    ensure!((norm.kind(), norm.len()) == (Kind::F64, 1), op, "{norm:?} is no norm");
+    let out = device.alloc(op, Kind::F64, 1)?;
+    let args = [Arg::Buffer(norm), Arg::Buffer(&out), Arg::F64(clip)];
+    // SAFETY: the kernel's parameters in order; one thread.
+    unsafe { device.kernel(&unit(Kind::F32), "clip_factor")?.launch(Grid::line(1, 1), &args)? };
+    for loss in losses {
+        let kernel = device.kernel(&unit(loss.kind()), "stop_unless_finite")?;
+        // SAFETY: as above.
+        unsafe { kernel.launch(Grid::line(1, 1), &[Arg::Buffer(loss), Arg::Buffer(&out)])? };
+    }
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::grad_norm;
+    use super::super::{clip_factor, grad_norm};
     use crate::device::cuda::Kind;
     use crate::ops::cuda::testing::{cuda, tensors};
+    use crate::{DType, Tensor};
 
     #[test]
     fn agrees_with_the_cpu_and_clips() {
         let Some(device) = cuda() else { return };
         for kind in [Kind::F32, Kind::F64] {
             let inputs = tensors(&[(&[200_001], kind), (&[7], kind)]);
-            let want = grad_norm(inputs[0].device(), &inputs).unwrap().item().unwrap();
+            let want = grad_norm(inputs[0].device(), &inputs).unwrap();
             let on: Vec<_> = inputs.iter().map(|x| device.tensor(x, kind)).collect();
-            for most in [1.0, 1e9] {
-                let got = super::grad_norm(device.cuda(), &on.iter().collect::<Vec<_>>(), most).unwrap();
-                let got: Vec<f64> = got.download().unwrap();
-                assert!((got[0] / want - 1.0).abs() < 1e-12, "{got:?}, {want}");
-                assert!((got[1] - (most / want).min(1.0)).abs() < 1e-12, "{got:?}");
+            let got = super::grad_norm(device.cuda(), &on.iter().collect::<Vec<_>>()).unwrap();
+            let norm = got.download::<f64>().unwrap()[0];
+            assert!((norm / want.item().unwrap() - 1.0).abs() < 1e-12, "{norm}, {want:?}");
+            for clip in [1.0, 1e9, 0.0] {
+                for loss in [1.0, f64::NAN, f64::INFINITY] {
+                    let losses = [1.0, loss].map(|x| Tensor::full(want.device(), &[], DType::F64, x).unwrap());
+                    let factor = clip_factor(&want, clip, &losses).unwrap().item().unwrap();
+                    let losses = losses.map(|x| device.tensor(&x, kind));
+                    let on_card = super::clip_factor(&got, clip, &losses.each_ref()).unwrap();
+                    let on_card = on_card.download::<f64>().unwrap()[0];
+                    let equal = (on_card / factor - 1.0).abs() < 1e-12;
+                    assert!(equal || (factor.is_nan() && on_card.is_nan()), "{clip}, {loss}: {on_card}, {factor}");
+                }
             }
         }
+        assert_eq!(super::grad_norm(device.cuda(), &[]).unwrap().download::<f64>().unwrap(), [0.0]);
     }
 }

@@ -11,15 +11,22 @@ squares(const R* __restrict__ x, double* __restrict__ parts, long long n) {
     if (threadIdx.x == 0) parts[blockIdx.x] = sum;
 }
 
-// out = {norm, clip factor}: 1, or most / norm where that is less.
 extern "C" __global__ void __launch_bounds__(512)
-norm_of_parts(const double* __restrict__ parts, double* __restrict__ out, int count, double most) {
+norm_of_parts(const double* __restrict__ parts, double* __restrict__ out, int count) {
     __shared__ double scratch[32];
     double sum = 0;
     for (int i = threadIdx.x; i < count; i += 512) sum += parts[i];
     sum = sqrt(block_sum(sum, scratch));
-    if (threadIdx.x == 0) {
-        out[0] = sum;
-        out[1] = sum > most ? most / sum : 1.0;
-    }
+    if (threadIdx.x == 0) *out = sum;
+}
+
+INLINE bool finite(double x) { return x - x == 0; }
+
+// The formula of mod.rs; NaN where the norm is not finite.
+extern "C" __global__ void clip_factor(const double* __restrict__ norm, double* __restrict__ out, double clip) {
+    const double factor = clip / (*norm + 1e-6);
+    *out = !finite(*norm) ? *norm - *norm : clip > 0 && factor < 1 ? factor : 1;
+}
+extern "C" __global__ void stop_unless_finite(const R* __restrict__ loss, double* __restrict__ factor) {
+    if (!finite((double)*loss)) *factor = (double)*loss - (double)*loss;
 }

@@ -36,6 +36,11 @@ pub fn grad_norm<'a>(device: &Device, grads: impl IntoIterator<Item = &'a Tensor
             }
             Ok(Tensor::from_buffer(&[], cpu.copy(&[sum.sqrt()])))
         }
+        Device::Cuda(gpu) => {
+            let on = |g: &'a Tensor| g.on_cuda("grad_norm", gpu)?.full();
+            let grads = grads.into_iter().map(on).collect::<Result<Vec<_>>>()?;
+            Ok(Tensor::from_cuda(&[], cuda::grad_norm(gpu, &grads)?))
+        }
     }
 }
 
@@ -62,6 +67,10 @@ pub fn clip_factor(norm: &Tensor, clip: f64, losses: &[Tensor]) -> Result<Tensor
             }
             let factor = if clip > 0.0 { (clip / (norm + 1e-6)).min(1.0) } else { 1.0 };
             Ok(Tensor::from_buffer(&[], cpu.copy(&[if finite { factor } else { f64::NAN }])))
+        }
+        Device::Cuda(gpu) => {
+            let losses = losses.iter().map(|x| x.on_cuda(op, gpu)?.full()).collect::<Result<Vec<_>>>()?;
+            Ok(Tensor::from_cuda(&[], cuda::clip_factor(norm.on_cuda(op, gpu)?.full()?, clip, &losses)?))
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
+use crate::ids::CudaIds;
 use crate::shape::{numel, strides};
 
 static SOURCE: Source = Source { name: "layout", text: include_str!("kernel.cu") };
@@ -54,15 +55,20 @@ pub fn permute(x: &CudaBuffer, shape: &[usize], axes: &[usize]) -> Result<CudaBu
 ///
 /// # Errors
 /// When the extents do not fit x or an index is not below n.
-pub fn index_select(x: &CudaBuffer, (outer, n, inner): (usize, usize, usize), index: &[u32]) -> Result<CudaBuffer> {
+pub(crate) fn index_select(
+    x: &CudaBuffer,
+    (outer, n, inner): (usize, usize, usize),
+    index: &CudaIds,
+) -> Result<CudaBuffer> {
     let (op, device) = ("index_select", x.device());
     ensure!(x.len() == outer * n * inner, op, "{x:?} as [{outer}, {n}, {inner}]");
-    ensure!(index.iter().all(|&i| (i as usize) < n), op, "an index is not below {n}");
-    let total = outer * index.len() * inner;
-    let (out, on) = (device.alloc(op, x.kind(), total)?, device.upload(op, index)?);
+    ensure!(index.host().iter().all(|&i| (i as usize) < n), op, "an index is not below {n}");
+    let (count, on) = (index.host().len(), &index.ids);
+    let total = outer * count * inner;
+    let out = device.alloc(op, x.kind(), total)?;
     let kernel = device.kernel(&unit(x.kind()), "select")?;
-    let sizes = [index.len(), n, inner].map(Arg::int);
-    let args = [&[x, &on, &out].map(Arg::Buffer)[..], &[Arg::Long(total as i64)], &sizes].concat();
+    let sizes = [count, n, inner].map(Arg::int);
+    let args = [&[x, on, &out].map(Arg::Buffer)[..], &[Arg::Long(total as i64)], &sizes].concat();
     // SAFETY: the kernel's parameters in order; a thread an element of the output, indices are below n.
     unsafe { kernel.launch(Grid::over(total, 256), &args)? };
     Ok(out)
@@ -72,12 +78,12 @@ pub fn index_select(x: &CudaBuffer, (outer, n, inner): (usize, usize, usize), in
 ///
 /// # Errors
 /// As [`index_select`].
-pub fn index_select_backward(
+pub(crate) fn index_select_backward(
     dy: &CudaBuffer,
     (outer, n, inner): (usize, usize, usize),
-    index: &[u32],
+    index: &CudaIds,
 ) -> Result<CudaBuffer> {
-    let (op, device) = ("index_select", dy.device());
+    let (op, device, index) = ("index_select", dy.device(), index.host());
     ensure!(dy.len() == outer * index.len() * inner, op, "{dy:?} as [{outer}, {}, {inner}]", index.len());
     ensure!(matches!(dy.kind(), Kind::F32 | Kind::F64), op, "gradients are f32 or f64, not {dy:?}");
     ensure!(index.iter().all(|&i| (i as usize) < n), op, "an index is not below {n}");
@@ -140,8 +146,10 @@ mod tests {
                 let [x_, dy] = [0, 1].map(|i| device.tensor(&inputs[i], kind));
                 let name = format!("[{outer}, {n}, {inner}] {kind:?}");
                 let extents = (outer, n, inner);
-                compare(&name, &super::index_select(&x_, extents, &index).unwrap(), &out.value, Bound::exact());
-                let dx = super::index_select_backward(&dy, extents, &index).unwrap();
+                let on = crate::Ids::new(&device.device(), &[index.len()], &index).unwrap();
+                let on = on.on_cuda("test", device.cuda()).unwrap();
+                compare(&name, &super::index_select(&x_, extents, on).unwrap(), &out.value, Bound::exact());
+                let dx = super::index_select_backward(&dy, extents, on).unwrap();
                 compare(&name, &dx, grads.get(&x).unwrap(), Bound::of(kind, kind, index.len()));
             }
         }

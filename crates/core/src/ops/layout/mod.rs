@@ -30,7 +30,7 @@ fn permute(x: &Tensor, axes: &[usize]) -> Result<Tensor> {
             out.iter_mut().zip(walk(&shape, &stride, i * ELEMENTWISE)).for_each(|(o, from)| *o = data[from]);
         });
         Ok(Tensor::from_buffer(&shape, out))
-    })
+    }, Cuda(_, [data]) => Ok(Tensor::from_cuda(&shape, cuda::permute(data.full()?, x.shape(), axes)?)))
 }
 
 /// Axis `i` of the output is axis `axes[i]` of the input.
@@ -77,6 +77,9 @@ pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &Ids) -> Result<Va
             }
         });
         Tensor::from_buffer(&out_shape, out)
+    }, Cuda(gpu, [data]) => {
+        let (index, outer) = (index.on_cuda("index_select", gpu)?, numel(&shape[..axis]));
+        Tensor::from_cuda(&out_shape, cuda::index_select(data.full()?, (outer, n, inner), index)?)
     });
     let (id, index) = (x.id(), index.clone());
     tape.record("index_select", value, move |dy, grads| {
@@ -93,6 +96,9 @@ pub fn index_select(tape: &Tape, x: &Var, axis: usize, index: &Ids) -> Result<Va
                 }
             });
             Tensor::from_buffer(&shape, dx)
+        }, Cuda(gpu, [g]) => {
+            let (index, outer) = (index.on_cuda("index_select", gpu)?, numel(&shape[..axis]));
+            Tensor::from_cuda(&shape, cuda::index_select_backward(g.full()?, (outer, n, inner), index)?)
         });
         grads.add(id, dx)
     })

@@ -3,6 +3,7 @@
 
 mod bf16;
 mod cpu;
+pub mod cuda;
 mod format;
 #[cfg(test)]
 mod tests;
@@ -12,6 +13,7 @@ pub(crate) use cpu::{gemm, pack};
 pub(crate) use format::{Format, FullFormat, padded_stride};
 
 use crate::device::cpu::{MatMut, MatRef};
+use crate::device::cuda::Operand;
 use crate::device::{Accumulate, CpuDevice, CpuNumber, Gemm};
 use crate::dispatch::on_device;
 use crate::error::{Error, Result, ensure};
@@ -58,6 +60,11 @@ fn linear_with(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option
         let mut y = cpu.alloc::<T>(rows * out);
         gemm(cpu, compute, Gemm::new(rows, out, inner).with(accumulate), a, b, MatMut::rows(&mut y, out));
         Tensor::from_buffer(&shape, y)
+    }, Cuda(_, [xs, ws, below]) => {
+        let kind = cuda::operand_kind(compute, xs);
+        let (a, b) = (Operand::rows(xs.of_kind(kind)?, inner), Operand::rows(ws.of_kind(kind)?, inner).t());
+        let below = residual.map(|_| below.full()).transpose()?;
+        Tensor::from_cuda(&shape, cuda::product(op, (rows, out, inner), a, b, below)?)
     });
     let (x, w, residual) = (x.clone(), w.clone(), residual.map(Var::id));
     tape.record(op, y, move |dy, grads| {
@@ -65,6 +72,12 @@ fn linear_with(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option
             let (g, xs, ws): (_, _, MatRef<T>) = (MatRef::rows(g, out), MatRef::rows(xs, inner), MatRef::rows(ws, inner));
             add_product(cpu, grads, &w, compute, Gemm::new(out, inner, rows), g.t(), xs)?;
             add_product(cpu, grads, &x, compute, Gemm::new(rows, inner, out), g, ws)?;
+        }, Cuda(gpu, [g, xs, ws]) => {
+            let kind = cuda::operand_kind(compute, xs);
+            let g = Operand::rows(g.of_kind(kind)?, out);
+            let (xs, ws) = (Operand::rows(xs.of_kind(kind)?, inner), Operand::rows(ws.of_kind(kind)?, inner));
+            cuda::add_product(op, gpu, grads, &w, (out, inner, rows), (g.t(), xs))?;
+            cuda::add_product(op, gpu, grads, &x, (rows, inner, out), (g, ws))?;
         });
         match residual {
             Some(id) => grads.add(id, dy),
@@ -109,6 +122,9 @@ pub fn matmul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
     let y = on_device!("matmul", [&a.value, &b.value]; Cpu<T>(cpu, [x, w]) => {
         let operands = |i: usize| (MatRef::rows(&x[i * m * k..], k), MatRef::rows(&w[i * k * n..], n));
         batched::<T>(cpu, &shape, batch, Gemm::new(m, n, k), operands)
+    }, Cuda(_, [x, w]) => {
+        let operands = ((x.full()?, false), (w.full()?, false));
+        Tensor::from_cuda(&shape, cuda::batched("matmul", batch, (m, n, k), operands.0, operands.1)?)
     });
     let (a, b) = (a.clone(), b.clone());
     tape.record("matmul", y, move |dy, grads| {
@@ -117,6 +133,12 @@ pub fn matmul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
             let db = |i: usize| (MatRef::rows(&x[i * m * k..], k).t(), MatRef::rows(&g[i * m * n..], n));
             grads.add(a.id(), batched::<T>(cpu, a.value.shape(), batch, Gemm::new(m, k, n), da))?;
             grads.add(b.id(), batched::<T>(cpu, b.value.shape(), batch, Gemm::new(k, n, m), db))
+        }, Cuda(_, [g, x, w]) => {
+            let (g, x, w) = (g.full()?, x.full()?, w.full()?);
+            let da = cuda::batched("matmul", batch, (m, k, n), (g, false), (w, true))?;
+            grads.add(a.id(), Tensor::from_cuda(a.value.shape(), da))?;
+            let db = cuda::batched("matmul", batch, (k, n, m), (x, true), (g, false))?;
+            grads.add(b.id(), Tensor::from_cuda(b.value.shape(), db))
         })
     })
 }

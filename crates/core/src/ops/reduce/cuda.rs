@@ -52,6 +52,21 @@ pub fn sum_axis_backward(dy: &CudaBuffer, (outer, n, inner): (usize, usize, usiz
     Ok(dx)
 }
 
+/// Whether every element of x (f32 or f64) is finite: the host waits for the answer.
+///
+/// # Errors
+/// When a kernel failed.
+pub fn is_finite(x: &CudaBuffer) -> Result<bool> {
+    let device = x.device();
+    let found = device.zeros("is_finite", Kind::U32, 1)?;
+    let kernel = device.kernel(&unit(x.kind()), "find_infinite")?;
+    let blocks = x.len().div_ceil(256).min(4096);
+    let args = [Arg::Buffer(x), Arg::Buffer(&found), Arg::Long(x.len() as i64)];
+    // SAFETY: the kernel's parameters in order; the threads walk over x.
+    unsafe { kernel.launch(Grid::line(blocks, 256), &args)? };
+    Ok(found.download::<u32>()? == [0])
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::sum_axis;

@@ -37,3 +37,11 @@ repeat_axis(const R* __restrict__ dy, R* __restrict__ dx, long long total, int n
     const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
     if (at < total) dx[at] = dy[at / inner / n * inner + at % inner];
 }
+
+// Sets `found` where an element is infinite or NaN: x - x is 0 for every other number.
+extern "C" __global__ void __launch_bounds__(256)
+find_infinite(const R* __restrict__ x, u32* __restrict__ found, long long n) {
+    bool bad = false;
+    for (long long at = (long long)blockIdx.x * 256 + threadIdx.x; at < n; at += (long long)gridDim.x * 256) bad |= !(x[at] - x[at] == (R)0);
+    if (bad) *found = 1;
+}

@@ -29,7 +29,7 @@ pub fn sum_axis(tape: &Tape, x: &Var, axis: usize) -> Result<Var> {
             }
         }
         Tensor::from_buffer(&out_shape, out)
-    });
+    }, Cuda(_, [data]) => Tensor::from_cuda(&out_shape, cuda::sum_axis(data.full()?, (outer, n, inner))?));
     let id = x.id();
     tape.record("sum_axis", value, move |dy, grads| {
         let dx = on_device!("sum_axis", [&dy]; Cpu<T>(cpu, [dy]) => {
@@ -38,7 +38,7 @@ pub fn sum_axis(tape: &Tape, x: &Var, axis: usize) -> Result<Var> {
                 row.copy_from_slice(&dy[k / n * inner..][..inner]);
             }
             Tensor::from_buffer(&shape, dx)
-        });
+        }, Cuda(_, [dy]) => Tensor::from_cuda(&shape, cuda::sum_axis_backward(dy.full()?, (outer, n, inner))?));
         grads.add(id, dx)
     })
 }

@@ -6,6 +6,7 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
+use crate::device::cuda::Kind;
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::tape::{Tape, Var};
@@ -22,6 +23,11 @@ pub fn rmsnorm(tape: &Tape, x: &Var, w: &Var, eps: f64) -> Result<Var> {
         let (mut y, mut rstd) = (cpu.alloc::<T>(rows * width), cpu.alloc::<T>(rows));
         cpu::forward(cpu, xs, ws, eps, &mut y, &mut rstd);
         (Tensor::from_buffer(x.value.shape(), y), Tensor::from_buffer(&[rows], rstd))
+    }, Cuda(_, [xs, ws]) => {
+        // y is an operand of products and nothing else: in bf16 where they round
+        let kind = Kind::of_operands(tape.compute(), xs.dtype());
+        let (y, rstd) = cuda::forward(xs.full()?, ws.full()?, eps, kind)?;
+        (Tensor::from_cuda(x.value.shape(), y), Tensor::from_cuda(&[rows], rstd))
     });
     let (x, w) = (x.clone(), w.clone());
     tape.record("rmsnorm", y, move |dy, grads| {
@@ -30,6 +36,9 @@ pub fn rmsnorm(tape: &Tape, x: &Var, w: &Var, eps: f64) -> Result<Var> {
         let dw = on_device!("rmsnorm", [&dy, &x.value, &w.value, &rstd]; Cpu<T>(cpu, [dy, x, w, rstd]) => {
             let dw = cpu::backward::<T>(cpu, (dy, x, w, rstd), dx.cpu_mut("rmsnorm")?, add);
             Tensor::from_buffer(&[width], dw)
+        }, Cuda(gpu, [dy, x, w, rstd]) => {
+            let into = dx.cuda_mut("rmsnorm", gpu)?.full_mut()?;
+            Tensor::from_cuda(&[width], cuda::backward(dy.full()?, x.full()?, w.full()?, rstd.full()?, into, add)?)
         });
         grads.add(x.id(), dx)?;
         grads.add(w.id(), dw)

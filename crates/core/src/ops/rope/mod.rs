@@ -6,10 +6,11 @@ pub mod cuda;
 mod tests;
 
 use crate::device::cpu::simd::simd;
+use crate::device::cuda::Kind;
 use crate::device::{CpuDevice, CpuNumber, Device};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::number::{DType, Number, with_number};
+use crate::number::{Compute, DType, Number, with_number};
 use crate::shape::checked_numel;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -94,12 +95,17 @@ fn rotate_cpu<T: CpuNumber>(
     });
 }
 
-fn rotate(x: &Tensor, table: &RopeTable, first: usize, backwards: bool) -> Result<Tensor> {
+fn rotate(x: &Tensor, table: &RopeTable, first: usize, backwards: bool, compute: Compute) -> Result<Tensor> {
     let [_, tokens, heads, d] = x.dims("rope")?;
     on_device!("rope", [x, &table.angles]; Cpu<T>(cpu, [numbers, angles]) => {
         let mut out = cpu.alloc::<T>(numbers.len());
         rotate_cpu(cpu, (numbers, &angles[first * d..]), (tokens, heads * d, d), backwards, &mut out);
         Ok(Tensor::from_buffer(x.shape(), out))
+    }, Cuda(_, [numbers, angles]) => {
+        // what comes out is an operand of products, both ways
+        let to = Kind::of_operands(compute, numbers.dtype());
+        let out = cuda::rotate(numbers.full()?, angles.full()?, (tokens, heads, d), first, backwards, to)?;
+        Ok(Tensor::from_cuda(x.shape(), out))
     })
 }
 
@@ -117,7 +123,8 @@ pub fn rope(tape: &Tape, x: &Var, table: &RopeTable, first: usize) -> Result<Var
         first + tokens,
         table.positions()
     );
-    let y = rotate(&x.value, table, first, false)?;
+    let compute = tape.compute();
+    let y = rotate(&x.value, table, first, false, compute)?;
     let (id, table) = (x.id(), table.clone());
-    tape.record("rope", y, move |dy, grads| grads.add(id, rotate(&dy, &table, first, true)?))
+    tape.record("rope", y, move |dy, grads| grads.add(id, rotate(&dy, &table, first, true, compute)?))
 }

@@ -39,7 +39,7 @@ pub fn softmax(tape: &Tape, x: &Var) -> Result<Var> {
         let mut out = cpu.copy::<T>(numbers);
         cpu.for_pieces(&mut out, width.max(1), |_, row| softmax_row(row));
         Tensor::from_buffer(x.value.shape(), out)
-    });
+    }, Cuda(_, [numbers]) => Tensor::from_cuda(x.value.shape(), cuda::forward(numbers.full()?, width)?));
     let (id, kept) = (x.id(), y.clone());
     tape.record("softmax", y, move |dy, grads| {
         let dx = on_device!("softmax", [&dy, &kept]; Cpu<T>(cpu, [g, p]) => {
@@ -52,7 +52,7 @@ pub fn softmax(tape: &Tape, x: &Var) -> Result<Var> {
                 }
             });
             Tensor::from_buffer(dy.shape(), dx)
-        });
+        }, Cuda(_, [g, p]) => Tensor::from_cuda(dy.shape(), cuda::backward(g.full()?, p.full()?, width)?));
         grads.add(id, dx)
     })
 }

@@ -4,6 +4,7 @@ use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Operand, Source, Unit};
 use crate::device::{Accumulate, Gemm};
 use crate::error::Result;
 use crate::ops::cuda::{same, wide};
+use crate::ops::matmul::cuda::{add_to, product};
 
 static SOURCE: Source = Source { name: "swiglu", text: include_str!("kernel.cu") };
 
@@ -48,15 +49,8 @@ pub fn activate_backward(dh: &CudaBuffer, gate: &CudaBuffer, up: &CudaBuffer) ->
     Ok(out)
 }
 
-/// What backward needs again.
-#[derive(Debug)]
-pub struct Kept {
-    gate: CudaBuffer,
-    up: CudaBuffer,
-}
-
 /// The layer on `x [rows, c]` with the weights gate and up `[f, c]` and down `[c, f]`, of x's kind, on top of `residual` where
-/// there is one: `[rows, c]` of kind `to`.
+/// there is one: `[rows, c]` in full, and gate and up `[rows, f]` of x's kind, which backward needs again.
 ///
 /// # Errors
 /// When kinds or extents do not fit, or memory runs out.
@@ -65,28 +59,21 @@ pub fn forward(
     [gate, up, down]: [&CudaBuffer; 3],
     (rows, c, f): (usize, usize, usize),
     residual: Option<&CudaBuffer>,
-    to: Kind,
-) -> Result<(CudaBuffer, Kept)> {
+) -> Result<(CudaBuffer, CudaBuffer, CudaBuffer)> {
     let (op, device, kind) = ("swiglu", x.device(), x.kind());
     let hidden = |w| -> Result<CudaBuffer> {
         let out = device.alloc(op, kind, rows * f)?;
-        let gemm = Gemm::new(rows, f, c).with(Accumulate::Overwrite);
-        device.gemm(gemm, Operand::rows(x, c), Operand::rows(w, c).t(), Operand::rows(&out, f))?;
+        let (x, w) = (Operand::rows(x, c), Operand::rows(w, c).t());
+        device.gemm(Gemm::new(rows, f, c).with(Accumulate::Overwrite), x, w, Operand::rows(&out, f))?;
         Ok(out)
     };
-    let kept = Kept { gate: hidden(gate)?, up: hidden(up)? };
-    let (h, y) = (activate(&kept.gate, &kept.up)?, device.alloc(op, to, rows * c)?);
-    let accumulate = residual.map_or(Accumulate::Overwrite, |r| Accumulate::Residual(Operand::rows(r, c)));
-    device.gemm(
-        Gemm::new(rows, c, f).with(accumulate),
-        Operand::rows(&h, f),
-        Operand::rows(down, f).t(),
-        Operand::rows(&y, c),
-    )?;
-    Ok((y, kept))
+    let (gate, up) = (hidden(gate)?, hidden(up)?);
+    let h = activate(&gate, &up)?;
+    let y = product(op, (rows, c, f), Operand::rows(&h, f), Operand::rows(down, f).t(), residual)?;
+    Ok((y, gate, up))
 }
 
-/// Gradients: dx `[rows, c]` of kind `to` (written), and those of the three weights, added to `dweights`.
+/// Gradients: dx `[rows, c]` in full, and those of the three weights, written or (`true`) added to.
 ///
 /// # Errors
 /// As [`forward`].
@@ -94,33 +81,19 @@ pub fn backward(
     dy: &CudaBuffer,
     x: &CudaBuffer,
     [gate, up, down]: [&CudaBuffer; 3],
-    kept: &Kept,
+    [kept_gate, kept_up]: [&CudaBuffer; 2],
     (rows, c, f): (usize, usize, usize),
-    dweights: [&mut CudaBuffer; 3],
-    to: Kind,
+    [dgates, dups, ddowns]: [(&mut CudaBuffer, bool); 3],
 ) -> Result<CudaBuffer> {
-    let (op, device, kind) = ("swiglu", x.device(), x.kind());
-    let [dgate_w, dup_w, ddown_w] = dweights;
-    let (dh, dx) = (device.alloc(op, kind, rows * f)?, device.alloc(op, to, rows * c)?);
-    let rows_of = Operand::rows;
-    device.gemm(
-        Gemm::new(rows, f, c).with(Accumulate::Overwrite),
-        rows_of(dy, c),
-        rows_of(down, f),
-        rows_of(&dh, f),
-    )?;
-    let [dgate, dup, h] = activate_backward(&dh, &kept.gate, &kept.up)?;
-    let adding = |m, n, k| Gemm::new(m, n, k).with(Accumulate::Existing);
-    device.gemm(adding(c, f, rows), rows_of(dy, c).t(), rows_of(&h, f), rows_of(ddown_w, f))?;
-    device.gemm(adding(f, c, rows), rows_of(&dgate, f).t(), rows_of(x, c), rows_of(dgate_w, c))?;
-    device.gemm(adding(f, c, rows), rows_of(&dup, f).t(), rows_of(x, c), rows_of(dup_w, c))?;
-    device.gemm(
-        Gemm::new(rows, c, f).with(Accumulate::Overwrite),
-        rows_of(&dgate, f),
-        rows_of(gate, c),
-        rows_of(&dx, c),
-    )?;
-    device.gemm(adding(rows, c, f), rows_of(&dup, f), rows_of(up, c), rows_of(&dx, c))?;
+    let (op, device, of) = ("swiglu", x.device(), Operand::rows);
+    let dh = device.alloc(op, x.kind(), rows * f)?;
+    device.gemm(Gemm::new(rows, f, c).with(Accumulate::Overwrite), of(dy, c), of(down, f), of(&dh, f))?;
+    let [dgate, dup, h] = activate_backward(&dh, kept_gate, kept_up)?;
+    add_to(ddowns, (c, f, rows), of(dy, c).t(), of(&h, f))?;
+    add_to(dgates, (f, c, rows), of(&dgate, f).t(), of(x, c))?;
+    add_to(dups, (f, c, rows), of(&dup, f).t(), of(x, c))?;
+    let dx = product(op, (rows, c, f), of(&dgate, f), of(gate, c), None)?;
+    device.gemm(Gemm::new(rows, c, f).with(Accumulate::Existing), of(&dup, f), of(up, c), of(&dx, c))?;
     Ok(dx)
 }
 
@@ -151,14 +124,17 @@ mod tests {
                 let grads = tape.backward_from(&out, inputs[5].clone()).unwrap();
                 let on: Vec<_> = inputs.iter().zip(&shapes).map(|(x, s)| device.tensor(x, s.1)).collect();
                 let weights = [&on[1], &on[2], &on[3]];
-                let (y, kept) = super::forward(&on[0], weights, (rows, c, f), Some(&on[4]), to).unwrap();
+                let (y, gates, ups) = super::forward(&on[0], weights, (rows, c, f), Some(&on[4])).unwrap();
                 // bf16: hidden activations are rounded in both directions, each once
                 let bound = if kind == Kind::Bf16 { Bound::relative(4.0 / 256.0) } else { Bound::of(kind, to, c + f) };
                 let name = format!("{rows} x {c} x {f} {kind:?}");
                 compare(&name, &y, &out.value, bound);
-                let zeros = |n| device.cuda().zeros("swiglu", to, n).unwrap();
-                let mut dw = [zeros(f * c), zeros(f * c), zeros(c * f)];
-                let dx = super::backward(&on[5], &on[0], weights, &kept, (rows, c, f), dw.each_mut(), to).unwrap();
+                // two are written, over NaN; one is added to
+                let room = |n| device.cuda().alloc("swiglu", to, n).unwrap();
+                let mut dw = [room(f * c), device.cuda().zeros("swiglu", to, f * c).unwrap(), room(c * f)];
+                let [dg, du, dd] = dw.each_mut();
+                let (kept, into) = ([&gates, &ups], [(dg, false), (du, true), (dd, false)]);
+                let dx = super::backward(&on[5], &on[0], weights, kept, (rows, c, f), into).unwrap();
                 for (got, var) in [&dx, &dw[0], &dw[1], &dw[2]].into_iter().zip(&vars) {
                     compare(&name, got, grads.get(var).unwrap(), bound);
                 }

@@ -12,6 +12,7 @@ pub mod cuda;
 mod tests;
 
 use crate::device::cpu::kernel_f32::NR;
+use crate::device::cuda::{CudaBuffer, Kind};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::ops::matmul::{Bf16Format, FullFormat};
@@ -69,6 +70,13 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
         let (y, gates, ups) = with_format!(compute, T, cpu, longest, cpu::forward, cpu, size, xs, weights, residual);
         let kept = |b| Tensor::from_buffer(&[cpu::kept(rows, f)], b);
         (Tensor::from_buffer(x.value.shape(), y), kept(gates), kept(ups))
+    }, Cuda(_, [xs, gate, up, down, below]) => {
+        let kind = Kind::of_operands(compute, xs.dtype());
+        let weights = [gate.of_kind(kind)?, up.of_kind(kind)?, down.of_kind(kind)?];
+        let below = residual.map(|_| below.full()).transpose()?;
+        let (y, gates, ups) = cuda::forward(xs.of_kind(kind)?, weights, size, below)?;
+        let kept = |b| Tensor::from_cuda(&[rows * f], b);
+        (Tensor::from_cuda(x.value.shape(), y), kept(gates), kept(ups))
     });
     let (inputs, residual) = ([x, gate, up, down].map(Var::clone), residual.map(Var::id));
     tape.record(op, y, move |dy, grads| {
@@ -79,6 +87,19 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
             let d = with_format!(compute, T, cpu, longest, cpu::backward, cpu, size, dy, xs, weights, kept);
             for (var, d) in [x, gate, up, down].into_iter().zip(d) {
                 grads.add(var.id(), Tensor::from_buffer(var.value.shape(), d))?;
+            }
+        }, Cuda(gpu, [dy, xs, gates, ups, downs, kept_gate, kept_up]) => {
+            let kind = Kind::of_operands(compute, xs.dtype());
+            let weights = [gates.of_kind(kind)?, ups.of_kind(kind)?, downs.of_kind(kind)?];
+            let kept = [kept_gate.of_kind(kind)?, kept_up.of_kind(kind)?];
+            let mut d = [grads.begin(gate)?, grads.begin(up)?, grads.begin(down)?];
+            let [g, u, w] = d.each_mut().map(|(d, add)| -> Result<(&mut CudaBuffer, bool)> {
+                Ok((d.cuda_mut(op, gpu)?.full_mut()?, *add))
+            });
+            let dx = cuda::backward(dy.of_kind(kind)?, xs.of_kind(kind)?, weights, kept, size, [g?, u?, w?])?;
+            grads.add(x.id(), Tensor::from_cuda(x.value.shape(), dx))?;
+            for (var, (d, _)) in [gate, up, down].into_iter().zip(d) {
+                grads.add(var.id(), d)?;
             }
         });
         match residual {

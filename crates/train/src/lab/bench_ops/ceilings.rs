@@ -6,6 +6,8 @@ use std::time::Instant;
 use dash_core::Device;
 use dash_core::device::{level, multiply_add_probe};
 
+use crate::failure::{Failure, Result};
+
 /// What the machine does at best.
 #[derive(Debug, Clone, Copy)]
 pub struct Ceilings {
@@ -26,8 +28,16 @@ pub fn best(n: usize, mut f: impl FnMut()) -> f64 {
 }
 
 /// Measures both ceilings on all threads of the device.
-pub fn ceilings(device: &Device) -> Ceilings {
-    let Device::Cpu(cpu) = device;
+///
+/// # Errors
+/// On a GPU, whose ceilings are another program's: `cargo run -p dash-core --example cuda_probe`.
+pub fn ceilings(device: &Device) -> Result<Ceilings> {
+    let cpu = match device {
+        Device::Cpu(cpu) => cpu,
+        Device::Cuda(_) => {
+            return Err(Failure::request("bench --ops measures a CPU; leave --ops out, or set run.device = \"cpu\""));
+        }
+    };
     let threads = cpu.threads();
     let mut done = 0;
     let seconds = best(5, || {
@@ -47,5 +57,5 @@ pub fn ceilings(device: &Device) -> Ceilings {
     let seconds =
         best(5, || cpu.for_pieces(&mut to, piece, |i, out| out.copy_from_slice(&from[i * piece..][..out.len()])));
     black_box(&to);
-    Ceilings { flops, bytes: 8.0 * n as f64 / seconds }
+    Ok(Ceilings { flops, bytes: 8.0 * n as f64 / seconds })
 }

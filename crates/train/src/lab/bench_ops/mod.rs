@@ -23,7 +23,7 @@ use super::timing::spread;
 use crate::config::Config;
 use crate::console::print_line;
 use crate::failure::Result;
-use crate::training::material::device as device_of;
+use crate::training::device::device as device_of;
 use attention::{Qkv, Routed};
 
 /// What an op's floor is counted from, forward + backward.
@@ -147,7 +147,7 @@ fn time(inputs: &[Tensor], steps: usize, f: impl Fn(&Tape, &[Var]) -> CoreResult
 /// When an op refuses the sizes, or the density is out of reach.
 pub fn ops(config: &Config, steps: usize, density: Option<f64>, as_json: bool) -> Result<()> {
     let device = device_of(config)?;
-    let top = ceilings(&device);
+    let top = ceilings(&device)?;
     let sizes = Sizes::of(config);
     let mut bench = Bench { device, sizes, steps, rng: Rng::new(1), ops: Vec::new() };
     let qkv = Qkv::new(&mut bench)?;

@@ -5,8 +5,9 @@
 #[cfg(test)]
 mod tests;
 
+use super::cuda::plain::{self, Sees};
 use super::engine::{self, Outputs};
-use super::{Dims, Routes};
+use super::{Dims, Routes, cuda};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::tape::{Tape, Var};
@@ -43,6 +44,24 @@ pub fn block_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, routes: &Routes, 
         let biases = if bias.is_some() { biases } else { value.on_cpu(op, cpu)? };
         let (out, lse) = engine::forward::<T>(cpu, compute, dims, (qs, ks, vs), list, biases);
         (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse), value)
+    }, Cuda(gpu, [qs, ks, vs, biases]) => {
+        let mask = routes.on_cuda(op, gpu)?;
+        if let Some(bias) = bias {
+            let shape = bias.value.shape();
+            ensure!(shape == [mask.entries()], op, "bias {shape:?} for {} entries", mask.entries());
+        }
+        let biases = bias.map(|_| biases.full()).transpose()?;
+        if cuda::streams(compute, qs, dims, Some(mask.chunk_size())) {
+            let operands = cuda::Operands::separate(dims, qs.rounded()?, ks.rounded()?, vs.rounded()?);
+            let (out, lse) = cuda::forward(dims, operands, Some(mask), biases)?;
+            let lse = Tensor::from_cuda(&[dims.b, dims.t, dims.h], lse);
+            (Tensor::from_cuda(q.value.shape(), out), lse, own_bias.clone())
+        } else {
+            let operands = [qs.full()?, ks.full()?, vs.full()?];
+            let out = plain::forward(dims, dims.t, operands, Sees::Listed(mask, biases), 1.0)?;
+            let out = Tensor::from_cuda(q.value.shape(), out);
+            (out.clone(), out, own_bias.clone())
+        }
     });
     let (q, k, v, bias_id) = (q.clone(), k.clone(), v.clone(), bias.map(Var::id));
     let (kept, routes) = (out.clone(), routes.clone());
@@ -58,6 +77,23 @@ pub fn block_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, routes: &Routes, 
             match bias_id {
                 Some(id) => grads.add(id, Tensor::from_buffer(&[list.len()], d.dbias)),
                 None => Ok(()),
+            }
+        }, Cuda(gpu, [qs, ks, vs, out, lse, dy, bias]) => {
+            let mask = routes.on_cuda(op, gpu)?;
+            let bias = bias_id.map(|_| bias.full()).transpose()?;
+            let d = if cuda::streams(compute, qs, dims, Some(mask.chunk_size())) {
+                let operands = cuda::Operands::separate(dims, qs.rounded()?, ks.rounded()?, vs.rounded()?);
+                cuda::backward(dims, operands, Some(mask), bias, (out.rounded()?, lse.full()?), dy.rounded()?)?
+            } else {
+                let operands = [qs.full()?, ks.full()?, vs.full()?];
+                plain::backward(dims, dims.t, operands, Sees::Listed(mask, bias), 1.0, dy.full()?)?
+            };
+            grads.add(q.id(), Tensor::from_cuda(q.value.shape(), d.dq))?;
+            grads.add(k.id(), Tensor::from_cuda(k.value.shape(), d.dk))?;
+            grads.add(v.id(), Tensor::from_cuda(v.value.shape(), d.dv))?;
+            match (bias_id, d.dbias) {
+                (Some(id), Some(d)) => grads.add(id, Tensor::from_cuda(&[mask.entries()], d)),
+                (_, None) | (None, _) => Ok(()),
             }
         })
     })

@@ -55,3 +55,8 @@ number_cells(const u64* __restrict__ cells, const u32* __restrict__ sums, u32* _
             at += __popcll(cells[base + i]);
         }
 }
+
+// (own + (entries - rows) chunk) / rows: each row attends its own chunk up to itself, which the host has counted, and whole earlier ones.
+extern "C" __global__ void mean_tokens(const u32* __restrict__ entries, double* __restrict__ mean, long long own, long long rows, long long chunk) {
+    *mean = (double)(own + ((long long)*entries - rows) * chunk) / (double)(rows > 0 ? rows : 1);
+}

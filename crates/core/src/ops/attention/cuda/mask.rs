@@ -1,6 +1,6 @@
 //! Who attends what, as bits: one word of 64 bits a cell, which is 64 neighbouring tokens and one chunk.
 
-use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Source, Unit};
+use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
 use crate::ops::attention::{Dims, HostRoutes};
 
@@ -44,17 +44,11 @@ impl BlockMask {
         most: usize,
     ) -> Result<Self> {
         let (op, device) = ("block_mask", cells.device().clone());
-        ensure!(
-            super::CHUNKS.contains(&chunk_size),
-            op,
-            "chunks of {chunk_size}: kernels for {:?} exist on cuda",
-            super::CHUNKS
-        );
         let count = batch * kv_heads * queries.div_ceil(64) * queries.div_ceil(chunk_size);
         ensure!(cells.len() == count, op, "{cells:?} for {count} cells");
         let blocks = count.div_ceil(CELLS);
-        let first = device.alloc(op, crate::device::cuda::Kind::U32, count + 1)?;
-        let sums = device.alloc(op, crate::device::cuda::Kind::U32, blocks)?;
+        let first = device.alloc(op, Kind::U32, count + 1)?;
+        let sums = device.alloc(op, Kind::U32, blocks)?;
         let launch = |name, grid, args: &[Arg]| {
             // SAFETY: the kernels' parameters in order; a block takes CELLS of the `count` cells.
             device.kernel(&unit(), name).and_then(|kernel| unsafe { kernel.launch(grid, args) })
@@ -93,6 +87,42 @@ impl BlockMask {
         &self.first
     }
 
+    /// (batch, kv heads, queries).
+    pub fn extents(&self) -> (usize, usize, usize) {
+        (self.batch, self.kv_heads, self.queries)
+    }
+
+    /// The mean number of tokens that a query attends, whole earlier chunks and its own up to itself: one f64 on the device.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn mean_tokens(&self) -> Result<CudaBuffer> {
+        let device = self.cells.device();
+        let out = device.alloc("mean_tokens", Kind::F64, 1)?;
+        let rows = self.batch * self.kv_heads * self.queries;
+        let own: usize = (0..self.queries).map(|q| q % self.chunk_size + 1).sum();
+        let sizes = [self.batch * self.kv_heads * own, rows, self.chunk_size].map(|n| Arg::Long(n as i64));
+        let args = [&[Arg::At(&self.first, self.cells.len()), Arg::Buffer(&out)], &sizes[..]].concat();
+        // SAFETY: the kernel's parameters in order; one thread.
+        unsafe { device.kernel(&unit(), "mean_tokens")?.launch(Grid::line(1, 1), &args)? };
+        Ok(out)
+    }
+
+    /// Where each query's list begins, with the end, and the chunks of all lists: waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn lists(&self) -> Result<(Vec<u32>, Vec<u32>)> {
+        let (cells, all) = (self.cells.download::<u64>()?, self.chunks());
+        let (mut offsets, mut chunks) = (vec![0u32], Vec::new());
+        for (row, query) in (0..self.batch * self.kv_heads).flat_map(|row| (0..self.queries).map(move |q| (row, q))) {
+            let cells = &cells[(row * self.queries.div_ceil(64) + query / 64) * all..][..all];
+            chunks.extend((0..all as u32).filter(|&c| cells[c as usize] >> (query % 64) & 1 == 1));
+            offsets.push(chunks.len() as u32);
+        }
+        Ok((offsets, chunks))
+    }
+
     /// Tokens of a chunk.
     pub fn chunk_size(&self) -> usize {
         self.chunk_size
@@ -109,7 +139,8 @@ impl BlockMask {
     }
 
     pub(super) fn check(&self, op: &'static str, dims: Dims) -> Result<()> {
-        let own = (self.batch, self.kv_heads, self.queries);
+        let (chunk, own) = (self.chunk_size, self.extents());
+        ensure!(super::CHUNKS.contains(&chunk), op, "chunks of {chunk}: kernels for {:?} exist on cuda", super::CHUNKS);
         ensure!(
             own == (dims.b, dims.g, dims.t),
             op,

@@ -5,14 +5,17 @@
 //! scores twice, and nothing is added atomically: the same operands give the same bits.
 
 mod mask;
+pub mod plain;
 mod router;
 
 pub use mask::BlockMask;
+pub(super) use router::routes_stream;
 pub use router::{Keys, Routing, Summary, entmax_routing, summary, summary_backward};
 
 use super::Dims;
-use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
+use crate::device::cuda::{Arg, CudaBuffer, CudaData, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
+use crate::number::Compute;
 
 static FORWARD: Source =
     Source { name: "attention_forward", text: concat!(include_str!("tiles.cu"), include_str!("forward.cu")) };
@@ -108,7 +111,16 @@ pub fn units() -> Vec<Unit> {
         [forward, query_unit(&ROWS, &Cut::backward(d, chunk), d, chunk), key_unit(d, chunk)]
     };
     let shapes = WIDTHS.into_iter().flat_map(|d| chunks().map(move |chunk| (d, chunk)));
-    shapes.flat_map(kernels).chain(mask::units()).chain(router::units()).collect()
+    shapes.flat_map(kernels).chain(mask::units()).chain(plain::units()).chain(router::units()).collect()
+}
+
+/// Whether the streaming kernels take these operands: rounded to bf16, of widths and chunks that they are compiled for. Everything else
+/// goes through [`plain`].
+pub(super) fn streams(compute: Compute, x: &CudaData, dims: Dims, chunk: Option<usize>) -> bool {
+    Kind::of_operands(compute, x.dtype()) == Kind::Bf16
+        && WIDTHS.contains(&dims.d)
+        && (1..=16).contains(&dims.group())
+        && chunk.is_none_or(|chunk| CHUNKS.contains(&chunk))
 }
 
 /// Queries, keys and values: bf16, `[b, t, heads, d]`, the heads of a token side by side. Tokens may lie further apart than that, so

@@ -2,8 +2,9 @@
 //! and a threshold a row.
 
 use super::{BlockMask, CHUNKS, WIDTHS};
-use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
+use crate::device::cuda::{Arg, CudaBuffer, CudaData, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
+use crate::number::Compute;
 use crate::ops::attention::{Center, Dims, Entmax};
 use crate::ops::cuda::reduce::sum_axis;
 
@@ -36,7 +37,7 @@ pub struct Summary {
     /// The same in bf16, an operand.
     pub operand: CudaBuffer,
     /// `[b, n, g, chunk]`, f32: the share of every key, kept for backward.
-    weights: CudaBuffer,
+    pub weights: CudaBuffer,
 }
 
 /// Keys `[b, t, g, d]` in bf16: the buffer, its first element, and elements from token to token.
@@ -73,7 +74,8 @@ pub fn summary(dims: Dims, keys: Keys, qbar: &CudaBuffer, chunk: usize) -> Resul
     Ok(Summary { kbar, operand, weights })
 }
 
-/// Adds the gradient of the keys to `dk [b, t, g, d]` (f32) and returns that of qbar, from `dkbar [b, n, g, d]` (f32).
+/// Adds the gradient of the keys to `dk [b, t, g, d]` (f32) and returns that of qbar, from the shares that [`summary`] kept and
+/// `dkbar [b, n, g, d]` (f32).
 ///
 /// # Errors
 /// As [`summary`].
@@ -82,8 +84,7 @@ pub fn summary_backward(
     keys: Keys,
     qbar: &CudaBuffer,
     chunk: usize,
-    of: &Summary,
-    dkbar: &CudaBuffer,
+    (weights, dkbar): (&CudaBuffer, &CudaBuffer),
     dk: &mut CudaBuffer,
 ) -> Result<CudaBuffer> {
     let (op, device) = ("chunk_summary", keys.0.device());
@@ -91,15 +92,21 @@ pub fn summary_backward(
     let Dims { b, t, g, d, .. } = dims;
     let count = b * n * g;
     let fits = |x: &CudaBuffer, len| (x.kind(), x.len()) == (Kind::F32, len);
-    ensure!(fits(dkbar, count * d) && fits(dk, b * t * g * d), op, "{dkbar:?} and {dk:?} for {dims:?}");
+    let all = fits(dkbar, count * d) && fits(dk, b * t * g * d) && fits(weights, count * chunk);
+    ensure!(all, op, "{weights:?}, {dkbar:?} and {dk:?} for {dims:?}");
     let partial = device.alloc(op, Kind::F32, count * d)?;
-    let buffers = [qbar, &of.weights, dkbar, dk, &partial].map(Arg::Buffer);
+    let buffers = [qbar, weights, dkbar, dk, &partial].map(Arg::Buffer);
     let sizes = [b, t, g, n, keys.2].map(Arg::int);
     let args = [&[Arg::At(keys.0, keys.1)], &buffers[..], &sizes, &[Arg::F32(1.0 / (d as f32).sqrt())]].concat();
     let kernel = device.kernel(&summary_unit(d, chunk), "summary_backward")?;
     // SAFETY: the kernel's parameters in order; a warp a chunk and kv head.
     unsafe { kernel.launch(Grid::line(count.div_ceil(8), 256), &args)? };
     sum_axis(&partial, (1, b * n, g * d))
+}
+
+/// Whether the streaming router takes these queries.
+pub(in crate::ops::attention) fn routes_stream(compute: Compute, q: &CudaData, dims: Dims, chunk: usize) -> bool {
+    super::streams(compute, q, dims, Some(chunk)) && dims.t / chunk <= MOST
 }
 
 /// What routing found.
@@ -208,7 +215,7 @@ mod tests {
             compare(&name, &got.kbar, &out.value, bound);
             compare(&name, &got.operand, &out.value, Bound::of(F32, Bf16, 8 * (d + chunk)));
             let mut dk = gpu.cuda().zeros("dk", F32, b * t * g * d).unwrap();
-            let dqbar = summary_backward(dims, keys, &gq, chunk, &got, &gd, &mut dk).unwrap();
+            let dqbar = summary_backward(dims, keys, &gq, chunk, (&got.weights, &gd), &mut dk).unwrap();
             compare(&name, &dk, grads.get(&k).unwrap(), bound);
             compare(&name, &dqbar, grads.get(&qbar).unwrap(), Bound::of(F32, F32, 8 * (d + t)));
         }

@@ -3,8 +3,9 @@
 #[cfg(test)]
 mod tests;
 
-use super::Dims;
+use super::cuda::plain::{self, Sees};
 use super::engine::{self, Outputs, QUERY_TILE, Visits};
+use super::{Dims, Span, cuda};
 use crate::dispatch::on_device;
 use crate::error::Result;
 use crate::tape::{Tape, Var};
@@ -44,6 +45,17 @@ pub fn dense_attention(tape: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
     let (out, lse) = on_device!(op, [&q.value, &k.value, &v.value]; Cpu<T>(cpu, [qs, ks, vs]) => {
         let (out, lse) = engine::forward::<T>(cpu, compute, dims, (qs, ks, vs), &all, &[]);
         (Tensor::from_buffer(q.value.shape(), out), Tensor::from_buffer(&[dims.b, dims.t, dims.h], lse))
+    }, Cuda(_, [qs, ks, vs]) => {
+        if cuda::streams(compute, qs, dims, None) {
+            let operands = cuda::Operands::separate(dims, qs.rounded()?, ks.rounded()?, vs.rounded()?);
+            let (out, lse) = cuda::forward(dims, operands, None, None)?;
+            (Tensor::from_cuda(q.value.shape(), out), Tensor::from_cuda(&[dims.b, dims.t, dims.h], lse))
+        } else {
+            let operands = [qs.full()?, ks.full()?, vs.full()?];
+            let out = plain::forward(dims, dims.t, operands, Sees::Span(Span::Causal), 1.0)?;
+            let out = Tensor::from_cuda(q.value.shape(), out);
+            (out.clone(), out)
+        }
     });
     let (q, k, v, kept) = (q.clone(), k.clone(), v.clone(), out.clone());
     tape.record(op, out, move |dy, grads| {
@@ -53,6 +65,17 @@ pub fn dense_attention(tape: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), d.dq))?;
             grads.add(k.id(), Tensor::from_buffer(k.value.shape(), d.dk))?;
             grads.add(v.id(), Tensor::from_buffer(v.value.shape(), d.dv))
+        }, Cuda(_, [qs, ks, vs, out, lse, dy]) => {
+            let d = if cuda::streams(compute, qs, dims, None) {
+                let operands = cuda::Operands::separate(dims, qs.rounded()?, ks.rounded()?, vs.rounded()?);
+                cuda::backward(dims, operands, None, None, (out.rounded()?, lse.full()?), dy.rounded()?)?
+            } else {
+                let operands = [qs.full()?, ks.full()?, vs.full()?];
+                plain::backward(dims, dims.t, operands, Sees::Span(Span::Causal), 1.0, dy.full()?)?
+            };
+            grads.add(q.id(), Tensor::from_cuda(q.value.shape(), d.dq))?;
+            grads.add(k.id(), Tensor::from_cuda(k.value.shape(), d.dk))?;
+            grads.add(v.id(), Tensor::from_cuda(v.value.shape(), d.dv))
         })
     })
 }

@@ -11,7 +11,7 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use super::{Dims, Routes, Span};
+use super::{Dims, Routes, Span, cuda};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::ops::entmax::check_alpha;
@@ -71,8 +71,8 @@ pub struct Routing {
     pub bias: Var,
     /// `[entries]`: w, 0 for the own chunk.
     pub weights: Tensor,
-    /// `[entries, group]`: p of every head of the group, 0 for the own chunk.
-    pub heads: Tensor,
+    /// `[entries, group]`: p of every head of the group, 0 for the own chunk, where the device keeps them.
+    pub heads: Option<Tensor>,
     /// Set by backward: the norm of the gradient that reaches the scores of this call, an f64 scalar.
     pub score_gradient: ScalarCell,
 }
@@ -107,25 +107,48 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
     }
     let own = diagonal.map_or(&q.value, |diagonal| &diagonal.value);
     let tensors = [&q.value, &kbar.value, own];
-    let (routes, bias, weights, heads) = on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, own]) => {
+    // beside w: each head's p, or its threshold
+    let (routes, bias, weights, rows, heads) = on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, own]) => {
         let own = diagonal.map(|_| own);
         let out = cpu::forward::<T>(cpu, dims, n, qs, ks, own, settings)?;
         let entries = out.list.len();
+        let heads = Tensor::from_buffer(&[entries, dims.group()], out.head_weights);
         (
             Routes::cpu(out.list),
             Tensor::from_buffer(&[entries], out.bias),
             Tensor::from_buffer(&[entries], out.weights),
-            Tensor::from_buffer(&[entries, dims.group()], out.head_weights),
+            heads.clone(),
+            Some(heads),
         )
+    }, Cuda(_, [qs, ks, own]) => {
+        let own = diagonal.map(|_| own.full()).transpose()?;
+        if !cuda::routes_stream(tape.compute(), qs, dims, settings.chunk_size) {
+            let out = cuda::plain::entmax_routing(dims, n, (qs.full()?, ks.full()?), own, settings)?;
+            let entries = out.mask.entries();
+            let weights = Tensor::from_cuda(&[entries], out.weights);
+            let heads = Tensor::from_cuda(&[entries, dims.group()], out.heads);
+            let bias = Tensor::from_cuda(&[entries], out.bias);
+            (Routes::cuda(out.mask), bias, weights, heads.clone(), Some(heads))
+        } else {
+        let out = cuda::entmax_routing(dims, (qs.rounded()?, 0, dims.h * dims.d), ks.rounded()?, own, settings)?;
+        let entries = [out.mask.entries()];
+        (
+            Routes::cuda(out.mask),
+            Tensor::from_cuda(&entries, out.bias),
+            Tensor::from_cuda(&entries, out.weights),
+            Tensor::from_cuda(&[dims.b, dims.t, dims.h], out.taus),
+            None,
+        )
+        }
     });
     let (q, kbar, diagonal) = (q.clone(), kbar.clone(), diagonal.map(Var::id));
-    let kept = (routes.clone(), weights.clone(), heads.clone());
+    let kept = (routes.clone(), weights.clone(), rows);
     let watch = tape.watcher().map(|w| (w.clone(), tape.scope_name()));
     let score_gradient = ScalarCell::default();
     let norm = score_gradient.clone();
     let bias = tape.record(op, bias, move |dy, grads| {
-        let (routes, weights, heads) = kept;
-        let tensors = [&q.value, &kbar.value, &weights, &heads, &dy];
+        let (routes, weights, rows) = kept;
+        let tensors = [&q.value, &kbar.value, &weights, &rows, &dy];
         on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, weights, heads, dbias]) => {
             let list = routes.on_cpu(op, cpu)?;
             let entries = (list, weights, heads, dbias);
@@ -144,6 +167,23 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
                 grads.add(kbar.id(), Tensor::from_buffer(kbar.value.shape(), d.dkbar))?;
             }
             Ok(())
+        }, Cuda(gpu, [qs, ks, _, _, dbias]) => {
+            let mask = routes.on_cuda(op, gpu)?;
+            let operands = (qs.full()?, ks.full()?);
+            let d = cuda::plain::entmax_backward(dims, n, operands, mask, dbias.full()?, settings, watch.is_some())?;
+            norm.set(Tensor::from_cuda(&[], cuda::plain::root(&d.squares)?));
+            if let (Some((watcher, scope)), Some((scores, pairs))) = (watch, d.watched) {
+                watcher.gradient(&scope, SCORES, &Tensor::from_cuda(&[mask.entries(), dims.group()], scores));
+                watcher.gradient(&scope, PAIRS, &Tensor::from_cuda(&[], pairs));
+            }
+            if let Some(id) = diagonal {
+                grads.add(id, Tensor::from_cuda(&[dims.g], d.diagonal))?;
+            }
+            if let Some((dq, dkbar)) = d.operands {
+                grads.add(q.id(), Tensor::from_cuda(q.value.shape(), dq))?;
+                grads.add(kbar.id(), Tensor::from_cuda(kbar.value.shape(), dkbar))?;
+            }
+            Ok(())
         })
     })?;
     Ok(Routing { routes, bias, weights, heads, score_gradient })
@@ -160,6 +200,8 @@ pub fn topk_routing(q: &Tensor, kbar: &Tensor, chunk_size: usize, top: usize, ga
     ensure!(top > 0, op, "top is 0, but a query always attends its own chunk");
     on_device!(op, [q, kbar]; Cpu<T>(cpu, [q, kbar]) => {
         Ok(Routes::cpu(cpu::topk::<T>(cpu, dims, n, (q, kbar), (chunk_size, top), gamma)?))
+    }, Cuda(_, [q, kbar]) => {
+        Ok(Routes::cuda(cuda::plain::topk(dims, n, (q.full()?, kbar.full()?), (chunk_size, top), gamma)?))
     })
 }
 
@@ -225,5 +267,7 @@ pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result
     let dims = Dims::new(op, [b, t, h, d], g)?;
     on_device!(op, [q, keys]; Cpu<T>(cpu, [q, keys]) => {
         Ok(Routes::cpu(cpu::windows::<T>(cpu, dims, m, q, keys, span, choice)?))
+    }, Cuda(_, [q, keys]) => {
+        Ok(Routes::cuda(cuda::plain::windows(dims, m, (q.full()?, keys.full()?), choice)?))
     })
 }

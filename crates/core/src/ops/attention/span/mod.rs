@@ -13,6 +13,7 @@ mod tests;
 use std::ops::Range;
 
 use super::Dims;
+use super::cuda::plain::{self, Sees};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::tape::{Tape, Var};
@@ -87,6 +88,9 @@ pub fn span_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, span: Span, alpha:
     let dims = Dims::new(op, [b, t, h, d], g)?;
     let out = on_device!(op, [&q.value, &k.value, &v.value]; Cpu<T>(cpu, [qs, ks, vs]) => {
         Tensor::from_buffer(q.value.shape(), cpu::forward::<T>(cpu, dims, m, (qs, ks, vs), span, alpha))
+    }, Cuda(_, [qs, ks, vs]) => {
+        let operands = [qs.full()?, ks.full()?, vs.full()?];
+        Tensor::from_cuda(q.value.shape(), plain::forward(dims, m, operands, Sees::Span(span), alpha)?)
     });
     let (q, k, v) = (q.clone(), k.clone(), v.clone());
     tape.record(op, out, move |dy, grads| {
@@ -95,6 +99,12 @@ pub fn span_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, span: Span, alpha:
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), dq))?;
             grads.add(k.id(), Tensor::from_buffer(k.value.shape(), dk))?;
             grads.add(v.id(), Tensor::from_buffer(v.value.shape(), dv))
+        }, Cuda(_, [qs, ks, vs, dy]) => {
+            let operands = [qs.full()?, ks.full()?, vs.full()?];
+            let d = plain::backward(dims, m, operands, Sees::Span(span), alpha, dy.full()?)?;
+            grads.add(q.id(), Tensor::from_cuda(q.value.shape(), d.dq))?;
+            grads.add(k.id(), Tensor::from_cuda(k.value.shape(), d.dk))?;
+            grads.add(v.id(), Tensor::from_cuda(v.value.shape(), d.dv))
         })
     })
 }

@@ -5,10 +5,12 @@
 #[cfg(test)]
 mod tests;
 
+use crate::device::CudaData;
 use crate::device::cpu::matrix::MatRef;
 use crate::device::cpu::simd::{self, simd};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
+use crate::ops::attention::{Dims, cuda};
 use crate::ops::softmax::softmax_row;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -57,7 +59,7 @@ pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Res
     let [b, t, g, d] = k.value.dims(op)?;
     ensure!(chunk_size > 0, op, "a chunk has at least one token");
     ensure!(qbar.value.numel() == g * d, op, "qbar is {:?}, keys have {g} heads of width {d}", qbar.value.shape());
-    let (n, s) = (t / chunk_size, chunk_size);
+    let (n, s, compute) = (t / chunk_size, chunk_size, tape.compute());
     let scale = 1.0 / (d as f64).sqrt();
     let (value, weights) = on_device!(op, [&k.value, &qbar.value]; Cpu<T>(cpu, [keys, query]) => {
         let (mut out, mut a) = (cpu.alloc::<T>(b * n * g * d), cpu.alloc::<T>(b * n * g * s));
@@ -68,6 +70,16 @@ pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Res
             }
         });
         (Tensor::from_buffer(&[b, n, g, d], out), Tensor::from_buffer(&[b, n, g, s], a))
+    }, Cuda(_, [keys, query]) => {
+        let dims = Dims { b, t, h: g, g, d };
+        if !cuda::streams(compute, keys, dims, Some(chunk_size)) {
+            let (kbar, weights) = cuda::plain::summary(dims, keys.full()?, query.full()?, chunk_size)?;
+            (Tensor::from_cuda(&[b, n, g, d], kbar), Tensor::from_cuda(&[b, n, g, s], weights))
+        } else {
+        let of = cuda::summary(dims, (keys.rounded()?, 0, g * d), query.full()?, chunk_size)?;
+        let value = Tensor::from_cuda_data(&[b, n, g, d], CudaData::both(of.kbar, of.operand));
+        (value, Tensor::from_cuda(&[b, n, g, s], of.weights))
+        }
     });
     let (k, qbar) = (k.clone(), qbar.clone());
     tape.record(op, value, move |dy, grads| {
@@ -94,6 +106,21 @@ pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Res
                 dqbar.iter_mut().zip(row).for_each(|(d, &p)| *d += p);
             }
             (Tensor::from_buffer(k.value.shape(), dk), Tensor::from_buffer(qbar.value.shape(), dqbar))
+        }, Cuda(gpu, [keys, query, a, dout]) => {
+            let dims = Dims { b, t, h: g, g, d };
+            let (mut dk, add) = grads.begin(&k)?;
+            let sum = dk.cuda_mut(op, gpu)?.full_mut()?;
+            if !add {
+                sum.fill_bytes(0)?;
+            }
+            let kept = (a.full()?, dout.full()?);
+            let dqbar = if cuda::streams(compute, keys, dims, Some(chunk_size)) {
+                let keys = (keys.rounded()?, 0, g * d);
+                cuda::summary_backward(dims, keys, query.full()?, chunk_size, kept, sum)?
+            } else {
+                cuda::plain::summary_backward(dims, (keys.full()?, query.full()?), chunk_size, kept, sum)?
+            };
+            (dk, Tensor::from_cuda(qbar.value.shape(), dqbar))
         });
         grads.add(k.id(), dk)?;
         grads.add(qbar.id(), dqbar)

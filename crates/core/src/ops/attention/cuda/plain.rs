@@ -1,0 +1,457 @@
+//! Attention and routing with whole rows of scores in memory, in f32 or f64: what runs where operands are not rounded, for the head widths
+//! and chunk sizes that the streaming kernels are not compiled for, and in the gradient checks. Memory grows with t^2.
+
+use super::{BlockMask, Gradients};
+use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind, Source, Unit};
+use crate::error::{Result, ensure};
+use crate::ops::attention::{Center, Dims, Entmax, Pooling, RouterGradient, Span, WindowChoice};
+use crate::ops::cuda::{infinity, real, same};
+use crate::ops::reduce::cuda::sum_axis;
+
+static SOURCE: Source = Source { name: "attention_plain", text: include_str!("plain.cu") };
+
+fn unit(number: Kind) -> Unit {
+    Unit::new(&SOURCE, [("R", number.source_name().into()), ("INFINITY_OF_R", infinity(number).into())])
+}
+
+/// Everything that is compiled here.
+pub fn units() -> Vec<Unit> {
+    [Kind::F32, Kind::F64].map(unit).into()
+}
+
+/// Which keys a query sees.
+#[derive(Debug, Clone, Copy)]
+pub enum Sees<'a> {
+    /// A contiguous range.
+    Span(Span),
+    /// Those up to itself in its chunks, whose scores get a bias an entry where there is one.
+    Listed(&'a BlockMask, Option<&'a CudaBuffer>),
+    /// Chunks of so many tokens before its own.
+    ChunksBefore(usize),
+}
+
+impl Sees<'_> {
+    /// What the kernel calls it.
+    fn args(&self) -> [Arg<'_>; 3] {
+        match *self {
+            Sees::Span(Span::Causal) => [0, 0, 1].map(Arg::int),
+            Sees::Span(Span::Sliding(width)) => [1, width.min(i32::MAX as usize), 1].map(Arg::int),
+            Sees::Span(Span::Windows { length, stride }) => [2, length, stride].map(Arg::int),
+            Sees::Listed(mask, _) => [3, mask.chunk_size(), 1].map(Arg::int),
+            Sees::ChunksBefore(chunk) => [4, chunk, 1].map(Arg::int),
+        }
+    }
+
+    fn lists(&self) -> [Arg<'_>; 3] {
+        match *self {
+            Sees::Listed(mask, bias) => {
+                [Arg::Buffer(mask.cells()), Arg::Buffer(mask.first()), bias.map_or(Arg::Null, Arg::Buffer)]
+            }
+            Sees::Span(_) | Sees::ChunksBefore(_) => [Arg::Null; 3],
+        }
+    }
+}
+
+/// A batch of matrices: elements from batch to batch, head to head, repeat to repeat, row to row, column to column.
+#[derive(Clone, Copy)]
+struct View<'a>(&'a CudaBuffer, [usize; 5]);
+
+/// Sizes of a product for every batch and head; `div` heads share one of b's, `repeats` products of neighbouring heads add up.
+#[derive(Clone, Copy)]
+struct Size {
+    m: usize,
+    n: usize,
+    k: usize,
+    batch: usize,
+    heads: usize,
+    div: usize,
+    repeats: usize,
+}
+
+fn product(op: &'static str, s: Size, a: View, b: View, c: View, factor: f64) -> Result<()> {
+    let (device, kind) = (c.0.device(), c.0.kind());
+    same(op, &[a.0, b.0, c.0])?;
+    ensure!(s.batch * s.heads <= 65535 && s.m.div_ceil(32) <= 65535, op, "{} sequences of {} rows", s.batch, s.m);
+    let sizes = [s.m, s.n, s.k, s.heads, s.div, s.repeats].map(Arg::int);
+    let strides = |v: View| v.1.map(|n| Arg::Long(n as i64));
+    let c_strides = [c.1[0], c.1[1], c.1[3]].map(|n| Arg::Long(n as i64));
+    let buffers = [a.0, b.0, c.0].map(Arg::Buffer);
+    let args = [&buffers[..], &sizes, &[real(kind, factor)], &strides(a), &strides(b), &c_strides].concat();
+    let blocks = [s.n.div_ceil(32), s.m.div_ceil(32), s.batch * s.heads];
+    // SAFETY: the kernel's parameters in order; the callers' strides stay inside their buffers.
+    unsafe { device.kernel(&unit(kind), "product")?.launch(Grid { blocks, ..Grid::line(1, 256) }, &args) }
+}
+
+/// Strides of `[b, t, heads, d]`, with `of` heads to a step of the head and one to a repeat.
+fn tokens(x: &CudaBuffer, t: usize, heads: usize, d: usize, of: usize) -> View<'_> {
+    View(x, [t * heads * d, of * d, d, heads * d, 1])
+}
+
+/// Strides of `[b, h, t, m]`, likewise.
+fn rows(x: &CudaBuffer, h: usize, t: usize, m: usize, of: usize) -> View<'_> {
+    View(x, [h * t * m, of * t * m, t * m, m, 1])
+}
+
+fn transposed(View(x, [batch, head, repeat, row, column]): View) -> View {
+    View(x, [batch, head, repeat, column, row])
+}
+
+/// `factor q . k` for `q [b, t, h, d]` and `k [b, m, g, d]`: `[b, h, t, m]`.
+fn scores(
+    op: &'static str,
+    dims: Dims,
+    m: usize,
+    (q, k): (&CudaBuffer, &CudaBuffer),
+    factor: f64,
+) -> Result<CudaBuffer> {
+    let Dims { b, t, h, g, d } = dims;
+    ensure!(q.len() == b * t * h * d && k.len() == b * m * g * d, op, "{q:?} and {k:?} for {dims:?}, {m} keys");
+    let out = q.device().alloc(op, q.kind(), b * h * t * m)?;
+    let size = Size { m: t, n: m, k: d, batch: b, heads: h, div: dims.group(), repeats: 1 };
+    product(op, size, tokens(q, t, h, d, 1), transposed(tokens(k, m, g, d, 1)), rows(&out, h, t, m, 1), factor)?;
+    Ok(out)
+}
+
+/// Scores to probabilities in place.
+fn normalize(op: &'static str, dims: Dims, m: usize, scores: &CudaBuffer, sees: Sees, alpha: f64) -> Result<()> {
+    let (Dims { b, t, h, .. }, kind) = (dims, scores.kind());
+    let count = b * h * t;
+    let sizes = [h, dims.group(), t, m].map(Arg::int);
+    let head = [Arg::Buffer(scores)];
+    let tail = [real(kind, alpha)];
+    let args = [&head[..], &sees.lists(), &[Arg::Long(count as i64)], &sizes, &sees.args(), &tail].concat();
+    let kernel = scores.device().kernel(&unit(kind), "normalize")?;
+    if let Sees::Listed(mask, bias) = sees {
+        ensure!(mask.extents() == (b, dims.g, t), op, "the mask is for {:?}, the rows are {dims:?}", mask.extents());
+        ensure!(bias.is_none_or(|x| (x.kind(), x.len()) == (kind, mask.entries())), op, "{bias:?} for {mask:?}");
+    }
+    // SAFETY: the kernel's parameters in order; a warp a row of the scores, whose lists are checked above.
+    unsafe { kernel.launch(Grid::line(count.div_ceil(8), 256), &args) }
+}
+
+fn scale(d: usize) -> f64 {
+    1.0 / (d as f64).sqrt()
+}
+
+fn probabilities(
+    op: &'static str,
+    dims: Dims,
+    m: usize,
+    operands: (&CudaBuffer, &CudaBuffer),
+    sees: Sees,
+    alpha: f64,
+) -> Result<CudaBuffer> {
+    let p = scores(op, dims, m, operands, scale(dims.d))?;
+    normalize(op, dims, m, &p, sees, alpha)?;
+    Ok(p)
+}
+
+/// o `[b, t, h, d]` of `q [b, t, h, d]`, `k` and `v [b, m, g, d]`, all of one kind; alpha 1 is softmax.
+///
+/// # Errors
+/// When kinds or extents do not fit, or memory runs out.
+pub fn forward(dims: Dims, m: usize, [q, k, v]: [&CudaBuffer; 3], sees: Sees, alpha: f64) -> Result<CudaBuffer> {
+    let (op, Dims { b, t, h, g, d }) = ("attention", dims);
+    let p = probabilities(op, dims, m, (q, k), sees, alpha)?;
+    let out = q.device().alloc(op, q.kind(), q.len())?;
+    let size = Size { m: t, n: d, k: m, batch: b, heads: h, div: dims.group(), repeats: 1 };
+    product(op, size, rows(&p, h, t, m, 1), tokens(v, m, g, d, 1), tokens(&out, t, h, d, 1), 1.0)?;
+    Ok(out)
+}
+
+/// Gradients of [`forward`]; dbias where the query sees lists with a bias.
+///
+/// # Errors
+/// As [`forward`].
+pub fn backward(
+    dims: Dims,
+    m: usize,
+    [q, k, v]: [&CudaBuffer; 3],
+    sees: Sees,
+    alpha: f64,
+    dout: &CudaBuffer,
+) -> Result<Gradients> {
+    let (op, Dims { b, t, h, g, d }, group) = ("attention", dims, dims.group());
+    let (device, kind) = (q.device(), q.kind());
+    let p = probabilities(op, dims, m, (q, k), sees, alpha)?;
+    let [dq, dk, dv] = [q, k, v].map(|x| device.alloc(op, kind, x.len()));
+    let (dq, dk, dv) = (dq?, dk?, dv?);
+    // a kv head's gradient is the sum over its group
+    let keys = Size { m, n: d, k: t, batch: b, heads: g, div: 1, repeats: group };
+    let into = |x| tokens(x, m, g, d, 1);
+    product(op, keys, transposed(rows(&p, h, t, m, group)), tokens(dout, t, h, d, group), into(&dv), 1.0)?;
+    let ds = scores(op, dims, m, (dout, v), 1.0)?;
+    let args = [Arg::Buffer(&p), Arg::Buffer(&ds), Arg::Long((b * h * t) as i64), Arg::int(m)];
+    let args = [&args[..], &[real(kind, alpha), real(kind, scale(d))]].concat();
+    let kernel = device.kernel(&unit(kind), "normalize_backward")?;
+    // SAFETY: the kernel's parameters in order; a warp a row.
+    unsafe { kernel.launch(Grid::line((b * h * t).div_ceil(8), 256), &args)? };
+    let size = Size { m: t, n: d, k: m, batch: b, heads: h, div: group, repeats: 1 };
+    product(op, size, rows(&ds, h, t, m, 1), tokens(k, m, g, d, 1), tokens(&dq, t, h, d, 1), 1.0)?;
+    product(op, keys, transposed(rows(&ds, h, t, m, group)), tokens(q, t, h, d, group), into(&dk), 1.0)?;
+    let dbias = match sees {
+        Sees::Listed(mask, Some(_)) => {
+            let dbias = device.zeros(op, kind, mask.entries())?;
+            let all = b * g * t * mask.chunks();
+            let buffers = [&ds, mask.cells(), mask.first(), &dbias].map(Arg::Buffer);
+            let sizes = [h, group, t, mask.chunk_size()].map(Arg::int);
+            let args = [&buffers[..], &[Arg::Long(all as i64)], &sizes, &[real(kind, scale(d))]].concat();
+            // SAFETY: the kernel's parameters in order; a thread a query and chunk.
+            unsafe { device.kernel(&unit(kind), "bias_backward")?.launch(Grid::over(all, 256), &args)? };
+            Some(dbias)
+        }
+        Sees::Listed(_, None) | Sees::Span(_) | Sees::ChunksBefore(_) => None,
+    };
+    Ok(Gradients { dq, dk, dv, dbias })
+}
+
+/// Summaries `[b, n, g, d]` of the complete chunks of `k [b, t, g, d]`, and the share of every key `[b, n, g, chunk]`.
+///
+/// # Errors
+/// When kinds or extents do not fit, or memory runs out.
+pub fn summary(dims: Dims, k: &CudaBuffer, qbar: &CudaBuffer, chunk: usize) -> Result<(CudaBuffer, CudaBuffer)> {
+    let (op, Dims { b, t, g, d, .. }) = ("chunk_summary", dims);
+    same(op, &[k, qbar])?;
+    ensure!(k.len() == b * t * g * d && qbar.len() == g * d, op, "{k:?} and {qbar:?} for {dims:?}");
+    let (device, kind, n) = (k.device(), k.kind(), t / chunk);
+    let all = b * n * g;
+    let (kbar, weights) = (device.alloc(op, kind, all * d)?, device.alloc(op, kind, all * chunk)?);
+    let sizes = [t, g, n, d, chunk].map(Arg::int);
+    let buffers = [k, qbar, &kbar, &weights].map(Arg::Buffer);
+    let args = [&buffers[..], &[Arg::Long(all as i64)], &sizes, &[real(kind, scale(d))]].concat();
+    // SAFETY: the kernel's parameters in order; a warp a chunk and kv head.
+    unsafe { device.kernel(&unit(kind), "summarize")?.launch(Grid::line(all.div_ceil(8), 256), &args)? };
+    Ok((kbar, weights))
+}
+
+/// Adds the gradient of the keys to `dk` and returns that of qbar.
+///
+/// # Errors
+/// As [`summary`].
+pub fn summary_backward(
+    dims: Dims,
+    (k, qbar): (&CudaBuffer, &CudaBuffer),
+    chunk: usize,
+    (weights, dkbar): (&CudaBuffer, &CudaBuffer),
+    dk: &mut CudaBuffer,
+) -> Result<CudaBuffer> {
+    let (op, Dims { b, t, g, d, .. }) = ("chunk_summary", dims);
+    same(op, &[k, qbar, weights, dkbar, dk])?;
+    let (device, kind, n) = (k.device(), k.kind(), t / chunk);
+    let all = b * n * g;
+    ensure!(dk.len() == k.len() && dkbar.len() == all * d, op, "{dk:?} and {dkbar:?} for {dims:?}");
+    let partial = device.alloc(op, kind, all * d)?;
+    let sizes = [t, g, n, d, chunk].map(Arg::int);
+    let buffers = [k, qbar, weights, dkbar, dk, &partial].map(Arg::Buffer);
+    let args = [&buffers[..], &[Arg::Long(all as i64)], &sizes, &[real(kind, scale(d))]].concat();
+    // SAFETY: the kernel's parameters in order; a warp a chunk and kv head.
+    unsafe { device.kernel(&unit(kind), "summarize_backward")?.launch(Grid::line(all.div_ceil(8), 256), &args)? };
+    sum_axis(&partial, (1, b * n, g * d))
+}
+
+/// Queries of all kv heads, and the launch of a warp for each.
+fn for_queries(device: &CudaDevice, kind: Kind, name: &'static str, dims: Dims, args: &[Arg]) -> Result<()> {
+    let count = dims.b * dims.g * dims.t;
+    let kernel = device.kernel(&unit(kind), name)?;
+    // SAFETY: the callers' arguments are the kernel's parameters in order; a warp a query of a kv head.
+    unsafe { kernel.launch(Grid::line(count.div_ceil(8), 256), args) }
+}
+
+fn query_args(dims: Dims, n: usize) -> [Arg<'static>; 5] {
+    let sizes = [dims.h, dims.group(), dims.t, n].map(Arg::int);
+    [Arg::Long((dims.b * dims.g * dims.t) as i64), sizes[0], sizes[1], sizes[2], sizes[3]]
+}
+
+/// The sum over a group's heads of `p [b, h, t, n]` times `share`: `[b, g, t, n]`.
+fn mean_of_heads(dims: Dims, n: usize, p: &CudaBuffer, share: f64) -> Result<CudaBuffer> {
+    let (device, kind) = (p.device(), p.kind());
+    let w = device.alloc("routing", kind, dims.b * dims.g * dims.t * n)?;
+    let args = [&[p, &w].map(Arg::Buffer)[..], &query_args(dims, n), &[real(kind, share)]].concat();
+    for_queries(device, kind, "mean_of_heads", dims, &args)?;
+    Ok(w)
+}
+
+fn mask_of(dims: Dims, chunk: usize, cells: CudaBuffer) -> Result<BlockMask> {
+    let most = dims.b * dims.g * (0..dims.t).map(|token| token / chunk + 1).sum::<usize>();
+    BlockMask::new(cells, (dims.b, dims.g, dims.t), chunk, most)
+}
+
+fn empty_cells(device: &CudaDevice, dims: Dims, chunk: usize) -> Result<CudaBuffer> {
+    device.zeros("routing", Kind::U64, dims.b * dims.g * dims.t.div_ceil(64) * dims.t.div_ceil(chunk))
+}
+
+/// What [`entmax_routing`] found; numbers an entry are in the order of the mask.
+#[derive(Debug)]
+pub struct Routed {
+    /// Who attends what.
+    pub mask: BlockMask,
+    /// w, 0 for the own chunk.
+    pub weights: CudaBuffer,
+    /// A number an entry.
+    pub bias: CudaBuffer,
+    /// p of every head of the group, 0 for the own chunk: `[entries, group]`.
+    pub heads: CudaBuffer,
+}
+
+/// `gamma q . kbar / sqrt d` of the chunks before the own one, by entmax, or softmax where alpha is 1: `[b, h, t, n]`.
+fn routing(dims: Dims, n: usize, operands: (&CudaBuffer, &CudaBuffer), s: (usize, f64, f64)) -> Result<CudaBuffer> {
+    let (chunk, gamma, alpha) = s;
+    let p = scores("routing", dims, n, operands, gamma * scale(dims.d))?;
+    normalize("routing", dims, n, &p, Sees::ChunksBefore(chunk), alpha)?;
+    Ok(p)
+}
+
+/// Routes `q [b, t, h, d]` over `kbar [b, n, g, d]`; `diagonal [g]` is the own chunk's bias, 0 when `None`.
+///
+/// # Errors
+/// When kinds or extents do not fit, or memory runs out.
+pub fn entmax_routing(
+    dims: Dims,
+    n: usize,
+    operands: (&CudaBuffer, &CudaBuffer),
+    diagonal: Option<&CudaBuffer>,
+    s: Entmax,
+) -> Result<Routed> {
+    let (op, device, kind) = ("entmax_routing", operands.0.device(), operands.0.kind());
+    let p = routing(dims, n, operands, (s.chunk_size, s.gamma, s.alpha))?;
+    let w = mean_of_heads(dims, n, &p, 1.0 / dims.group() as f64)?;
+    let cells = empty_cells(device, dims, s.chunk_size)?;
+    let chunk = Arg::int(s.chunk_size);
+    let args = [&[&w, &cells].map(Arg::Buffer)[..], &query_args(dims, n), &[chunk]].concat();
+    for_queries(device, kind, "mark_support", dims, &args)?;
+    let mask = mask_of(dims, s.chunk_size, cells)?;
+    let entries = |width: usize| device.alloc(op, kind, mask.entries() * width);
+    let (weights, bias, heads) = (entries(1)?, entries(1)?, entries(dims.group())?);
+    let inputs = [&p, &w, mask.cells(), mask.first()].map(Arg::Buffer);
+    let outputs = [&weights, &bias, &heads].map(Arg::Buffer);
+    let tail = [chunk, real(kind, s.sigma), Arg::Int((s.center != Center::None).into())];
+    let own = [diagonal.map_or(Arg::Null, Arg::Buffer)];
+    let args = [&inputs[..], &own, &outputs, &query_args(dims, n), &tail].concat();
+    for_queries(device, kind, "emit", dims, &args)?;
+    Ok(Routed { mask, weights, bias, heads })
+}
+
+/// Gradients of [`entmax_routing`].
+#[derive(Debug)]
+pub struct RoutedGradients {
+    /// `[b, t, h, d]` and `[b, n, g, d]`; nothing where the gradient is stopped.
+    pub operands: Option<(CudaBuffer, CudaBuffer)>,
+    /// `[g]`.
+    pub diagonal: CudaBuffer,
+    /// The sum of squares of the scores' gradients: one f64.
+    pub squares: CudaBuffer,
+    /// For a watcher: the scores' gradients of every entry `[entries, group]`, and how many chunks have one, an f64.
+    pub watched: Option<(CudaBuffer, CudaBuffer)>,
+}
+
+/// From the gradient of the bias of every entry.
+///
+/// # Errors
+/// As [`entmax_routing`].
+pub fn entmax_backward(
+    dims: Dims,
+    n: usize,
+    operands: (&CudaBuffer, &CudaBuffer),
+    mask: &BlockMask,
+    dbias: &CudaBuffer,
+    s: Entmax,
+    watched: bool,
+) -> Result<RoutedGradients> {
+    let (op, device, kind) = ("entmax_routing", operands.0.device(), operands.0.kind());
+    let (Dims { b, t, h, g, d }, group) = (dims, dims.group());
+    let straight = s.gradient == RouterGradient::StraightThrough;
+    let p = routing(dims, n, operands, (s.chunk_size, s.gamma, if straight { 1.0 } else { s.alpha }))?;
+    let w = mean_of_heads(dims, n, &p, if straight { 1.0 } else { 1.0 / group as f64 })?;
+    let queries = b * g * t;
+    let (ds, own) = (device.alloc(op, kind, b * h * t * n)?, device.alloc(op, kind, queries)?);
+    let squares = device.alloc(op, Kind::F64, queries)?;
+    let room = || Ok((device.zeros(op, kind, mask.entries() * group)?, device.alloc(op, Kind::F64, queries)?));
+    let seen: Option<(CudaBuffer, CudaBuffer)> = watched.then(room).transpose()?;
+    let inputs = [&p, &w, mask.cells(), mask.first(), dbias, &ds, &own, &squares].map(Arg::Buffer);
+    let both = seen.as_ref().map_or([Arg::Null; 2], |(scores, pairs)| [scores, pairs].map(Arg::Buffer));
+    let numbers = [real(kind, s.sigma), Arg::Int((s.center == Center::Mean).into()), real(kind, s.alpha)];
+    let tail = [Arg::int(s.chunk_size), numbers[0], numbers[1], numbers[2], Arg::Int(straight.into())];
+    let args = [&inputs[..], &both, &query_args(dims, n), &tail].concat();
+    for_queries(device, kind, "route_backward", dims, &args)?;
+    let diagonal = sum_axis(&sum_axis(&own, (b * g, t, 1))?, (1, b, g))?;
+    let total = |x: &CudaBuffer| sum_axis(x, (1, queries, 1));
+    let stopped = s.gradient == RouterGradient::Stopped;
+    let operands = if stopped {
+        None
+    } else {
+        let [dq, dk] = [operands.0, operands.1].map(|x| device.alloc(op, kind, x.len()));
+        let (dq, dk, factor) = (dq?, dk?, s.gamma * scale(d));
+        let size = Size { m: t, n: d, k: n, batch: b, heads: h, div: group, repeats: 1 };
+        let kbar = tokens(operands.1, n, g, d, 1);
+        product(op, size, rows(&ds, h, t, n, 1), kbar, tokens(&dq, t, h, d, 1), factor)?;
+        let size = Size { m: n, n: d, k: t, batch: b, heads: g, div: 1, repeats: group };
+        let q = tokens(operands.0, t, h, d, group);
+        product(op, size, transposed(rows(&ds, h, t, n, group)), q, tokens(&dk, n, g, d, 1), factor)?;
+        Some((dq, dk))
+    };
+    let zero = || device.zeros(op, Kind::F64, 1);
+    let watched = match seen {
+        Some((mut scores, _)) if stopped => {
+            scores.fill_bytes(0)?;
+            Some((scores, zero()?))
+        }
+        Some((scores, pairs)) => Some((scores, total(&pairs)?)),
+        None => None,
+    };
+    let squares = if stopped { zero()? } else { total(&squares)? };
+    Ok(RoutedGradients { operands, diagonal, squares, watched })
+}
+
+/// The root of one f64.
+///
+/// # Errors
+/// When memory runs out.
+pub fn root(square: &CudaBuffer) -> Result<CudaBuffer> {
+    crate::ops::grad_norm::cuda::root_of_sum(square)
+}
+
+/// The `top` best chunks, the own one included, by the group mean of softmax probabilities.
+///
+/// # Errors
+/// When kinds or extents do not fit, or memory runs out.
+pub fn topk(
+    dims: Dims,
+    n: usize,
+    operands: (&CudaBuffer, &CudaBuffer),
+    (chunk, top): (usize, usize),
+    gamma: f64,
+) -> Result<BlockMask> {
+    let p = routing(dims, n, operands, (chunk, gamma, 1.0))?;
+    let w = mean_of_heads(dims, n, &p, 1.0 / dims.group() as f64)?;
+    choose(dims, n, &w, chunk, [top, 0, 1])
+}
+
+/// `[top, init, local]`.
+fn choose(dims: Dims, n: usize, scores: &CudaBuffer, chunk: usize, counts: [usize; 3]) -> Result<BlockMask> {
+    let (device, kind) = (scores.device(), scores.kind());
+    let cells = empty_cells(device, dims, chunk)?;
+    let counts = counts.map(|n| Arg::int(n.min(1 << 30)));
+    let args = [&[scores, &cells].map(Arg::Buffer)[..], &query_args(dims, n), &[Arg::int(chunk)], &counts].concat();
+    for_queries(device, kind, "choose", dims, &args)?;
+    mask_of(dims, chunk, cells)
+}
+
+/// The chunks of every query by the scores of `m` overlapping windows.
+///
+/// # Errors
+/// As [`topk`].
+pub fn windows(dims: Dims, m: usize, operands: (&CudaBuffer, &CudaBuffer), choice: WindowChoice) -> Result<BlockMask> {
+    let (op, device, kind) = ("window_routing", operands.0.device(), operands.0.kind());
+    let span = Span::Windows { length: choice.length, stride: choice.stride };
+    let p = probabilities(op, dims, m, operands, Sees::Span(span), 1.0)?;
+    let sums = mean_of_heads(dims, m, &p, 1.0)?;
+    let n = dims.t.div_ceil(choice.chunk_size);
+    let all = dims.b * dims.g * dims.t * n;
+    let pooled = device.alloc(op, kind, all)?;
+    let sizes = [n, m, choice.chunk_size, choice.length, choice.stride].map(Arg::int);
+    let overlap = Arg::Int((choice.pooling == Pooling::Overlap).into());
+    let args = [&[&sums, &pooled].map(Arg::Buffer)[..], &[Arg::Long(all as i64)], &sizes, &[overlap]].concat();
+    // SAFETY: the kernel's parameters in order; a thread a query and chunk.
+    unsafe { device.kernel(&unit(kind), "pool_windows")?.launch(Grid::over(all, 256), &args)? };
+    choose(dims, n, &pooled, choice.chunk_size, [choice.top, choice.init, choice.local])
+}
