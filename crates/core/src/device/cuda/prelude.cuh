@@ -9,6 +9,7 @@ typedef unsigned long long u64;
 #define METHOD __device__ __forceinline__
 #define FULL 0xffffffffu
 #define LOG2E 1.4426950408889634f
+#define NOTHING (-__int_as_float(0x7f800000))
 
 // ---- numbers -------------------------------------------------------------------------------------------------------------
 
@@ -133,6 +134,33 @@ INLINE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 // Byte offset of 16-byte piece `piece` of row `row` in a tile of rows 128 bytes wide in the copy engine's 128-byte swizzle; a
 // wider tile is several of these, one after the other. Eight rows at one piece touch all 32 banks.
 INLINE u32 swizzled(int row, int piece) { return (u32)(row * 128 + ((piece ^ (row & 7)) << 4)); }
+
+// A tile of HEIGHT rows in panels of 64 columns, from memory: row i from `from(i)`, or zero where that is null. A row has ACROSS elements, a
+// multiple of 8; what its panels hold beyond them is zero. `spare` is any address in memory.
+template <int HEIGHT, int ACROSS, int STEP, typename From> INLINE void load_tile(u32 to, const bf16* spare, From from) {
+    constexpr int pieces = (ACROSS + 63) / 64 * 8;
+    #pragma unroll 4
+    for (int i = threadIdx.x; i < HEIGHT * pieces; i += STEP) {
+        const int row = i / pieces, piece = i % pieces;
+        const bf16* at = from(row);
+        const bool valid = at && piece * 8 < ACROSS;
+        copy16(to + piece / 8 * (HEIGHT * 128) + swizzled(row, piece % 8), valid ? at + piece * 8 : spare, valid);
+    }
+}
+// Fragments of a tile of HEIGHT rows, for one step of 16 along its columns: 16 rows as the left operand, and as the right one.
+template <int HEIGHT> INLINE void fragment(u32 (&a)[4], u32 tile, int first, int step) {
+    const int lane = threadIdx.x % 32;
+    load4(a, tile + step / 4 * (HEIGHT * 128) + swizzled(first + lane % 16, step % 4 * 2 + lane / 16));
+}
+template <int HEIGHT> INLINE void fragment_right(u32 (&b)[4], u32 tile, int first, int step) {
+    const int lane = threadIdx.x % 32;
+    load4(b, tile + step / 4 * (HEIGHT * 128) + swizzled(first + lane % 8 + lane / 16 * 8, step % 4 * 2 + lane / 8 % 2));
+}
+// 16 columns as the right operand, for one step of 16 along its rows.
+template <int HEIGHT> INLINE void fragment_transposed(u32 (&b)[4], u32 tile, int first, int columns) {
+    const int lane = threadIdx.x % 32;
+    load4_transposed(b, tile + columns / 4 * (HEIGHT * 128) + swizzled(first + lane % 16, columns % 4 * 2 + lane / 16));
+}
 
 // ---- products of four warps: wgmma m64nNk16 -------------------------------------------------------------------------------
 

@@ -1,10 +1,14 @@
-// Attention, forward. The running maximum, sum and output of a row stay in registers while the keys pass by, ascending.
+// Attention, forward. The running maximum, sum and output of a row stay in registers while the keys pass by, ascending. Where POWER is set,
+// `lse` is an input: every row's threshold, which solve.cu found.
 
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, bf16* __restrict__ o,
                   float* __restrict__ lse, const u64* __restrict__ all_cells, const u32* __restrict__ all_first,
-                  const float* __restrict__ bias, int t, int kv_heads, int group, int q_stride, int chunks, int slots, float scale) {
+                  const float* __restrict__ bias, int t, int kv_heads, int group, int q_stride, int chunks, int slots, float scale, int add, int stride, int width,
+                  float share, float power_p, float power_r) {
     extern __shared__ __align__(1024) u8 scratch[];
+    const Reach reach = {add, stride, width};
+    const Powers powers = {power_p, power_r};
     __shared__ int counts[WARPS];
     __shared__ u64 full[MOST_SLOTS];
     __shared__ u32 read[MOST_SLOTS];
@@ -25,23 +29,27 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
     barrier_fence();
 
     load_rows(queries, q, batch, kv, first, t, group, q_stride);
-    const int blocks = ceil_div(end, KEYS);
-    const int count = LISTED ? visited(list, counts, cells, chunks, first, end, blocks) : blocks;
+    const int base_block = reach.begin(first) / KEYS, blocks = ceil_div(reach.end(end - 1), KEYS);
+    const int count = LISTED ? visited(list, counts, cells, chunks, first, end, blocks) : max(0, blocks - base_block);
 
-    int tokens[SLABS][2];  // of the lane's rows, -1 where there is none
+    int tokens[SLABS][2], begins[SLABS][2];  // last and first key of the lane's rows: the token itself where SPAN is not set; -1 for none
+    float threshold[SLABS][2];
     #pragma unroll
     for (int m = 0; m < SLABS; m++)
         #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = lane / 4 + 8 * half, token = first + (warp * SLABS + m) * slab_tokens + row / group;
-            tokens[m][half] = row < slab_tokens * group && token < t ? token : -1;
+            const bool valid = row < slab_tokens * group && token < t;
+            tokens[m][half] = valid ? reach.end(token) - 1 : -1;
+            begins[m][half] = reach.begin(token);
+            if (POWER) threshold[m][half] = valid ? lse[((long long)batch * t + token) * heads + kv * group + row % group] : 0.f;
         }
-    const float factor = scale * LOG2E;
+    const float factor = POWER ? scale * share : scale * LOG2E;
     float acc[SLABS][D / 8][4] = {}, top[SLABS][2], sum[SLABS][2] = {};
     #pragma unroll
     for (int m = 0; m < SLABS; m++) top[m][0] = top[m][1] = NOTHING;
 
-    const auto load = [&](int i, int slot) { ring.load(&k, &v, slot, kv * D, (LISTED ? list[i] : i) * KEYS, batch); };
+    const auto load = [&](int i, int slot) { ring.load(&k, &v, slot, kv * HEAD, (LISTED ? list[i] : base_block + i) * KEYS, batch); };
     float biases[SLABS][2][CHUNKS], next[SLABS][2][CHUNKS];
     auto look_up = [&](int i) {
         if (!LISTED || i >= count) return;
@@ -51,7 +59,7 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
             for (int half = 0; half < 2; half++)
                 #pragma unroll
                 for (int j = 0; j < CHUNKS; j++)
-                    next[m][half][j] = tokens[m][half] < 0 ? NOTHING : bias_of(cells, entries, bias, chunks, tokens[m][half], list[i] * KEYS / CHUNK + j);
+                    next[m][half][j] = tokens[m][half] < 0 ? NOTHING : bias_of(cells, entries, bias, chunks, tokens[m][half], chunk_at(list[i], j));
     };
     copy_commit();
     copy_wait<0>();
@@ -66,7 +74,7 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
                 #pragma unroll
                 for (int j = 0; j < CHUNKS; j++) biases[m][half][j] = LISTED ? next[m][half][j] : 0.f;
         look_up(i + 1);
-        const int block = LISTED ? list[i] : i;
+        const int block = LISTED ? list[i] : base_block + i;
         const u32 keys = ring.wait(), values = keys + STAGE;
         #pragma unroll
         for (int sub = 0; sub < KEYS / SUB; sub++) {
@@ -79,9 +87,9 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
                 for (int half = 0; half < 2; half++) {
                     if (LISTED) {
                         #pragma unroll
-                        for (int j = 0; j < (SUB < CHUNK ? 1 : SUB / CHUNK); j++)
-                            attends |= biases[m][half][(CHUNK < KEYS ? sub * SUB / CHUNK : 0) + j] != NOTHING && key0 <= tokens[m][half];
-                    } else attends |= key0 <= tokens[m][half];
+                        for (int j = 0; j < (SUB < PER ? 1 : SUB / PER); j++)
+                            attends |= biases[m][half][(PER < KEYS ? sub * SUB / PER : 0) + j] != NOTHING && key0 <= tokens[m][half];
+                    } else attends |= key0 <= tokens[m][half] && (!SPAN || key0 + SUB > begins[m][half]);
                 }
                 on[m] = __any_sync(FULL, attends);
                 some |= on[m];
@@ -93,11 +101,11 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
                 u32 a[SLABS][4];
                 #pragma unroll
                 for (int m = 0; m < SLABS; m++)
-                    rows_fragment(a[m], queries, warp * SLABS + m, step);
+                    fragment<ROWS>(a[m], queries, (warp * SLABS + m) * 16, step);
                 #pragma unroll
                 for (int n = 0; n < SUB / 16; n++) {
                     u32 b[4];
-                    keys_fragment(b, keys, sub * SUB + n * 16, step);
+                    fragment_right<KEYS>(b, keys, sub * SUB + n * 16, step);
                     #pragma unroll
                     for (int m = 0; m < SLABS; m++)
                         if (!LISTED || on[m]) {
@@ -112,23 +120,32 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
                 if (LISTED && !on[m]) continue;
                 #pragma unroll
                 for (int half = 0; half < 2; half++) {
-                    const int token = tokens[m][half];
-                    if (key0 + SUB - 1 > token) {
+                    const int token = tokens[m][half], begin = begins[m][half];
+                    if (key0 + SUB - 1 > token || (SPAN && key0 < begin)) {
                         #pragma unroll
                         for (int n = 0; n < SUB / 8; n++)
                             #pragma unroll
-                            for (int i2 = 0; i2 < 2; i2++)
-                                if (key0 + n * 8 + lane % 4 * 2 + i2 > token) s[m][n][2 * half + i2] = NOTHING;
+                            for (int i2 = 0; i2 < 2; i2++) {
+                                const int key = key0 + n * 8 + lane % 4 * 2 + i2;
+                                if (key > token || (SPAN && key < begin)) s[m][n][2 * half + i2] = NOTHING;
+                            }
+                    }
+                    if (POWER) {
+                        #pragma unroll
+                        for (int n = 0; n < SUB / 8; n++)
+                            p[m][n / 2][n % 2 * 2 + half] = pack(share_of(s[m][n][2 * half], factor, threshold[m][half], powers).p,
+                                                                 share_of(s[m][n][2 * half + 1], factor, threshold[m][half], powers).p);
+                        continue;
                     }
                     float most = NOTHING;
                     #pragma unroll
-                    for (int j = 0; j < (SUB < CHUNK ? 1 : SUB / CHUNK); j++) {
-                        constexpr int width = SUB < CHUNK ? SUB / 8 : CHUNK / 8;
+                    for (int j = 0; j < (SUB < PER ? 1 : SUB / PER); j++) {
+                        constexpr int width = SUB < PER ? SUB / 8 : PER / 8;
                         float of_chunk = NOTHING;
                         #pragma unroll
                         for (int n = 0; n < width; n++)
                             of_chunk = larger(of_chunk, larger(s[m][j * width + n][2 * half], s[m][j * width + n][2 * half + 1]));
-                        most = larger(most, of_chunk * factor + biases[m][half][(CHUNK < KEYS ? sub * SUB / CHUNK : 0) + j]);
+                        most = larger(most, of_chunk * factor + biases[m][half][(PER < KEYS ? sub * SUB / PER : 0) + j]);
                     }
                     most = larger(most, __shfl_xor_sync(FULL, most, 1));
                     most = larger(most, __shfl_xor_sync(FULL, most, 2));
@@ -137,9 +154,9 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
                     top[m][half] = now;
                     float part = 0;
                     #pragma unroll
-                    for (int j = 0; j < (SUB < CHUNK ? 1 : SUB / CHUNK); j++) {
-                        constexpr int width = SUB < CHUNK ? SUB / 8 : CHUNK / 8;
-                        const float shift = biases[m][half][(CHUNK < KEYS ? sub * SUB / CHUNK : 0) + j] - base;
+                    for (int j = 0; j < (SUB < PER ? 1 : SUB / PER); j++) {
+                        constexpr int width = SUB < PER ? SUB / 8 : PER / 8;
+                        const float shift = biases[m][half][(PER < KEYS ? sub * SUB / PER : 0) + j] - base;
                         #pragma unroll
                         for (int n = j * width; n < (j + 1) * width; n++) {
                             const float p0 = exp2_fast(fmaf(s[m][n][2 * half], factor, shift)), p1 = exp2_fast(fmaf(s[m][n][2 * half + 1], factor, shift));
@@ -162,7 +179,7 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
                 #pragma unroll
                 for (int n = 0; n < D / 16; n++) {
                     u32 b[4];
-                    values_fragment(b, values, sub * SUB + step * 16, n);
+                    fragment_transposed<KEYS>(b, values, sub * SUB + step * 16, n);
                     #pragma unroll
                     for (int m = 0; m < SLABS; m++)
                         if (!LISTED || on[m]) {
@@ -179,16 +196,16 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
     for (int m = 0; m < SLABS; m++)
         #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int token = tokens[m][half], head = kv * group + (lane / 4 + 8 * half) % group;
+            const int place = lane / 4 + 8 * half, token = first + (warp * SLABS + m) * slab_tokens + place / group;
             float total = sum[m][half];
             total += __shfl_xor_sync(FULL, total, 1);
             total += __shfl_xor_sync(FULL, total, 2);
-            if (token < 0) continue;
-            const float inverse = 1.f / total;
-            const long long row = ((long long)batch * t + token) * heads + head;
+            if (place >= slab_tokens * group || token >= t) continue;
+            const float inverse = POWER ? 1.f : total > 0.f ? 1.f / total : 0.f;  // a range may be empty
+            const long long row = ((long long)batch * t + token) * heads + kv * group + place % group;
             #pragma unroll
-            for (int n = 0; n < D / 8; n++)
-                *(u32*)(o + row * D + n * 8 + lane % 4 * 2) = pack(acc[m][n][2 * half] * inverse, acc[m][n][2 * half + 1] * inverse);
-            if (lane % 4 == 0) lse[row] = (top[m][half] + log2_fast(total)) * (1.f / LOG2E);
+            for (int n = 0; n < HEAD / 8; n++)
+                *(u32*)(o + row * HEAD + n * 8 + lane % 4 * 2) = pack(acc[m][n][2 * half] * inverse, acc[m][n][2 * half + 1] * inverse);
+            if (!POWER && lane % 4 == 0) lse[row] = (top[m][half] + log2_fast(total)) * (1.f / LOG2E);
         }
 }

@@ -140,7 +140,7 @@ impl BlockMask {
 
     pub(super) fn check(&self, op: &'static str, dims: Dims) -> Result<()> {
         let (chunk, own) = (self.chunk_size, self.extents());
-        ensure!(super::CHUNKS.contains(&chunk), op, "chunks of {chunk}: kernels for {:?} exist on cuda", super::CHUNKS);
+        super::check_chunk(op, chunk)?;
         ensure!(
             own == (dims.b, dims.g, dims.t),
             op,

@@ -1,31 +1,42 @@
 //! Chunk summaries, and routing by alpha-entmax over them, on a CUDA device. No score outlives its block: the support is kept as bits,
 //! and a threshold a row.
 
-use super::{BlockMask, CHUNKS, WIDTHS};
-use crate::device::cuda::{Arg, CudaBuffer, CudaData, Grid, Kind, Source, Unit};
+use super::{BlockMask, CHUNKS, Strided, WIDTHS, check_chunk, check_group, check_strided, padded};
+use crate::device::cuda::{Arg, CudaBuffer, CudaData, CudaDevice, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
 use crate::number::Compute;
 use crate::ops::attention::{Center, Dims, Entmax};
 use crate::ops::cuda::reduce::sum_axis;
+use crate::ops::entmax::check_alpha;
 
 static SUMMARY: Source = Source { name: "attention_summary", text: include_str!("summary.cu") };
-static ROUTER: Source = Source { name: "attention_router", text: include_str!("router.cu") };
+pub(super) static ROUTER: Source =
+    Source { name: "attention_router", text: concat!(include_str!("scores.cu"), include_str!("router.cu")) };
+pub(super) static BACKWARD: Source = Source {
+    name: "attention_router_backward",
+    text: concat!(include_str!("scores.cu"), include_str!("router_backward.cu")),
+};
 
 /// Chunks whose scores one block has room for: 16 rows of them, beside operands, in the shared memory of a Hopper.
 const MOST: usize = 2880;
+/// Rows of an operand in shared memory.
+const TILE: usize = 64;
 
 fn summary_unit(d: usize, chunk: usize) -> Unit {
-    Unit::new(&SUMMARY, [("D", d.to_string()), ("CHUNK", chunk.to_string())])
+    Unit::new(&SUMMARY, [("HEAD", d.to_string()), ("CHUNK", chunk.to_string())])
 }
 
-fn router_unit(d: usize, alpha: f64) -> Unit {
-    Unit::new(&ROUTER, [("D", d.to_string()), ("SQUARES", u8::from(alpha == 1.5).to_string())])
+fn unit(source: &'static Source, (head, wide): (usize, usize), alpha: f64) -> Unit {
+    let squares = usize::from(alpha == 1.5);
+    let numbers = [("D", wide), ("HEAD", head), ("SQUARES", squares)];
+    Unit::new(source, numbers.map(|(name, value)| (name, value.to_string())))
 }
 
 /// Everything that routing compiles.
 pub fn units() -> Vec<Unit> {
     let summaries = WIDTHS.into_iter().flat_map(|d| CHUNKS.into_iter().map(move |chunk| summary_unit(d, chunk)));
-    let routers = WIDTHS.into_iter().flat_map(|d| [1.5, 1.25].map(|alpha| router_unit(d, alpha)));
+    let forms = || WIDTHS.into_iter().flat_map(|d| [((d, d), 1.5), ((d, d), 1.25)]);
+    let routers = forms().flat_map(|(d, alpha)| [&ROUTER, &BACKWARD].map(|source| unit(source, d, alpha)));
     summaries.chain(routers).collect()
 }
 
@@ -40,15 +51,14 @@ pub struct Summary {
     pub weights: CudaBuffer,
 }
 
-/// Keys `[b, t, g, d]` in bf16: the buffer, its first element, and elements from token to token.
-pub type Keys<'a> = (&'a CudaBuffer, usize, usize);
+/// Keys `[b, t, g, d]` in bf16.
+pub type Keys<'a> = Strided<'a>;
 
 fn check(op: &'static str, dims: Dims, keys: Keys, qbar: &CudaBuffer, chunk: usize) -> Result<usize> {
     let Dims { b, t, g, d, .. } = dims;
-    ensure!(WIDTHS.contains(&d), op, "head width {d}: kernels for {WIDTHS:?} exist on cuda");
-    ensure!(CHUNKS.contains(&chunk), op, "chunks of {chunk}: kernels for {CHUNKS:?} exist on cuda");
-    let last = keys.1 + (b * t).saturating_sub(1) * keys.2 + g * d;
-    ensure!(keys.0.kind() == Kind::Bf16 && last <= keys.0.len(), op, "keys [{b}, {t}, {g}, {d}] in {:?}", keys.0);
+    padded(op, d)?;
+    check_chunk(op, chunk)?;
+    check_strided(op, "keys", keys, [b, t, g, d])?;
     ensure!((qbar.kind(), qbar.len()) == (Kind::F32, g * d), op, "{qbar:?}, keys have {g} heads of width {d}");
     Ok(t / chunk)
 }
@@ -104,6 +114,86 @@ pub fn summary_backward(
     sum_axis(&partial, (1, b * n, g * d))
 }
 
+/// Queries and what they choose among, whose scores lie in shared memory: `n` vectors a kv head, of chunks or of windows.
+pub(super) struct Scored<'a> {
+    pub op: &'static str,
+    pub dims: Dims,
+    q: Strided<'a>,
+    keys: &'a CudaBuffer,
+    pub n: usize,
+    wide: usize,
+    /// Slabs of 16 rows a block, up to four.
+    slabs: usize,
+    shared: usize,
+}
+
+impl<'a> Scored<'a> {
+    /// `beside` are bytes of a block beside the scores.
+    pub fn new(
+        op: &'static str,
+        dims: Dims,
+        q: Strided<'a>,
+        (keys, n): (&'a CudaBuffer, usize),
+        beside: usize,
+    ) -> Result<Self> {
+        let Dims { b, t, h, g, d } = dims;
+        let wide = padded(op, d)?;
+        check_group(op, dims)?;
+        check_strided(op, "q", q, [b, t, h, d])?;
+        ensure!((keys.kind(), keys.len()) == (Kind::Bf16, b * n * g * d), op, "{keys:?} for {n} keys of {dims:?}");
+        let limit = keys.device().properties().shared_per_block as usize;
+        let rest = 2 * TILE * wide.div_ceil(64) * 128 + beside;
+        let fit = limit.saturating_sub(rest) / (16 * 4);
+        ensure!(
+            n <= fit,
+            op,
+            "{n} scores a query: on cuda a block has room for {fit}; larger chunks or strides make fewer"
+        );
+        let slabs = (fit / n.max(1)).clamp(1, 4);
+        Ok(Scored { op, dims, q, keys, n, wide, slabs, shared: rest + slabs * 16 * n.max(1) * 4 })
+    }
+
+    pub fn unit(&self, source: &'static Source, alpha: f64) -> Unit {
+        unit(source, (self.dims.d, self.wide), alpha)
+    }
+
+    /// q and what it is scored with.
+    pub fn operands(&self) -> [Arg<'a>; 2] {
+        [Arg::At(self.q.0, self.q.1), Arg::Buffer(self.keys)]
+    }
+
+    /// Blocks over all rows, and the sizes `[t, kv heads, group, n]` and `[q stride, width of a row of scores, slabs]`.
+    pub fn cut(&self) -> (Grid, [Arg<'static>; 4], [Arg<'static>; 3]) {
+        let (Dims { b, t, g, .. }, group) = (self.dims, self.dims.group());
+        let grid = Grid { blocks: [t.div_ceil(self.slabs * (16 / group)), b * g, 1], ..Grid::line(1, 256) };
+        let sizes = [t, g, group, self.n].map(Arg::int);
+        (grid.shared(self.shared), sizes, [self.q.2, self.n.max(1), self.slabs].map(Arg::int))
+    }
+
+    /// Launches a kernel over the rows of scores.
+    pub fn launch(&self, (source, alpha): (&'static Source, f64), name: &'static str, args: &[Arg]) -> Result<()> {
+        let kernel = self.keys.device().kernel(&self.unit(source, alpha), name)?;
+        // SAFETY: the callers give the kernel's parameters in order; extents were compared with the buffers in `new` and by them.
+        unsafe { kernel.launch(self.cut().0, args) }
+    }
+
+    /// Where it all lives.
+    pub fn device(&self) -> &'a CudaDevice {
+        self.keys.device()
+    }
+
+    /// Bytes of an operand in shared memory.
+    pub fn operand(&self) -> usize {
+        TILE * self.wide.div_ceil(64) * 128
+    }
+
+    /// Cells without a bit.
+    pub fn cells(&self, chunk: usize) -> Result<CudaBuffer> {
+        let Dims { b, t, g, .. } = self.dims;
+        self.keys.device().zeros(self.op, Kind::U64, b * g * t.div_ceil(64) * t.div_ceil(chunk))
+    }
+}
+
 /// Whether the streaming router takes these queries.
 pub(in crate::ops::attention) fn routes_stream(compute: Compute, q: &CudaData, dims: Dims, chunk: usize) -> bool {
     super::streams(compute, q, dims, Some(chunk)) && dims.t / chunk <= MOST
@@ -122,68 +212,75 @@ pub struct Routing {
     pub taus: CudaBuffer,
 }
 
-/// Routes `q [b, t, h, d]` (bf16; first element, elements from token to token) over the summaries `kbar [b, n, g, d]` (bf16). `diagonal [g]`
-/// (f32) is the own chunk's bias, 0 when `None`.
+pub(super) fn factor(settings: Entmax, d: usize) -> Arg<'static> {
+    Arg::F32((settings.gamma / (d as f64).sqrt()) as f32)
+}
+
+/// Routes `q [b, t, h, d]` (bf16) over the summaries `kbar [b, n, g, d]` (bf16). `diagonal [g]` (f32) is the own chunk's bias, 0 when `None`.
 ///
 /// # Errors
 /// When extents do not fit, or a sequence has more chunks than a block has room for.
 pub fn entmax_routing(
     dims: Dims,
-    q: (&CudaBuffer, usize, usize),
+    q: Strided,
     kbar: &CudaBuffer,
     diagonal: Option<&CudaBuffer>,
     settings: Entmax,
 ) -> Result<Routing> {
     let (op, device) = ("entmax_routing", kbar.device());
     let Dims { b, t, h, g, d } = dims;
-    let (chunk, group) = (settings.chunk_size, dims.group());
-    ensure!(WIDTHS.contains(&d) && (1..=16).contains(&group), op, "no kernel for {dims:?} on cuda");
-    ensure!(CHUNKS.contains(&chunk), op, "chunks of {chunk}: kernels for {CHUNKS:?} exist on cuda");
-    let (n, chunks) = (t / chunk, t.div_ceil(chunk));
-    ensure!(n <= MOST, op, "{n} chunks: a block has room for the scores of {MOST}; larger chunks make fewer");
-    let last = q.1 + (b * t).saturating_sub(1) * q.2 + h * d;
-    ensure!(q.0.kind() == Kind::Bf16 && last <= q.0.len(), op, "q [{b}, {t}, {h}, {d}] in {:?}", q.0);
-    ensure!(
-        q.1.is_multiple_of(8) && q.2.is_multiple_of(8),
-        op,
-        "q begins at {}, {} apart: not whole pieces of 16 bytes",
-        q.1,
-        q.2
-    );
-    ensure!((kbar.kind(), kbar.len()) == (Kind::Bf16, b * n * g * d), op, "{kbar:?} for {n} chunks of {dims:?}");
+    let chunk = settings.chunk_size;
+    check_chunk(op, chunk)?;
+    check_alpha(op, settings.alpha)?;
+    let scored = Scored::new(op, dims, q, (kbar, t / chunk), 0)?;
     if let Some(x) = diagonal {
         ensure!((x.kind(), x.len()) == (Kind::F32, g), op, "diagonal {x:?} for {g} kv heads");
     }
-    let cells = device.zeros(op, Kind::U64, b * g * t.div_ceil(64) * chunks)?;
+    let cells = scored.cells(chunk)?;
     let taus = device.alloc(op, Kind::F32, b * t * h)?;
-    let (slabs, width, shared) = room(d, n, device.properties().shared_per_block as usize);
-    let grid = Grid { blocks: [t.div_ceil(slabs * (16 / group)), b * g, 1], ..Grid::line(1, 256) }.shared(shared);
-    let unit = router_unit(d, settings.alpha);
-    let operands = [Arg::At(q.0, q.1), Arg::Buffer(kbar), Arg::Buffer(&taus)];
-    let sizes = [t, g, group, n, chunk, q.2, width, slabs].map(Arg::int);
-    let numbers = [settings.gamma / (d as f64).sqrt(), settings.alpha].map(|x| Arg::F32(x as f32));
-    let args = [&operands[..], &[Arg::Buffer(&cells)], &sizes, &numbers].concat();
-    // SAFETY: the kernel's parameters in order, for extents that are compared with the buffers above.
-    unsafe { device.kernel(&unit, "router_solve")?.launch(grid, &args)? };
+    let (_, sizes, rest) = scored.cut();
+    let numbers = [factor(settings, d), Arg::F32(settings.alpha as f32)];
+    let outputs = [&taus, &cells].map(Arg::Buffer);
+    let args = [&scored.operands()[..], &outputs, &sizes, &[Arg::int(chunk)], &rest, &numbers].concat();
+    scored.launch((&ROUTER, settings.alpha), "router_solve", &args)?;
 
     let most = b * g * (0..t).map(|token| token / chunk + 1).sum::<usize>();
     let mask = BlockMask::new(cells, (b, g, t), chunk, most)?;
     let (weights, bias) = (device.alloc(op, Kind::F32, most)?, device.alloc(op, Kind::F32, most)?);
-    let lists = [mask.cells(), mask.first()].map(Arg::Buffer);
-    let outputs = [diagonal.map_or(Arg::Null, Arg::Buffer), Arg::Buffer(&weights), Arg::Buffer(&bias)];
-    let center = Arg::Int(i32::from(settings.center != Center::None));
-    let args = [&operands[..], &lists, &outputs, &sizes, &numbers, &[Arg::F32(settings.sigma as f32), center]].concat();
-    // SAFETY: as above; entries are numbered below `most`.
-    unsafe { device.kernel(&unit, "router_emit")?.launch(grid, &args)? };
+    let outputs = [diagonal.map_or(Arg::Null, Arg::Buffer), Arg::Buffer(&weights), Arg::Buffer(&bias), Arg::Null];
+    emit(&scored, (&taus, &mask), outputs, settings)?;
     Ok(Routing { mask, weights, bias, taus })
 }
 
-/// Slabs of 16 rows a block, the width of a row of scores, and the bytes of it all: as many slabs, up to four, as fit.
-fn room(d: usize, n: usize, limit: usize) -> (usize, usize, usize) {
-    let (panels, width) = (d.div_ceil(64) * 128, n.max(1));
-    let bytes = |slabs: usize| (slabs * 16 + 64) * panels + slabs * 16 * width * 4;
-    let slabs = (1..=4).rev().find(|&slabs| bytes(slabs) <= limit).unwrap_or(1);
-    (slabs, width, bytes(slabs))
+/// Writes what the outputs name: (own bias), weights, bias, heads.
+fn emit(scored: &Scored, (taus, mask): (&CudaBuffer, &BlockMask), outputs: [Arg; 4], settings: Entmax) -> Result<()> {
+    let (_, sizes, rest) = scored.cut();
+    let lists = [taus, mask.cells(), mask.first()].map(Arg::Buffer);
+    let numbers = [factor(settings, scored.dims.d), Arg::F32(settings.alpha as f32), Arg::F32(settings.sigma as f32)];
+    let center = Arg::Int(i32::from(settings.center != Center::None));
+    let chunk = [Arg::int(settings.chunk_size)];
+    let args = [&scored.operands()[..], &lists, &outputs, &sizes, &chunk, &rest, &numbers, &[center]].concat();
+    scored.launch((&ROUTER, settings.alpha), "router_emit", &args)
+}
+
+/// p of every head of every entry, `[entries, group]` (f32), 0 for the own chunk: what a watcher reads. Routing itself does not need it.
+///
+/// # Errors
+/// As [`entmax_routing`].
+pub fn head_weights(
+    dims: Dims,
+    q: Strided,
+    kbar: &CudaBuffer,
+    routing: &Routing,
+    settings: Entmax,
+) -> Result<CudaBuffer> {
+    let op = "entmax_routing";
+    routing.mask.check(op, dims)?;
+    let scored = Scored::new(op, dims, q, (kbar, dims.t / settings.chunk_size), 0)?;
+    let heads = kbar.device().alloc(op, Kind::F32, routing.mask.entries() * dims.group())?;
+    let outputs = [Arg::Null, Arg::Null, Arg::Null, Arg::Buffer(&heads)];
+    emit(&scored, (&routing.taus, &routing.mask), outputs, settings)?;
+    Ok(heads)
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 // Attention, backward, query side: dq, and the gradient of the bias of every entry. Scores are computed again, row by row as forward
-// went; p = exp(z - lse), ds = p (do . v - delta), dq = scale sum ds k, dbias = sum of ds over the entry's keys and the group's heads.
+// went; p = exp(z - lse), ds = p (do . v - delta), dq = scale sum ds k, dbias = sum of ds over the entry's keys and the group's heads. Entmax
+// has r = p^(2 - alpha) in the place of the outer p, and for delta the mean of do . v weighted by r (attention_means in solve.cu).
 
 // delta [rows] = o . do, a warp a row.
 extern "C" __global__ void __launch_bounds__(256)
@@ -8,7 +9,7 @@ attention_delta(const bf16* __restrict__ o, const bf16* __restrict__ dout, float
     if (row >= rows) return;
     float sum = 0;
     #pragma unroll
-    for (int i = threadIdx.x % 32; i < D; i += 32) sum += widen(o[row * D + i]) * widen(dout[row * D + i]);
+    for (int i = threadIdx.x % 32; i < HEAD; i += 32) sum += widen(o[row * HEAD + i]) * widen(dout[row * HEAD + i]);
     sum = warp_sum(sum);
     if (threadIdx.x % 32 == 0) delta[row] = sum;
 }
@@ -17,12 +18,15 @@ extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, const bf16* __restrict__ dout,
                const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dq, float* __restrict__ dbias,
                const u64* __restrict__ all_cells, const u32* __restrict__ all_first, const float* __restrict__ bias, int t,
-               int kv_heads, int group, int q_stride, int chunks, int slots, float scale) {
+               int kv_heads, int group, int q_stride, int chunks, int slots, float scale, int add, int stride,
+               int width, float share, float power_p, float power_r) {
     extern __shared__ __align__(1024) u8 scratch[];
+    const Reach reach = {add, stride, width};
+    const Powers powers = {power_p, power_r};
     __shared__ int counts[WARPS];
     __shared__ u64 full[MOST_SLOTS];
     __shared__ u32 read[MOST_SLOTS];
-    __shared__ float of_rows[WARPS][CHUNKS][16];
+    __shared__ float of_rows[WARPS][BLOCK_CHUNKS][16];
     const u32 queries = shared_address(scratch), outs = queries + ROWS * PANELS * 128;
     Ring ring = {outs + ROWS * PANELS * 128, shared_address(full), read, slots, 0, 0};
     unsigned short* list = (unsigned short*)(scratch + 2 * ROWS * PANELS * 128 + slots * 2 * STAGE);
@@ -38,12 +42,12 @@ attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const 
     }
     barrier_fence();
     load_rows(queries, q, batch, kv, first, t, group, q_stride);
-    load_rows(outs, dout, batch, kv, first, t, group, heads * D);
-    const int blocks = ceil_div(end, KEYS);
-    const int count = LISTED ? visited(list, counts, cells, chunks, first, end, blocks) : blocks;
+    load_rows(outs, dout, batch, kv, first, t, group, heads * HEAD);
+    const int base_block = reach.begin(first) / KEYS, blocks = ceil_div(reach.end(end - 1), KEYS);
+    const int count = LISTED ? visited(list, counts, cells, chunks, first, end, blocks) : max(0, blocks - base_block);
 
-    int tokens[SLABS][2];
-    float shift[SLABS][2], inner[SLABS][2];  // lse in powers of two, delta
+    int tokens[SLABS][2], begins[SLABS][2];  // as in forward.cu
+    float shift[SLABS][2], inner[SLABS][2];  // lse in powers of two, or the threshold; delta
     #pragma unroll
     for (int m = 0; m < SLABS; m++)
         #pragma unroll
@@ -51,64 +55,51 @@ attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const 
             const int row = lane / 4 + 8 * half, token = first + (warp * SLABS + m) * slab_tokens + row / group;
             const bool valid = row < slab_tokens * group && token < t;
             const long long at = ((long long)batch * t + token) * heads + kv * group + row % group;
-            tokens[m][half] = valid ? token : -1;
-            shift[m][half] = valid ? lse[at] * LOG2E : 0.f;
+            tokens[m][half] = valid ? reach.end(token) - 1 : -1;
+            begins[m][half] = reach.begin(token);
+            shift[m][half] = valid ? lse[at] * (POWER ? 1.f : LOG2E) : 0.f;
             inner[m][half] = valid ? delta[at] : 0.f;
         }
-    const float factor = scale * LOG2E;
+    const float factor = POWER ? scale * share : scale * LOG2E;
     float acc[SLABS][D / 8][4] = {};
-    const auto load = [&](int i, int slot) { ring.load(&k, &v, slot, kv * D, (LISTED ? list[i] : i) * KEYS, batch); };
+    const auto load = [&](int i, int slot) { ring.load(&k, &v, slot, kv * HEAD, (LISTED ? list[i] : base_block + i) * KEYS, batch); };
     copy_commit();
     copy_wait<0>();
     __syncthreads();
     if (threadIdx.x == 0) for (int i = 0; i < slots && i < count; i++) load(i, i);
     for (int i = 0; i < count; i++) {
-        const int block = LISTED ? list[i] : i;
+        const int block = LISTED ? list[i] : base_block + i;
         const u32 keys = ring.wait(), values = keys + STAGE;
         #pragma unroll
         for (int m = 0; m < SLABS; m++) {
             const int slab = warp * SLABS + m;
-            float add[2][CHUNKS], summed[2][CHUNKS] = {};
+            float adds[2][CHUNKS], summed[2][CHUNKS] = {};
             bool attends = false;
             #pragma unroll
             for (int half = 0; half < 2; half++)
                 #pragma unroll
                 for (int j = 0; j < CHUNKS; j++) {
-                    add[half][j] = !LISTED ? 0.f : tokens[m][half] < 0 ? NOTHING : bias_of(cells, entries, bias, chunks, tokens[m][half], block * KEYS / CHUNK + j);
-                    attends |= add[half][j] != NOTHING && block * KEYS <= tokens[m][half];
+                    adds[half][j] = !LISTED ? 0.f : tokens[m][half] < 0 ? NOTHING : bias_of(cells, entries, bias, chunks, tokens[m][half], chunk_at(block, j));
+                    attends |= adds[half][j] != NOTHING && block * KEYS <= tokens[m][half] && (!SPAN || block * KEYS + KEYS > begins[m][half]);
                 }
             if (!__any_sync(FULL, attends)) continue;
             #pragma unroll
             for (int sub = 0; sub < KEYS / SUB; sub++) {
                 float s[SUB / 8][4] = {}, dp[SUB / 8][4] = {};
-                #pragma unroll
-                for (int step = 0; step < D / 16; step++) {
-                    u32 a[4], d[4];
-                    rows_fragment(a, queries, slab, step);
-                    rows_fragment(d, outs, slab, step);
-                    #pragma unroll
-                    for (int n = 0; n < SUB / 16; n++) {
-                        u32 b[4];
-                        keys_fragment(b, keys, sub * SUB + n * 16, step);
-                        mma(s[2 * n], a, b[0], b[1]);
-                        mma(s[2 * n + 1], a, b[2], b[3]);
-                        keys_fragment(b, values, sub * SUB + n * 16, step);
-                        mma(dp[2 * n], d, b[0], b[1]);
-                        mma(dp[2 * n + 1], d, b[2], b[3]);
-                    }
-                }
+                scores(s, dp, queries, outs, slab, keys, values, sub * SUB);
                 u32 ds[SUB / 16][4];
                 #pragma unroll
                 for (int half = 0; half < 2; half++) {
                     #pragma unroll
                     for (int n = 0; n < SUB / 8; n++) {
-                        const int j = CHUNK < KEYS ? (sub * SUB + n * 8) / CHUNK : 0;
+                        const int j = PER < KEYS ? (sub * SUB + n * 8) / PER : 0;
                         float out[2];
                         #pragma unroll
                         for (int e = 0; e < 2; e++) {
                             const int key = block * KEYS + sub * SUB + n * 8 + lane % 4 * 2 + e;
-                            const float p = key > tokens[m][half] ? 0.f : exp2_fast(fmaf(s[n][2 * half + e], factor, add[half][j] - shift[m][half]));
-                            out[e] = p * (dp[n][2 * half + e] - inner[m][half]);
+                            const bool outside = key > tokens[m][half] || (SPAN && key < begins[m][half]);
+                            const float r = outside ? 0.f : share_of(s[n][2 * half + e], factor, shift[m][half] - adds[half][j], powers).r;
+                            out[e] = r * (dp[n][2 * half + e] - inner[m][half]);
                             summed[half][j] += out[e];
                         }
                         ds[n / 2][n % 2 * 2 + half] = pack(out[0], out[1]);
@@ -119,7 +110,7 @@ attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const 
                     #pragma unroll
                     for (int n = 0; n < D / 16; n++) {
                         u32 b[4];
-                        values_fragment(b, keys, sub * SUB + step * 16, n);
+                        fragment_transposed<KEYS>(b, keys, sub * SUB + step * 16, n);
                         mma(acc[m][2 * n], ds[step], b[0], b[1]);
                         mma(acc[m][2 * n + 1], ds[step], b[2], b[3]);
                     }
@@ -131,11 +122,11 @@ attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const 
                 for (int j = 0; j < CHUNKS; j++) {
                     float sum = summed[half][j];
                     sum += __shfl_xor_sync(FULL, sum, 1);
-                    sum += __shfl_xor_sync(FULL, sum, 2);
-                    if (lane % 4 == 0) of_rows[warp][j][lane / 4 + 8 * half] = sum;
+                    if (CHUNK > 4) sum += __shfl_xor_sync(FULL, sum, 2);  // else a chunk is two lanes of the four
+                    if (lane % (CHUNK > 4 ? 4 : 2) == 0) of_rows[warp][chunk_in_block(j)][lane / 4 + 8 * half] = sum;
                 }
             __syncwarp();
-            for (int e = lane; e < slab_tokens * CHUNKS; e += 32) {
+            for (int e = lane; e < slab_tokens * BLOCK_CHUNKS; e += 32) {
                 const int token = first + slab * slab_tokens + e % slab_tokens, chunk = block * KEYS / CHUNK + e / slab_tokens;
                 const int cell = token / 64 * chunks + chunk;
                 const u64 bit = 1ull << (token & 63);
@@ -156,11 +147,11 @@ attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const 
     for (int m = 0; m < SLABS; m++)
         #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int token = tokens[m][half];
-            if (token < 0) continue;
-            const long long row = ((long long)batch * t + token) * heads + kv * group + (lane / 4 + 8 * half) % group;
+            const int place = lane / 4 + 8 * half, token = first + (warp * SLABS + m) * slab_tokens + place / group;
+            if (place >= slab_tokens * group || token >= t) continue;
+            const long long row = ((long long)batch * t + token) * heads + kv * group + place % group;
             #pragma unroll
-            for (int n = 0; n < D / 8; n++)
-                *(float2*)(dq + row * D + n * 8 + lane % 4 * 2) = make_float2(acc[m][n][2 * half] * scale, acc[m][n][2 * half + 1] * scale);
+            for (int n = 0; n < HEAD / 8; n++)
+                *(float2*)(dq + row * HEAD + n * 8 + lane % 4 * 2) = make_float2(acc[m][n][2 * half] * scale, acc[m][n][2 * half + 1] * scale);
         }
 }

@@ -1,12 +1,14 @@
 // Chunk summaries: a_j = softmax_j(qbar . k_j / sqrt d) over a complete chunk, kbar = sum a_j k_j; and their gradients. A warp takes one chunk
-// of one kv head. D: head width; CHUNK: tokens of a chunk. Keys are bf16 [b, t, g, D], tokens `stride` apart; sums are f32.
+// of one kv head. HEAD: head width; CHUNK: tokens of a chunk. Keys are bf16 [b, t, g, HEAD], tokens `stride` apart; sums are f32.
 
-#define EACH (D / 32)
+#define EACH ((HEAD + 31) / 32)  // elements of a lane, some of them beyond the head
+
+INLINE bool inside(int e) { return HEAD % 32 == 0 || threadIdx.x % 32 + 32 * e < HEAD; }
 
 INLINE float dot(const float (&x)[EACH], const bf16* key) {
     float sum = 0;
     #pragma unroll
-    for (int e = 0; e < EACH; e++) sum += x[e] * widen(key[threadIdx.x % 32 + 32 * e]);
+    for (int e = 0; e < EACH; e++) if (inside(e)) sum += x[e] * widen(key[threadIdx.x % 32 + 32 * e]);
     return warp_sum(sum);
 }
 
@@ -16,10 +18,10 @@ INLINE const bf16* chunk_of(const bf16* k, long long& at, int& kv, int batches, 
     if (at >= (long long)batches * n * kv_heads) return 0;
     kv = (int)(at % kv_heads);
     const long long chunk = at / kv_heads % n, batch = at / kv_heads / n;
-    return k + (batch * t + chunk * CHUNK) * stride + kv * D;
+    return k + (batch * t + chunk * CHUNK) * stride + kv * HEAD;
 }
 
-// kbar in f32 and rounded to bf16, [b, n, g, D]; a [b, n, g, CHUNK].
+// kbar in f32 and rounded to bf16, [b, n, g, HEAD]; a [b, n, g, CHUNK].
 extern "C" __global__ void __launch_bounds__(256)
 summary_forward(const bf16* __restrict__ k, const float* __restrict__ qbar, float* __restrict__ kbar, bf16* __restrict__ operand,
                 float* __restrict__ weights, int batches, int t, int kv_heads, int n, int stride, float scale) {
@@ -30,7 +32,7 @@ summary_forward(const bf16* __restrict__ k, const float* __restrict__ qbar, floa
     if (!keys) return;
     float query[EACH], acc[EACH] = {}, top = -__int_as_float(0x7f800000), sum = 0;
     #pragma unroll
-    for (int e = 0; e < EACH; e++) query[e] = qbar[kv * D + lane + 32 * e];
+    for (int e = 0; e < EACH; e++) if (inside(e)) query[e] = qbar[kv * HEAD + lane + 32 * e];
     for (int j = 0; j < CHUNK; j++) {
         const float z = dot(query, keys + (long long)j * stride) * scale;
         if (lane == j % 32) weights[at * CHUNK + j] = z;
@@ -43,18 +45,18 @@ summary_forward(const bf16* __restrict__ k, const float* __restrict__ qbar, floa
     for (int j = 0; j < CHUNK; j++) {
         const float a = expf(weights[at * CHUNK + j] - top) * inverse;
         #pragma unroll
-        for (int e = 0; e < EACH; e++) acc[e] += a * widen(keys[(long long)j * stride + lane + 32 * e]);
+        for (int e = 0; e < EACH; e++) if (inside(e)) acc[e] += a * widen(keys[(long long)j * stride + lane + 32 * e]);
     }
     __syncwarp();
     for (int j = lane; j < CHUNK; j += 32) weights[at * CHUNK + j] = expf(weights[at * CHUNK + j] - top) * inverse;
     #pragma unroll
-    for (int e = 0; e < EACH; e++) {
-        kbar[at * D + lane + 32 * e] = acc[e];
-        operand[at * D + lane + 32 * e] = As<bf16>::of(acc[e]);
+    for (int e = 0; e < EACH && inside(e); e++) {
+        kbar[at * HEAD + lane + 32 * e] = acc[e];
+        operand[at * HEAD + lane + 32 * e] = As<bf16>::of(acc[e]);
     }
 }
 
-// Adds to dk [b, t, g, D]; dqbar comes as one row a chunk, [b, n, g, D], to be added in order.
+// Adds to dk [b, t, g, HEAD]; dqbar comes as one row a chunk, [b, n, g, HEAD], to be added in order.
 extern "C" __global__ void __launch_bounds__(256)
 summary_backward(const bf16* __restrict__ k, const float* __restrict__ qbar, const float* __restrict__ weights, const float* __restrict__ dkbar,
                  float* __restrict__ dk, float* __restrict__ dqbar, int batches, int t, int kv_heads, int n, int stride, float scale) {
@@ -66,21 +68,21 @@ summary_backward(const bf16* __restrict__ k, const float* __restrict__ qbar, con
     const long long chunk = at / kv_heads % n, batch = at / kv_heads / n;
     float query[EACH], up[EACH], acc[EACH] = {}, inner = 0;
     #pragma unroll
-    for (int e = 0; e < EACH; e++) {
-        query[e] = qbar[kv * D + lane + 32 * e];
-        up[e] = dkbar[at * D + lane + 32 * e];
+    for (int e = 0; e < EACH && inside(e); e++) {
+        query[e] = qbar[kv * HEAD + lane + 32 * e];
+        up[e] = dkbar[at * HEAD + lane + 32 * e];
     }
     for (int j = 0; j < CHUNK; j++) inner += weights[at * CHUNK + j] * dot(up, keys + (long long)j * stride);
     for (int j = 0; j < CHUNK; j++) {
         const bf16* key = keys + (long long)j * stride;
         const float a = weights[at * CHUNK + j], dz = a * (dot(up, key) - inner) * scale;
-        float* to = dk + ((batch * t + chunk * CHUNK + j) * kv_heads + kv) * D;
+        float* to = dk + ((batch * t + chunk * CHUNK + j) * kv_heads + kv) * HEAD;
         #pragma unroll
-        for (int e = 0; e < EACH; e++) {
+        for (int e = 0; e < EACH && inside(e); e++) {
             to[lane + 32 * e] += a * up[e] + dz * query[e];
             acc[e] += dz * widen(key[lane + 32 * e]);
         }
     }
     #pragma unroll
-    for (int e = 0; e < EACH; e++) dqbar[at * D + lane + 32 * e] = acc[e];
+    for (int e = 0; e < EACH; e++) if (inside(e)) dqbar[at * HEAD + lane + 32 * e] = acc[e];
 }

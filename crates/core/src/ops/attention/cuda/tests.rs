@@ -7,8 +7,8 @@ use crate::tape::Tape;
 use crate::testing::{attention_of_operands, bf16};
 use crate::{Device, Tensor, testing};
 
-/// Shapes with odd lengths, every group size, every head width and every chunk size.
-const SHAPES: [([usize; 5], usize); 10] = [
+/// Shapes with odd lengths, every group size, every head width (two of them padded) and every chunk size.
+const SHAPES: [([usize; 5], usize); 14] = [
     ([1, 1, 1, 1, 32], 16),
     ([2, 5, 2, 1, 64], 16),
     ([1, 37, 3, 1, 64], 16),
@@ -19,6 +19,10 @@ const SHAPES: [([usize; 5], usize); 10] = [
     ([1, 257, 12, 1, 128], 16),
     ([1, 200, 16, 1, 128], 64),
     ([1, 300, 5, 1, 64], 128),
+    ([1, 150, 4, 2, 16], 4),
+    ([1, 131, 6, 2, 24], 8),
+    ([1, 140, 3, 1, 128], 4),
+    ([2, 97, 2, 2, 8], 8),
 ];
 
 fn dims([b, t, h, g, d]: [usize; 5]) -> Dims {

@@ -1,8 +1,9 @@
-// What the query side's kernels share: tiles in shared memory, the ring that brings keys and values, and who attends what.
+// What attention's kernels share: tiles in shared memory, the ring that brings keys and values, who attends what, and a score's weight.
 //
-// D: head width, 32, 64 or 128. LISTED: 1 where a bit matrix says who attends what, 0 for dense attention. CHUNK: tokens of a chunk, 16,
-// 32, 64 or 128 (read only where LISTED). WARPS, SLABS: of a block, of a warp. SUB: keys whose scores exist at a time. `group`, the query
-// heads of a kv head, is 1 to 16.
+// D: head width in shared memory, 16, 32, 64 or 128; HEAD: as it is, a multiple of 8. LISTED: 1 where a bit matrix says who attends what;
+// CHUNK: tokens of a chunk, 4 to 128 (read only where LISTED). SPAN: 1 where a query attends one range of keys (Reach); with neither, every
+// key up to its own. POWER: what a row's scores become: 0 softmax, 1 entmax with alpha 1.5, 2 with any alpha. WARPS, SLABS: of a block, of a
+// warp. SUB: keys whose scores exist at a time. `group`, the query heads of a kv head, is 1 to 16.
 //
 // Rows are (token, head of the group) pairs of one kv head. A warp has SLABS slabs of 16 rows, each of 16 / group whole tokens (the rest
 // of the slab is empty), so that a fragment of keys or values serves all its slabs.
@@ -10,10 +11,46 @@
 #define ROWS (WARPS * SLABS * 16)
 #define KEYS 64
 #define PANELS ((D + 63) / 64)
-#define CHUNKS (CHUNK < KEYS ? KEYS / CHUNK : 1)
 #define STAGE (KEYS * PANELS * 128)
 #define MOST_SLOTS 16
-#define NOTHING (-__int_as_float(0x7f800000))
+// chunks of a block of keys; and those that a lane meets there, each PER columns apart: it has two keys in every eight
+#define BLOCK_CHUNKS (CHUNK < KEYS ? KEYS / CHUNK : 1)
+#define PER (CHUNK < 8 ? 8 : CHUNK)
+#define CHUNKS (PER < KEYS ? KEYS / PER : 1)
+
+// The lane's chunk number j of a block of keys, and of the sequence.
+INLINE int chunk_in_block(int j) { return j * (PER / CHUNK) + (CHUNK < 8 ? threadIdx.x % 4 * 2 / CHUNK : 0); }
+INLINE int chunk_at(int block, int j) { return block * KEYS / CHUNK + chunk_in_block(j); }
+
+// The range of keys that a token attends: as many as `width` before `end`.
+struct Reach {
+    int add, stride, width;
+    METHOD int end(int token) const { return !SPAN ? token + 1 : token + add < 0 ? 0 : (token + add) / stride; }
+    METHOD int begin(int token) const { return !SPAN ? 0 : max(0, end(token) - width); }
+    // the tokens that attend any of the keys first .. last: the first, and what is behind the last (or beyond the sequence)
+    METHOD int first_token(int first) const { return !SPAN ? first : max(0, (first + 1) * stride - add); }
+    METHOD int behind_token(int last, int t) const {
+        return !SPAN ? t : (int)min((long long)t, max(0ll, ((long long)last + width + 1) * stride - add));
+    }
+};
+
+// What a score becomes: p, its share of the row, and r, which p changes by: softmax p itself, entmax p^(2 - alpha).
+// `shift` is lse in powers of two, less the bias, or the threshold of entmax; `factor` has the scale of scores and what entmax adds.
+struct Share { float p, r; };
+struct Powers { float p, r; };  // 1 / (alpha - 1), (2 - alpha) / (alpha - 1)
+INLINE Share share_of(float score, float factor, float shift, Powers powers) {
+    const float u = fmaf(score, factor, -shift);
+    if (POWER == 0) {
+        const float p = exp2_fast(u);
+        return {p, p};
+    }
+    if (POWER == 1) {
+        const float r = fmaxf(u, 0.f);
+        return {r * r, r};
+    }
+    const float log = log2_fast(u);
+    return {u > 0.f ? exp2_fast(powers.p * log) : 0.f, u > 0.f ? exp2_fast(powers.r * log) : 0.f};
+}
 
 // Blocks of keys and values on their way through a ring of slots in shared memory. The copy engine fills a slot; the last warp that
 // has read it asks for the next block, so that warps with little to do in a block run ahead of the others by the length of the ring.
@@ -59,7 +96,7 @@ INLINE int visited(unsigned short* list, int* scratch, const u64* cells, int chu
         const int block = base + threadIdx.x;
         bool any = false;
         if (block < blocks) {
-            for (int j = 0; j < CHUNKS; j++) {
+            for (int j = 0; j < BLOCK_CHUNKS; j++) {
                 const int chunk = block * KEYS / CHUNK + j;
                 if (chunk >= chunks) break;
                 for (int tile = first / 64; tile * 64 < end; tile++) {
@@ -85,29 +122,32 @@ INLINE int visited(unsigned short* list, int* scratch, const u64* cells, int chu
     return total;
 }
 
-// Rows of a tile of tokens from [b, t, heads, d] into shared memory; what a slab or the sequence does not have is zero.
+// Rows of a tile of tokens from [b, t, heads, HEAD] into shared memory; what a slab or the sequence does not have is zero.
 INLINE void load_rows(u32 to, const bf16* from, int batch, int kv, int first, int t, int group, int stride) {
     const int slab_tokens = 16 / group;
-    for (int i = threadIdx.x; i < ROWS * PANELS * 8; i += WARPS * 32) {
-        const int row = i / (PANELS * 8), piece = i % (PANELS * 8), in_slab = row % 16;
-        const int token = first + row / 16 * slab_tokens + in_slab / group;
-        const bool valid = in_slab < slab_tokens * group && token < t && piece * 8 < D;
-        const long long at = ((long long)batch * t + token) * stride + (kv * group + in_slab % group) * D + piece * 8;
-        copy16(to + piece / 8 * (ROWS * 128) + swizzled(row, piece % 8), from + (valid ? at : 0), valid);
-    }
+    load_tile<ROWS, HEAD, WARPS * 32>(to, from, [&](int row) {
+        const int in_slab = row % 16, token = first + row / 16 * slab_tokens + in_slab / group;
+        const bool valid = in_slab < slab_tokens * group && token < t;
+        return valid ? from + ((long long)batch * t + token) * stride + (kv * group + in_slab % group) * HEAD : (const bf16*)0;
+    });
 }
 
-// Fragment of 16 rows (a) or of 16 keys (b) for one step of 16 along the head width.
-INLINE void rows_fragment(u32 (&a)[4], u32 rows, int slab, int step) {
-    const int lane = threadIdx.x % 32;
-    load4(a, rows + step / 4 * (ROWS * 128) + swizzled(slab * 16 + lane % 16, step % 4 * 2 + lane / 16));
-}
-INLINE void keys_fragment(u32 (&b)[4], u32 keys, int first, int step) {
-    const int lane = threadIdx.x % 32;
-    load4(b, keys + step / 4 * (KEYS * 128) + swizzled(first + lane % 8 + lane / 16 * 8, step % 4 * 2 + lane / 8 % 2));
-}
-// Fragment of 16 columns of the head width for one step of 16 along the keys.
-INLINE void values_fragment(u32 (&b)[4], u32 values, int first, int columns) {
-    const int lane = threadIdx.x % 32;
-    load4_transposed(b, values + columns / 4 * (KEYS * 128) + swizzled(first + lane % 16, columns % 4 * 2 + lane / 16));
+// Scores of a slab of rows and of the gradients of their outputs, with SUB keys and values from `first` on.
+INLINE void scores(float (&s)[SUB / 8][4], float (&dp)[SUB / 8][4], u32 rows, u32 outs, int slab, u32 keys, u32 values, int first) {
+    #pragma unroll
+    for (int step = 0; step < D / 16; step++) {
+        u32 a[4], d[4];
+        fragment<ROWS>(a, rows, slab * 16, step);
+        fragment<ROWS>(d, outs, slab * 16, step);
+        #pragma unroll
+        for (int n = 0; n < SUB / 16; n++) {
+            u32 b[4];
+            fragment_right<KEYS>(b, keys, first + n * 16, step);
+            mma(s[2 * n], a, b[0], b[1]);
+            mma(s[2 * n + 1], a, b[2], b[3]);
+            fragment_right<KEYS>(b, values, first + n * 16, step);
+            mma(dp[2 * n], d, b[0], b[1]);
+            mma(dp[2 * n + 1], d, b[2], b[3]);
+        }
+    }
 }

@@ -143,6 +143,7 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
     });
     let (q, kbar, diagonal) = (q.clone(), kbar.clone(), diagonal.map(Var::id));
     let kept = (routes.clone(), weights.clone(), rows);
+    let compute = tape.compute();
     let watch = tape.watcher().map(|w| (w.clone(), tape.scope_name()));
     let score_gradient = ScalarCell::default();
     let norm = score_gradient.clone();
@@ -167,10 +168,16 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
                 grads.add(kbar.id(), Tensor::from_buffer(kbar.value.shape(), d.dkbar))?;
             }
             Ok(())
-        }, Cuda(gpu, [qs, ks, _, _, dbias]) => {
+        }, Cuda(gpu, [qs, ks, weights, rows, dbias]) => {
             let mask = routes.on_cuda(op, gpu)?;
-            let operands = (qs.full()?, ks.full()?);
-            let d = cuda::plain::entmax_backward(dims, n, operands, mask, dbias.full()?, settings, watch.is_some())?;
+            let d = if cuda::routes_stream(compute, qs, dims, settings.chunk_size) {
+                let kept = cuda::Kept { mask, weights: weights.full()?, taus: rows.full()? };
+                let q = (qs.rounded()?, 0, dims.h * dims.d);
+                cuda::entmax_routing_backward(dims, q, ks.rounded()?, kept, dbias.full()?, settings, watch.is_some())?
+            } else {
+                let operands = (qs.full()?, ks.full()?);
+                cuda::plain::entmax_backward(dims, n, operands, mask, dbias.full()?, settings, watch.is_some())?
+            };
             norm.set(Tensor::from_cuda(&[], cuda::plain::root(&d.squares)?));
             if let (Some((watcher, scope)), Some((scores, pairs))) = (watch, d.watched) {
                 watcher.gradient(&scope, SCORES, &Tensor::from_cuda(&[mask.entries(), dims.group()], scores));

@@ -12,8 +12,8 @@ mod tests;
 
 use std::ops::Range;
 
-use super::Dims;
 use super::cuda::plain::{self, Sees};
+use super::{Dims, cuda};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::tape::{Tape, Var};
@@ -86,22 +86,40 @@ pub fn span_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, span: Span, alpha:
     ensure!(m == span.keys(t), op, "{t} tokens have {} keys of {span:?}, k has {m}", span.keys(t));
     ensure!((1.0..=2.0).contains(&alpha), op, "alpha is {alpha}, it must be 1 (softmax) to 2 (sparsemax)");
     let dims = Dims::new(op, [b, t, h, d], g)?;
-    let out = on_device!(op, [&q.value, &k.value, &v.value]; Cpu<T>(cpu, [qs, ks, vs]) => {
-        Tensor::from_buffer(q.value.shape(), cpu::forward::<T>(cpu, dims, m, (qs, ks, vs), span, alpha))
+    let compute = tape.compute();
+    // the output, and lse or threshold of every row, where backward reads them
+    let (out, kept) = on_device!(op, [&q.value, &k.value, &v.value]; Cpu<T>(cpu, [qs, ks, vs]) => {
+        let out = cpu::forward::<T>(cpu, dims, m, (qs, ks, vs), span, alpha);
+        (Tensor::from_buffer(q.value.shape(), out), None)
     }, Cuda(_, [qs, ks, vs]) => {
-        let operands = [qs.full()?, ks.full()?, vs.full()?];
-        Tensor::from_cuda(q.value.shape(), plain::forward(dims, m, operands, Sees::Span(span), alpha)?)
+        if cuda::streams(compute, qs, dims, None) {
+            let operands = cuda::Operands::separate(dims, qs.rounded()?, ks.rounded()?, vs.rounded()?);
+            let cuda::Rows { o, rows } = cuda::span_attention(dims, operands, span, alpha)?;
+            let out = Tensor::from_cuda(q.value.shape(), o);
+            (out.clone(), Some((out, Tensor::from_cuda(&[b, t, h], rows))))
+        } else {
+            let operands = [qs.full()?, ks.full()?, vs.full()?];
+            let out = plain::forward(dims, m, operands, Sees::Span(span), alpha)?;
+            (Tensor::from_cuda(q.value.shape(), out), None)
+        }
     });
     let (q, k, v) = (q.clone(), k.clone(), v.clone());
+    let (kept, rows) = kept.unwrap_or_else(|| (q.value.clone(), q.value.clone()));
     tape.record(op, out, move |dy, grads| {
-        on_device!(op, [&q.value, &k.value, &v.value, &dy]; Cpu<T>(cpu, [qs, ks, vs, dy]) => {
+        on_device!(op, [&q.value, &k.value, &v.value, &kept, &rows, &dy]; Cpu<T>(cpu, [qs, ks, vs, _, _, dy]) => {
             let [dq, dk, dv] = cpu::backward::<T>(cpu, dims, m, (qs, ks, vs), dy, span, alpha);
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), dq))?;
             grads.add(k.id(), Tensor::from_buffer(k.value.shape(), dk))?;
             grads.add(v.id(), Tensor::from_buffer(v.value.shape(), dv))
-        }, Cuda(_, [qs, ks, vs, dy]) => {
-            let operands = [qs.full()?, ks.full()?, vs.full()?];
-            let d = plain::backward(dims, m, operands, Sees::Span(span), alpha, dy.full()?)?;
+        }, Cuda(_, [qs, ks, vs, o, rows, dy]) => {
+            let d = if cuda::streams(compute, qs, dims, None) {
+                let operands = cuda::Operands::separate(dims, qs.rounded()?, ks.rounded()?, vs.rounded()?);
+                let kept = (o.rounded()?, rows.full()?);
+                cuda::span_attention_backward(dims, operands, (span, alpha), kept, dy.rounded()?)?
+            } else {
+                let operands = [qs.full()?, ks.full()?, vs.full()?];
+                plain::backward(dims, m, operands, Sees::Span(span), alpha, dy.full()?)?
+            };
             grads.add(q.id(), Tensor::from_cuda(q.value.shape(), d.dq))?;
             grads.add(k.id(), Tensor::from_cuda(k.value.shape(), d.dk))?;
             grads.add(v.id(), Tensor::from_cuda(v.value.shape(), d.dv))
