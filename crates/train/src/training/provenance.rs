@@ -33,7 +33,7 @@ pub struct Start {
     pub commit: String,
     /// Whether files differed from that commit.
     pub changed: bool,
-    /// Kind of the device.
+    /// The device: `cpu`, or a GPU with its name, `cuda:0 (NVIDIA H100 80GB HBM3)`.
     pub device: String,
     /// Instruction set of the CPU's kernels.
     pub instruction_set: String,
@@ -58,7 +58,10 @@ impl Start {
             version: env!("CARGO_PKG_VERSION").into(),
             commit: program::commit().unwrap_or("unknown").into(),
             changed: program::changed(),
-            device: device.name().into(),
+            device: match device {
+                Device::Cpu(_) => device.name().into(),
+                Device::Cuda(gpu) => format!("{gpu:?}"),
+            },
             instruction_set: program::instruction_set().into(),
             threads: threads(device),
             packages: program::packages().map(owned).collect(),
@@ -80,6 +83,12 @@ impl Start {
         ];
         all.extend(self.packages.iter().map(|(name, version)| (name.as_str(), version.clone())));
         all
+    }
+
+    /// Build and machine in a line: `version 0.1.0, commit 1234567890, device cpu, instruction set AVX2, processor AMD EPYC`.
+    pub fn maker(&self) -> String {
+        let values = self.decides().into_iter().take(5).map(|(name, value)| format!("{name} {value}"));
+        values.collect::<Vec<_>>().join(", ")
     }
 
     /// What is other than at an earlier start, `instruction set AVX2 -> AVX-512`; empty where nothing is.
@@ -160,9 +169,7 @@ pub fn record(folder: &Path, device: &Device, step: u64, resumes: bool) -> anyho
 /// For people: the first start, every later one at which something that bits may depend on had changed, and how many there were.
 pub fn lines(starts: &[Start]) -> Vec<String> {
     let Some(first) = starts.first() else { return Vec::new() };
-    let values = first.decides().into_iter().take(5).map(|(name, value)| format!("{name} {value}"));
-    let mut out =
-        vec![format!("started {}: {}, {} threads", first.time, values.collect::<Vec<_>>().join(", "), first.threads)];
+    let mut out = vec![format!("started {}: {}, {} threads", first.time, first.maker(), first.threads)];
     for pair in starts.windows(2) {
         let changes = pair[1].changes_since(&pair[0]);
         if !changes.is_empty() {

@@ -29,6 +29,16 @@ fn compare_reports_resumes_and_survives_an_arm_that_fails() {
     assert!(String::from_utf8_lossy(&o.stderr).contains("4 finished already"));
     assert_eq!(read("report.md"), text);
 
+    // who trained it is told, and that it was not one build
+    assert!(text.contains("Trained by version") && !text.contains("several builds"), "{text}");
+    let place = folder.join("runs/dash-s0/provenance.json");
+    let provenance = fs::read_to_string(&place).unwrap();
+    fs::write(&place, provenance.replace("\"instruction_set\": \"", "\"instruction_set\": \"not ")).unwrap();
+    succeeded(&s.run(&["compare", "--report-only"], &set));
+    let mixed = read("report.md");
+    assert!(mixed.contains("several builds or processors") && mixed.contains("instruction set not "), "{mixed}");
+    fs::write(&place, provenance).unwrap();
+
     // a run that is gone comes back; until then the report says so
     fs::remove_dir_all(folder.join("runs/dash-s1")).unwrap();
     fs::remove_file(folder.join("logs/dash-s1.log")).unwrap();

@@ -18,6 +18,7 @@ use crate::config::Config;
 use crate::failure::Result;
 use crate::files::replace_file;
 use crate::lab::chart::Drawn;
+use crate::training::provenance;
 use tables::Table;
 
 /// Everything that a reader sees, in order.
@@ -111,8 +112,16 @@ fn facts(plan: &Plan, config: &Config) -> Vec<String> {
     facts
 }
 
+/// The builds and machines that trained the runs, each once.
+fn makers(runs: &[Run]) -> Vec<String> {
+    // a list that cannot be read is told by `train eval`, and is no reason for no report
+    let starts = runs.iter().flat_map(|run| provenance::read(&run.folder).unwrap_or_default());
+    let makers: std::collections::BTreeSet<String> = starts.map(|start| start.maker()).collect();
+    makers.into_iter().collect()
+}
+
 /// What a reader has to know before the numbers.
-fn warnings(plan: &Plan, runs: &[Run]) -> Vec<String> {
+fn warnings(plan: &Plan, runs: &[Run], makers: usize) -> Vec<String> {
     let mut warnings = Vec::new();
     for run in runs {
         match run.outcome() {
@@ -131,6 +140,10 @@ fn warnings(plan: &Plan, runs: &[Run]) -> Vec<String> {
     }
     if (plan.seeds as usize) < ENOUGH {
         warnings.push(format!("Fewer than {ENOUGH} seeds: the numbers are reported, no difference is declared."));
+    }
+    if makers > 1 {
+        let what = "several builds or processors trained the runs; a seed has the same bits on one of them only";
+        warnings.push(format!("Not one machine: {what}."));
     }
     warnings
 }
@@ -151,10 +164,13 @@ impl Report {
         if rows.of("probe", "router_share_q", "layer=0").next().is_some() {
             all.push(tables::gradients(&arms, rows));
         }
+        let makers = makers(runs);
+        let mut facts = facts(plan, config);
+        facts.extend(makers.iter().map(|maker| format!("Trained by {maker}")));
         Report {
             title: format!("Comparison: {}", config.run.name),
-            facts: facts(plan, config),
-            warnings: warnings(plan, runs),
+            facts,
+            warnings: warnings(plan, runs, makers.len()),
             tables: all,
             charts: charts::charts(config, &arms, rows),
         }
