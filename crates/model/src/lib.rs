@@ -9,6 +9,7 @@ mod decoder;
 mod error;
 mod flops;
 mod generate;
+mod load;
 mod params;
 mod router;
 
@@ -18,5 +19,6 @@ pub use decoder::{Forward, Model};
 pub use error::{ConfigError, ParamError};
 pub use flops::{Flops, flops};
 pub use generate::{Sampling, generate};
+pub use load::{LoadError, read_tensors};
 pub use params::{Group, INDEXER, Init, Param, ParamSpec, Params, parameters};
 pub use router::{RouterStats, RouterTrace};

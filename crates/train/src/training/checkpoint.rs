@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use dash_core::{Device, Tensor};
-use dash_model::{Model, Params};
-use safetensors::tensor::{Dtype, SafeTensors, View};
+use dash_model::{Model, Params, read_tensors};
+use safetensors::tensor::{Dtype, View};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
 use super::optim::{Optimizer, rule};
@@ -72,24 +72,6 @@ pub fn write_safetensors<'a>(path: &Path, tensors: impl Iterator<Item = (String,
         Ok(std::fs::set_permissions(path, permissions)?)
     };
     write().with_context(|| format!("{} cannot be written", path.display()))
-}
-
-/// Reads f32 tensors.
-///
-/// # Errors
-/// When the bytes are no safetensors file or a tensor is not f32.
-pub fn from_safetensors(bytes: &[u8], device: &Device) -> anyhow::Result<HashMap<String, Tensor>> {
-    let file = SafeTensors::deserialize(bytes)?;
-    let mut out = HashMap::new();
-    for (name, view) in file.tensors() {
-        if view.dtype() != Dtype::F32 {
-            bail!("tensor {name} is {:?}, expected F32", view.dtype());
-        }
-        let data: Vec<f32> =
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
-        out.insert(name, Tensor::from_vec(device, view.shape(), data)?);
-    }
-    Ok(out)
 }
 
 /// Makes the file survive a power failure and hashes what can be read of it.
@@ -233,8 +215,7 @@ fn verify(folder: &Path) -> anyhow::Result<()> {
 /// When the file is damaged or does not fit the configuration.
 pub fn load_model(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<Model> {
     let path = folder.join("model.safetensors");
-    let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let mut tensors = from_safetensors(&bytes, device).with_context(|| format!("{} is damaged", path.display()))?;
+    let mut tensors = read_tensors(&path, device)?;
     let params = Params::from_named(&config.model, config.data.vocab_size, |name| tensors.remove(name));
     let params = params.map_err(|e| anyhow!("{}: {e}", path.display()))?;
     let mut model = Model::with_params(config.model.clone(), params, config.positions())?;
@@ -263,8 +244,7 @@ pub fn load(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<(
     }
     let model = load_model(folder, config, device)?;
     let path = folder.join("optimizer.safetensors");
-    let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let mut tensors = from_safetensors(&bytes, device).with_context(|| format!("{} is damaged", path.display()))?;
+    let mut tensors = read_tensors(&path, device)?;
     let optimizer = Optimizer::from_named(&config.optim, model.params(), state.step, |name| tensors.remove(name));
     let optimizer = optimizer.map_err(|e| anyhow!("{}: {e}", path.display()))?;
     if let Some(name) = tensors.keys().min() {

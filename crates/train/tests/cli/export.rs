@@ -2,6 +2,10 @@
 
 use std::fs;
 
+use dash_core::Device;
+use dash_model::Model;
+use safetensors::SafeTensors;
+
 use crate::sandbox::{Sandbox, content, error_of};
 
 #[test]
@@ -32,4 +36,41 @@ fn an_export_never_takes_the_place_of_anything_but_an_older_export() {
     use std::os::unix::fs::PermissionsExt;
     let mode = |name: &str| fs::metadata(s.path("hf").join(name)).unwrap().permissions().mode();
     assert_eq!(mode("model.safetensors"), mode("config.json"));
+}
+
+/// The reader of exports in dash-model's examples.
+#[path = "../../../model/examples/load_export.rs"]
+#[allow(dead_code, reason = "the example's main is not called")]
+mod load_export;
+
+/// `Model::load` needs config.json and the weights alone, computes the logits that the export proves itself with, bit by bit, and has
+/// the settings that the router was left with, which a schedule moved here.
+#[test]
+fn an_export_is_loaded_without_the_trainer() {
+    for (attention, schedule) in
+        [("{kind=\"dense\"}", ""), ("{kind=\"dash\",chunk_size=8}", "gamma"), ("{kind=\"nsa\",chunk_size=8}", "")]
+    {
+        let s = Sandbox::new();
+        let (attention, gamma) = (format!("model.attention={attention}"), "router.gamma={from=1.0,to=3.7,steps=20}");
+        let mut set = vec!["log.tensorboard=false", &attention];
+        set.extend((schedule == "gamma").then_some(gamma));
+        let trained = s.command(&[], &set).output().unwrap();
+        assert!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
+        error_of(&s.bin(&["export", "--model", "runs/test", "--out", "hf"]), 0);
+        fs::create_dir(s.path("bare")).unwrap();
+        for name in ["config.json", "model.safetensors"] {
+            fs::copy(s.path("hf").join(name), s.path("bare").join(name)).unwrap();
+        }
+        let model = Model::load(&s.path("bare"), &Device::cpu(2).unwrap()).unwrap();
+        let bytes = fs::read(s.path("hf/parity.safetensors")).unwrap();
+        let parity = SafeTensors::deserialize(&bytes).unwrap();
+        let numbers = |name: &str| parity.tensor(name).unwrap().data().to_vec();
+        let ids: Vec<u32> =
+            numbers("ids").chunks_exact(8).map(|id| u32::from_le_bytes(id[..4].try_into().unwrap())).collect();
+        let logits = model.logits(&model.ids(&ids, 1).unwrap()).unwrap().to_vec::<f32>().unwrap();
+        let bytes: Vec<u8> = logits.iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert!(bytes == numbers("logits"), "{attention}");
+        let continued = load_export::continued(&s.path("hf"), &ids[..5], 3).unwrap();
+        assert_eq!((continued.len(), &continued[..5]), (8, &ids[..5]), "{attention}");
+    }
 }
