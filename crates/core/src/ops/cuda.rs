@@ -79,6 +79,7 @@ pub(crate) mod testing {
     use crate::Tensor;
     use crate::device::cuda::{CudaBuffer, CudaDevice, CudaOptions, Kind};
     use crate::error::Result;
+    use crate::tape::{Tape, Var};
     use crate::testing::{bf16, normal};
 
     /// Where the harness looks for libraries: the folders in `DASH_CUDA`, then the usual place.
@@ -173,6 +174,23 @@ pub(crate) mod testing {
             Tensor::from_vec(&device, shape, x.to_f64().unwrap().into_iter().map(round).collect()).unwrap()
         };
         shapes.iter().enumerate().map(make).collect()
+    }
+
+    /// What the CPU computes of the first `N` inputs: the op's value and their gradients, for the gradient of the value that the
+    /// input after them is, or of the value itself where there is none.
+    pub fn reference<const N: usize>(
+        inputs: &[Tensor],
+        op: impl FnOnce(&Tape, &[Var; N]) -> Result<Var>,
+    ) -> (Tensor, [Tensor; N]) {
+        let tape = Tape::new();
+        let vars = std::array::from_fn(|i| tape.leaf(inputs[i].clone()));
+        let out = op(&tape, &vars).unwrap();
+        let grads = match inputs.get(N) {
+            Some(dy) => tape.backward_from(&out, dy.clone()),
+            None => tape.backward(&out),
+        };
+        let grads = grads.unwrap();
+        (out.value, vars.map(|var| grads.get(&var).unwrap().clone()))
     }
 
     /// (what is computed in, what comes out): the three that ops are compiled for.

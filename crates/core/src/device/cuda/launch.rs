@@ -67,6 +67,8 @@ pub enum Arg<'a> {
     Null,
     /// `int`.
     Int(i32),
+    /// An extent as `int`; a launch refuses one of 2^31 or more.
+    Extent(usize),
     /// `long long`.
     Long(i64),
     /// `float`.
@@ -79,11 +81,8 @@ pub enum Arg<'a> {
 
 impl Arg<'_> {
     /// An extent as `int`.
-    ///
-    /// # Panics
-    /// When it is 2^31 or more; ops refuse such shapes.
     pub fn int(n: usize) -> Self {
-        Arg::Int(i32::try_from(n).expect("an extent below 2^31"))
+        Arg::Extent(n)
     }
 }
 
@@ -200,11 +199,17 @@ impl CudaDevice {
     }
 }
 
+/// An extent as kernels count it.
+fn extent(kernel: &'static str, n: usize) -> Result<i32> {
+    let wide = |_| Error::invalid(kernel, format!("an extent of {n}: kernels count to 2^31 - 1"));
+    i32::try_from(n).map_err(wide)
+}
+
 impl Kernel {
     /// Asks for a run, which begins when everything asked for before has ended.
     ///
     /// # Errors
-    /// When a buffer lives on another device, or the driver refuses the launch.
+    /// When a buffer lives on another device, an extent is 2^31 or more, or the driver refuses the launch.
     ///
     /// # Safety
     /// The arguments must be the kernel's parameters in number, order and type, and the kernel must stay inside the buffers
@@ -257,10 +262,23 @@ impl Kernel {
             Arg::At(buffer, element) => Value { address: address(buffer, element)? },
             Arg::Null => Value { address: 0 },
             Arg::Int(int) => Value { int },
+            Arg::Extent(n) => Value { int: extent(self.name, n)? },
             Arg::Long(long) => Value { long },
             Arg::F32(f32) => Value { f32 },
             Arg::F64(f64) => Value { f64 },
             Arg::Map(map) => Value { map: map.0 },
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_extent_that_a_kernel_cannot_count_is_refused() {
+        assert_eq!(extent("softmax", i32::MAX as usize).unwrap(), i32::MAX);
+        let told = extent("softmax", 1 << 31).unwrap_err().to_string();
+        assert_eq!(told, "softmax: an extent of 2147483648: kernels count to 2^31 - 1");
     }
 }

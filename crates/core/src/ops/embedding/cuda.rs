@@ -46,8 +46,7 @@ pub(crate) fn backward(dy: &CudaBuffer, ids: &CudaIds, width: usize, dw: &mut Cu
 mod tests {
     use super::super::embedding;
     use crate::device::cuda::Kind;
-    use crate::ops::cuda::testing::{Bound, compare, cuda, tensors};
-    use crate::tape::Tape;
+    use crate::ops::cuda::testing::{Bound, compare, cuda, reference, tensors};
 
     #[test]
     fn agrees_with_the_cpu() {
@@ -56,18 +55,16 @@ mod tests {
             for kind in [Kind::F32, Kind::F64] {
                 let inputs = tensors(&[(&[vocab, width], kind), (&[tokens, width], kind)]);
                 let ids: Vec<u32> = (0..tokens).map(|i| (i * i % vocab) as u32).collect();
-                let tape = Tape::new();
-                let w = tape.leaf(inputs[0].clone());
-                let out = embedding(&tape, &w, &crate::Ids::new(inputs[0].device(), &[tokens], &ids).unwrap()).unwrap();
-                let grads = tape.backward_from(&out, inputs[1].clone()).unwrap();
+                let of = crate::Ids::new(inputs[0].device(), &[tokens], &ids).unwrap();
+                let (want, [dw_want]) = reference(&inputs, |tape, [w]| embedding(tape, w, &of));
                 let on = crate::Ids::new(&device.device(), &[tokens], &ids).unwrap();
                 let on = on.on_cuda("test", device.cuda()).unwrap();
                 let name = format!("{vocab} x {width}, {tokens} {kind:?}");
                 let y = super::forward(&device.tensor(&inputs[0], kind), on, width).unwrap();
-                compare(&name, &y, &out.value, Bound::exact());
+                compare(&name, &y, &want, Bound::exact());
                 let mut dw = device.cuda().zeros("dw", kind, vocab * width).unwrap();
                 super::backward(&device.tensor(&inputs[1], kind), on, width, &mut dw).unwrap();
-                compare(&name, &dw, grads.get(&w).unwrap(), Bound::of(kind, kind, tokens));
+                compare(&name, &dw, &dw_want, Bound::of(kind, kind, tokens));
             }
         }
     }

@@ -48,8 +48,7 @@ pub fn backward(dy: &CudaBuffer, p: &CudaBuffer, width: usize, alpha: f64) -> Re
 mod tests {
     use super::super::entmax;
     use crate::device::cuda::Kind;
-    use crate::ops::cuda::testing::{Bound, compare, cuda, tensors};
-    use crate::tape::Tape;
+    use crate::ops::cuda::testing::{Bound, compare, cuda, reference, tensors};
 
     #[test]
     fn agrees_with_the_cpu() {
@@ -58,17 +57,14 @@ mod tests {
             for alpha in [1.25, 1.5, 2.0] {
                 for kind in [Kind::F32, Kind::F64] {
                     let inputs = tensors(&[(&[rows, width], kind), (&[rows, width], kind)]);
-                    let tape = Tape::new();
-                    let x = tape.leaf(inputs[0].clone());
-                    let out = entmax(&tape, &x, alpha).unwrap();
-                    let grads = tape.backward_from(&out, inputs[1].clone()).unwrap();
+                    let (want, [dx_want]) = reference(&inputs, |tape, [x]| entmax(tape, x, alpha));
                     let [x_, dy] = [0, 1].map(|i| device.tensor(&inputs[i], kind));
                     let name = format!("{rows} x {width} {kind:?} alpha {alpha}");
                     let bound = Bound::of(kind, kind, 100 + width);
-                    compare(&name, &super::forward(&x_, width, alpha).unwrap(), &out.value, bound);
-                    let p = device.tensor(&out.value, kind);
+                    compare(&name, &super::forward(&x_, width, alpha).unwrap(), &want, bound);
+                    let p = device.tensor(&want, kind);
                     let dx = super::backward(&dy, &p, width, alpha).unwrap();
-                    compare(&name, &dx, grads.get(&x).unwrap(), bound);
+                    compare(&name, &dx, &dx_want, bound);
                 }
             }
         }

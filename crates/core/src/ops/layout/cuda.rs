@@ -107,7 +107,7 @@ pub(crate) fn index_select_backward(
 mod tests {
     use super::super::{index_select, transpose};
     use crate::device::cuda::Kind;
-    use crate::ops::cuda::testing::{Bound, compare, cuda, tensors};
+    use crate::ops::cuda::testing::{Bound, compare, cuda, reference, tensors};
     use crate::tape::Tape;
 
     #[test]
@@ -138,19 +138,16 @@ mod tests {
         {
             for kind in [Kind::F32, Kind::F64] {
                 let inputs = tensors(&[(&[outer, n, inner], kind), (&[outer, index.len(), inner], kind)]);
-                let tape = Tape::new();
-                let x = tape.leaf(inputs[0].clone());
                 let picked = crate::Ids::new(inputs[0].device(), &[index.len()], &index).unwrap();
-                let out = index_select(&tape, &x, 1, &picked).unwrap();
-                let grads = tape.backward_from(&out, inputs[1].clone()).unwrap();
+                let (want, [dx_want]) = reference(&inputs, |tape, [x]| index_select(tape, x, 1, &picked));
                 let [x_, dy] = [0, 1].map(|i| device.tensor(&inputs[i], kind));
                 let name = format!("[{outer}, {n}, {inner}] {kind:?}");
                 let extents = (outer, n, inner);
                 let on = crate::Ids::new(&device.device(), &[index.len()], &index).unwrap();
                 let on = on.on_cuda("test", device.cuda()).unwrap();
-                compare(&name, &super::index_select(&x_, extents, on).unwrap(), &out.value, Bound::exact());
+                compare(&name, &super::index_select(&x_, extents, on).unwrap(), &want, Bound::exact());
                 let dx = super::index_select_backward(&dy, extents, on).unwrap();
-                compare(&name, &dx, grads.get(&x).unwrap(), Bound::of(kind, kind, index.len()));
+                compare(&name, &dx, &dx_want, Bound::of(kind, kind, index.len()));
             }
         }
     }

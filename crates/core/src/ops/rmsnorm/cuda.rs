@@ -67,8 +67,7 @@ pub fn backward(
 mod tests {
     use super::super::rmsnorm;
     use crate::device::cuda::Kind;
-    use crate::ops::cuda::testing::{Bound, compare, cuda, kinds, tensors};
-    use crate::tape::Tape;
+    use crate::ops::cuda::testing::{Bound, compare, cuda, kinds, reference, tensors};
 
     #[test]
     fn agrees_with_the_cpu() {
@@ -77,18 +76,15 @@ mod tests {
         for (rows, width) in [(1, 5), (3, 7), (37, 257), (65, 768), (130, 1025)] {
             for (number, y) in kinds() {
                 let inputs = tensors(&[(&[rows, width], number), (&[width], number), (&[rows, width], y)]);
-                let tape = Tape::new();
-                let [x, w] = [0, 1].map(|i| tape.leaf(inputs[i].clone()));
-                let out = rmsnorm(&tape, &x, &w, 1e-6).unwrap();
-                let grads = tape.backward_from(&out, inputs[2].clone()).unwrap();
+                let (want, [dx_want, dw_want]) = reference(&inputs, |tape, [x, w]| rmsnorm(tape, x, w, 1e-6));
                 let [gx, gw, gdy] = [(0, number), (1, number), (2, y)].map(|(i, k)| device.tensor(&inputs[i], k));
                 let (got, rstd) = super::forward(&gx, &gw, 1e-6, y).unwrap();
                 let name = format!("{rows} x {width} {y:?}");
-                compare(&name, &got, &out.value, Bound::of(number, y, width));
+                compare(&name, &got, &want, Bound::of(number, y, width));
                 let mut dx = device.tensor(&inputs[0], number);
                 let dw = super::backward(&gdy, &gx, &gw, &rstd, &mut dx, false).unwrap();
-                compare(&name, &dx, grads.get(&x).unwrap(), Bound::of(number, number, width));
-                compare(&name, &dw, grads.get(&w).unwrap(), Bound::of(number, number, rows));
+                compare(&name, &dx, &dx_want, Bound::of(number, number, width));
+                compare(&name, &dw, &dw_want, Bound::of(number, number, rows));
                 let once: Vec<f64> = device.numbers(&dx);
                 super::backward(&gdy, &gx, &gw, &rstd, &mut dx, true).unwrap();
                 let twice: Vec<f64> = once.iter().map(|d| 2.0 * d).collect();

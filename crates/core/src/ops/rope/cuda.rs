@@ -45,8 +45,7 @@ pub fn rotate(
 #[cfg(test)]
 mod tests {
     use super::super::{RopeTable, rope};
-    use crate::ops::cuda::testing::{Bound, compare, cuda, kinds, tensors};
-    use crate::tape::Tape;
+    use crate::ops::cuda::testing::{Bound, compare, cuda, kinds, reference, tensors};
 
     #[test]
     fn agrees_with_the_cpu() {
@@ -55,16 +54,13 @@ mod tests {
             for (number, to) in kinds() {
                 let inputs = tensors(&[(&[b, t, h, d], number), (&[b, t, h, d], number)]);
                 let table = RopeTable::new(inputs[0].device(), crate::DType::F64, 80, d, 1e4).unwrap();
-                let tape = Tape::new();
-                let x = tape.leaf(inputs[0].clone());
-                let out = rope(&tape, &x, &table, first).unwrap();
-                let grads = tape.backward_from(&out, inputs[1].clone()).unwrap();
+                let (want, [dx_want]) = reference(&inputs, |tape, [x]| rope(tape, x, &table, first));
                 let angles = device.tensor(&table.angles, number);
                 let [x_, dy] = [0, 1].map(|i| device.tensor(&inputs[i], number));
                 let (name, bound) = (format!("{t} x {h} x {d} {to:?}"), Bound::of(number, to, 4));
                 let rotated = |x, backwards| super::rotate(x, &angles, (t, h, d), first, backwards, to).unwrap();
-                compare(&name, &rotated(&x_, false), &out.value, bound);
-                compare(&name, &rotated(&dy, true), grads.get(&x).unwrap(), bound);
+                compare(&name, &rotated(&x_, false), &want, bound);
+                compare(&name, &rotated(&dy, true), &dx_want, bound);
             }
         }
     }

@@ -48,28 +48,22 @@ pub fn backward(dy: &CudaBuffer, p: &CudaBuffer, width: usize) -> Result<CudaBuf
 mod tests {
     use super::super::softmax;
     use crate::device::cuda::Kind;
-    use crate::ops::cuda::testing::{Bound, compare, cuda, tensors};
-    use crate::tape::Tape;
+    use crate::ops::cuda::testing::{Bound, compare, cuda, reference, tensors};
 
     #[test]
     fn agrees_with_the_cpu() {
         let Some(device) = cuda() else { return };
         for (rows, width) in [(1, 1), (3, 7), (5, 257), (2, 4099)] {
-            {
-                for kind in [Kind::F32, Kind::F64] {
-                    let inputs = tensors(&[(&[rows, width], kind), (&[rows, width], kind)]);
-                    let tape = Tape::new();
-                    let x = tape.leaf(inputs[0].clone());
-                    let out = softmax(&tape, &x).unwrap();
-                    let grads = tape.backward_from(&out, inputs[1].clone()).unwrap();
-                    let [x_, dy] = [0, 1].map(|i| device.tensor(&inputs[i], kind));
-                    let name = format!("{rows} x {width} {kind:?}");
-                    let bound = Bound::of(kind, kind, width);
-                    compare(&name, &super::forward(&x_, width).unwrap(), &out.value, bound);
-                    let p = device.tensor(&out.value, kind);
-                    let dx = super::backward(&dy, &p, width).unwrap();
-                    compare(&name, &dx, grads.get(&x).unwrap(), bound);
-                }
+            for kind in [Kind::F32, Kind::F64] {
+                let inputs = tensors(&[(&[rows, width], kind), (&[rows, width], kind)]);
+                let (want, [dx_want]) = reference(&inputs, |tape, [x]| softmax(tape, x));
+                let [x_, dy] = [0, 1].map(|i| device.tensor(&inputs[i], kind));
+                let name = format!("{rows} x {width} {kind:?}");
+                let bound = Bound::of(kind, kind, width);
+                compare(&name, &super::forward(&x_, width).unwrap(), &want, bound);
+                let p = device.tensor(&want, kind);
+                let dx = super::backward(&dy, &p, width).unwrap();
+                compare(&name, &dx, &dx_want, bound);
             }
         }
     }
