@@ -12,12 +12,14 @@ fn quoted(text: &str) -> impl Iterator<Item = String> + '_ {
     text.split('"').skip(1).step_by(2).map(str::to_string)
 }
 
-/// The kinds that the file computes (`if kind == "dash":` and the `elif`s after it), and those in its line `REFUSED = (...)`, which
+/// The kinds that the file computes (`if kind == "dash":` and the `elif`s after it, each followed by `o = ...`), and those in its line `REFUSED = (...)`, which
 /// it needs where there are some.
 fn kinds(python: &str) -> (BTreeSet<String>, BTreeSet<String>) {
-    let branches = python.lines().map(str::trim).filter_map(|l| {
-        let condition = l.strip_prefix("if kind == ").or(l.strip_prefix("elif kind == "))?;
-        // `if kind == "dash" or ...` declares parameters
+    let lines: Vec<&str> = python.lines().map(str::trim).collect();
+    let branches = lines.windows(2).filter_map(|l| {
+        let condition = l[0].strip_prefix("if kind == ").or(l[0].strip_prefix("elif kind == "))?;
+        // a branch that gives the output `o`; others declare parameters
+        l[1].strip_prefix("o = ")?;
         condition.strip_prefix('"')?.strip_suffix("\":").filter(|kind| !kind.contains('"')).map(str::to_string)
     });
     let refused = python.lines().filter_map(|l| l.strip_prefix("REFUSED = ")).flat_map(quoted);
@@ -49,14 +51,13 @@ fn every_kind_of_the_registry_is_computed_or_refused_by_name() {
 #[test]
 fn a_kind_that_one_of_both_lacks_is_found() {
     let registry: BTreeSet<String> = ["dense", "dash"].map(str::to_string).into();
-    let file = |lines: &str| format!("        if kind == \"dash\" or kind == \"topk\":\n{lines}");
-    let both = file("        if kind == \"dense\":\n        elif kind == \"dash\":\n");
+    let parameters = "        if kind == \"dash\" or kind == \"topk\":\n            self.x = 1\n        if kind == \"dash\":\n            self.y = 1\n";
+    let branch = |kind: &str| format!("        elif kind == \"{kind}\":\n            o = read(q, k, v)\n");
+    let dense = parameters.to_string() + &branch("dense").replace("elif", "if");
+    let both = dense.clone() + &branch("dash");
     assert_eq!(faults(&both, &registry), Vec::<String>::new());
-    assert!(faults(&file("    if kind == \"dense\":\n"), &registry)[0].contains("neither computes \"dash\""));
-    assert_eq!(
-        faults(&("REFUSED = (\"dash\",)\n".to_string() + &file("    if kind == \"dense\":\n")), &registry).len(),
-        0
-    );
-    assert!(faults(&(both.clone() + "    elif kind == \"nsa\":\n"), &registry)[0].contains("knows \"nsa\""));
+    assert!(faults(&dense, &registry)[0].contains("neither computes \"dash\""));
+    assert_eq!(faults(&("REFUSED = (\"dash\",)\n".to_string() + &dense), &registry), Vec::<String>::new());
+    assert!(faults(&(both.clone() + &branch("nsa")), &registry)[0].contains("knows \"nsa\""));
     assert!(faults(&(both + "REFUSED = (\"dash\",)\n"), &registry)[0].contains("computes and refuses"));
 }
