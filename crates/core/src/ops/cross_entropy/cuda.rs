@@ -47,8 +47,8 @@ pub fn rows_of(
     let logits = device.alloc(op, full, ROWS.min(count) * stride)?;
     let dlogits = factor.map(|_| device.alloc(op, kind, logits.len())).transpose()?;
     let nll = device.alloc(op, full, count)?;
-    let room = |_| Ok((device.alloc(op, full, count * width)?, device.zeros(op, full, vocab * width)?));
-    let gradients: Option<Gradients> = factor.map(room).transpose()?;
+    let fresh = |_| Ok((device.alloc(op, full, count * width)?, device.zeros(op, full, vocab * width)?));
+    let gradients: Option<Gradients> = factor.map(fresh).transpose()?;
     let kernel = device.kernel(&unit(kind), "cross_entropy")?;
     for first in (0..count).step_by(ROWS) {
         let m = ROWS.min(count - first);

@@ -55,7 +55,7 @@ pub fn embedding(tape: &Tape, w: &Var, ids: &Ids) -> Result<Var> {
             });
             Tensor::from_buffer(&[vocab, width], dw)
         }, Cuda(gpu, [g]) => {
-            // onto the gradient of a tied output projection, where that has been begun
+            // added to the gradient of a tied output projection, where that has been begun
             let (mut dw, add) = grads.begin(&w)?;
             let sum = dw.cuda_mut("embedding", gpu)?.full_mut()?;
             if !add {

@@ -128,8 +128,8 @@ mod tests {
                 let name = format!("{rows} x {c} x {f} {kind:?}");
                 compare(&name, &y, &want, bound);
                 // two are written, over NaN; one is added to
-                let room = |n| device.cuda().alloc("swiglu", to, n).unwrap();
-                let mut dw = [room(f * c), device.cuda().zeros("swiglu", to, f * c).unwrap(), room(c * f)];
+                let fresh = |n| device.cuda().alloc("swiglu", to, n).unwrap();
+                let mut dw = [fresh(f * c), device.cuda().zeros("swiglu", to, f * c).unwrap(), fresh(c * f)];
                 let [dg, du, dd] = dw.each_mut();
                 let (kept, into) = ([&gates, &ups], [(dg, false), (du, true), (dd, false)]);
                 let dx = super::backward(&on[5], &on[0], weights, kept, (rows, c, f), into).unwrap();

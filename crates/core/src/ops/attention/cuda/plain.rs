@@ -365,8 +365,8 @@ pub fn entmax_backward(
     let queries = b * g * t;
     let (ds, own) = (device.alloc(op, kind, b * h * t * n)?, device.alloc(op, kind, queries)?);
     let squares = device.alloc(op, Kind::F64, queries)?;
-    let room = || Ok((device.zeros(op, kind, mask.entries() * group)?, device.alloc(op, Kind::F64, queries)?));
-    let seen: Option<(CudaBuffer, CudaBuffer)> = watched.then(room).transpose()?;
+    let fresh = || Ok((device.zeros(op, kind, mask.entries() * group)?, device.alloc(op, Kind::F64, queries)?));
+    let seen: Option<(CudaBuffer, CudaBuffer)> = watched.then(fresh).transpose()?;
     let inputs = [&p, &w, mask.cells(), mask.first(), dbias, &ds, &own, &squares].map(Arg::Buffer);
     let both = seen.as_ref().map_or([Arg::Null; 2], |(scores, pairs)| [scores, pairs].map(Arg::Buffer));
     let numbers = [real(kind, s.sigma), Arg::Int((s.center == Center::Mean).into()), real(kind, s.alpha)];
