@@ -69,7 +69,7 @@ def check_events(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for split in ("train", "val"):
         want = [(x["step"], x["loss"]) for x in lines if x["split"] == split]
-        got = {e.step: e.value for e in events.Scalars(f"{split}/loss")}
+        got = {e.step: e.value for e in events.Scalars(f"loss/{split}")}
         assert all(abs(got[step] - loss) < 1e-5 * abs(loss) for step, loss in want), split
         print(f"TensorBoard reads {len(got)} {split} losses, equal to metrics.jsonl")
     tags = events.Tags()

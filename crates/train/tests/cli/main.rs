@@ -5,6 +5,8 @@ mod compare;
 #[cfg(unix)]
 mod export;
 mod guide;
+mod plots;
+mod python;
 #[cfg(unix)]
 mod requests;
 #[cfg(unix)]

@@ -1,31 +1,45 @@
 //! How a run is stopped and goes on.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 
 use dash_core::rng::Rng;
 use serde_json::Value;
 
-use crate::sandbox::{Sandbox, error_of, failed, kill, succeeded};
+use crate::sandbox::{Sandbox, error_of, failed, is_hidden, kill, succeeded};
 
 #[test]
 fn killed_at_ten_random_moments_and_resumed_it_ends_with_the_same_bits() {
     let s = Sandbox::new();
-    let set = ["run.steps=40", "checkpoint.every=3", "run.threads=2"];
+    let set = ["run.steps=150", "checkpoint.every=3", "run.threads=2"];
     let whole = s.train("whole", &set, false);
     let mut rng = Rng::new(std::process::id() as u64);
     let all: Vec<&str> = ["run.name=killed"].iter().chain(&set).copied().collect();
-    for _ in 0..10 {
+    let newest = || {
+        let all = fs::read_dir(s.path("runs/killed/checkpoints")).into_iter().flatten().flatten();
+        all.map(|e| e.path()).filter(|p| !is_hidden(p)).max()
+    };
+    // every second kill comes at any moment from the process's start on, every other one soon after a checkpoint of its own
+    let (mut hit, mut continued) = (0, 0);
+    for i in 0..10 {
         let mut c = s.command(&[], &all);
+        let before = newest();
         if s.path("runs/killed/config.toml").exists() {
             c.arg("--resume");
+            continued += before.is_some() as usize;
         }
         let mut child = c.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(std::time::Duration::from_millis(20 + rng.below(150) as u64));
+        while i % 2 == 1 && newest() == before && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(rng.below(if i % 2 == 1 { 15 } else { 170 }) as u64));
         child.kill().unwrap();
-        child.wait().unwrap();
+        hit += (child.wait().unwrap().signal() == Some(9)) as usize;
     }
+    // a run that had ended before it was killed, or that never got to a checkpoint, would show nothing
+    assert!(hit >= 5 && continued >= 4, "{hit} kills hit a living run, {continued} went on from a checkpoint");
     let resume = s.path("runs/killed/config.toml").exists();
     assert!(whole == s.train("killed", &set, resume));
     let steps = |name: &str| s.metrics(name).iter().map(|l| l["step"].as_u64().unwrap()).collect::<Vec<_>>();
