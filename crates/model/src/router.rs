@@ -118,3 +118,59 @@ impl RouterTrace {
         Ok(s)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dash_core::{DType, Tape, testing};
+
+    /// Five tokens in chunks of two, two kv heads: queries 2 and 3 see two chunks, query 4 sees three. Head 0 attends every chunk but
+    /// chunk 1 from query 4; head 1 its own alone.
+    fn routes() -> Routes {
+        let chosen = Routes::from_choice(&testing::device(), (1, 2, 5), 2, |_, kv, query, chunks| {
+            if kv == 0 && query >= 2 {
+                chunks.push(0);
+            }
+        });
+        chosen.unwrap()
+    }
+
+    #[test]
+    fn figures_of_a_literal_choice() {
+        let s = RouterTrace::hard(routes()).stats().unwrap();
+        assert_eq!(s.rows, 6);
+        // head 0: 2/2, 2/2, 2/3; head 1: 1/2, 1/2, 1/3
+        assert!((s.density - (2.0 + 2.0 / 3.0 + 1.0 + 1.0 / 3.0) / 6.0).abs() < 1e-15, "{}", s.density);
+        assert_eq!((s.active_chunks, s.empty, s.histogram), (1.5, 0.5, vec![0, 3, 3]));
+        // own chunks 1 + 2 + 1 + 2 + 1 tokens a head, and two of chunk 0 for each of three queries of head 0
+        assert_eq!(s.tokens, (7.0 + 7.0 + 6.0) / 10.0);
+        assert_eq!((s.bias_mean, s.bias_max, s.score_gradient), (0.0, 0.0, 0.0));
+    }
+
+    #[test]
+    fn biases_count_by_size_and_without_the_own_chunks() {
+        let routes = routes();
+        let host = routes.to_host().unwrap();
+        // every own chunk 9; the three chosen ones -1, 2, -3
+        let mut bias = vec![9.0; host.len()];
+        [2, 3, 4].iter().zip([-1.0, 2.0, -3.0]).for_each(|(&q, b)| bias[host.entries_of(0, 0, q).start] = b);
+        let entries = |x: &[f64]| routes.entries_from_host(x, DType::F64).unwrap();
+        let (weights, bias) = (entries(&vec![0.5; host.len()]), entries(&bias));
+        let routing = Routing {
+            bias: Tape::inference().leaf(bias),
+            heads: None,
+            weights,
+            score_gradient: ScalarCell::default(),
+            routes,
+        };
+        let s = RouterTrace::soft(routing).stats().unwrap();
+        assert_eq!((s.bias_mean, s.bias_max), (2.0, 3.0));
+    }
+
+    #[test]
+    fn a_sequence_of_one_chunk_has_nothing_to_route() {
+        let one = Routes::from_choice(&testing::device(), (2, 1, 2), 2, |_, _, _, _| {}).unwrap();
+        let s = RouterTrace::hard(one).stats().unwrap();
+        assert_eq!((s.rows, s.density, s.active_chunks, s.empty, s.tokens), (0, 0.0, 0.0, 0.0, 1.5));
+    }
+}

@@ -1,8 +1,8 @@
 //! What must hold between variants, whatever the weights.
 
-use dash_core::ops::attention::RouterGradient;
+use dash_core::ops::attention::{RouterGradient, Routes};
 use dash_core::{DType, Tape, Tensor, testing};
-use dash_model::{Attention, Dash, Dense, Model, ModelConfig, TopK, VARIANTS};
+use dash_model::{Attention, Dash, Dense, Model, ModelConfig, RouterTrace, TopK, VARIANTS};
 
 const VOCAB: usize = 50;
 const T: usize = 37;
@@ -198,4 +198,13 @@ fn recomputing_blocks_changes_no_bit_and_halves_the_memory_of_activations() {
         assert!(plain.0 == recomputed.0, "{}", attention.kind());
         assert!(recomputed.1 * 2 <= plain.1, "{}: {} against {} bytes", attention.kind(), recomputed.1, plain.1);
     }
+}
+
+#[test]
+fn a_choice_of_nothing_is_empty_in_every_row() {
+    let none = Routes::from_choice(&testing::device(), (1, 1, 5), 2, |_, _, _, _| {}).unwrap();
+    let s = RouterTrace::hard(none).stats().unwrap();
+    // queries 2 and 3 attend 1 of 2 chunks, query 4 attends 1 of 3
+    assert_eq!((s.empty, s.active_chunks, s.rows, s.histogram), (1.0, 1.0, 3, vec![0, 3]));
+    assert!((s.density - (0.5 + 0.5 + 1.0 / 3.0) / 3.0).abs() < 1e-15, "{}", s.density);
 }

@@ -93,3 +93,19 @@ fn a_model_is_converted_with_what_both_kinds_have() {
     assert_eq!(Attention::converted("nsa", &of(nsa.into()), 16, 4).unwrap(), nsa.into());
     assert!(nsa.params(&of(nsa.into())).iter().all(|p| p.name != INDEXER));
 }
+
+#[test]
+fn tokens_of_a_full_list_are_counted_by_hand() {
+    // ten tokens in chunks of four, the own chunk and one earlier: 1 2 3 4, 5 6 7 8, 4 + 1 and 4 + 2
+    assert_eq!(Attention::listed_at(4, 2, 10), 4.7);
+    // the own chunk alone: 1 2 3 4 1 2 3 4 1 2; every chunk: 1 to 10
+    assert_eq!((Attention::listed_at(4, 1, 10), Attention::listed_at(4, 9, 10)), (2.3, 5.5));
+    assert_eq!(Attention::listed_at(4, 2, 0), 0.0);
+    let topk: Attention = TopK { chunk_size: 4, top: 2, ..TopK::default() }.into();
+    let dash: Attention = Dash::default().into();
+    assert_eq!((topk.listed(10), dash.listed(10), Attention::from(Dense {}).listed(10)), (Some(4.7), None, Some(0.0)));
+    assert_eq!((topk.attended(10, 4.7), Attention::from(Dense {}).attended(10, 0.0)), (4.7, 5.5));
+    // a window of three: 1 2 3 3 3 3 3 3 3 3; windows of four every two end at 3, 5, 7, 9: 0 0 0 1 1 2 2 3 3 4
+    let nsa = Nsa { chunk_size: 4, top: 2, length: 4, stride: 2, init: 0, local: 1, window: 3 };
+    assert_eq!(Attention::from(nsa).attended(10, 4.7), 4.7 + 2.7 + 1.6);
+}

@@ -72,6 +72,15 @@ pub struct Config {
     pub model: ModelConfig,
 }
 
+/// Gives keys that had another name the one that they have: runs and files of earlier builds stay readable.
+fn rename(table: &mut Table) {
+    if let Some(Value::Table(router)) = table.get_mut("router")
+        && let Some(share) = router.remove("target_density")
+    {
+        router.insert("target_share".into(), share);
+    }
+}
+
 /// What the reference knows of every table but `[model.attention]`.
 pub fn sections() -> Vec<reference::Section> {
     // not through `Config::from_text`, which asks this function what keys there are
@@ -99,6 +108,7 @@ impl Config {
         for assignment in set {
             apply(&mut table, assignment)?;
         }
+        rename(&mut table);
         let where_ = if set.is_empty() { place.clone() } else { format!("{place} with --set {}", set.join(" --set ")) };
         if let Some(problems) = problems::of(&sections(), &table, text) {
             return Err(LoadError::new(where_, problems));
@@ -237,6 +247,15 @@ mod tests {
         assert_eq!((d.chunk_size, d.sigma, d.router_gradient), (8, 1.0, RouterGradient::Stopped));
         assert_eq!(load(MINIMAL, &["run.name=nan"]).unwrap().run.name, "nan");
         assert_eq!(load(MINIMAL, &["run.name=\"7\""]).unwrap().run.name, "7");
+    }
+
+    #[test]
+    fn the_earlier_name_of_the_target_share_is_read() {
+        let of = |text: &str, set: &[&str]| load(text, set).unwrap().router.target_share;
+        let table = |key: &str| format!("{MINIMAL}[router]\n{key} = 0.5\n");
+        assert_eq!(of(&table("target_density"), &[]), Some(0.5));
+        assert_eq!(of(&table("target_share"), &["router.target_density=0.6"]), Some(0.6));
+        assert!(load(&table("target_density"), &[]).unwrap().to_toml().contains("target_share = 0.5"));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `[router]`: the attention's knobs, alpha and gamma, over the steps, and the share of attended tokens that a controller holds.
+//! `[router]`: the attention's knobs, alpha and gamma, over the steps, and the attended share that a controller holds.
 
 use dash_model::Attention;
 use dash_model::attention::Knob;
@@ -17,8 +17,8 @@ pub struct RouterPlan {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gamma: Option<Ramp>,
     /// Attended tokens over visible tokens, (t + 1) / 2 a query, that the controller holds by changing gamma.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub target_density: Option<f64>,
+    #[serde(alias = "target_density", skip_serializing_if = "Option::is_none")]
+    pub target_share: Option<f64>,
 }
 
 /// Linear from one value to another over the first `steps` updates, then constant.
@@ -58,7 +58,7 @@ impl RouterPlan {
         let moved = [
             ("router.alpha", Knob::Alpha, self.alpha.is_some()),
             ("router.gamma", Knob::Gamma, self.gamma.is_some()),
-            ("router.target_density", Knob::Gamma, self.target_density.is_some()),
+            ("router.target_share", Knob::Gamma, self.target_share.is_some()),
         ];
         if let Some((key, knob, _)) = moved.iter().find(|(_, knob, on)| *on && attention.knob(*knob).is_none()) {
             let what =
@@ -73,9 +73,9 @@ impl RouterPlan {
                 return wrong(key, format!("{} to {} is not {} throughout", r.from, r.to, knob.range()));
             }
         }
-        if let Some(target) = self.target_density {
+        if let Some(target) = self.target_share {
             if self.gamma.is_some() {
-                return wrong("router.gamma", "cannot be scheduled while target_density moves it; remove one of them");
+                return wrong("router.gamma", "cannot be scheduled while target_share moves it; remove one of them");
             }
             let size = attention.chunk_size().unwrap_or(t);
             let (low, high) = Self::feasible(size, t);
@@ -84,7 +84,7 @@ impl RouterPlan {
                     "{target} is out of reach: with chunks of {size} and {t} tokens a query attends between {low:.4} (its own chunk and \
                      one more) and {high} of what it sees"
                 );
-                return wrong("router.target_density", what);
+                return wrong("router.target_share", what);
             }
         }
         Ok(())
@@ -104,15 +104,15 @@ mod tests {
     #[test]
     fn what_is_out_of_reach_is_told_with_the_range() {
         let dash = Attention::preset("dash").unwrap();
-        let plan = RouterPlan { target_density: Some(0.1), ..Default::default() };
+        let plan = RouterPlan { target_share: Some(0.1), ..Default::default() };
         let ConfigError { key, what } = plan.check(&dash, 256).unwrap_err();
         // own chunk 32.5 on average, one more of 64 for the 192 later queries: (32.5 + 48) / 128.5
-        assert!(key == "router.target_density" && what.contains("between 0.6265"), "{what}");
+        assert!(key == "router.target_share" && what.contains("between 0.6265"), "{what}");
         let dense = Attention::preset("dense").unwrap();
         assert!(plan.check(&dense, 256).unwrap_err().what.contains("the attention is dense"));
         let both = RouterPlan {
             gamma: Some(Ramp { from: 1.0, to: 2.0, steps: 3 }),
-            target_density: Some(0.7),
+            target_share: Some(0.7),
             ..Default::default()
         };
         assert_eq!(both.check(&dash, 256).unwrap_err().key, "router.gamma");

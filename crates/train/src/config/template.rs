@@ -85,7 +85,7 @@ pub fn template(sections: &[Section], (spec, kind): (&Spec, &str), text: Option<
                 ("data.source", Some(_)) => Some("\"text\""),
                 ("data.path", Some(path)) => Some(path.as_str()),
                 ("task.kind", _) => Some("\"recall\""),
-                ("router.target_density", _) => None,
+                ("router.target_share", _) => None,
                 _ => starter,
             };
             key(&mut out, k, value, off);

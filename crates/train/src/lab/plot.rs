@@ -58,7 +58,7 @@ pub fn plot(runs: &[PathBuf], out: &Path) -> anyhow::Result<Vec<PathBuf>> {
     write(&written[0], "cross-entropy", "nats a token", loss)?;
     if !density.is_empty() {
         written.push(out.join("density.svg"));
-        write(&written[1], "attended share of the visible chunks", "density", density)?;
+        write(&written[1], "attended / visible chunks", "density", density)?;
     }
     Ok(written)
 }

@@ -27,7 +27,7 @@ pub struct Validation {
     pub attended: f64,
     /// Tokens looked at.
     pub tokens: usize,
-    /// Attended share of the visible chunks, averaged over layers, kv heads and queries with an earlier chunk; 1 if dense.
+    /// Attended over visible chunks, averaged over layers, kv heads and queries with an earlier chunk; 1 if dense.
     pub density: f64,
     /// Mean cross-entropy by position in the sequence.
     pub by_position: Vec<f64>,
@@ -102,6 +102,7 @@ impl ValidationSet {
             });
         }
         let seq_len = self.seq_len;
+        // tokens in the attended chunks, of a sequence each: the last batch may be smaller
         let (mut listed, mut routed) = (0.0, 0usize);
         let (mut sum, mut tokens) = (0.0, 0usize);
         let mut by_position = vec![0.0; seq_len];
@@ -118,8 +119,8 @@ impl ValidationSet {
             for (layer, trace) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?))) {
                 let stats = trace.stats()?;
                 layers[layer] += stats.density * stats.rows as f64;
-                listed += stats.tokens;
-                routed += 1;
+                listed += stats.tokens * b.batch as f64;
+                routed += b.batch;
                 rows += if layer == 0 { stats.rows } else { 0 };
             }
         }
@@ -205,3 +206,6 @@ pub fn model_folder(path: &Path) -> anyhow::Result<std::path::PathBuf> {
         )
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -198,7 +198,7 @@ fn train_events(
         // a knob that nothing moves is a constant, and needs no card
         let moves = match key {
             "alpha" => plan.alpha.is_some(),
-            "gamma" => plan.gamma.is_some() || plan.target_density.is_some(),
+            "gamma" => plan.gamma.is_some() || plan.target_share.is_some(),
             _ => true,
         };
         if let Some(value) = line[key].as_f64().filter(|_| moves) {
@@ -223,15 +223,4 @@ fn train_events(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_resumed_record_forgets_what_comes_after_the_checkpoint_and_a_cut_line() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("metrics.jsonl");
-        std::fs::write(&path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"st").unwrap();
-        Metrics::open(dir.path(), 2, false).unwrap();
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
-    }
-}
+mod tests;

@@ -8,6 +8,8 @@ pub mod convert;
 pub mod device;
 pub mod eval;
 pub mod export;
+#[cfg(test)]
+mod handmade;
 mod limits;
 pub mod loaded;
 pub mod lock;

@@ -78,7 +78,7 @@ pub fn apply(plan: &RouterPlan, model: &mut Model, step: u64) {
 
 /// After an update that attended `share` of what is visible: moves gamma towards the target.
 pub fn control(plan: &RouterPlan, model: &mut Model, share: Option<f64>) {
-    let (Some(target), Some(share)) = (plan.target_density, share) else { return };
+    let (Some(target), Some(share)) = (plan.target_share, share) else { return };
     let Some(gamma) = model.config().attention.knob(Knob::Gamma) else { return };
     let gamma = gamma * (GAIN * (share / target).ln()).exp();
     model.set_knobs(None, Some(gamma.clamp(GAMMA.0, GAMMA.1)));
@@ -117,7 +117,7 @@ pub fn initial_gamma(
     ids: &std::sync::Arc<[u32]>,
     batch: usize,
 ) -> dash_core::Result<()> {
-    let Some(target) = plan.target_density else { return Ok(()) };
+    let Some(target) = plan.target_share else { return Ok(()) };
     let alpha = plan.alpha.map(|r| r.from);
     let length = ids.len() / batch;
     let batch = START_TOKENS.div_ceil(length).min(batch);
@@ -134,7 +134,93 @@ pub fn initial_gamma(
 
 #[cfg(test)]
 mod tests {
+    use super::super::handmade::{Pull, reader};
     use super::*;
+    use dash_core::ops::attention::Routes;
+    use dash_model::{Dash, Dense, ModelConfig};
+
+    use crate::config::Ramp;
+
+    /// Five tokens in chunks of two, two kv heads: both attend 1 + 2 + 1 + 2 + 1 tokens of their own chunks, one of them chunk 0
+    /// besides from queries 2, 3 and 4: 20 tokens for 10 queries. A query sees (5 + 1) / 2 = 3.
+    #[test]
+    fn the_attended_share_is_tokens_over_visible_tokens_of_the_layers_that_route() {
+        let device = dash_core::Device::cpu(1).unwrap();
+        let layer = |chosen: bool| {
+            let routes = Routes::from_choice(&device, (1, 2, 5), 2, |_, kv, query, chunks| {
+                if chosen && kv == 0 && query >= 2 {
+                    chunks.push(0);
+                }
+            });
+            Some(RouterTrace::hard(routes.unwrap()))
+        };
+        assert_eq!(attended_share(&[layer(true)]).unwrap(), Some(2.0 / 3.0));
+        // 14 tokens for 10 queries in the other layer; a dense one is none
+        let both = attended_share(&[layer(true), None, layer(false)]).unwrap().unwrap();
+        assert!((both - (2.0 + 1.4) / 2.0 / 3.0).abs() < 1e-15, "{both}");
+        assert_eq!(attended_share(&[None]).unwrap(), None);
+    }
+
+    #[test]
+    fn the_controller_moves_gamma_by_the_ratio_to_the_power_of_its_gain() {
+        let dash = Dash { chunk_size: 2, gamma: 4.0, ..Dash::default() };
+        let mut model = reader(dash.into(), 1, 8, &Pull { q: &[], k: &[] });
+        let plan = RouterPlan { target_share: Some(0.25), ..Default::default() };
+        let gamma = |model: &Model| model.config().attention.knob(Knob::Gamma).unwrap();
+        // twice as much as wanted: sharper by 2 ^ 0.05
+        control(&plan, &mut model, Some(0.5));
+        assert!((gamma(&model) - 4.0 * 2f64.powf(0.05)).abs() < 1e-12, "{}", gamma(&model));
+        control(&plan, &mut model, Some(0.125));
+        assert!((gamma(&model) - 4.0).abs() < 1e-12);
+        control(&plan, &mut model, None);
+        control(&RouterPlan::default(), &mut model, Some(0.5));
+        assert!((gamma(&model) - 4.0).abs() < 1e-12);
+        // a router that cannot be sharper stays within bounds
+        (0..10_000).for_each(|_| control(&plan, &mut model, Some(1.0)));
+        assert_eq!(gamma(&model), GAMMA.1);
+    }
+
+    #[test]
+    fn schedules_move_the_knobs_before_an_update() {
+        let dash = Dash { chunk_size: 2, gamma: 4.0, ..Dash::default() };
+        let mut model = reader(dash.into(), 1, 8, &Pull { q: &[], k: &[] });
+        let ramp = |from, to| Some(Ramp { from, to, steps: 4 });
+        let plan = RouterPlan { alpha: ramp(1.25, 1.5), gamma: ramp(1.0, 2.0), target_share: None };
+        apply(&plan, &mut model, 3);
+        assert_eq!(Knobs::of(&model.config().attention), Some(Knobs { alpha: Some(1.375), gamma: Some(1.5) }));
+        assert_eq!(Knobs::of(&Dense {}.into()), None);
+    }
+
+    #[test]
+    fn a_fresh_model_starts_at_the_gamma_that_attends_the_target() {
+        let dash = Dash { chunk_size: 4, ..Dash::default() };
+        let config = ModelConfig { attention: dash.into(), init_std: 0.5, ..ModelConfig::new(2, 16, (2, 1), 16) };
+        let device = dash_core::Device::cpu(1).unwrap();
+        let mut model = Model::new(config, 50, 64, 3, &device, dash_core::DType::F64).unwrap();
+        let plan = RouterPlan { target_share: Some(0.5), ..Default::default() };
+        // 40 sequences of 64 tokens, of which the first 16, 1024 tokens, are looked at
+        let mut rng = dash_core::rng::Rng::new(1);
+        let ids: std::sync::Arc<[u32]> = (0..40 * 64).map(|_| rng.below(50) as u32).collect();
+        initial_gamma(&mut model, &plan, &ids, 40).unwrap();
+        let share = |model: &Model, sequences: std::ops::Range<usize>| {
+            let ids = model.ids(&ids[sequences.start * 64..sequences.end * 64], sequences.len()).unwrap();
+            let tape = dash_core::Tape::inference();
+            attended_share(&model.forward(&tape, &model.leaves(&tape), &ids).unwrap().routers).unwrap().unwrap()
+        };
+        // gamma is found to 0.1 %, of which the share moves by less
+        assert!((share(&model, 0..16) - 0.5).abs() < 1e-3, "{}", share(&model, 0..16));
+        assert!((share(&model, 16..40) - 0.5).abs() > 1e-4, "other sequences attend another share");
+    }
+
+    #[test]
+    fn the_starting_gamma_is_found_by_bisection() {
+        // share = 1 / gamma: 0.25 at 4
+        let found = gamma_for(0.25, 40, |gamma| Ok::<_, ()>(1.0 / gamma)).unwrap();
+        assert!((found - 4.0).abs() < 1e-6, "{found}");
+        // 14 halvings of the logarithm of 1e-3 to 1e5, which is 18.4: to 0.1 %
+        let found = gamma_for(0.25, HALVINGS, |gamma| Ok::<_, ()>(1.0 / gamma)).unwrap();
+        assert!((found / 4.0 - 1.0).abs() < 1.2e-3, "{found}");
+    }
 
     #[test]
     fn figures_of_micro_batches_weigh_by_rows() {
@@ -155,6 +241,8 @@ mod tests {
         let m = merged(&[&a, &b]).unwrap();
         // (0.5 * 10 + 1.0 * 30) / 40
         assert_eq!((m.density, m.active_chunks, m.empty), (0.875, 1.875, 0.875));
+        // of all queries, of which every micro-batch has as many: (5 + 10) / 2
+        assert_eq!(m.tokens, 7.5);
         // by routed chunks: (0.5 * 5 + 1.0 * 30) / 35
         assert_eq!((m.bias_mean, m.bias_max), (32.5 / 35.0, 1.0));
         assert_eq!((m.score_gradient, m.rows, m.histogram), (5.0, 40, vec![0, 40]));

@@ -184,7 +184,7 @@ impl<'a> Session<'a> {
                 say(&self.bar, warning);
             }
         }
-        let target = config.router.target_density;
+        let target = config.router.target_share;
         tell_step(&self.bar, (self.first, state.step, config.run.steps), stats, (rate, target));
     }
 
@@ -259,12 +259,12 @@ fn hardly_sparse(config: &Config, step: u64, s: &StepStats) -> Option<String> {
     let density = chunk_density(s).filter(|d| *d > HARDLY_SPARSE)?;
     let attention = &config.model.attention;
     let chunks = attention.chunk_size().map_or(0, |size| config.data.seq_len.div_ceil(size));
-    let what = match (attention.top(), config.router.target_density) {
+    let what = match (attention.top(), config.router.target_share) {
         (Some(_), _) => "lower model.attention.top or chunk_size".to_string(),
         (None, Some(target)) => {
             format!("the controller is to bring it to {:.0} % of tokens and has not yet", 100.0 * target)
         }
-        (None, None) => "raise model.attention.gamma, lower chunk_size, or set router.target_density".to_string(),
+        (None, None) => "raise model.attention.gamma, lower chunk_size, or set router.target_share".to_string(),
     };
     Some(format!(
         "density {density:.2} at step {step}: hardly sparse, of {chunks} chunks almost all are attended; {what}"

@@ -186,3 +186,6 @@ impl TaskSet {
         self.0.iter().map(one).collect()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -159,17 +159,53 @@ impl EventFile {
     }
 }
 
+/// (step, tag, number) of every number in the folder, in the order that TensorBoard reads them: file by file, by name. A
+/// histogram's number is 0.
+#[cfg(test)]
+pub(super) fn scalars(folder: &Path) -> Vec<(i64, String, f64)> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    let events = files.iter().flat_map(|f| records(&std::fs::read(f).unwrap()));
+    let numbers = events.filter(|e| e.has_summary());
+    let of = |e: Event| {
+        let value = &e.get_summary().get_value()[0];
+        (e.get_step(), value.get_tag().to_string(), value.get_simple_value() as f64)
+    };
+    numbers.map(of).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// (step, tag) of every number in the folder, in the order that TensorBoard reads them: file by file, by name.
-    fn read(folder: &Path) -> Vec<(i64, String)> {
-        let mut files: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
-        files.sort();
-        let events = files.iter().flat_map(|f| records(&std::fs::read(f).unwrap()));
-        let numbers = events.filter(|e| e.has_summary());
-        numbers.map(|e| (e.get_step(), e.get_summary().get_value()[0].get_tag().to_string())).collect()
+    #[test]
+    fn histograms_hold_what_was_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = EventFile::open(dir.path(), 0, |e| panic!("{e}"));
+        // nobody attends 0 chunks, two rows attend 1, one row 2
+        file.counts("chunks", &[0, 2, 1], 7);
+        // 33 numbers from 0 to 32 in 32 buckets of 1: the largest falls into the last
+        file.histogram("values", &(0..=32).map(f64::from).collect::<Vec<_>>(), 8);
+        // nothing to show
+        file.counts("none", &[0, 0], 9);
+        file.histogram("none", &[], 9);
+        file.flush();
+        let path = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+        let events: Vec<Event> =
+            records(&std::fs::read(path).unwrap()).into_iter().filter(|e| e.has_summary()).collect();
+        assert_eq!(events.iter().map(Event::get_step).collect::<Vec<_>>(), [7, 8]);
+        let of = |e: &Event| e.get_summary().get_value()[0].get_histo().clone();
+        let h = of(&events[0]);
+        assert_eq!((h.get_min(), h.get_max(), h.get_num()), (1.0, 2.0, 3.0));
+        // 1 + 1 + 2, 1 + 1 + 4
+        assert_eq!((h.get_sum(), h.get_sum_squares()), (4.0, 6.0));
+        assert_eq!((h.get_bucket_limit(), h.get_bucket()), (&[0.5, 1.5, 2.5][..], &[0.0, 2.0, 1.0][..]));
+        let h = of(&events[1]);
+        assert_eq!((h.get_min(), h.get_max(), h.get_num()), (0.0, 32.0, 33.0));
+        // 32 x 33 / 2, 32 x 33 x 65 / 6
+        assert_eq!((h.get_sum(), h.get_sum_squares()), (528.0, 11440.0));
+        assert_eq!((h.get_bucket_limit()[0], h.get_bucket_limit()[31]), (1.0, 32.0));
+        assert!(h.get_bucket()[..31].iter().all(|&n| n == 1.0) && h.get_bucket()[31] == 2.0);
     }
 
     #[test]
@@ -190,7 +226,8 @@ mod tests {
         std::fs::write(&first, &bytes[..bytes.len() - 5]).unwrap();
         std::fs::write(dir.path().join("events.out.tfevents.0000000001.dashlab.1"), &bytes).unwrap();
         fill(10, 11..=20);
-        let steps: Vec<i64> = read(dir.path()).into_iter().filter(|(_, tag)| tag == "loss").map(|(s, _)| s).collect();
+        let steps: Vec<i64> =
+            scalars(dir.path()).into_iter().filter(|(_, tag, _)| tag == "loss").map(|(s, ..)| s).collect();
         assert!(steps.is_sorted() && steps.last() == Some(&20), "{steps:?}");
         assert_eq!(steps.iter().filter(|s| **s > 10).count(), 10);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

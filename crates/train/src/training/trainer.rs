@@ -86,7 +86,7 @@ impl Trainer {
         let mut sums = Tree::new(leaf(batches.len()));
         let (mut losses, mut shares) = (Vec::with_capacity(batches.len()), Vec::new());
         let mut stats: Vec<Vec<Option<RouterStats>>> = Vec::new();
-        let steers = config.router.target_density.is_some();
+        let steers = config.router.target_share.is_some();
         for batch in batches {
             let tape = Tape::new().computing(config.model.compute.into());
             let leaves = self.model.leaves(&tape);

@@ -69,8 +69,8 @@ fn an_arm_that_does_not_fit_is_refused_before_any_compute() {
     failed(&compare("dense,dahs", &[]), 2, &["--arms", "\"dahs\" is none of dense"]);
     failed(&compare("dash,dash", &[]), 2, &["named twice"]);
     failed(&compare("dash", &["model.attention.chunk_size=48"]), 2, &["nothing to route"]);
-    failed(&compare("dash", &["router.target_density=0.05"]), 2, &["router.target_density", "out of reach", "between"]);
-    failed(&compare("dense", &["router.target_density=0.5", "model.attention.kind=dash"]), 2, &["arm \"dense\""]);
+    failed(&compare("dash", &["router.target_share=0.05"]), 2, &["router.target_share", "out of reach", "between"]);
+    failed(&compare("dense", &["router.target_share=0.5", "model.attention.kind=dash"]), 2, &["arm \"dense\""]);
     let other = "compare={arm=[{name=\"a\"},{name=\"b\",set=[\"data.seq_len=40\"]}]}";
     failed(&s.run(&["compare"], &[other]), 2, &["arm \"b\"", "cannot be paired"]);
     assert!(!s.path("runs").exists() && !s.path("data").exists());

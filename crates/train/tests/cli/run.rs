@@ -143,7 +143,7 @@ fn a_probe_looks_on_and_changes_no_bit() {
 #[test]
 fn a_task_trains_resumes_evaluates_and_exports_without_a_text() {
     let s = Sandbox::new();
-    let set = [RECALL, "data.vocab_size=40", "data.path=nowhere.txt", "router.target_density=0.6"];
+    let set = [RECALL, "data.vocab_size=40", "data.path=nowhere.txt", "router.target_share=0.6"];
     let whole = s.train("whole", &set, false);
     let short: Vec<&str> = set.iter().copied().chain(["run.name=cut"]).collect();
     let mut child = s.command(&[], &short).stderr(Stdio::null()).spawn().unwrap();

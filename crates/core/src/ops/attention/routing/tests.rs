@@ -159,3 +159,135 @@ fn without_a_complete_chunk_every_query_attends_its_own() {
         assert!(grads.get(&q).unwrap().to_f64().unwrap().iter().all(|&dq| dq == 0.0));
     }
 }
+
+fn literal(device: &Device, shape: [usize; 4], numbers: &[f64]) -> Tensor {
+    Tensor::from_vec(device, &shape, numbers.to_vec()).unwrap()
+}
+
+/// Sparsemax by hand: of the scores 1, 0.5 and -1 the first two stay, above (1 + 0.5 - 1) / 2 = 0.25: 0.75 and 0.25.
+#[test]
+fn entmax_routing_of_literal_scores() {
+    let (dev, t) = (device(), Tape::new());
+    let q = t.leaf(literal(&dev, [1, 8, 1, 1], &[1.0; 8]));
+    let kbar = t.leaf(literal(&dev, [1, 4, 1, 1], &[1.0, 0.5, -1.0, 9.0]));
+    let diagonal = t.leaf(Tensor::from_vec(&dev, &[1], vec![0.5]).unwrap());
+    let of = |center, gamma| {
+        let s = Entmax { chunk_size: 2, alpha: 2.0, gamma, sigma: 2.0, center, gradient: RouterGradient::Full };
+        let r = entmax_routing(&t, &q, &kbar, Some(&diagonal), s).unwrap();
+        let list = r.routes.to_host().unwrap();
+        let at = list.entries_of(0, 0, 7);
+        let of = |x: &Tensor| list.per_entry(x).unwrap()[at.clone()].to_vec();
+        (list.chunks_of(0, 0, 7).to_vec(), of(&r.weights), of(&r.bias.value))
+    };
+    let near = |got: &[f64], want: &[f64]| {
+        assert!(
+            got.len() == want.len() && got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-14),
+            "{got:?} {want:?}"
+        );
+    };
+    let (chunks, weights, bias) = of(Center::None, 1.0);
+    // the own chunk 3 is not scored, although its summary would win
+    assert_eq!(chunks, [0, 1, 3]);
+    near(&weights, &[0.75, 0.25, 0.0]);
+    near(&bias, &[0.75f64.ln() / 2.0, 0.25f64.ln() / 2.0, 0.5]);
+    let mean = (0.75f64.ln() + 0.25f64.ln()) / 2.0;
+    near(&of(Center::Mean, 1.0).2, &[(0.75f64.ln() - mean) / 2.0, (0.25f64.ln() - mean) / 2.0, 0.5]);
+    // four times as sharp: 4 is 2 above the next, so alone
+    let (chunks, weights, bias) = of(Center::None, 4.0);
+    assert_eq!(chunks, [0, 3]);
+    near(&weights, &[1.0, 0.0]);
+    near(&bias, &[0.0, 0.5]);
+}
+
+/// Two heads that want opposite things: probabilities 8 1 2 of 11 and 1/8 1 1/2 of 13/8, so 0.80 0.71 0.49 together. The first
+/// head alone would take chunk 2 before chunk 1.
+#[test]
+fn topk_routing_chooses_by_the_mean_over_the_group() {
+    let dev = device();
+    let q = literal(&dev, [1, 8, 2, 1], &[1.0, -1.0].repeat(8));
+    let kbar = literal(&dev, [1, 4, 1, 1], &[8f64.ln(), 0.0, 2f64.ln(), 9.0]);
+    let chunks = |top| topk_routing(&q, &kbar, 2, top, 1.0).unwrap().to_host().unwrap().chunks_of(0, 0, 7).to_vec();
+    assert_eq!((chunks(2), chunks(3), chunks(4)), (vec![0, 3], vec![0, 1, 3], vec![0, 1, 2, 3]));
+}
+
+/// Twelve tokens, chunks of four, windows of four every two: window w covers tokens 2w to 2w + 3. Window 1 shares one stride with
+/// chunks 0 and 1, window 3 with 1 and 2; 0, 2 and 4 lie in one chunk with both.
+fn window_choice(pooling: Pooling, top: usize, (init, local): (usize, usize)) -> WindowChoice {
+    WindowChoice { chunk_size: 4, top, length: 4, stride: 2, init, local, pooling }
+}
+
+/// The chunks of a query where the window's probabilities are in proportion to `weights`.
+fn by_windows(weights: [f64; 5], query: usize, choice: WindowChoice) -> Vec<u32> {
+    let dev = device();
+    let q = literal(&dev, [1, 12, 1, 1], &[1.0; 12]);
+    let keys = literal(&dev, [1, 5, 1, 1], &weights.map(f64::ln));
+    window_routing(&q, &keys, choice).unwrap().to_host().unwrap().chunks_of(0, 0, query).to_vec()
+}
+
+#[test]
+fn window_routing_pools_the_largest_or_the_overlap() {
+    let weights = [3.0, 1.0, 2.0, 2.5, 1.0];
+    // largest: chunk 0 has 3 of window 0, chunk 1 has 2.5 of window 3. Strides: 2 x 3 + 1 = 7 and 1 + 2 x 2 + 2.5 = 7.5
+    assert_eq!(by_windows(weights, 11, window_choice(Pooling::Max, 2, (0, 1))), [0, 2]);
+    assert_eq!(by_windows(weights, 11, window_choice(Pooling::Overlap, 2, (0, 1))), [1, 2]);
+    // the weight of a window that lies in one chunk decides: 2 x 3 + 1 = 7 against 1 + 2 x 0.5 + 2.8; without it 4 against 4.3
+    assert_eq!(by_windows([3.0, 1.0, 0.5, 2.8, 1.0], 11, window_choice(Pooling::Overlap, 2, (0, 1))), [0, 2]);
+    // all windows alike: of equals the lower chunk; strides 3 and 4
+    assert_eq!(by_windows([1.0; 5], 11, window_choice(Pooling::Max, 2, (0, 1))), [0, 2]);
+    assert_eq!(by_windows([1.0; 5], 11, window_choice(Pooling::Overlap, 2, (0, 1))), [1, 2]);
+}
+
+#[test]
+fn window_routing_takes_forced_chunks_first_and_top_in_all() {
+    let weights = [1.0, 1.0, 9.0, 1.0, 1.0];
+    let chunks = |top, forced| by_windows(weights, 11, window_choice(Pooling::Max, top, forced));
+    assert_eq!(chunks(1, (0, 1)), [2]);
+    assert_eq!(chunks(2, (0, 1)), [1, 2]);
+    assert_eq!(chunks(2, (1, 1)), [0, 2]);
+    assert_eq!(chunks(2, (0, 2)), [1, 2]);
+    assert_eq!(chunks(3, (1, 1)), [0, 1, 2]);
+    // forced chunks that are not there yet force nothing: query 5 has chunks 0 and 1, query 2 its own
+    assert_eq!(by_windows(weights, 5, window_choice(Pooling::Max, 3, (2, 1))), [0, 1]);
+    assert_eq!(by_windows(weights, 2, window_choice(Pooling::Max, 3, (1, 2))), [0]);
+    // and a chunk that is first and last at once counts once
+    assert_eq!(by_windows([1.0; 5], 4, window_choice(Pooling::Max, 3, (1, 2))), [0, 1]);
+}
+
+#[test]
+fn window_routing_sees_a_window_from_its_last_token_on() {
+    // window 3 ends at token 9
+    let weights = [3.0, 1.0, 2.0, 9.0, 1.0];
+    let chunks = |query| by_windows(weights, query, window_choice(Pooling::Max, 2, (0, 1)));
+    assert_eq!((chunks(8), chunks(9)), (vec![0, 2], vec![1, 2]));
+    // before token 3 there is no window, and no earlier chunk either
+    assert_eq!(chunks(2), [0]);
+}
+
+#[test]
+fn window_routing_adds_the_heads_of_a_group_and_keeps_groups_apart() {
+    // chunks are windows: two heads that want 4 1 2 1 of 8 and 1/4 1 1/2 1 of 2.75, together 0.59 0.49 0.43
+    let choice = WindowChoice { chunk_size: 2, top: 3, length: 2, stride: 2, init: 0, local: 1, pooling: Pooling::Max };
+    let dev = device();
+    let keys = literal(&dev, [1, 4, 1, 1], &[4f64.ln(), 0.0, 2f64.ln(), 0.0]);
+    let chunks = |heads: &[f64]| {
+        let q = literal(&dev, [1, 8, heads.len(), 1], &heads.repeat(8));
+        window_routing(&q, &keys, choice).unwrap().to_host().unwrap().chunks_of(0, 0, 7).to_vec()
+    };
+    assert_eq!((chunks(&[1.0]), chunks(&[1.0, -1.0])), (vec![0, 2, 3], vec![0, 1, 3]));
+    // two kv heads of one query head each, with the same keys: each has its own list
+    let two = literal(&dev, [1, 4, 2, 1], &[4f64.ln(), 4f64.ln(), 0.0, 0.0, 2f64.ln(), 2f64.ln(), 0.0, 0.0]);
+    let q = literal(&dev, [1, 8, 2, 1], &[1.0, -1.0].repeat(8));
+    let list = window_routing(&q, &two, choice).unwrap().to_host().unwrap();
+    assert_eq!((list.chunks_of(0, 0, 7), list.chunks_of(0, 1, 7)), (&[0, 2, 3][..], &[1, 2, 3][..]));
+}
+
+#[test]
+fn window_routing_refuses_what_it_cannot_choose() {
+    let dev = device();
+    let (q, keys) = (literal(&dev, [1, 12, 1, 1], &[1.0; 12]), literal(&dev, [1, 5, 1, 1], &[1.0; 5]));
+    let err = |choice| window_routing(&q, &keys, choice).unwrap_err().to_string();
+    assert!(err(window_choice(Pooling::Max, 2, (0, 0))).contains("local is 0"));
+    assert!(err(window_choice(Pooling::Max, 2, (1, 2))).contains("top is 2, but 1 first and 2 last"));
+    assert!(err(WindowChoice { stride: 3, ..window_choice(Pooling::Max, 2, (0, 1)) }).contains("windows of 4 every 3"));
+    assert!(err(WindowChoice { stride: 0, ..window_choice(Pooling::Max, 2, (0, 1)) }).contains("at least 1"));
+}
