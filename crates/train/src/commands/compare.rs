@@ -7,7 +7,7 @@ use clap::Args;
 use super::config_args::ConfigArgs;
 use crate::console::print_line;
 use crate::failure::Result;
-use crate::lab::compare::{Jobs, Plan, compare, report_only};
+use crate::lab::compare::{Jobs, Plan, Request, compare, report_of, report_only};
 use crate::signals::Interrupt;
 
 /// Arguments.
@@ -33,9 +33,31 @@ pub struct CompareArgs {
     /// Only write the report of the runs that are there
     #[arg(long)]
     pub report_only: bool,
+    /// Only write the report of this results.csv; the runs need not be there
+    #[arg(long, value_name = "CSV", conflicts_with = "report_only")]
+    pub rows: Option<PathBuf>,
     /// Start although memory or disk seem too small for the runs
     #[arg(long)]
     pub force: bool,
+}
+
+/// A word as a shell takes it.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:@+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+/// The command that repeats the comparison: what decides its numbers, not how it was run.
+fn command(args: &CompareArgs) -> String {
+    let mut out = format!("train compare --config {}", quoted(&args.config.config.to_string_lossy()));
+    let mut add = |flag: &str, value: &str| out += &format!(" {flag} {}", quoted(value));
+    args.config.set.iter().for_each(|set| add("--set", set));
+    if !args.arms.is_empty() {
+        add("--arms", &args.arms.join(","));
+    }
+    args.seeds.iter().for_each(|seeds| add("--seeds", &seeds.to_string()));
+    args.baseline.iter().for_each(|baseline| add("--baseline", baseline));
+    out
 }
 
 /// Runs the command.
@@ -43,13 +65,35 @@ pub struct CompareArgs {
 /// # Errors
 /// As [`compare`].
 pub fn run(args: &CompareArgs) -> Result<()> {
-    let (baseline, out) = (args.baseline.as_deref(), args.out.as_deref());
-    let plan = Plan::load(&args.config.config, &args.config.set, &args.arms, args.seeds, baseline, out)?;
-    if args.report_only {
-        print_line!("{}", report_only(&plan)?.display())?;
-        return Ok(());
+    let request = Request {
+        set: &args.config.set,
+        arms: &args.arms,
+        seeds: args.seeds,
+        baseline: args.baseline.as_deref(),
+        out: args.out.as_deref(),
+    };
+    let plan = Plan::load(&args.config.config, &request, &command(args))?;
+    let written = match &args.rows {
+        Some(rows) => Some(report_of(&plan, rows)?),
+        None if args.report_only => Some(report_only(&plan)?),
+        None => None,
+    };
+    if let Some(written) = written {
+        return Ok(print_line!("{}", written.display())?);
     }
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let jobs = if args.jobs == 0 { cores } else { args.jobs };
     compare(&plan, Jobs { at_once: jobs, force: args.force }, Interrupt::install)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_needs_it() {
+        assert_eq!(quoted("run.steps=3"), "run.steps=3");
+        assert_eq!(quoted("router={}"), "'router={}'");
+        assert_eq!(quoted("it's"), r"'it'\''s'");
+    }
 }

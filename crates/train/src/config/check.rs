@@ -1,7 +1,7 @@
 //! What no run can be started with, section by section, in the order of the file.
 
-use super::Config;
 use super::error::{ConfigError, wrong};
+use super::{Compare, Config};
 
 impl Config {
     /// Says what cannot run.
@@ -19,6 +19,7 @@ impl Config {
         dash_model::parameters(&self.model, self.data.vocab_size)?;
         self.check_chunks()?;
         self.check_task()?;
+        self.compare.iter().try_for_each(Compare::check)?;
         self.router.check(&self.model.attention, self.data.seq_len)
     }
 

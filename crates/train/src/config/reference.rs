@@ -102,6 +102,11 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("model.init_std", "above 0", "0.0"),
     ("model.kv_heads", "divides `heads`", "3"),
     ("model.head_dim", "even, or 0", "5"),
+    ("compare.alpha", "above 0, at most 0.5", "0.0"),
+    ("compare.margin", "above 0", "0.0"),
+    ("compare.solved", "above 0, at most 1", "0.0"),
+    ("compare.checks", "at least 1", "0"),
+    ("compare.learning_rates", "each above 0", "[0.0]"),
 ];
 
 /// A smallest file, with a task.

@@ -7,5 +7,6 @@ mod chart;
 pub mod compare;
 mod peer;
 pub mod plot;
+mod stats;
 mod timing;
 pub mod verify;

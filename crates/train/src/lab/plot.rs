@@ -18,7 +18,7 @@ fn lines(run: &Path) -> anyhow::Result<Vec<Value>> {
 fn push(all: &mut Vec<Line>, name: String, lines: &[Value], split: &str, value: impl Fn(&Value) -> Option<f64>) {
     let point = |l: &Value| Some(Point::new(l["step"].as_f64()?, value(l)?));
     let points = lines.iter().filter(|l| l["split"] == split).filter_map(point).collect();
-    all.push(Line { name, series: all.len(), points });
+    all.push(Line { name, series: all.len(), points, runs: Vec::new() });
 }
 
 /// Writes one chart.

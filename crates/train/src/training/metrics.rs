@@ -54,6 +54,14 @@ impl Metrics {
         Ok(Metrics { lines: Some(lines), events })
     }
 
+    /// The configuration, as a card of text for TensorBoard.
+    pub fn config(&mut self, config: &Config) {
+        if let Some(events) = &mut self.events {
+            events.text("config", &format!("```toml\n{}\n```", config.to_toml().trim_end()), 0);
+            events.flush();
+        }
+    }
+
     fn line(&mut self, value: &Value) {
         let Some(file) = &mut self.lines else { return };
         if let Err(e) = file.write_all(format!("{value}\n").as_bytes()) {

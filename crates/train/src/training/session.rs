@@ -96,7 +96,10 @@ impl<'a> Session<'a> {
     pub fn new(parts: Parts<'a>) -> Result<Self> {
         let (config, first) = (parts.config, parts.trainer.optimizer.step);
         let folder = config.folder();
-        let metrics = Metrics::open(&folder, first, config.log.tensorboard)?;
+        let mut metrics = Metrics::open(&folder, first, config.log.tensorboard)?;
+        if first == 0 {
+            metrics.config(config);
+        }
         let target = if console::is_quiet() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(config.run.steps), target);
         let style = ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} eta {eta}").expect("a valid template");

@@ -6,9 +6,12 @@ use std::io::BufWriter;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use protobuf::Message;
+use protobuf::{Message, RepeatedField};
 use tensorboard_proto::event::Event;
-use tensorboard_proto::summary::Summary;
+use tensorboard_proto::summary::{Summary, Summary_Value, SummaryMetadata, SummaryMetadata_PluginData};
+use tensorboard_proto::tensor::TensorProto;
+use tensorboard_proto::tensor_shape::TensorShapeProto;
+use tensorboard_proto::types::DataType;
 use tensorboard_rs::record_writer::RecordWriter;
 use tensorboard_rs::summary::{histogram_raw, scalar};
 
@@ -54,7 +57,8 @@ fn reopen(folder: &Path, step: u64) -> std::io::Result<(File, bool)> {
     let mut kept: Vec<Event> = Vec::new();
     for path in &old {
         let events = records(&std::fs::read(path)?).into_iter();
-        kept.extend(events.filter(|e| !e.has_file_version() && e.get_step() as u64 <= step));
+        // a fresh start writes everything again, the card of step 0, too
+        kept.extend(events.filter(|e| step > 0 && !e.has_file_version() && e.get_step() as u64 <= step));
     }
     // stable: figures of one step stay in their order
     kept.sort_by_key(Event::get_step);
@@ -119,6 +123,26 @@ impl EventFile {
     /// One number.
     pub fn scalar(&mut self, tag: &str, value: f64, step: u64) {
         self.summary(step, scalar(tag, value as f32));
+    }
+
+    /// A card of text in Markdown.
+    pub fn text(&mut self, tag: &str, markdown: &str, step: u64) {
+        let mut plugin = SummaryMetadata_PluginData::new();
+        plugin.set_plugin_name("text".into());
+        let mut metadata = SummaryMetadata::new();
+        metadata.set_plugin_data(plugin);
+        let mut tensor = TensorProto::new();
+        tensor.set_dtype(DataType::DT_STRING);
+        // no axes: one text
+        tensor.set_tensor_shape(TensorShapeProto::new());
+        tensor.set_string_val(RepeatedField::from(vec![markdown.as_bytes().to_vec()]));
+        let mut value = Summary_Value::new();
+        value.set_tag(tag.into());
+        value.set_metadata(metadata);
+        value.set_tensor(tensor);
+        let mut summary = Summary::new();
+        summary.set_value(RepeatedField::from(vec![value]));
+        self.summary(step, summary);
     }
 
     /// Counts of the values 0, 1, 2, ...
@@ -206,6 +230,23 @@ mod tests {
         assert_eq!((h.get_sum(), h.get_sum_squares()), (528.0, 11440.0));
         assert_eq!((h.get_bucket_limit()[0], h.get_bucket_limit()[31]), (1.0, 32.0));
         assert!(h.get_bucket()[..31].iter().all(|&n| n == 1.0) && h.get_bucket()[31] == 2.0);
+    }
+
+    #[test]
+    fn a_card_of_text_is_one_string_and_is_written_once() {
+        let dir = tempfile::tempdir().unwrap();
+        for _ in 0..2 {
+            let mut file = EventFile::open(dir.path(), 0, |e| panic!("{e}"));
+            file.text("config", "a = 1", 0);
+            file.flush();
+        }
+        let path = std::fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+        let events = records(&std::fs::read(path).unwrap());
+        let cards: Vec<_> = events.iter().filter(|e| e.has_summary()).collect();
+        let [card] = cards[..] else { panic!("{} cards", cards.len()) };
+        let value = &card.get_summary().get_value()[0];
+        assert_eq!((value.get_tag(), value.get_metadata().get_plugin_data().get_plugin_name()), ("config", "text"));
+        assert_eq!(value.get_tensor().get_string_val(), [b"a = 1".to_vec()]);
     }
 
     #[test]

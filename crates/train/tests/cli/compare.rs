@@ -16,7 +16,7 @@ fn compare_reports_resumes_and_survives_an_arm_that_fails() {
     let folder = s.path("runs/compare-test");
     let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
     let (page, text) = (read("report.html"), read("report.md"));
-    for part in ["Fewer than 3 seeds", "wild with seed 0 failed", "is not finite", "Whose fault", "too few seeds"] {
+    for part in ["Fewer than 3 seeds", "wild with seed 0 failed", "is not finite", "Whose fault", "undecided"] {
         assert!(page.contains(part) && text.contains(part), "{part}");
     }
     assert!(page.matches("<svg").count() >= 6 && page.contains("name=\"viewport\"") && !page.contains("<script"));
@@ -126,6 +126,106 @@ fn the_fate_of_a_compared_run_is_its_exit_status() {
     std::io::Read::read_to_string(&mut compare.stderr.take().unwrap(), &mut text).unwrap();
     assert_eq!(compare.wait().unwrap().code(), Some(1), "{text}");
     assert!(text.contains("dense-s0 FAILED: signal 9"), "{text}");
+}
+
+/// An answer, its tests and its rules, from the first run to a changed declaration.
+#[test]
+fn a_declared_comparison_tunes_decides_and_tells_a_changed_rule_first() {
+    let s = Sandbox::new();
+    fs::write(s.path("criteria.md"), "dash counts as better at alpha 0.05").unwrap();
+    let rules = |alpha: &str| {
+        format!(
+            "compare={{seeds=2,baseline=\"dense\",primary=\"accuracy\",contrast=\"dash\",margin=0.1,alpha={alpha},criteria=\"criteria.md\",\
+             learning_rates=[1e-3,3e-3],tuning_seeds=[101,102],tuning_steps=4,arm=[{{name=\"dense\",\
+             set=[\"model.attention.kind=dense\"]}},{{name=\"dash\"}},{{name=\"dash-stopped\",rate_of=\"dash\",\
+             set=[\"model.attention.kind=dash-stopped\"]}}]}}"
+        )
+    };
+    let (task, declared, changed) = (RECALL, rules("0.05"), rules("0.1"));
+    let set = [task, "data.vocab_size=40", "run.steps=6", "eval.every=2", declared.as_str()];
+    let o = s.run(&["compare"], &set);
+    succeeded(&o);
+    let told = String::from_utf8_lossy(&o.stderr).into_owned();
+    assert!(
+        told.contains("learning rates: 8 runs of 4 steps") && told.contains("learning rate of dash: 0.00"),
+        "{told}"
+    );
+    let folder = s.path("runs/compare-test");
+    let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
+    let text = read("report.md");
+    assert!(text.lines().nth(2).unwrap().starts_with("It is undecided whether dash differs from dense"), "{text}");
+    for part in [
+        "Learning rates tried",
+        "Time to solve",
+        "Seed by seed",
+        "not committed when the first run started",
+        "101, 102",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let rate = |run: &str| {
+        let config = fs::read_to_string(folder.join("runs").join(run).join("config.toml")).unwrap();
+        config.lines().find(|l| l.starts_with("lr = ")).unwrap().to_string()
+    };
+    assert_eq!(rate("dash-s0"), rate("dash-stopped-s1"));
+
+    // nothing is run again, and the published rows alone make the same tables
+    let o = s.run(&["compare"], &set);
+    assert!(String::from_utf8_lossy(&o.stderr).contains("6 runs of 6 steps, 6 finished already"));
+    assert_eq!(read("report.md"), text);
+    let rows = folder.join("results.csv");
+    let from_rows = ["compare", "--rows", rows.to_str().unwrap(), "--out", "again"];
+    succeeded(&s.run(&from_rows, &set));
+    let again = fs::read_to_string(s.path("again/report.md")).unwrap();
+    let tables = |t: &str| t.lines().filter(|l| l.starts_with('|')).map(str::to_string).collect::<Vec<_>>();
+    assert!(tables(&text).len() > 30 && tables(&again) == tables(&text));
+
+    // another rule or another text of the criteria is told in the first line
+    let other = [task, "data.vocab_size=40", "run.steps=6", "eval.every=2", changed.as_str()];
+    succeeded(&s.run(&["compare", "--report-only"], &other));
+    let first = |text: String| text.lines().nth(2).unwrap().to_string();
+    assert!(
+        first(read("report.md")).starts_with("Criteria were changed after the first run (compare.alpha 0.05 -> 0.1)")
+    );
+    fs::write(s.path("criteria.md"), "dash counts as better at any alpha").unwrap();
+    succeeded(&s.run(&["compare", "--report-only"], &set));
+    assert!(first(read("report.md")).contains("the text of criteria.md"));
+}
+
+#[test]
+fn declarations_that_no_run_can_satisfy_are_refused() {
+    let s = Sandbox::new();
+    let refused = |rules: &str, words: &[&str]| {
+        let table = format!("compare={{{rules}}}");
+        failed(&s.run(&["compare", "--arms", "dense,dash"], &[RECALL, "data.vocab_size=40", &table]), 2, words);
+    };
+    refused(
+        "primary=\"speed\"",
+        &["compare.primary: \"speed\" is measured by no arm", "\"accuracy\"", "\"time-to-solve\""],
+    );
+    refused("primary=\"accuracy length=128\"", &["measured by no arm", "\"accuracy length=96\""]);
+    refused("primary=\"accuracy\",margin=0.0", &["compare.margin: 0 is not above 0"]);
+    refused("primary=\"accuracy\",margin=-0.1", &["compare.margin: -0.1 is not above 0"]);
+    refused("margin=0.1", &["compare.margin: means nothing without compare.primary"]);
+    refused("tuning_seeds=[2,101]", &["compare.tuning_seeds: 2 is a seed of the comparison", "0 to 2", "from 101 on"]);
+    refused("learning_rates=[1e-3],primary=\"loss\"", &["compare.tuning_seeds, for example"]);
+    refused("primary=\"loss\",contrast=\"dense\"", &["compare.contrast: \"dense\" is the baseline"]);
+    refused("primary=\"loss\",contrast=\"dsh\"", &["compare.contrast: \"dsh\" is none of the arms dense, dash"]);
+    refused("seeds=1000000000000", &["compare.seeds (--seeds): 1000000000000 is not 1 to 10000"]);
+    refused("learning_rates=[1e-3,0.001],primary=\"loss\"", &["compare.learning_rates: 0.001 is named twice"]);
+    refused("criteria=\"nowhere.md\"", &["compare.criteria: nowhere.md is no file"]);
+    refused("checks=0", &["compare.checks: is 0"]);
+    refused("alpha=1.0", &["compare.alpha: 1 is not above 0 and at most 0.5"]);
+    // text alone has no accuracy
+    failed(
+        &s.run(&["compare", "--arms", "dense,dash"], &["compare={primary=\"accuracy\"}"]),
+        2,
+        &["measured by no arm", "\"loss\""],
+    );
+    fs::write(s.path("rows.csv"), "a,b\n1,2\n").unwrap();
+    let rows = ["compare", "--arms", "dense,dash", "--rows", "rows.csv"];
+    failed(&s.run(&rows, &[RECALL, "data.vocab_size=40"]), 2, &["rows.csv", "is no results.csv"]);
+    assert!(!s.path("runs").exists() && !s.path("data").exists());
 }
 
 /// The page in a real browser, where one is installed.

@@ -1,9 +1,13 @@
 //! Charts as SVG text, for reports that need no network and no font: the one way that this program draws.
 
 mod axis;
+mod forest;
+mod pairs;
 mod svg;
 
 pub use axis::{Axis, trimmed};
+pub use forest::{Forest, Row};
+pub use pairs::{Pairs, Panel};
 use svg::{Anchor, Picture, Sign, WIDTH, width_of};
 pub use svg::{escape, style};
 
@@ -36,6 +40,8 @@ pub struct Line {
     pub series: usize,
     /// Points, ascending in x.
     pub points: Vec<Point>,
+    /// Single runs, thin behind the line.
+    pub runs: Vec<Vec<(f64, f64)>>,
 }
 
 /// How points are joined.
@@ -74,7 +80,7 @@ pub struct Chart {
     pub style: Style,
 }
 
-/// Above this many lines bands over each other show nothing; the tables have the intervals.
+/// Above this many lines bands and single runs over each other show nothing; the tables have the numbers.
 const BANDS: usize = 4;
 
 /// Where the plot stands in the picture.
@@ -83,7 +89,6 @@ struct Frame {
     y: Axis,
     left: f64,
     right: f64,
-    top: f64,
     bottom: f64,
 }
 
@@ -112,21 +117,24 @@ impl Chart {
     /// Draws it; `None` when no line has a point to show.
     pub fn draw(&self) -> Option<Drawn> {
         let all = || self.lines.iter().flat_map(|l| &l.points).filter(|p| p.y.is_finite());
+        let crowded = self.lines.len() > BANDS;
+        let runs = self.lines.iter().flat_map(|l| &l.runs).flatten().filter(|_| !crowded);
+        let shown = all().flat_map(|p| if crowded { [p.y, f64::NAN, f64::NAN] } else { [p.y, p.low, p.high] });
         let x = Axis::over(all().map(|p| p.x), self.style.log_x)?.padded(0.02);
-        let y = Axis::over(all().flat_map(|p| [p.y, p.low, p.high]), self.style.log_y)?.padded(0.05);
+        let y = Axis::over(shown.chain(runs.map(|r| r.1)), self.style.log_y)?.padded(0.05);
         let places = legend(&self.lines);
         let rows = places.iter().map(|p| p.1 + 1).max().unwrap_or(0);
-        let height = 300.0 + 17.0 * rows as f64;
+        let height = 306.0 + 17.0 * rows as f64;
         let mut picture = Picture::new(&self.title, height);
         let widest = y.ticks(5).iter().map(|t| width_of(&trimmed(*t))).fold(0.0, f64::max);
         let (left, right, top, bottom) = (widest + 16.0, WIDTH - 14.0, 46.0, 258.0);
-        let frame = Frame { x: x.placed(left, right), y: y.placed(bottom, top), left, right, top, bottom };
+        let frame = Frame { x: x.placed(left, right), y: y.placed(bottom, top), left, right, bottom };
         self.draw_axes(&mut picture, &frame);
         for line in &self.lines {
             self.draw_line(&mut picture, &frame, line);
         }
         for (line, (x, row)) in self.lines.iter().zip(places) {
-            let (sign, y) = (Sign::of(line.series), 304.0 + 17.0 * row as f64);
+            let (sign, y) = (Sign::of(line.series), 310.0 + 17.0 * row as f64);
             match self.style.join {
                 Join::Dots => picture.dot((x + 12.0, y - 4.0), sign, 3.5),
                 Join::Lines => picture.series(&[(x, y - 4.0), (x + 24.0, y - 4.0)], sign),
@@ -179,14 +187,29 @@ impl Chart {
             let upper = banded.iter().rev().map(|p| place(p, p.high));
             picture.area(&lower.chain(upper).collect::<Vec<_>>(), &sign.fill(), 0.14);
         }
+        for run in line.runs.iter().filter(|_| self.lines.len() <= BANDS) {
+            let path: Vec<(f64, f64)> = run.iter().filter_map(|&(x, y)| f.at(x, y)).collect();
+            picture.path(&path, &sign.stroke(), "stroke-width=\"0.8\" stroke-opacity=\"0.5\"");
+        }
         let path: Vec<(f64, f64)> = points.iter().filter_map(|p| f.at(p.x, p.y)).collect();
         if self.style.join == Join::Dots || path.len() == 1 {
             path.iter().for_each(|&p| picture.dot(p, sign, 3.0));
         } else {
             picture.series(&path, sign);
         }
-        debug_assert!(path.iter().all(|p| p.1 >= f.top - 1.0), "every point lies in the frame");
     }
+}
+
+/// A text that fits into a width.
+fn clipped(text: &str, width: f64) -> String {
+    if width_of(text) <= width {
+        return text.into();
+    }
+    let mut out = text.to_string();
+    while !out.is_empty() && width_of(&out) + 7.0 > width {
+        out.pop();
+    }
+    out + "…"
 }
 
 /// Places of the legend's entries: x and row.
@@ -210,7 +233,7 @@ mod tests {
 
     fn chart(points: &[(f64, f64)], style: Style) -> Chart {
         let points = points.iter().map(|&(x, y)| Point::new(x, y)).collect();
-        let lines = vec![Line { name: "a<b".into(), series: 0, points }];
+        let lines = vec![Line { name: "a<b".into(), series: 0, points, runs: Vec::new() }];
         Chart { title: "t".into(), x: "step".into(), y: "nats".into(), lines, style }
     }
 

@@ -147,6 +147,21 @@ impl Picture {
         let _ = writeln!(self.body, "<path class=\"{class}\" fill-opacity=\"{opacity}\" d=\"M{}Z\"/>", all.join("L"));
     }
 
+    /// A rectangle.
+    pub fn bar(&mut self, (x, y): (f64, f64), (w, h): (f64, f64), class: &str) {
+        let (x, y, w, h) = (short(x), short(y), short(w), short(h));
+        let _ = writeln!(self.body, "<rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"{w}\" height=\"{h}\"/>");
+    }
+
+    /// A hollow dot of a series.
+    pub fn ring(&mut self, (x, y): (f64, f64), sign: Sign) {
+        let (class, x, y) = (sign.stroke(), short(x), short(y));
+        let _ = writeln!(
+            self.body,
+            "<circle class=\"{class}\" fill=\"none\" stroke-opacity=\"0.65\" cx=\"{x}\" cy=\"{y}\" r=\"2.6\"/>"
+        );
+    }
+
     /// A dot of a series: the shape is its second sign.
     pub fn dot(&mut self, (x, y): (f64, f64), sign: Sign, size: f64) {
         let (class, r) = (sign.fill(), size);

@@ -3,22 +3,26 @@
 //! Every run is the ordinary `train` command in a process of its own with one thread (a run's bits do not depend on it, and
 //! independent runs use the cores better than one run does), so an arm that diverges takes nothing along, and an interrupted
 //! comparison resumes run by run from their checkpoints.
-
+mod contrast;
+mod criteria;
+mod measure;
 mod plan;
 mod report;
 mod run;
-mod stats;
 mod table;
+mod text;
+mod tuning;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-pub use plan::Plan;
-use run::{Outcome, Run};
+pub use plan::{Plan, Request};
+use run::{Outcome, Run, check_pairs};
+use table::Results;
 
 use crate::config::Config;
 use crate::console::tell;
@@ -38,9 +42,8 @@ pub struct Jobs {
     pub force: bool,
 }
 
-/// The runs of a plan, none of which differs from what its folder may hold already.
-fn checked(plan: &Plan, data: &Material) -> Result<Vec<(Run, Config)>> {
-    let runs = plan.runs();
+/// Runs, none of which differs from what its folder may hold already.
+fn checked(runs: Vec<(Run, Config)>, data: &Material) -> Result<Vec<(Run, Config)>> {
     for (run, config) in &runs {
         run.check_same(config, data)?;
     }
@@ -129,6 +132,42 @@ impl Pool<'_> {
     }
 }
 
+/// Runs, in order, those that are not finished.
+fn run_all(plan: &Plan, runs: Vec<(Run, Config)>, jobs: Jobs, interrupt: &Interrupt, what: &str) -> Result<Vec<Run>> {
+    lay_out(plan, &runs)?;
+    let runs: Vec<Run> = runs.into_iter().map(|(run, _)| run).collect();
+    let mut waiting: Vec<&Run> = runs.iter().filter(|r| r.outcome() != Outcome::Done).collect();
+    tell!(
+        "{what}: {} runs of {} steps, {} finished already, {} at a time; {}",
+        runs.len(),
+        runs.first().map_or(0, |r| r.steps),
+        runs.len() - waiting.len(),
+        jobs.at_once,
+        plan.out.display()
+    );
+    waiting.reverse();
+    Pool { waiting, active: Vec::new(), jobs }.run(&runs, interrupt)?;
+    Ok(runs)
+}
+
+/// The plan with the learning rates that its tuning runs chose; as it is where it tries none.
+fn tuned(plan: &Plan, tuning: &[Run]) -> Result<Plan> {
+    if tuning.is_empty() {
+        return Ok(plan.clone());
+    }
+    let Some(choices) = plan.choices(&Results::of(report::rows(plan, tuning)?)) else {
+        return Err(Failure::request(format!(
+            "{}: the tuning runs have not all ended, so no learning rate is chosen; the same command without --report-only continues \
+             them",
+            plan.out.display()
+        )));
+    };
+    for c in &choices {
+        tell!("learning rate of {}: {}", c.arm, c.rate);
+    }
+    Ok(plan.with_rates(&choices))
+}
+
 /// Runs a plan and writes its report.
 ///
 /// # Errors
@@ -136,29 +175,34 @@ impl Pool<'_> {
 /// the report; it is an error only when no run finished.
 pub fn compare(plan: &Plan, jobs: Jobs, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
     let began = Instant::now();
+    let seeds = plan.rules.seeds as usize;
     for (_, config) in &plan.arms {
-        check_fits(config, jobs.at_once.min(plan.arms.len() * plan.seeds as usize), jobs.force)?;
+        check_fits(config, jobs.at_once.min(plan.arms.len() * seeds), jobs.force)?;
     }
     let data = Material::of(plan.base())?;
     let _lock = RunLock::take(&plan.out)?;
-    let runs = checked(plan, &data)?;
-    lay_out(plan, &runs)?;
-    let runs: Vec<Run> = runs.into_iter().map(|(run, _)| run).collect();
-    let mut waiting: Vec<&Run> = runs.iter().filter(|r| r.outcome() != Outcome::Done).collect();
-    tell!(
-        "{} arms x {} seeds: {} runs of {} steps, {} finished already, {} at a time; {}",
-        plan.arms.len(),
-        plan.seeds,
-        runs.len(),
-        plan.base().run.steps,
-        runs.len() - waiting.len(),
-        jobs.at_once,
-        plan.out.display()
-    );
-    waiting.reverse();
-    let interrupt = interrupt()?;
-    Pool { waiting, active: Vec::new(), jobs }.run(&runs, &interrupt)?;
-    let written = report::write(plan, &runs, &data.hash)?;
+    let trials = checked(plan.tuning_runs(), &data)?;
+    let mut tuning: Vec<Run> = Vec::new();
+    let interrupt = if trials.is_empty() {
+        // before anything is written, so that a refused comparison changes nothing
+        let runs: Vec<Run> = checked(plan.runs(), &data)?.into_iter().map(|(run, _)| run).collect();
+        criteria::record(plan, &runs)?;
+        interrupt()?
+    } else {
+        let known: Vec<Run> = plan.runs().into_iter().chain(plan.tuning_runs()).map(|(run, _)| run).collect();
+        criteria::record(plan, &known)?;
+        let interrupt = interrupt()?;
+        tuning = run_all(plan, trials, jobs, &interrupt, "learning rates")?;
+        if interrupt.requested() {
+            return Err(Failure::Interrupted);
+        }
+        interrupt
+    };
+    let plan = &tuned(plan, &tuning)?;
+    let what = format!("{} arms x {seeds} seeds", plan.arms.len());
+    let runs = run_all(plan, checked(plan.runs(), &data)?, jobs, &interrupt, &what)?;
+    check_pairs(&runs, &data.hash)?;
+    let written = report::write(plan, &runs, &tuning)?;
     tell!("{} after {}", written.display(), duration(began.elapsed().as_secs_f64()));
     if interrupt.requested() {
         return Err(Failure::Interrupted);
@@ -175,6 +219,17 @@ pub fn compare(plan: &Plan, jobs: Jobs, interrupt: impl FnOnce() -> anyhow::Resu
 /// When runs cannot be paired.
 pub fn report_only(plan: &Plan) -> Result<PathBuf> {
     let data = Material::of(plan.base())?;
-    let runs: Vec<Run> = checked(plan, &data)?.into_iter().map(|(run, _)| run).collect();
-    report::write(plan, &runs, &data.hash)
+    let tuning: Vec<Run> = checked(plan.tuning_runs(), &data)?.into_iter().map(|(run, _)| run).collect();
+    let plan = &tuned(plan, &tuning)?;
+    let runs: Vec<Run> = checked(plan.runs(), &data)?.into_iter().map(|(run, _)| run).collect();
+    check_pairs(&runs, &data.hash)?;
+    report::write(plan, &runs, &tuning)
+}
+
+/// Writes the report of published rows, without the runs that they came from.
+///
+/// # Errors
+/// When the file is no results.csv of this configuration.
+pub fn report_of(plan: &Plan, rows: &Path) -> Result<PathBuf> {
+    report::write_from(plan, rows)
 }

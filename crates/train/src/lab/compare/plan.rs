@@ -4,22 +4,41 @@ use std::path::{Path, PathBuf};
 
 use dash_model::kinds;
 
+use super::measure::{Measure, measures};
 use super::run::Run;
 use crate::config::{Arm, Compare, Config};
 use crate::failure::{Failure, Result};
 
 /// Arms resolved to configurations.
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// (name, configuration with the first seed).
     pub arms: Vec<(String, Config)>,
     /// Baselines of arms that have one of their own: (arm, baseline).
     pub own_baselines: Vec<(String, String)>,
-    /// Seeds of every arm.
-    pub seeds: u64,
-    /// Name of the baseline.
-    pub baseline: String,
+    /// Arms that take the learning rate of another one: (arm, the other).
+    pub rates_of: Vec<(String, String)>,
+    /// `[compare]`, with the seeds and the baseline of the command line.
+    pub rules: Compare,
     /// Folder of everything.
     pub out: PathBuf,
+    /// The command that was given, to repeat it.
+    pub command: String,
+}
+
+/// What the command line asks for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Request<'a> {
+    /// `--set`.
+    pub set: &'a [String],
+    /// Names of arms or kinds; empty: those of the file.
+    pub arms: &'a [String],
+    /// Instead of `compare.seeds`.
+    pub seeds: Option<u64>,
+    /// Instead of `compare.baseline`.
+    pub baseline: Option<&'a str>,
+    /// Instead of `runs/compare-NAME`.
+    pub out: Option<&'a Path>,
 }
 
 /// The arms of the command line, else those of the file, else four kinds.
@@ -28,6 +47,7 @@ fn chosen(table: &Compare, arms: &[String]) -> Result<Vec<Arm>> {
         name: name.clone(),
         set: vec![format!("model.attention.kind={name}")],
         baseline: String::new(),
+        rate_of: String::new(),
     };
     let known = || table.arm.iter().map(|a| a.name.as_str()).chain(kinds()).collect::<Vec<_>>().join(", ");
     match (arms.is_empty(), table.arm.is_empty()) {
@@ -69,48 +89,111 @@ fn resolve(path: &Path, set: &[String], base: &Config, arms: &[Arm]) -> Result<V
     Ok(resolved)
 }
 
+/// (arm, another arm) of a key that names one. An arm that `--arms` left out is nobody's.
+fn others(chosen: &[Arm], all: bool, key: &str, of: impl Fn(&Arm) -> &str) -> Result<Vec<(String, String)>> {
+    let mut out = Vec::new();
+    for arm in chosen.iter().filter(|a| !of(a).is_empty()) {
+        if chosen.iter().any(|a| a.name == of(arm)) {
+            out.push((arm.name.clone(), of(arm).to_string()));
+        } else if all {
+            let what = format!("arm {:?}: its {key} {:?} is none of the arms", arm.name, of(arm));
+            return Err(Failure::request(what));
+        }
+    }
+    Ok(out)
+}
+
+/// More seeds than anybody runs: a slip of the keyboard lists no billion runs.
+const MOST_SEEDS: u64 = 10_000;
+
+/// Refuses declarations that no run can satisfy.
+fn check_rules(rules: &Compare, first_seed: u64, measured: &[Measure]) -> Result<()> {
+    if !(1..=MOST_SEEDS).contains(&rules.seeds) {
+        return Err(Failure::request(format!("compare.seeds (--seeds): {} is not 1 to {MOST_SEEDS}", rules.seeds)));
+    }
+    let Some(last) = first_seed.checked_add(rules.seeds - 1) else {
+        let what = format!("run.seed: {first_seed} leaves no room for {} seeds below 2^64", rules.seeds);
+        return Err(Failure::request(what));
+    };
+    let test = first_seed..=last;
+    if let Some(seed) = rules.tuning_seeds.iter().find(|s| test.contains(s)) {
+        return Err(Failure::request(format!(
+            "compare.tuning_seeds: {seed} is a seed of the comparison, too ({} to {}); what settings were chosen with cannot test \
+             them. Take other seeds, for example from {} on",
+            test.start(),
+            test.end(),
+            (last / 100).saturating_add(1).saturating_mul(100).saturating_add(1)
+        )));
+    }
+    if !rules.primary.is_empty() && !measured.iter().any(|m| m.key == rules.primary) {
+        let known = measured.iter().map(|m| format!("{:?}", m.key)).collect::<Vec<_>>().join(", ");
+        return Err(Failure::request(format!(
+            "compare.primary: {:?} is measured by no arm; this configuration measures {known}",
+            rules.primary
+        )));
+    }
+    if !rules.criteria.as_os_str().is_empty() && !rules.criteria.is_file() {
+        return Err(Failure::request(format!(
+            "compare.criteria: {} is no file; write what would count for and against down before the first run",
+            rules.criteria.display()
+        )));
+    }
+    Ok(())
+}
+
 impl Plan {
     /// Reads a configuration and resolves every arm, so that one that cannot run is refused before any compute.
     ///
     /// # Errors
-    /// Names the arm and what is wrong with it.
-    pub fn load(
-        path: &Path,
-        set: &[String],
-        arms: &[String],
-        seeds: Option<u64>,
-        baseline: Option<&str>,
-        out: Option<&Path>,
-    ) -> Result<Self> {
-        let base = Config::load(path, set)?;
-        let table = base.compare.clone().unwrap_or(Compare::default());
-        let chosen = chosen(&table, arms)?;
-        let seeds = seeds.unwrap_or(table.seeds);
-        if seeds == 0 {
-            return Err(Failure::request("--seeds: is 0; every arm runs at least once"));
-        }
-        let resolved = resolve(path, set, &base, &chosen)?;
-        let is_arm = |baseline: &str| resolved.iter().any(|(name, _)| name == baseline);
+    /// Names the arm or the key and what is wrong with it.
+    pub fn load(path: &Path, request: &Request, command: &str) -> Result<Self> {
+        let base = Config::load(path, request.set)?;
+        let mut rules = base.compare.clone().unwrap_or_default();
+        let chosen = chosen(&rules, request.arms)?;
+        rules.seeds = request.seeds.unwrap_or(rules.seeds);
+        check_rules(&rules, base.run.seed, &measures(&base))?;
+        let resolved = resolve(path, request.set, &base, &chosen)?;
+        let is_arm = |name: &str| resolved.iter().any(|(arm, _)| arm == name);
+        let all = request.arms.is_empty();
         let first = resolved[0].0.clone();
-        let named = baseline.map(str::to_string).unwrap_or(table.baseline);
+        let named = request.baseline.map_or(rules.baseline, str::to_string);
         let named = if named.is_empty() { first.clone() } else { named };
         // a baseline of the file that --arms left out makes way for the first arm
-        let baseline = match is_arm(&named) {
+        rules.baseline = match is_arm(&named) {
             true => named,
-            false if baseline.is_none() && !arms.is_empty() => first,
+            false if request.baseline.is_none() && !all => first,
             false => return Err(Failure::request(format!("baseline {named:?} is none of the arms"))),
         };
-        let mut own_baselines = Vec::new();
-        for arm in chosen.iter().filter(|a| !a.baseline.is_empty()) {
-            if is_arm(&arm.baseline) {
-                own_baselines.push((arm.name.clone(), arm.baseline.clone()));
-            } else if arms.is_empty() {
-                let what = format!("arm {:?}: its baseline {:?} is none of the arms", arm.name, arm.baseline);
-                return Err(Failure::request(what));
-            }
+        let own_baselines = others(&chosen, all, "baseline", |a| &a.baseline)?;
+        let rates_of = others(&chosen, all, "rate_of", |a| &a.rate_of)?;
+        if let Some((arm, other)) = rates_of.iter().find(|(_, o)| rates_of.iter().any(|(a, _)| a == o)) {
+            let what = format!("arm {arm:?}: its rate_of {other:?} has no learning rate of its own");
+            return Err(Failure::request(what));
         }
-        let out = out.map_or_else(|| base.run.dir.join(format!("compare-{}", base.run.name)), Path::to_path_buf);
-        Ok(Plan { arms: resolved, own_baselines, seeds, baseline, out })
+        let out = || base.run.dir.join(format!("compare-{}", base.run.name));
+        let out = request.out.map_or_else(out, Path::to_path_buf);
+        let plan = Plan { arms: resolved, own_baselines, rates_of, rules, out, command: command.into() };
+        plan.check_contrast()?;
+        Ok(plan)
+    }
+
+    /// The declared contrast is one of an arm with another one. An arm that `--arms` left out is not compared this time.
+    fn check_contrast(&self) -> Result<()> {
+        let arm = &self.rules.contrast;
+        let runs = self.arms.iter().any(|(name, _)| name == arm);
+        if arm.is_empty() || (!runs && self.rules.arm.iter().any(|a| a.name == *arm)) {
+            return Ok(());
+        }
+        if !runs {
+            let arms = self.names().join(", ");
+            return Err(Failure::request(format!("compare.contrast: {arm:?} is none of the arms {arms}")));
+        }
+        if self.baseline_of(arm) == arm {
+            return Err(Failure::request(format!(
+                "compare.contrast: {arm:?} is the baseline; name the arm that is compared with it"
+            )));
+        }
+        Ok(())
     }
 
     /// The configuration of the first arm: data and length are those of all.
@@ -118,33 +201,47 @@ impl Plan {
         &self.arms[0].1
     }
 
+    /// Names of the arms.
+    pub fn names(&self) -> Vec<&str> {
+        self.arms.iter().map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// What the arms measure, the primary outcome first.
+    pub fn measures(&self) -> Vec<Measure> {
+        measures(self.base())
+    }
+
     /// What an arm is compared with.
     pub fn baseline_of(&self, arm: &str) -> &str {
-        self.own_baselines.iter().find(|(name, _)| name == arm).map_or(&self.baseline, |(_, b)| b)
+        self.own_baselines.iter().find(|(name, _)| name == arm).map_or(&self.rules.baseline, |(_, b)| b)
+    }
+
+    /// A run of an arm with this name in a folder of the comparison.
+    pub fn run(&self, arm: &str, config: &Config, folder: &str, name: &str) -> (Run, Config) {
+        let mut config = config.clone();
+        config.compare = None;
+        config.run.name = name.into();
+        config.run.dir = self.out.join(folder);
+        config.run.threads = 1;
+        let run = Run {
+            arm: arm.into(),
+            seed: config.run.seed,
+            folder: config.folder(),
+            config: self.out.join("configs").join(format!("{name}.toml")),
+            log: self.out.join("logs").join(format!("{name}.log")),
+            steps: config.run.steps,
+        };
+        (run, config)
     }
 
     /// All runs, seed by seed, so that an interrupted comparison has whole pairs.
     pub fn runs(&self) -> Vec<(Run, Config)> {
         let mut out = Vec::new();
-        for i in 0..self.seeds {
+        for i in 0..self.rules.seeds {
             for (arm, config) in &self.arms {
-                let seed = config.run.seed + i;
-                let name = format!("{arm}-s{seed}");
                 let mut config = config.clone();
-                config.compare = None;
-                config.run.seed = seed;
-                config.run.name = name.clone();
-                config.run.dir = self.out.join("runs");
-                config.run.threads = 1;
-                let run = Run {
-                    arm: arm.clone(),
-                    seed,
-                    folder: config.folder(),
-                    config: self.out.join("configs").join(format!("{name}.toml")),
-                    log: self.out.join("logs").join(format!("{name}.log")),
-                    steps: config.run.steps,
-                };
-                out.push((run, config));
+                config.run.seed += i;
+                out.push(self.run(arm, &config, "runs", &format!("{arm}-s{}", config.run.seed)));
             }
         }
         out

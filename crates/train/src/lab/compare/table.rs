@@ -1,5 +1,6 @@
 //! The numbers of a comparison as rows, the one thing that reports are made from: results.csv.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use anyhow::Context;
@@ -22,6 +23,24 @@ pub struct Row {
     pub at: String,
     /// The number.
     pub value: f64,
+}
+
+/// All rows, and those of finished runs: what means and differences are taken over.
+pub struct Results {
+    /// Of all runs, those of failed and unfinished ones included.
+    pub all: Rows,
+    /// Of runs that made all their updates.
+    pub finished: Rows,
+}
+
+impl Results {
+    /// Of these rows.
+    pub fn of(all: Rows) -> Self {
+        let done: BTreeSet<(&str, u64)> =
+            all.of("run", "finished", "").filter(|r| r.value == 1.0).map(|r| (r.arm.as_str(), r.seed)).collect();
+        let rows = all.0.iter().filter(|r| done.contains(&(r.arm.as_str(), r.seed))).cloned().collect();
+        Results { finished: Rows(rows), all }
+    }
 }
 
 /// All rows of a comparison.
@@ -78,6 +97,21 @@ impl Rows {
         Ok(())
     }
 
+    /// Rows of an earlier build say of a run only whether it finished: its length is that of the configuration.
+    pub fn complete(&mut self, steps: u64) {
+        let told: BTreeSet<(String, u64)> = self.of("run", "steps", "").map(|r| (r.arm.clone(), r.seed)).collect();
+        let runs: BTreeSet<(String, u64)> = self.0.iter().map(|r| (r.arm.clone(), r.seed)).collect();
+        for (arm, seed) in runs.difference(&told) {
+            self.push_run(arm, *seed, steps, "steps", steps as f64);
+        }
+    }
+
+    /// Adds a figure of a run as a whole.
+    pub fn push_run(&mut self, arm: &str, seed: u64, step: u64, metric: &str, value: f64) {
+        let (arm, split, metric) = (arm.into(), "run".into(), metric.into());
+        self.0.push(Row { arm, seed, step, split, metric, at: String::new(), value });
+    }
+
     /// As CSV. No field holds a comma or a quote: arms are checked, the rest is ours.
     pub fn csv(&self) -> String {
         let mut out = format!("{HEAD}\n");
@@ -91,7 +125,6 @@ impl Rows {
     ///
     /// # Errors
     /// When a line has other columns.
-    #[cfg(test)]
     pub fn from_csv(text: &str) -> anyhow::Result<Self> {
         let mut lines = text.lines();
         anyhow::ensure!(lines.next() == Some(HEAD), "the first line is not {HEAD}");
@@ -148,6 +181,15 @@ impl Rows {
             out.entry(r.step).or_default().push(r.value);
         }
         out.into_iter().collect()
+    }
+
+    /// The same seed by seed, for pictures: (step, value).
+    pub fn curves(&self, arm: &str, split: &str, metric: &str, at: &str) -> Vec<Vec<(f64, f64)>> {
+        let mut out = std::collections::BTreeMap::<u64, Vec<(f64, f64)>>::new();
+        for r in self.of(split, metric, at).filter(|r| r.arm == arm) {
+            out.entry(r.seed).or_default().push((r.step as f64, r.value));
+        }
+        out.into_values().collect()
     }
 
     /// The different places of a figure, in order of appearance.

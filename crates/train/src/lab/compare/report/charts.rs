@@ -1,22 +1,33 @@
 //! The pictures of a report.
 
-use super::super::stats::Estimate;
 use super::super::table::Rows;
-use super::values;
-use crate::config::Config;
+use super::{Section, Study};
 use crate::lab::chart::{Chart, Drawn, Join, Line, Point, Style};
+use crate::lab::stats::Estimate;
 
 /// Pictures in the making: names of files, and what is drawn.
 struct Charts<'a> {
-    arms: &'a [&'a str],
+    arms: Vec<&'a str>,
     rows: &'a Rows,
     out: Vec<(String, Drawn)>,
 }
+
+fn values(pairs: &[(u64, f64)]) -> Vec<f64> {
+    pairs.iter().map(|p| p.1).collect()
+}
+
+/// Figures that are shares: all or nothing over seeds, so single runs are drawn and no band.
+const SHARES: [&str; 4] = ["accuracy", "router_missed", "density", "router_share_q"];
 
 /// A mean with the ends of its interval.
 fn estimated(x: f64, values: &[f64]) -> Point {
     let e = Estimate::of(values);
     Point { x, y: e.mean, low: e.mean - e.half, high: e.mean + e.half }
+}
+
+/// As [`estimated`], without the interval for a share.
+fn pointed(metric: &str, x: f64, values: &[f64]) -> Point {
+    if SHARES.contains(&metric) { Point::new(x, Estimate::of(values).mean) } else { estimated(x, values) }
 }
 
 impl Charts<'_> {
@@ -29,7 +40,25 @@ impl Charts<'_> {
         style: Style,
         points: impl Fn(&str) -> Vec<Point>,
     ) {
-        let line = |(series, arm): (usize, &&str)| Line { name: arm.to_string(), series, points: points(arm) };
+        self.draw_runs(name, title, (x, y), style, points, |_| Vec::new());
+    }
+
+    /// The same with single runs behind the lines.
+    fn draw_runs(
+        &mut self,
+        name: &str,
+        title: &str,
+        (x, y): (&str, &str),
+        style: Style,
+        points: impl Fn(&str) -> Vec<Point>,
+        runs: impl Fn(&str) -> Vec<Vec<(f64, f64)>>,
+    ) {
+        let line = |(series, arm): (usize, &&str)| Line {
+            name: arm.to_string(),
+            series,
+            points: points(arm),
+            runs: runs(arm),
+        };
         let lines: Vec<Line> = self.arms.iter().enumerate().map(line).filter(|l| !l.points.is_empty()).collect();
         let chart = Chart { title: title.into(), x: x.into(), y: y.into(), lines, style };
         self.out.extend(chart.draw().map(|drawn| (name.to_string(), drawn)));
@@ -38,10 +67,14 @@ impl Charts<'_> {
     /// A figure over the updates.
     fn curves(&mut self, name: &str, title: &str, y: &str, (split, metric, at): (&str, &str, &str)) {
         let rows = self.rows;
-        self.draw(name, title, ("update", y), Style::default(), |arm| {
+        let points = |arm: &str| {
             let curve = rows.curve(arm, split, metric, at);
-            curve.into_iter().map(|(step, v)| estimated(step as f64, &v)).collect()
-        });
+            curve.into_iter().map(|(step, v)| pointed(metric, step as f64, &v)).collect()
+        };
+        let runs = |arm: &str| {
+            if SHARES.contains(&metric) { rows.curves(arm, split, metric, at) } else { Vec::new() }
+        };
+        self.draw_runs(name, title, ("update", y), Style::default(), points, runs);
     }
 
     /// The last value of a figure over places with a number in them.
@@ -49,14 +82,12 @@ impl Charts<'_> {
         let rows = self.rows;
         let style = Style { log_x: true, ..Style::default() };
         self.draw(name, title, (x, y), style, |arm| {
-            let point = |(x, at): &(f64, String)| estimated(*x, &values(&rows.last(arm, "val", metric, at)));
+            let point = |(x, at): &(f64, String)| pointed(metric, *x, &values(&rows.last(arm, "val", metric, at)));
             places.iter().map(point).filter(|p| p.y.is_finite()).collect()
         });
     }
 
-    fn losses(&mut self) {
-        self.curves("loss", "validation loss", "nats", ("val", "loss", ""));
-        self.curves("training-loss", "training loss", "nats", ("train", "loss", ""));
+    fn densities(&mut self) {
         for at in self.rows.places("val", "density").into_iter().filter(|at| at.starts_with("layer=")) {
             let title = format!("density of {}", at.replace('=', " "));
             let name = at.replace("layer=", "density-layer");
@@ -121,18 +152,29 @@ impl Charts<'_> {
     }
 }
 
-/// All pictures: the names of their files, and what is drawn.
-pub fn charts(config: &Config, arms: &[&str], rows: &Rows) -> Vec<(String, Drawn)> {
-    let mut charts = Charts { arms, rows, out: Vec::new() };
-    if config.task.is_some() {
-        let length = format!("length={}", config.data.seq_len);
+/// Accuracy and loss over the updates.
+pub fn learning(study: &Study) -> Vec<(String, Drawn)> {
+    let mut charts = Charts { arms: study.plan.names(), rows: &study.results.finished, out: Vec::new() };
+    if study.plan.base().task.is_some() {
+        let length = format!("length={}", study.plan.base().data.seq_len);
         charts.curves("accuracy", "accuracy at the training length", "accuracy", ("val", "accuracy", &length));
     }
-    charts.losses();
+    charts.curves("loss", "validation loss", "nats", ("val", "loss", ""));
+    charts.out
+}
+
+/// All other pictures.
+pub fn others(study: &Study) -> Section {
+    let mut charts = Charts { arms: study.plan.names(), rows: &study.results.finished, out: Vec::new() };
+    charts.curves("training-loss", "training loss", "nats", ("train", "loss", ""));
+    charts.curves("gamma", "gamma", "factor on the routing scores", ("train", "gamma", ""));
+    charts.densities();
     charts.gradients();
-    if config.task.is_some() {
+    if study.plan.base().task.is_some() {
         charts.task();
     }
     charts.budget();
-    charts.out
+    let mut section = Section::new("Pictures");
+    section.charts = charts.out;
+    section
 }

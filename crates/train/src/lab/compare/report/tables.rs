@@ -1,177 +1,146 @@
 //! The tables of a report.
 
-use super::super::plan::Plan;
-use super::super::stats::{Estimate, Verdict};
-use super::super::table::{Row, Rows};
-use super::measures::Measure;
-use super::{paired, values};
-use crate::config::Config;
+use super::super::measure::{Kind, Measure};
+use super::super::text::{number, plus_minus, rounded};
+use super::super::tuning::label;
+use super::{Section, Study, charts};
 use crate::lab::chart::trimmed;
+use crate::lab::stats::Estimate;
 
-/// A table of text.
-pub struct Table {
-    pub title: String,
-    pub note: String,
-    pub head: Vec<String>,
-    pub rows: Vec<Vec<String>>,
+fn values(pairs: &[(u64, f64)]) -> Vec<f64> {
+    pairs.iter().map(|p| p.1).collect()
 }
 
-fn strings<const N: usize>(x: [&str; N]) -> Vec<String> {
-    x.map(str::to_string).to_vec()
+/// The last values of a figure, over seeds.
+fn last(study: &Study, arm: &str, split: &str, metric: &str, at: &str) -> Estimate {
+    Estimate::of(&values(&study.results.finished.last(arm, split, metric, at)))
 }
 
-/// `1.234 ± 0.005`
-fn plus_minus(e: &Estimate) -> String {
-    match e.n {
-        0 => "no run finished".into(),
-        1 => format!("{} (one seed)", trimmed(e.mean)),
-        // equal values differ from their mean by its rounding
-        _ if e.half <= 1e-12 * e.mean.abs() => format!("{} ± 0", trimmed(e.mean)),
-        _ => format!("{} ± {}", trimmed(e.mean), trimmed(e.half)),
+fn of_arm(study: &Study, m: &Measure, arm: &str) -> Vec<(u64, f64)> {
+    m.values(study.results, arm, &study.plan.rules)
+}
+
+/// Every value of the first measure, raw.
+pub fn seeds(study: &Study) -> Section {
+    let (m, arms) = (&study.measures[0], study.plan.names());
+    let times: Vec<_> = arms.iter().map(|arm| m.times(study.results, arm, &study.plan.rules)).collect();
+    let columns: Vec<_> = arms.iter().map(|arm| of_arm(study, m, arm)).collect();
+    let mut seeds: Vec<u64> = columns.iter().flatten().map(|v| v.0).collect();
+    seeds.sort_unstable();
+    seeds.dedup();
+    let cell = |i: usize, seed: u64| {
+        let never = times[i].iter().any(|(s, t)| *s == seed && !t.happened);
+        let value = columns[i].iter().find(|v| v.0 == seed);
+        value.map_or("-".into(), |v| if never { format!("> {}", v.1) } else { trimmed(v.1) })
+    };
+    let row = |&seed: &u64| {
+        let cells = (0..arms.len()).map(|i| cell(i, seed));
+        [seed.to_string()].into_iter().chain(cells).collect::<Vec<String>>()
+    };
+    let mut section =
+        Section::new(&format!("Seed by seed: {}", m.title)).with_table([], seeds.iter().map(row).collect());
+    if let Some(table) = &mut section.table {
+        table.head = ["seed"].into_iter().chain(arms).map(str::to_string).collect();
     }
+    section
 }
-
-/// The accuracy that counts as having left the plateau.
-const LEFT: f64 = 0.5;
-/// Or, on text, the share of the loss without context.
-const LEFT_TEXT: f64 = 0.9;
 
 /// Every measure of every arm.
-pub fn summary(arms: &[&str], rows: &Rows, measures: &[Measure]) -> Table {
-    let mut head = strings(["arm", "seeds"]);
-    head.extend(measures.iter().map(|m| m.title.clone()));
-    let row = |arm: &&str| {
-        let count = rows.of("run", "finished", "").filter(|r| r.arm == *arm).count();
-        let mut cells = vec![arm.to_string(), count.to_string()];
-        let estimate = |m: &Measure| Estimate::of(&values(&m.values(rows, arm)));
-        cells.extend(measures.iter().map(|m| plus_minus(&estimate(m))));
-        cells
+pub fn summary(study: &Study) -> Section {
+    let cell = |m: &Measure, arm: &str| {
+        let v = values(&of_arm(study, m, arm));
+        let e = Estimate::of(&v);
+        match m.kind {
+            Kind::Loss => plus_minus(&e),
+            // a mean of all or nothing has no interval worth the name
+            _ if v.is_empty() => "no run finished".into(),
+            _ => {
+                let (low, high) = v.iter().fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(*x), h.max(*x)));
+                let of = |x: f64| rounded(x, e.deviation).0;
+                format!("{} ({} to {})", of(e.mean), of(low), of(high))
+            }
+        }
     };
-    Table {
-        title: "At the end".into(),
-        note: "Mean over finished seeds ± half the 95 % interval. \"Mean over the run\" averages all validations of a seed first: how \
-            fast it was learned."
-            .into(),
-        head,
-        rows: arms.iter().map(row).collect(),
-    }
-}
-
-/// Paired differences in one measure.
-pub fn differences(arms: &[&str], plan: &Plan, rows: &Rows, m: &Measure) -> Table {
-    let row = |arm: &&str| {
-        let base = m.values(rows, plan.baseline_of(arm));
-        let e = Estimate::of(&paired(&m.values(rows, arm), &base));
-        let (low, high) = e.interval();
-        let words = match (e.verdict(), m.loss) {
-            (Verdict::TooFew, _) => "too few seeds",
-            (Verdict::Tie, _) => "tie",
-            (Verdict::Higher, false) | (Verdict::Lower, true) => "better",
-            _ => "worse",
-        };
-        let number = |x: f64| if x.is_finite() { trimmed(x) } else { "-".into() };
-        vec![
-            arm.to_string(),
-            plan.baseline_of(arm).to_string(),
-            e.n.to_string(),
-            if e.n == 0 { "-".into() } else { trimmed(e.mean) },
-            if e.n < 2 { "-".into() } else { format!("{} to {}", trimmed(low), trimmed(high)) },
-            words.into(),
-            number(e.detectable()),
-        ]
+    let row = |arm: &str| {
+        let count = study.results.all.of("run", "finished", "").filter(|r| r.arm == arm && r.value == 1.0).count();
+        let cells = study.measures.iter().map(|m| cell(m, arm));
+        [arm.to_string(), count.to_string()].into_iter().chain(cells).collect::<Vec<String>>()
     };
-    Table {
-        title: format!("Paired differences: {}", m.title),
-        note: "Paired by seed. An interval that contains zero is a tie. The last column is the smallest true difference that this \
-            many seeds find with a probability of 80 %."
-            .into(),
-        head: strings(["arm", "against", "pairs", "difference", "95 % interval", "reading", "could have shown"]),
-        rows: arms.iter().filter(|a| **a != plan.baseline_of(a)).map(row).collect(),
+    let rows = study.plan.names().into_iter().map(row).collect();
+    let mut section = Section::new("Arms").with_table([], rows).with_note(
+        "Accuracies and times: mean over finished seeds, in brackets the smallest and the largest. Losses: mean ± half the 95 % interval of \
+         Student's t. \"Mean over the run\" averages all validations of a seed first: how fast it was learned.",
+    );
+    if let Some(table) = &mut section.table {
+        table.head = ["arm", "seeds"].map(str::to_string).to_vec();
+        table.head.extend(study.measures.iter().map(|m| m.title.clone()));
     }
+    section.charts = charts::learning(study);
+    section
 }
 
 /// What every arm spends.
-pub fn budget(plan: &Plan, rows: &Rows) -> Table {
-    let row = |(arm, config): &(String, Config)| {
-        let mean = |split: &str, metric: &str| Estimate::of(&values(&rows.last(arm, split, metric, "")));
-        let params = dash_model::parameters(&config.model, config.data.vocab_size);
+pub fn budget(study: &Study) -> Section {
+    let row = |arm: &str| {
+        let cell = |split: &str, metric: &str| plus_minus(&last(study, arm, split, metric, ""));
+        let whole = |metric: &str| number(last(study, arm, "run", metric, "").mean);
+        let parameters = format!("{:.0}", last(study, arm, "run", "parameters", "").mean);
         vec![
-            arm.clone(),
-            params.map_or("too many to count".into(), |n| n.to_string()),
-            plus_minus(&mean("val", "attended_tokens")),
-            plus_minus(&mean("val", "density")),
-            plus_minus(&mean("train", "flops_per_token")),
+            arm.into(),
+            if parameters == "NaN" { "-".into() } else { parameters },
+            whole("learning_rate"),
+            cell("val", "attended_tokens"),
+            cell("val", "density"),
+            cell("train", "flops_per_token"),
         ]
     };
-    Table {
-        title: "Budget".into(),
-        note: "Attended tokens: mean number of keys of a query at the last validation, all branches together, averaged over layers, \
-            key/value heads and queries; dense (t + 1) / 2. Density: attended chunks / visible chunks. FLOPs a token, forward and \
-            backward, at the last update: 6 x matrix elements + 12 h d x layers x attended tokens + 2 h d x layers x scored chunks or \
-            windows."
-            .into(),
-        head: strings(["arm", "parameters", "attended tokens", "density", "FLOPs a token"]),
-        rows: plan.arms.iter().map(row).collect(),
-    }
+    let head = ["arm", "parameters", "learning rate", "attended tokens", "density", "FLOPs a token"];
+    Section::new("Budget").with_table(head, study.plan.names().into_iter().map(row).collect()).with_note(
+        "Attended tokens: mean number of keys of a query at the last validation, all branches together, averaged over layers, key/value \
+         heads and queries; dense (t + 1) / 2. Density: attended chunks / visible chunks. FLOPs a token, forward and backward, at the last \
+         update: 6 x matrix elements + 12 h d x layers x attended tokens + 2 h d x layers x scored chunks or windows.",
+    )
 }
 
-/// The first validation that shows that a seed left the plateau.
-fn left_at(config: &Config, rows: &Rows, arm: &str, seed: u64) -> Option<u64> {
-    let own = |r: &&Row| r.arm == arm && r.seed == seed;
-    let length = format!("length={}", config.data.seq_len);
-    if config.task.is_some() {
-        return rows.of("val", "accuracy", &length).filter(own).find(|r| r.value >= LEFT).map(|r| r.step);
-    }
-    let unigram = rows.of("val", "unigram_loss", "").find(own)?.value;
-    rows.of("val", "loss", "").filter(own).find(|r| r.value <= LEFT_TEXT * unigram).map(|r| r.step)
-}
-
-/// When seeds left the plateau.
-pub fn plateau(config: &Config, arms: &[&str], rows: &Rows) -> Table {
-    let row = |arm: &&str| {
-        let seeds: Vec<u64> = rows.of("run", "finished", "").filter(|r| r.arm == *arm).map(|r| r.seed).collect();
-        let mut steps: Vec<u64> = seeds.iter().filter_map(|&s| left_at(config, rows, arm, s)).collect();
-        steps.sort_unstable();
-        let list = steps.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
-        vec![
-            arm.to_string(),
-            format!("{} of {}", steps.len(), seeds.len()),
-            if list.is_empty() { "-".into() } else { list },
-        ]
-    };
-    let what = match config.task {
-        Some(_) => format!("an accuracy of {LEFT} at the training length"),
-        None => format!("a validation loss of {LEFT_TEXT} times that of unigrams"),
-    };
-    Table {
-        title: "Leaving the plateau".into(),
-        note: format!("The first validation with {what}, seed by seed in order of step."),
-        head: strings(["arm", "seeds that left", "at step"]),
-        rows: arms.iter().map(row).collect(),
-    }
-}
-
-/// Whose fault wrong answers are, by length.
-pub fn faults(arms: &[&str], rows: &Rows) -> Table {
-    let mut lengths = rows.places("val", "accuracy");
-    lengths.retain(|at| !at.contains(' '));
-    let mut out = Vec::new();
-    for at in &lengths {
-        for arm in arms {
-            let cell = |metric: &str| plus_minus(&Estimate::of(&values(&rows.last(arm, "val", metric, at))));
-            let mut row = vec![at.replace('=', " "), arm.to_string()];
-            row.extend(["accuracy", "router_missed", "reader_missed", "unseen"].map(cell));
-            out.push(row);
+/// How far values vary over seeds, and how much of it the evaluation could do alone.
+pub fn errors(study: &Study) -> Section {
+    let mut rows = Vec::new();
+    for m in study.measures.iter().filter(|m| m.kind != Kind::Time) {
+        for arm in study.plan.names() {
+            let e = Estimate::of(&values(&of_arm(study, m, arm)));
+            let evaluation = match m.binomial_error(study.results, arm) {
+                Some((error, asked)) => format!("{} ({asked} questions)", number(error)),
+                None => "not known".into(),
+            };
+            rows.push(vec![m.title.clone(), arm.into(), number(e.deviation), evaluation]);
         }
     }
-    Table {
-        title: "Whose fault".into(),
-        note: "Shares of all questions. Router missed: wrong, and no layer attended the chunk that holds the answer when it was asked. \
-            Reader missed: wrong although some layer did. Unseen: no layer did, right or wrong."
-            .into(),
-        head: strings(["length", "arm", "right", "router missed", "reader missed", "unseen"]),
-        rows: out,
+    let head = ["measure", "arm", "deviation between seeds", "standard error of one evaluation"];
+    Section::new("Seed error and evaluation error").with_table(head, rows).with_note(
+        "The evaluation asks the same questions in every run. Its error is that of a proportion of so many questions; where it is as large \
+         as the deviation between seeds, more questions help more than more seeds.",
+    )
+}
+
+/// Whose fault wrong answers are, by length; where there is a task.
+pub fn faults(study: &Study) -> Option<Section> {
+    study.plan.base().task.as_ref()?;
+    let mut lengths = study.results.finished.places("val", "accuracy");
+    lengths.retain(|at| !at.contains(' '));
+    let mut rows = Vec::new();
+    for at in &lengths {
+        for arm in study.plan.names() {
+            let cell = |metric: &str| plus_minus(&last(study, arm, "val", metric, at));
+            let mut row = vec![at.replace('=', " "), arm.to_string()];
+            row.extend(["accuracy", "router_missed", "reader_missed", "unseen"].map(cell));
+            rows.push(row);
+        }
     }
+    let head = ["length", "arm", "right", "router missed", "reader missed", "unseen"];
+    Some(Section::new("Whose fault").with_table(head, rows).with_note(
+        "Shares of all questions, mean ± half the 95 % t interval. Router missed: wrong, and no layer attended the chunk that holds the answer \
+         when it was asked. Reader missed: wrong although some layer did. Unseen: no layer did, right or wrong.",
+    ))
 }
 
 /// Figures of the probes that the gradient table shows.
@@ -185,30 +154,64 @@ const PROBED: [(&str, &str); 7] = [
     ("captured_mass", "captured mass"),
 ];
 
-/// What the last probe saw.
-pub fn gradients(arms: &[&str], rows: &Rows) -> Table {
-    let mut out = Vec::new();
-    for at in rows.places("probe", "router_share_q") {
-        for arm in arms {
-            let e = |metric: &str| Estimate::of(&values(&rows.last(arm, "probe", metric, &at)));
+/// What the last probe saw, where a router was probed.
+pub fn gradients(study: &Study) -> Option<Section> {
+    let mut rows = Vec::new();
+    for at in study.results.finished.places("probe", "router_share_q") {
+        for arm in study.plan.names() {
+            let e = |metric: &str| last(study, arm, "probe", metric, &at);
             if e("captured_mass").n == 0 {
                 continue;
             }
             let cell = |(metric, _): &(&str, &str)| if e(metric).n == 0 { "-".into() } else { plus_minus(&e(metric)) };
             let mut row = vec![at.replace('=', " "), arm.to_string()];
             row.extend(PROBED.iter().map(cell));
-            out.push(row);
+            rows.push(row);
         }
     }
-    let mut head = strings(["layer", "arm"]);
-    head.extend(PROBED.iter().map(|(_, name)| name.to_string()));
-    Table {
-        title: "Gradient through the router, last probe".into(),
-        note: "Share: |through the router| / (|through the router| + |through the tokens|). Cosine between the two. Pairs with gradient: \
-            share of the visible (query, earlier chunk) pairs whose score has one. Dead chunks: share of chunks that no later query \
-            chose. Captured mass: share of dense attention's probability that lies in the chosen chunks."
-            .into(),
-        head,
-        rows: out,
+    if rows.is_empty() {
+        return None;
     }
+    let mut section = Section::new("Gradient through the router, last probe").with_table([], rows).with_note(
+        "Share: |through the router| / (|through the router| + |through the tokens|). Cosine between the two. Pairs with gradient: share of \
+         the visible (query, earlier chunk) pairs whose score has one. Dead chunks: share of chunks that no later query chose. Captured mass: \
+         share of dense attention's probability that lies in the chosen chunks.",
+    );
+    if let Some(table) = &mut section.table {
+        table.head = ["layer", "arm"].into_iter().chain(PROBED.map(|(_, name)| name)).map(str::to_string).collect();
+    }
+    Some(section)
+}
+
+/// All learning rates tried, where some were.
+pub fn rates(study: &Study) -> Option<Section> {
+    let (plan, m) = (study.plan, &study.measures[0]);
+    let mut rows = Vec::new();
+    for choice in &study.choices {
+        for tried in &choice.tried {
+            let of = |arm: &str| m.values(study.results, &label(arm, tried.rate), &plan.rules);
+            let (ours, base) = (of(&choice.arm), of(plan.baseline_of(&choice.arm)));
+            let other = |seed: u64| base.iter().find(|(s, _)| *s == seed).map(|(_, v)| *v);
+            let pairs: Vec<f64> = ours.iter().filter_map(|&(s, v)| Some(v - other(s)?)).collect();
+            let is_baseline = plan.baseline_of(&choice.arm) == choice.arm;
+            rows.push(vec![
+                choice.arm.clone(),
+                tried.rate.to_string(),
+                number(tried.mean),
+                ours.iter().map(|v| trimmed(v.1)).collect::<Vec<_>>().join(", "),
+                tried.failed.to_string(),
+                if is_baseline || pairs.is_empty() { "-".into() } else { number(Estimate::of(&pairs).mean) },
+                if tried.rate == choice.rate { "chosen".into() } else { String::new() },
+            ]);
+        }
+    }
+    if rows.is_empty() {
+        return None;
+    }
+    let head = ["arm", "learning rate", "mean", "by tuning seed", "failed", "minus baseline at this rate", ""];
+    Some(Section::new(&format!("Learning rates tried: {}", m.title)).with_table(head, rows).with_note(&format!(
+        "Tuning seeds {}, none of which is a seed of the comparison. The best mean was taken. A contrast that shows at one rate only may be one of \
+         rates and not of arms.",
+        plan.rules.tuning_seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+    )))
 }
