@@ -72,41 +72,33 @@ impl RouterTrace {
     /// # Errors
     /// When the device fails.
     pub fn stats(&self) -> Result<RouterStats> {
-        let list = self.routes.to_host()?;
-        let (b, g, t) = list.extents();
-        let bias = self.bias.as_ref().map(|bias| list.per_entry(bias)).transpose()?;
+        let ((b, g, t), chunk) = (self.routes.extents(), self.routes.chunk_size());
+        let found = self.routes.figures(self.bias.as_ref())?;
         let mut s = RouterStats {
             density: 0.0,
             active_chunks: 0.0,
-            tokens: list.mean_tokens(),
+            tokens: self.routes.mean_tokens()?.item()?,
             histogram: Vec::new(),
             empty: 0.0,
-            bias_mean: 0.0,
-            bias_max: 0.0,
+            bias_mean: found.bias_sum,
+            bias_max: found.bias_max,
             score_gradient: self.score_gradient.read()?,
             rows: 0,
         };
         let mut routed = 0u64;
-        for batch in 0..b {
-            for kv in 0..g {
-                for query in list.chunk_size()..t {
-                    let entries = list.entries_of(batch, kv, query);
-                    let (active, visible) = (entries.len(), query / list.chunk_size() + 1);
-                    s.rows += 1;
-                    s.density += active as f64 / visible as f64;
-                    s.active_chunks += active as f64;
-                    s.empty += (active == 1) as u64 as f64;
-                    if s.histogram.len() <= active {
-                        s.histogram.resize(active + 1, 0);
-                    }
-                    s.histogram[active] += 1;
-                    if let Some(bias) = &bias {
-                        for b in &bias[entries.start..entries.end - 1] {
-                            routed += 1;
-                            s.bias_mean += b.abs();
-                            s.bias_max = s.bias_max.max(b.abs());
-                        }
-                    }
+        for bg in 0..b * g {
+            for query in chunk..t {
+                let (active, visible) = (found.counts[bg * t + query] as usize, query / chunk + 1);
+                s.rows += 1;
+                s.density += active as f64 / visible as f64;
+                s.active_chunks += active as f64;
+                s.empty += (active == 1) as u64 as f64;
+                if s.histogram.len() <= active {
+                    s.histogram.resize(active + 1, 0);
+                }
+                s.histogram[active] += 1;
+                if self.bias.is_some() {
+                    routed += active as u64 - 1;
                 }
             }
         }

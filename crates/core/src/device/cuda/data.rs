@@ -62,6 +62,11 @@ impl CudaData {
         any.expect("numbers are there in one form at least").device()
     }
 
+    /// Whether they are there rounded, which happens only where operands of products are.
+    pub(crate) fn is_rounded(&self) -> bool {
+        self.rounded.get().is_some()
+    }
+
     /// In the element type.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ mod summary;
 
 pub use block::block_attention;
 pub use dense::dense_attention;
-pub use routes::{HostRoutes, Routes};
+pub use routes::{HostRoutes, RouteFigures, Routes};
 pub use routing::{
     Center, Entmax, PAIRS, Pooling, RouterGradient, Routing, SCORES, WindowChoice, entmax_routing, topk_routing,
     window_routing,

@@ -108,6 +108,24 @@ impl Routes {
         }
     }
 
+    /// What a run logs of the choice, without a copy of it on the host where a card can count: waits for the device. `bias` has a number an
+    /// entry.
+    ///
+    /// # Errors
+    /// When the bias is of other routes, or the device fails.
+    pub fn figures(&self, bias: Option<&Tensor>) -> Result<RouteFigures> {
+        match &*self.lists {
+            Lists::Cpu(_) => self.to_host()?.figures(bias),
+            Lists::Cuda(mask) => {
+                let Device::Cuda(gpu) = &self.device else { return Err(self.elsewhere("routes", "cuda")) };
+                let bias = bias.map(|bias| bias.on_cuda("routes", gpu)?.full()).transpose()?;
+                let (counts, sums, tops) = mask.figures(bias)?;
+                let bias_sum = sums.iter().sum();
+                Ok(RouteFigures { counts, bias_sum, bias_max: tops.into_iter().fold(0.0, f64::max) })
+            }
+        }
+    }
+
     /// A copy on the host: waits for the device.
     ///
     /// # Errors
@@ -185,6 +203,17 @@ fn mean_tokens((batch, kv_heads, queries): (usize, usize, usize), chunk_size: us
     (own + (entries - rows) * chunk_size) as f64 / rows.max(1) as f64
 }
 
+/// What [`Routes::figures`] finds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RouteFigures {
+    /// By (batch, kv head, query): attended chunks, the own one included.
+    pub counts: Vec<u32>,
+    /// The sum of |bias| over the entries of other chunks than the own one; 0 without a bias.
+    pub bias_sum: f64,
+    /// The largest of them.
+    pub bias_max: f64,
+}
+
 /// [`Routes`] on the host. Entries are numbered by (batch, kv head, query) and ascend in the chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostRoutes {
@@ -231,6 +260,28 @@ impl HostRoutes {
         let (_, kv_heads, queries) = self.extents;
         let i = (batch * kv_heads + kv_head) * queries + query;
         self.offsets[i] as usize..self.offsets[i + 1] as usize
+    }
+
+    /// See [`Routes::figures`].
+    ///
+    /// # Errors
+    /// When the bias is of other routes, or the device fails.
+    pub fn figures(&self, bias: Option<&Tensor>) -> Result<RouteFigures> {
+        let bias = bias.map(|bias| self.per_entry(bias)).transpose()?;
+        let mut out = RouteFigures {
+            counts: self.offsets.windows(2).map(|pair| pair[1] - pair[0]).collect(),
+            bias_sum: 0.0,
+            bias_max: 0.0,
+        };
+        for b in self
+            .offsets
+            .windows(2)
+            .flat_map(|pair| bias.iter().flat_map(|b| &b[pair[0] as usize..pair[1] as usize - 1]))
+        {
+            out.bias_sum += b.abs();
+            out.bias_max = out.bias_max.max(b.abs());
+        }
+        Ok(out)
     }
 
     /// The entries in the order of a card's bits: by tile of 64 queries, in it by chunk, in it by query.

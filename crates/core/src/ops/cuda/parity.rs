@@ -167,6 +167,9 @@ fn routes_come_and_go() {
     let numbers: Vec<f64> = (0..host.len()).map(|i| i as f64).collect();
     let entries = b.entries_from_host(&numbers, DType::F64).unwrap();
     assert_eq!(host.per_entry(&entries).unwrap(), numbers);
+    for entries in [Some(&entries), None] {
+        assert_eq!(b.figures(entries).unwrap(), host.figures(entries).unwrap());
+    }
 }
 
 #[test]

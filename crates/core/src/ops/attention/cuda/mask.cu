@@ -60,3 +60,28 @@ number_cells(const u64* __restrict__ cells, const u32* __restrict__ sums, u32* _
 extern "C" __global__ void mean_tokens(const u32* __restrict__ entries, double* __restrict__ mean, long long own, long long rows, long long chunk) {
     *mean = (double)(own + ((long long)*entries - rows) * chunk) / (double)(rows > 0 ? rows : 1);
 }
+
+// By query: its chunks, and of those before its own the sum of |bias| and the largest. `wide`: the bias is f64.
+extern "C" __global__ void __launch_bounds__(128)
+figures(const u64* __restrict__ cells, const u32* __restrict__ first, const void* __restrict__ bias, u32* __restrict__ counts, double* __restrict__ sums,
+        double* __restrict__ tops, int wide, long long rows, int queries, int chunk) {
+    const long long at = (long long)blockIdx.x * 128 + threadIdx.x;
+    if (at >= rows) return;
+    const int i = (int)(at % queries), chunks = ceil_div(queries, chunk), own = i / chunk;
+    const long long row = (at / queries * ceil_div(queries, 64) + i / 64) * chunks;
+    u32 count = 0;
+    double sum = 0, top = 0;
+    for (int c = 0; c <= own; c++) {
+        const u64 cell = cells[row + c];
+        if (!(cell >> (i & 63) & 1)) continue;
+        count++;
+        if (!bias || c == own) continue;
+        const u32 entry = first[row + c] + __popcll(cell & ((1ull << (i & 63)) - 1));
+        const double b = wide ? ((const double*)bias)[entry] : (double)((const float*)bias)[entry], size = b < 0 ? -b : b;
+        sum += size;
+        top = larger(top, size);
+    }
+    counts[at] = count;
+    sums[at] = sum;
+    tops[at] = top;
+}

@@ -108,6 +108,27 @@ impl BlockMask {
         Ok(out)
     }
 
+    /// By query: attended chunks, and of the others than its own the sum of |bias| and the largest, 0 without a bias (f32 or f64). Waits for the
+    /// device.
+    ///
+    /// # Errors
+    /// When the bias has no number for every entry, or the device fails.
+    pub fn figures(&self, bias: Option<&CudaBuffer>) -> Result<(Vec<u32>, Vec<f64>, Vec<f64>)> {
+        let (op, device) = ("figures", self.cells.device());
+        let wide = bias.is_some_and(|bias| bias.kind() == Kind::F64);
+        ensure!(bias.is_none_or(|bias| bias.len() >= self.entries), op, "{bias:?} for {} entries", self.entries);
+        let rows = self.batch * self.kv_heads * self.queries;
+        let counts = device.alloc(op, Kind::U32, rows)?;
+        let (sums, tops) = (device.alloc(op, Kind::F64, rows)?, device.alloc(op, Kind::F64, rows)?);
+        let lists = [Arg::Buffer(&self.cells), Arg::Buffer(&self.first), bias.map_or(Arg::Null, Arg::Buffer)];
+        let outputs = [&counts, &sums, &tops].map(Arg::Buffer);
+        let sizes = [Arg::Int(wide.into()), Arg::Long(rows as i64), Arg::int(self.queries), Arg::int(self.chunk_size)];
+        let args = [&lists[..], &outputs, &sizes].concat();
+        // SAFETY: the kernel's parameters in order; a thread a query of a kv head.
+        unsafe { device.kernel(&unit(), "figures")?.launch(Grid::over(rows, 128), &args)? };
+        Ok((counts.download()?, sums.download()?, tops.download()?))
+    }
+
     /// Where each query's list begins, with the end, and the chunks of all lists: waits for the device.
     ///
     /// # Errors

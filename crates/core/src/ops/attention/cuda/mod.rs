@@ -15,8 +15,8 @@ mod span;
 
 pub use choice::{topk_routing, window_routing};
 pub use mask::BlockMask;
-pub(super) use router::routes_stream;
 pub use router::{Keys, Routing, Summary, entmax_routing, head_weights, summary, summary_backward};
+pub(super) use router::{routes_stream, scores_fit};
 pub use router_backward::{Kept, entmax_routing_backward};
 pub use span::{Rows, span_attention, span_attention_backward};
 

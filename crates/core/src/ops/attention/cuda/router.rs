@@ -127,6 +127,17 @@ pub(super) struct Scored<'a> {
     shared: usize,
 }
 
+/// Bytes of a block beside the scores, and how many scores a query it then has room for.
+fn room(device: &CudaDevice, wide: usize, beside: usize) -> (usize, usize) {
+    let rest = 2 * TILE * wide.div_ceil(64) * 128 + beside;
+    (rest, (device.properties().shared_per_block as usize).saturating_sub(rest) / (16 * 4))
+}
+
+/// Whether a block has room for `n` scores a query, with `beside` bytes beside them.
+pub(in crate::ops::attention) fn scores_fit(device: &CudaDevice, d: usize, n: usize, beside: usize) -> bool {
+    padded("routing", d).is_ok_and(|wide| n <= room(device, wide, beside).1)
+}
+
 impl<'a> Scored<'a> {
     /// `beside` are bytes of a block beside the scores.
     pub fn new(
@@ -141,9 +152,7 @@ impl<'a> Scored<'a> {
         check_group(op, dims)?;
         check_strided(op, "q", q, [b, t, h, d])?;
         ensure!((keys.kind(), keys.len()) == (Kind::Bf16, b * n * g * d), op, "{keys:?} for {n} keys of {dims:?}");
-        let limit = keys.device().properties().shared_per_block as usize;
-        let rest = 2 * TILE * wide.div_ceil(64) * 128 + beside;
-        let fit = limit.saturating_sub(rest) / (16 * 4);
+        let (rest, fit) = room(keys.device(), wide, beside);
         ensure!(
             n <= fit,
             op,

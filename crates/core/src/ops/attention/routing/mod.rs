@@ -12,8 +12,10 @@ mod cpu;
 mod tests;
 
 use super::{Dims, Routes, Span, cuda};
+use crate::device::CudaData;
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
+use crate::number::Compute;
 use crate::ops::entmax::check_alpha;
 use crate::tape::{ScalarCell, Tape, Var};
 use crate::tensor::Tensor;
@@ -91,6 +93,13 @@ fn check(op: &'static str, q: &Tensor, kbar: &Tensor, chunk_size: usize) -> Resu
     Ok((Dims::new(op, [b, t, h, d], g)?, n))
 }
 
+/// Whether the kernels that keep a query's `n` scores in shared memory take the queries of a choice. It has no tape that says the
+/// precision: that of whoever made the queries counts.
+fn streams(q: &CudaData, (dims, n): (Dims, usize), chunk: usize, beside: usize) -> bool {
+    let compute = if q.is_rounded() { Compute::Bf16 } else { Compute::Full };
+    cuda::streams(compute, q, dims, Some(chunk)) && cuda::scores_fit(q.device(), dims.d, n, beside)
+}
+
 /// Routes `q [b, t, h, d]` over the summaries `kbar [b, n, g, d]`. `diagonal [g]` is the own chunk's bias (0 when `None`).
 ///
 /// # Errors
@@ -130,14 +139,18 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
             let bias = Tensor::from_cuda(&[entries], out.bias);
             (Routes::cuda(out.mask), bias, weights, heads.clone(), Some(heads))
         } else {
-        let out = cuda::entmax_routing(dims, (qs.rounded()?, 0, dims.h * dims.d), ks.rounded()?, own, settings)?;
+        let queries = (qs.rounded()?, 0, dims.h * dims.d);
+        let out = cuda::entmax_routing(dims, queries, ks.rounded()?, own, settings)?;
         let entries = [out.mask.entries()];
+        // only a watcher reads them
+        let heads = tape.watcher().map(|_| cuda::head_weights(dims, queries, ks.rounded()?, &out, settings));
+        let heads = heads.transpose()?.map(|heads| Tensor::from_cuda(&[entries[0], dims.group()], heads));
         (
             Routes::cuda(out.mask),
             Tensor::from_cuda(&entries, out.bias),
             Tensor::from_cuda(&entries, out.weights),
             Tensor::from_cuda(&[dims.b, dims.t, dims.h], out.taus),
-            None,
+            heads,
         )
         }
     });
@@ -208,7 +221,12 @@ pub fn topk_routing(q: &Tensor, kbar: &Tensor, chunk_size: usize, top: usize, ga
     on_device!(op, [q, kbar]; Cpu<T>(cpu, [q, kbar]) => {
         Ok(Routes::cpu(cpu::topk::<T>(cpu, dims, n, (q, kbar), (chunk_size, top), gamma)?))
     }, Cuda(_, [q, kbar]) => {
-        Ok(Routes::cuda(cuda::plain::topk(dims, n, (q.full()?, kbar.full()?), (chunk_size, top), gamma)?))
+        Ok(Routes::cuda(if streams(q, (dims, n), chunk_size, 0) {
+            let queries = (q.rounded()?, 0, dims.h * dims.d);
+            cuda::topk_routing(dims, queries, kbar.rounded()?, chunk_size, top, gamma)?
+        } else {
+            cuda::plain::topk(dims, n, (q.full()?, kbar.full()?), (chunk_size, top), gamma)?
+        }))
     })
 }
 
@@ -275,6 +293,12 @@ pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result
     on_device!(op, [q, keys]; Cpu<T>(cpu, [q, keys]) => {
         Ok(Routes::cpu(cpu::windows::<T>(cpu, dims, m, q, keys, span, choice)?))
     }, Cuda(_, [q, keys]) => {
-        Ok(Routes::cuda(cuda::plain::windows(dims, m, (q.full()?, keys.full()?), choice)?))
+        // eight warps pool the scores of a row of chunks
+        let beside = 8 * 4 * t.div_ceil(choice.chunk_size);
+        Ok(Routes::cuda(if streams(q, (dims, m), choice.chunk_size, beside) {
+            cuda::window_routing(dims, (q.rounded()?, 0, dims.h * dims.d), keys.rounded()?, choice)?
+        } else {
+            cuda::plain::windows(dims, m, (q.full()?, keys.full()?), choice)?
+        }))
     })
 }
