@@ -1,5 +1,5 @@
 //! Attention on a CUDA device: dense, of the chunks that a [`BlockMask`] marks, and of one range of keys a query. Operands are bf16, sums f32,
-//! on `mma.sync`.
+//! on `mma.sync`, and on `wgmma` where that is faster (`wide.rs`).
 //!
 //! Query side (`forward.cu`; backward `rows.cu`): a block owns rows (token, head of the group) of one kv head and walks the keys, ascending,
 //! with its sums in registers. Key side (`keys.cu`): a block owns keys and walks the rows that attend them. Two passes of backward compute the
@@ -12,6 +12,7 @@ pub mod plain;
 mod router;
 mod router_backward;
 mod span;
+mod wide;
 
 pub use choice::{topk_routing, window_routing};
 pub use mask::BlockMask;
@@ -56,7 +57,13 @@ fn check_group(op: &'static str, dims: Dims) -> Result<()> {
 
 /// Everything that these ops compile.
 pub fn units() -> Vec<Unit> {
-    pass::units().into_iter().chain(mask::units()).chain(plain::units()).chain(router::units()).collect()
+    pass::units()
+        .into_iter()
+        .chain(wide::units())
+        .chain(mask::units())
+        .chain(plain::units())
+        .chain(router::units())
+        .collect()
 }
 
 /// Whether the streaming kernels take these operands: rounded to bf16, of widths and chunks that they are compiled for. Everything else

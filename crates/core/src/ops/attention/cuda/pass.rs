@@ -1,7 +1,7 @@
 //! One pass of attention: who attends what, and the launches.
 
 use super::{BlockMask, CHUNKS, Gradients, Operands, WIDTHS, padded};
-use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
+use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, TensorMap, Unit};
 use crate::error::{Result, ensure};
 use crate::ops::attention::{Dims, Span};
 
@@ -15,20 +15,20 @@ static SOLVE: Source =
     Source { name: "attention_solve", text: concat!(include_str!("tiles.cu"), include_str!("solve.cu")) };
 
 /// Keys of a block of them, in shared memory at a time.
-const KEYS: usize = 64;
+pub(super) const KEYS: usize = 64;
 /// Blocks of keys and values in shared memory at most: warps run ahead of each other by as many.
 const SLOTS: usize = 12;
 
 /// What the kernels are compiled for.
 #[derive(Debug, Clone, Copy)]
-struct Form {
+pub(super) struct Form {
     /// Head width, and what it takes in shared memory.
-    head: usize,
-    wide: usize,
-    chunk: Option<usize>,
-    span: bool,
+    pub head: usize,
+    pub wide: usize,
+    pub chunk: Option<usize>,
+    pub span: bool,
     /// 0 softmax, 1 entmax with alpha 1.5, 2 with any alpha.
-    power: usize,
+    pub power: usize,
 }
 
 /// How a kernel is cut.
@@ -122,7 +122,8 @@ pub(super) fn units() -> Vec<Unit> {
         let form = Form { head: wide, wide, chunk: None, span: false, power: 0 };
         let chunks = CHUNKS.into_iter().map(move |chunk| Form { chunk: Some(chunk), ..form });
         let spans = (0..3).map(move |power| Form { span: true, power, ..form });
-        chunks.chain(spans).chain([form])
+        // dense attention of wider heads is in wide.rs
+        chunks.chain(spans).chain((wide < 64).then_some(form))
     });
     forms.flat_map(Form::units).collect()
 }
@@ -130,16 +131,16 @@ pub(super) fn units() -> Vec<Unit> {
 /// Who attends what, and with which operands.
 pub(super) struct Pass<'a> {
     pub op: &'static str,
-    dims: Dims,
-    operands: Operands<'a>,
+    pub dims: Dims,
+    pub operands: Operands<'a>,
     mask: Option<&'a BlockMask>,
     bias: Option<&'a CudaBuffer>,
     span: Option<Span>,
     /// Keys of a sequence.
-    keys: usize,
+    pub keys: usize,
     /// 1 for softmax.
     alpha: f64,
-    form: Form,
+    pub form: Form,
 }
 
 impl<'a> Pass<'a> {
@@ -192,16 +193,29 @@ impl<'a> Pass<'a> {
         .map(|x| Arg::Int(x.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32));
         let share = self.alpha - 1.0;
         let powers = if share > 0.0 { [share, 1.0 / share, (2.0 - self.alpha) / share] } else { [1.0; 3] };
-        let scale = Arg::F32(1.0 / (self.dims.d as f32).sqrt());
-        [scale, add, stride, width].into_iter().chain(powers.map(|x| Arg::F32(x as f32))).collect()
+        [self.scale(), add, stride, width].into_iter().chain(powers.map(|x| Arg::F32(x as f32))).collect()
     }
 
-    fn lists(&self) -> [Arg<'a>; 3] {
+    /// What scores are multiplied with.
+    pub fn scale(&self) -> Arg<'static> {
+        Arg::F32(1.0 / (self.dims.d as f32).sqrt())
+    }
+
+    /// Keys and values for the copy engine, a block of them a box.
+    pub fn maps(&self) -> Result<(TensorMap, TensorMap)> {
+        let Dims { b, g, d, .. } = self.dims;
+        let device = self.operands.q.0.device();
+        let [k, v] =
+            [self.operands.k, self.operands.v].map(|x| device.tensor_map(x, [g * d, self.keys, b], KEYS as u32));
+        Ok((k?, v?))
+    }
+
+    pub fn lists(&self) -> [Arg<'a>; 3] {
         let lists = [self.mask.map(BlockMask::cells), self.mask.map(BlockMask::first), self.bias];
         lists.map(|x| x.map_or(Arg::Null, Arg::Buffer))
     }
 
-    fn chunks(&self) -> usize {
+    pub fn chunks(&self) -> usize {
         self.mask.map_or(0, BlockMask::chunks)
     }
 
@@ -214,11 +228,8 @@ impl<'a> Pass<'a> {
         buffers: &[Arg],
         lists: &[Arg],
     ) -> Result<()> {
-        let Dims { b, t, g, d, .. } = self.dims;
+        let (Dims { t, g, .. }, (k, v)) = (self.dims, self.maps()?);
         let device = self.operands.q.0.device();
-        let maps = [self.operands.k, self.operands.v].map(|x| device.tensor_map(x, [g * d, self.keys, b], KEYS as u32));
-        let [k, v] = maps;
-        let (k, v) = (k?, v?);
         // what a kernel declares itself: barriers and counters, and sums of heads a warp
         let own = 1024 + cut.warps * 64 * self.form.chunk.map_or(1, |chunk| KEYS.div_ceil(chunk));
         let limit = device.properties().shared_per_block as usize - own;
@@ -247,6 +258,10 @@ impl<'a> Pass<'a> {
     pub fn forward(&self, rows: &CudaBuffer) -> Result<CudaBuffer> {
         let Dims { b, t, h, d, .. } = self.dims;
         let o = self.operands.q.0.device().alloc(self.op, Kind::Bf16, b * t * h * d)?;
+        if self.forward_is_wide() {
+            self.wide_forward(&o, rows)?;
+            return Ok(o);
+        }
         let buffers = [&o, rows].map(Arg::Buffer);
         self.query_side((&FORWARD, "attention_forward"), &Cut::forward(self.form), 1, &buffers, &self.lists())?;
         Ok(o)
@@ -309,8 +324,14 @@ impl<'a> Pass<'a> {
         let dbias = self.mask.map(|m| self.floats(m.entries())).transpose()?;
         let buffers = [Arg::Buffer(dout), Arg::Buffer(rows), Arg::Buffer(delta), Arg::Buffer(&dq)];
         let buffers = [&buffers[..], &[dbias.as_ref().map_or(Arg::Null, Arg::Buffer)]].concat();
-        self.query_side((&ROWS, "attention_rows"), &Cut::rows(self.form), 2, &buffers, &self.lists())?;
-        self.key_side([dout, rows, delta], [&dk, &dv])?;
+        match self.rows_are_wide() {
+            true => self.wide_rows(&buffers)?,
+            false => self.query_side((&ROWS, "attention_rows"), &Cut::rows(self.form), 2, &buffers, &self.lists())?,
+        }
+        match self.keys_are_wide() {
+            true => self.wide_keys([dout, rows, delta], [&dk, &dv])?,
+            false => self.key_side([dout, rows, delta], [&dk, &dv])?,
+        }
         Ok(Gradients { dq, dk, dv, dbias })
     }
 

@@ -232,12 +232,19 @@ mod tests {
                 let mut rng = Rng::new(11);
                 for (_, _, entries, places) in &queries {
                     let Some(places) = places else { continue };
+                    // a mean that is differentiated gives every entry of a query a gradient, so none may have a small weight
+                    let small = weights[entries.start..entries.end - 1].iter().any(|&w| w <= 1e-3);
+                    if small && center == Center::Mean {
+                        continue;
+                    }
                     for (entry, &place) in entries.clone().zip(places) {
                         let own = entry + 1 == entries.end;
                         let x = if own || weights[entry] > 1e-3 { rng.normal() as f32 } else { 0.0 };
                         (on_host[entry], on_card[place]) = (f64::from(x), x);
                     }
                 }
+                let given = on_host.iter().zip(&weights).filter(|&(&x, &w)| x != 0.0 && w > 0.0).count();
+                assert!(t < 100 || given > 100, "{name}: {given} entries of the support have a gradient");
                 let seed = Tensor::from_vec(host[0].device(), &[list.len()], on_host).unwrap();
                 let grads = tape.backward_from(&want.bias, seed).unwrap();
                 let dbias = gpu.cuda().upload("test", &on_card).unwrap();
@@ -274,7 +281,9 @@ mod tests {
                 let of = |name: &str| &told.iter().find(|(n, _)| n == name).unwrap().1;
                 check("scores", &by_entry, of(crate::ops::attention::SCORES));
                 let (pairs, want) = (gpu.numbers(pairs)[0], of(crate::ops::attention::PAIRS)[0]);
-                assert!((pairs - want).abs() <= 0.02 * want, "{name}: {pairs} pairs, the CPU has {want}");
+                // straight through with a mean, the sum of t is zero but for rounding, and so is every chunk's ds off the support
+                let rounding = gradient == RouterGradient::StraightThrough && center == Center::Mean;
+                assert!(rounding || (pairs - want).abs() <= 0.02 * want, "{name}: {pairs} pairs, the CPU has {want}");
             }
         }
         assert!(compared > 0, "gradients were compared");

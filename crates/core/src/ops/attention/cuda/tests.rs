@@ -8,7 +8,7 @@ use crate::testing::{attention_of_operands, bf16};
 use crate::{Device, Tensor, testing};
 
 /// Shapes with odd lengths, every group size, every head width (two of them padded) and every chunk size.
-const SHAPES: [([usize; 5], usize); 14] = [
+const SHAPES: [([usize; 5], usize); 15] = [
     ([1, 1, 1, 1, 32], 16),
     ([2, 5, 2, 1, 64], 16),
     ([1, 37, 3, 1, 64], 16),
@@ -23,6 +23,7 @@ const SHAPES: [([usize; 5], usize); 14] = [
     ([1, 131, 6, 2, 24], 8),
     ([1, 140, 3, 1, 128], 4),
     ([2, 97, 2, 2, 8], 8),
+    ([1, 210, 12, 1, 96], 64),
 ];
 
 fn dims([b, t, h, g, d]: [usize; 5]) -> Dims {
@@ -162,6 +163,30 @@ fn to_cells(list: &HostRoutes, numbers: &[f64]) -> Vec<f64> {
     order.into_iter().map(|(_, entry)| numbers[entry]).collect()
 }
 
+/// Attended chunks with nothing between them, more of it than blocks of keys are on their way at a time.
+#[test]
+fn chunks_may_lie_far_apart() {
+    let Some(gpu) = cuda() else { return };
+    let dims = dims([1, 1100, 16, 1, 128]);
+    let host = inputs(dims);
+    let choose = |_, _, query: usize, chosen: &mut Vec<u32>| {
+        let own = query / 64;
+        chosen.extend([0, 1, 9].into_iter().filter(|&c| (c as usize) < own && (c != 1 || query.is_multiple_of(5))));
+    };
+    let list = Routes::from_choice(host[0].device(), (1, 1, 1100), 64, choose).unwrap().to_host().unwrap();
+    let mask = BlockMask::from_host(gpu.cuda(), &list).unwrap();
+    let card = on(gpu, &host);
+    let operands = Operands::separate(dims, &card[0], &card[1], &card[2]);
+    let (exact, bounds) =
+        errors_of_bf16(dims, &host, |[b, g, i, j]| list.chunks_of(b, g, i).contains(&((j / 64) as u32)));
+    let (o, lse) = forward(dims, operands, Some(&mask), None).unwrap();
+    let d = backward(dims, operands, Some(&mask), None, (&o, &lse), &card[3]).unwrap();
+    for (name, got, i) in [("o", &o, 0), ("dq", &d.dq, 1), ("dk", &d.dk, 2), ("dv", &d.dv, 3)] {
+        let far = error(&gpu.numbers(got), &exact[i]);
+        assert!(far <= 2.0 * bounds[i], "{name}: {far:e}, formula {:e}", bounds[i]);
+    }
+}
+
 #[test]
 fn entries_are_numbered_by_cell() {
     let Some(gpu) = cuda() else { return };
@@ -180,15 +205,18 @@ fn entries_are_numbered_by_cell() {
 #[test]
 fn same_bits_every_run() {
     let Some(gpu) = cuda() else { return };
-    let dims = dims([2, 700, 8, 2, 64]);
-    let card = on(gpu, &inputs(dims));
-    let mask = BlockMask::from_host(gpu.cuda(), &routes(&testing::device(), dims, 32).to_host().unwrap()).unwrap();
-    let operands = Operands::separate(dims, &card[0], &card[1], &card[2]);
-    for mask in [None, Some(&mask)] {
-        gpu.same_bits(|| {
-            let (o, lse) = forward(dims, operands, mask, None)?;
-            let d = backward(dims, operands, mask, None, (&o, &lse), &card[3])?;
-            Ok([o, lse, d.dq, d.dk, d.dv].into_iter().chain(d.dbias).collect())
-        });
+    for (extents, chunk) in [([2, 700, 8, 2, 64], 32), ([1, 700, 16, 1, 128], 64)] {
+        let dims = dims(extents);
+        let card = on(gpu, &inputs(dims));
+        let list = routes(&testing::device(), dims, chunk).to_host().unwrap();
+        let mask = BlockMask::from_host(gpu.cuda(), &list).unwrap();
+        let operands = Operands::separate(dims, &card[0], &card[1], &card[2]);
+        for mask in [None, Some(&mask)] {
+            gpu.same_bits(|| {
+                let (o, lse) = forward(dims, operands, mask, None)?;
+                let d = backward(dims, operands, mask, None, (&o, &lse), &card[3])?;
+                Ok([o, lse, d.dq, d.dk, d.dv].into_iter().chain(d.dbias).collect())
+            });
+        }
     }
 }

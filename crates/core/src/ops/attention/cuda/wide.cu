@@ -1,0 +1,55 @@
+// Attention on wgmma: two warpgroups multiply, 64 rows (or 64 keys) each, and the four warps of a third bring what they need, 64 rows at a time,
+// into a slot each. While one warpgroup has exponentials to compute the other one multiplies.
+//
+// D: head width in shared memory, 64 or 128; HEAD: as it is, a multiple of 8. LISTED: 1 where a bit matrix says who attends what, CHUNK tokens a
+// chunk: 64. Else a query attends every key up to its own.
+
+#define KEYS 64
+#define PANELS ((D + 63) / 64)
+#define TILE (64 * PANELS * 128)
+#define SLOTS 4
+#define CONSUMERS 256
+
+// Of the 168 registers a thread that a block of 384 begins with, those who bring give some to those who multiply.
+INLINE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
+INLINE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
+
+// 64 rows of a tile, by one warp: row i begins `places[i]` elements behind `from`, and is zero where that is negative.
+INLINE void gather_by_warp(u32 to, const bf16* from, const long long* places) {
+    constexpr int pieces = PANELS * 8, together = 32 / pieces;  // rows of one step; every eight rows the swizzle is the same again
+    const int lane = threadIdx.x % 32, piece = lane % pieces, first = lane / pieces;
+    const bf16* base = from + piece * 8;
+    const bool inside = piece * 8 < HEAD;
+    u32 at[8 / together];
+    #pragma unroll
+    for (int j = 0; j < 8 / together; j++) at[j] = to + piece / 8 * 8192 + swizzled(first + j * together, piece % 8);
+    #pragma unroll 2
+    for (int eight = 0; eight < 8; eight++)
+        #pragma unroll
+        for (int j = 0; j < 8 / together; j++) {
+            const long long place = places[eight * 8 + j * together + first];
+            copy16(at[j] + eight * 1024, place < 0 ? from : base + place, place >= 0 && inside);
+        }
+}
+
+// Bytes that will complete on the barrier, without an arrival.
+INLINE void barrier_expect_only(u32 barrier, int bytes) { asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory"); }
+
+// c [64, 64] = a b^T: both tiles of 64 rows.
+INLINE void product(float (&c)[32], u32 a, u32 b) {
+    const u64 left = tile_descriptor(a), right = tile_descriptor(b);
+    #pragma unroll
+    for (int step = 0; step < D / 16; step++) {
+        const int at = step / 4 * 512 + step % 4 * 2;
+        wgmma64_ss(c, left + at, right + at, step > 0);
+    }
+}
+// acc [64, D] += p b: p [64, 64] in registers, b a tile of 64 rows.
+INLINE void add_product(float (&acc)[PANELS][32], const u32 (&p)[4][4], u32 b) {
+    const u64 right = tile_descriptor_transposed(b, 8192);
+    #pragma unroll
+    for (int step = 0; step < 4; step++)
+        #pragma unroll
+        for (int panel = 0; panel < PANELS; panel++)
+            wgmma64_rs_transposed(acc[panel], p[step], right + panel * 512 + step * 128, 1);
+}

@@ -1,0 +1,204 @@
+// Attention on wgmma, backward, key side: dk and dv of 128 keys, whose sums stay in registers. Dense, both warpgroups share the rows; with lists each
+// has a chunk of 64 keys, its own rows and two of the slots.
+
+#define BATCH 64
+
+extern "C" __global__ void __launch_bounds__(384, 1)
+wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, const bf16* __restrict__ dout,
+               const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dk, float* __restrict__ dv,
+               const u64* __restrict__ all_cells, const u32* __restrict__ all_first, const float* __restrict__ bias, int t,
+               int kv_heads, int group, int q_stride, int kv_stride, int chunks, float scale) {
+    extern __shared__ __align__(1024) u8 scratch[];
+    __shared__ float shifts[SLOTS][BATCH], inner[SLOTS][BATCH];
+    __shared__ int tokens[SLOTS][BATCH];
+    __shared__ long long places[SLOTS][2][BATCH];  // where rows of q and of the output's gradient begin
+    __shared__ u64 full[SLOTS], empty[SLOTS];
+    const u32 keys = shared_address(scratch), values = keys + 2 * TILE, slots = values + 2 * TILE;
+    u32* before = (u32*)(scratch + (4 + 2 * SLOTS) * TILE);  // rows of a list before each 64 tokens, a list a warpgroup
+    const int lane = threadIdx.x % 32, key0 = blockIdx.x * 2 * KEYS;
+    const int batch = blockIdx.y / kv_heads, kv = blockIdx.y % kv_heads, heads = kv_heads * group;
+    const int together = BATCH / group, tiles = ceil_div(t, 64);
+    const u64* cells = all_cells + (long long)blockIdx.y * tiles * chunks;
+    const u32* entries = all_first + (long long)blockIdx.y * tiles * chunks;
+    const auto word = [&](int list, int tile) -> u64 {
+        const int chunk = key0 / CHUNK + list;
+        const u64 bits = chunk < chunks ? cells[tile * chunks + chunk] : 0;
+        return t - tile * 64 < 64 ? bits & ((1ull << (t - tile * 64)) - 1) : bits;
+    };
+    if (threadIdx.x < SLOTS) {
+        barrier_init(shared_address(full + threadIdx.x), 32);
+        barrier_init(shared_address(empty + threadIdx.x), LISTED ? 4 : 8);
+    }
+    barrier_fence();
+    if (threadIdx.x < CONSUMERS) {
+        const int group_of = threadIdx.x / 128;
+        for (int i = threadIdx.x % 128; i < 64 * PANELS * 8; i += 128) {
+            const int row = i / (PANELS * 8), piece = i % (PANELS * 8), key = key0 + group_of * KEYS + row;
+            const bool valid = key < t && piece * 8 < HEAD;
+            const long long at = valid ? ((long long)batch * t + key) * kv_stride + kv * HEAD + piece * 8 : 0;
+            const u32 to = group_of * TILE + piece / 8 * 8192 + swizzled(row, piece % 8);
+            copy16(keys + to, k + at, valid);
+            copy16(values + to, v + at, valid);
+        }
+        copy_commit();
+        copy_wait<0>();
+        proxy_fence();
+    }
+    const int first_tile = key0 / 64;
+    if (LISTED) {
+        // numbers of rows before each tile of tokens, by a warp a list
+        for (int list = threadIdx.x / 32 - 8; list >= 0 && list < 2; list += 4) {
+            int total = 0;
+            u32* to = before + list * (tiles + 1);
+            for (int c = first_tile; c < tiles; c += 32) {
+                const int own = c + lane < tiles ? __popcll(word(list, c + lane)) : 0;
+                int sum = own;
+                #pragma unroll
+                for (int o = 1; o < 32; o <<= 1) {
+                    const int other = __shfl_up_sync(FULL, sum, o);
+                    if (lane >= o) sum += other;
+                }
+                if (c + lane < tiles) to[c + lane] = total + sum - own;
+                total += __shfl_sync(FULL, sum, 31);
+            }
+            if (lane == 0) to[tiles] = total;
+        }
+    }
+    __syncthreads();
+    if (threadIdx.x >= CONSUMERS) {
+        fewer_registers();
+        const int slot = threadIdx.x / 32 - 8, list = LISTED ? slot / 2 : 0;
+        const u32* own = before + list * (tiles + 1);
+        const int total = LISTED ? (int)own[tiles] : max(0, t - key0), batches = ceil_div(total, together);
+        int round = 0;
+        for (int i = LISTED ? slot % 2 : slot; i < batches; i += LISTED ? 2 : SLOTS, round++) {
+            if (round > 0) barrier_wait(shared_address(empty + slot), (round - 1) & 1);
+            for (int r = lane; r < BATCH; r += 32) {
+                const int place = i * together + r / group;
+                const bool valid = r < together * group && place < total;
+                int token = -1;
+                if (valid && !LISTED) token = key0 + place;
+                if (valid && LISTED) {
+                    int low = first_tile, high = tiles - 1;  // the last tile with no more rows before it than `place`
+                    while (low < high) {
+                        const int middle = (low + high + 1) / 2;
+                        if ((int)own[middle] <= place) low = middle; else high = middle - 1;
+                    }
+                    u64 bits = word(list, low);
+                    int rank = place - own[low], at = 0;
+                    #pragma unroll
+                    for (int width = 32; width > 0; width /= 2) {
+                        const int count = __popcll(bits >> at & ((1ull << width) - 1));
+                        if (rank >= count) { rank -= count; at += width; }
+                    }
+                    token = low * 64 + at;
+                }
+                tokens[slot][r] = token;
+                const long long line = (long long)batch * t + token;
+                const int head = kv * group + r % group;
+                places[slot][0][r] = valid ? line * q_stride + head * HEAD : -1;
+                places[slot][1][r] = valid ? (line * heads + head) * HEAD : -1;
+                const long long row = line * heads + head;
+                inner[slot][r] = valid ? delta[row] : 0.f;
+                const float low = valid ? lse[row] * LOG2E : 0.f;
+                float plus = valid ? 0.f : NOTHING;
+                if (LISTED && valid) {
+                    const int chunk = key0 / CHUNK + list, cell = token / 64 * chunks + chunk;
+                    const u64 bit = 1ull << (token & 63), bits = chunk < chunks ? cells[cell] : 0;
+                    plus = !(bits & bit) ? NOTHING : bias ? bias[entries[cell] + __popcll(bits & (bit - 1))] * LOG2E : 0.f;
+                }
+                shifts[slot][r] = plus - low;
+            }
+            __syncwarp();
+            const u32 to = slots + slot * 2 * TILE;
+            gather_by_warp(to, q, places[slot][0]);
+            gather_by_warp(to + TILE, dout, places[slot][1]);
+            copy_commit();
+            copy_wait<0>();
+            proxy_fence();
+            barrier_arrive(shared_address(full + slot));
+        }
+    } else {
+        more_registers();
+        const int list = threadIdx.x / 128, warp = threadIdx.x / 32 % 4;
+        const int total = LISTED ? (int)before[list * (tiles + 1) + tiles] : max(0, t - key0), batches = ceil_div(total, together);
+        const float factor = scale * LOG2E;
+        const u32 own_keys = keys + list * TILE, own_values = values + list * TILE;
+        float acc_k[PANELS][32] = {}, acc_v[PANELS][32] = {};
+        const int own = warp * 16 + lane / 4, key = key0 + list * KEYS + own;
+        float x[32], dp[32];
+        const auto slot_of = [&](int i) { return LISTED ? list * 2 + i % 2 : i % SLOTS; };
+        const auto wait = [&](int i) { barrier_wait(shared_address(full + slot_of(i)), (LISTED ? i / 2 : i / SLOTS) & 1); };
+        const bool ahead = D <= 64;  // the next scores are asked for early where there are registers for them
+        if (ahead && batches > 0) {
+            wait(0);
+            wgmma_fence();
+            product(x, own_keys, slots + slot_of(0) * 2 * TILE);
+            product(dp, own_values, slots + slot_of(0) * 2 * TILE + TILE);
+            wgmma_commit();
+            wgmma_wait<0>();
+        }
+        for (int i = 0; i < batches; i++) {
+            const int asked = i + 1 < batches ? i + 1 : i, slot = slot_of(i);  // behind the last batch the last one's again, for nothing
+            const u32 queries = slots + slot * 2 * TILE, outs = queries + TILE, next = slots + slot_of(asked) * 2 * TILE;
+            if (ahead && asked > i) wait(asked);
+            if (!ahead) {
+                wait(i);
+                wgmma_fence();
+                product(x, own_keys, queries);
+                wgmma_commit();
+                product(dp, own_values, outs);
+                wgmma_commit();
+                wgmma_wait<1>();
+            }
+            u32 p[4][4], ds[4][4];
+            #pragma unroll
+            for (int n = 0; n < 8; n++) {
+                const int r = n * 8 + lane % 4 * 2;
+                const int2 token = *(const int2*)&tokens[slot][r];
+                #pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const float2 shift = *(const float2*)&shifts[slot][r];
+                    float& a = x[n * 4 + 2 * half];
+                    float& b = x[n * 4 + 2 * half + 1];
+                    a = key + 8 * half > token.x ? 0.f : exp2_fast(fmaf(a, factor, shift.x));
+                    b = key + 8 * half > token.y ? 0.f : exp2_fast(fmaf(b, factor, shift.y));
+                    p[n / 2][n % 2 * 2 + half] = pack(a, b);
+                }
+            }
+            wgmma_fence();
+            add_product(acc_v, p, outs);
+            wgmma_commit();
+            if (!ahead) wgmma_wait<1>();
+            #pragma unroll
+            for (int n = 0; n < 8; n++) {
+                const float2 mean = *(const float2*)&inner[slot][n * 8 + lane % 4 * 2];
+                #pragma unroll
+                for (int half = 0; half < 2; half++)
+                    ds[n / 2][n % 2 * 2 + half] = pack(x[n * 4 + 2 * half] * (dp[n * 4 + 2 * half] - mean.x),
+                                                       x[n * 4 + 2 * half + 1] * (dp[n * 4 + 2 * half + 1] - mean.y));
+            }
+            wgmma_fence();
+            if (ahead) {
+                product(x, own_keys, next);
+                product(dp, own_values, next + TILE);
+            }
+            add_product(acc_k, ds, queries);
+            wgmma_commit();
+            wgmma_wait<0>();
+            __syncwarp();
+            if (lane == 0) barrier_arrive(shared_address(empty + slot));
+        }
+        #pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const int at_key = key + 8 * half;
+            if (at_key >= t) continue;
+            const long long at = (((long long)batch * t + at_key) * kv_heads + kv) * HEAD + lane % 4 * 2;
+            #pragma unroll
+            for (int n = 0; n < HEAD / 8; n++) {
+                *(float2*)(dk + at + n * 8) = make_float2(acc_k[n / 8][n % 8 * 4 + 2 * half] * scale, acc_k[n / 8][n % 8 * 4 + 2 * half + 1] * scale);
+                *(float2*)(dv + at + n * 8) = make_float2(acc_v[n / 8][n % 8 * 4 + 2 * half], acc_v[n / 8][n % 8 * 4 + 2 * half + 1]);
+            }
+        }
+    }
+}
