@@ -47,6 +47,19 @@ fn what_was_written_is_what_is_loaded() {
     }
 }
 
+/// The factor on the scores that a controller ended with has no short decimal form, and must come back to the last bit.
+#[test]
+fn every_number_comes_back_to_the_last_bit() {
+    let mut rng = dash_core::rng::Rng::new(3);
+    for _ in 0..10_000 {
+        let gamma = rng.normal().abs().exp();
+        let config = Dash { gamma, ..Dash::default() };
+        let text = json!({"attention": dash_model::Attention::from(config)}).to_string();
+        let back: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(back["attention"]["gamma"].as_f64().unwrap().to_bits(), gamma.to_bits(), "{gamma} in {text}");
+    }
+}
+
 #[test]
 fn a_plain_llama_is_dense_and_may_store_its_embedding_twice() {
     let folder = tempfile::tempdir().unwrap();
