@@ -18,4 +18,6 @@ pub use prepare::{Prepared, Progress, Settings, Source, prepare};
 pub use report::Report;
 pub use shard::{Shard, ShardWriter};
 pub use task::{Example, IGNORE, Question, Task, TaskKind};
-pub use tokenizer::{Bos, END_OF_TEXT, Encoded, SpecialToken, SpecialTokens, Tokenizer, Treatment, Unknown};
+pub use tokenizer::{
+    Bos, END_OF_TEXT, Encoded, SpecialToken, SpecialTokens, TextStream, Tokenizer, Treatment, Unknown,
+};

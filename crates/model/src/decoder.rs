@@ -1,11 +1,14 @@
 //! Embedding, blocks, final norm, loss: the life of a token in one file.
 
+use std::cell::RefCell;
+
 use dash_core::ops::{
     RopeTable, embedding, index_select, linear, linear_add, linear_cross_entropy, reshape, rmsnorm, swiglu, token_nll,
 };
 use dash_core::{DType, Device, Error, Ids, Result, Tape, Tensor, Var};
 
 use crate::attention::{Attention, Inputs, Knob, Layer, Reroute, attend};
+use crate::cache::{Cache, LayerCache};
 use crate::config::ModelConfig;
 use crate::params::{Params, Places, parameters};
 use crate::router::RouterTrace;
@@ -147,6 +150,18 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn forward_as(&self, tape: &Tape, leaves: &[Var], ids: &Ids, reroute: Option<&Reroute>) -> Result<Forward> {
+        self.forward_after(tape, leaves, ids, reroute, None)
+    }
+
+    /// The pass over `ids`, which follow the tokens of the cache where there is one.
+    fn forward_after(
+        &self,
+        tape: &Tape,
+        leaves: &[Var],
+        ids: &Ids,
+        reroute: Option<&Reroute>,
+        cache: Option<&Cache>,
+    ) -> Result<Forward> {
         let c = &self.config;
         let &[batch, t] = ids.shape() else {
             return Err(Error::invalid("model", format!("token ids are [b, t], not {:?}", ids.shape())));
@@ -163,8 +178,11 @@ impl Model {
                 oracle => oracle.clone(),
             });
             let block = Block { config: c.clone(), rope: self.rope.clone(), layer, batch, tokens: t, reroute };
-            let (y, trace) =
-                if recompute { block.recomputed(tape, params, &x)? } else { block.run(tape, params, &x)? };
+            let (y, trace) = if recompute {
+                block.recomputed(tape, params, &x)?
+            } else {
+                block.run(tape, params, &x, cache.map(|cache| cache.layer(layer)))?
+            };
             routers.push(trace);
             x = y;
         }
@@ -234,14 +252,39 @@ impl Model {
         Ok((logits.value, f.routers))
     }
 
-    /// Logits `[v]` of the position after one sequence `[1, t]`.
+    /// A cache of no token yet, for [`Model::logits_after`].
+    pub fn cache(&self) -> Cache {
+        Cache::new(self.config.layers)
+    }
+
+    /// Logits `[v]` of the position after one sequence: the tokens of the cache, then `ids [1, t]`, which it keeps. Operands are
+    /// not rounded, whatever the model's compute.
+    ///
+    /// After an error the cache is of no use.
+    ///
+    /// # Errors
+    /// As [`Model::forward`]; [`Model::positions`] counts the tokens of the cache, too.
+    pub fn logits_after(&self, cache: &mut Cache, ids: &Ids) -> Result<Tensor> {
+        // on one worker, so that the ops wake no thread
+        self.device().enter(|| {
+            let logits = self.logits_of_last(ids, Some(cache))?;
+            cache.advance(ids.len());
+            Ok(logits)
+        })
+    }
+
+    /// Logits `[v]` of the position after one sequence `[1, t]`. Operands are not rounded, whatever the model's compute.
     ///
     /// # Errors
     /// As [`Model::forward`].
     pub fn last_logits(&self, ids: &Ids) -> Result<Tensor> {
-        let tape = Tape::inference().computing(self.config.compute.into());
+        self.device().enter(|| self.logits_of_last(ids, None))
+    }
+
+    fn logits_of_last(&self, ids: &Ids, cache: Option<&Cache>) -> Result<Tensor> {
+        let tape = Tape::inference();
         let leaves = self.leaves(&tape);
-        let f = self.forward(&tape, &leaves, ids)?;
+        let f = self.forward_after(&tape, &leaves, ids, None, cache)?;
         let last = index_select(&tape, &f.hidden, 1, &Ids::places(ids.device(), &[ids.len().saturating_sub(1)])?)?;
         linear(&tape, &last, self.head(&leaves))?.value.reshape(&[self.vocab()])
     }
@@ -259,19 +302,26 @@ struct Block {
 
 impl Block {
     /// `x [b, t, c]` to `[b, t, c]` with the block's parameters, in their order.
-    fn run(&self, tape: &Tape, params: &[Var], x: &Var) -> Result<(Var, Option<RouterTrace>)> {
+    fn run(
+        &self,
+        tape: &Tape,
+        params: &[Var],
+        x: &Var,
+        cache: Option<&RefCell<LayerCache>>,
+    ) -> Result<(Var, Option<RouterTrace>)> {
         let (c, layer) = (&self.config, self.layer);
         let [input_norm, wq, wk, wv, wo, own @ .., post_norm, gate, up, down] = params else {
             return Err(Error::invalid("block", format!("{} parameters are too few", params.len())));
         };
         tape.scope(|| format!("model.layers.{layer}.self_attn"));
         let a = rmsnorm(tape, x, input_norm, c.norm_eps)?;
-        let inputs = Layer { x: &a, params: own, config: c, rope: &self.rope };
+        let first = cache.map_or(0, |cache| cache.borrow().past());
+        let inputs = Layer { x: &a, params: own, config: c, rope: &self.rope, first };
         let q = inputs.rotated_heads(tape, wq, c.heads)?;
         let k = inputs.rotated_heads(tape, wk, c.kv_heads)?;
         let v = inputs.heads(tape, wv, c.kv_heads)?;
         let own = c.attention.project(tape, &inputs)?;
-        let inputs = Inputs { q: &q, k: &k, v: &v, own: &own, reroute: self.reroute.as_ref() };
+        let inputs = Inputs { q: &q, k: &k, v: &v, own: &own, reroute: self.reroute.as_ref(), cache };
         let (o, trace) = attend(tape, &c.attention, &inputs)?;
         let o = reshape(tape, &o, &[self.batch, self.tokens, c.heads * c.head_dim])?;
         let x = linear_add(tape, &o, wo, x)?;
@@ -283,14 +333,14 @@ impl Block {
     /// The same bits, keeping only `x`: backward runs the block again on a tape of its own (Chen et al. 2016, arXiv
     /// 1604.06174).
     fn recomputed(self, tape: &Tape, params: &[Var], x: &Var) -> Result<(Var, Option<RouterTrace>)> {
-        let (y, trace) = self.run(&Tape::inference().computing(tape.compute()), params, x)?;
+        let (y, trace) = self.run(&Tape::inference().computing(tape.compute()), params, x, None)?;
         let (params, x) = (params.to_vec(), x.clone());
         let (compute, told) = (tape.compute(), trace.as_ref().map(RouterTrace::gradient_cell));
         let y = tape.record("block", y.value, move |dy, grads| {
             let inner = Tape::new().computing(compute);
             let input = inner.leaf(x.value.clone());
             let leaves: Vec<Var> = params.iter().map(|p| inner.leaf(p.value.clone())).collect();
-            let (y, trace) = self.run(&inner, &leaves, &input)?;
+            let (y, trace) = self.run(&inner, &leaves, &input, None)?;
             let mut found = inner.backward_from(&y, dy)?;
             for (outer, leaf) in params.iter().zip(&leaves).chain([(&x, &input)]) {
                 if let Some(d) = found.take(leaf) {

@@ -1,6 +1,9 @@
 //! Sampling text from a model.
 
-use dash_core::Result;
+use std::cmp::Ordering;
+use std::collections::BinaryHeap;
+
+use dash_core::{Device, Result};
 use dash_core::rng::Rng;
 
 use crate::decoder::Model;
@@ -14,25 +17,50 @@ pub struct Sampling {
     pub top_p: f64,
 }
 
-/// Continues `prompt` by up to `max_tokens` tokens, handing each to `emit`, which returns false to stop (so an
-/// end-of-text token, a closed pipe or a time limit is the caller's business). The context is the last
-/// [`Model::positions`] tokens.
+/// How a text is continued.
+#[derive(Debug, Clone, Copy)]
+pub struct Generation {
+    /// Tokens at most.
+    pub max_tokens: usize,
+    /// How each is drawn.
+    pub sampling: Sampling,
+    /// Whether keys, values and summaries of earlier tokens are kept, so that a new token is computed alone. Without, every token
+    /// is computed again for each new one; the logits are the same to the rounding of sums in another order. On a GPU, which has no
+    /// kernels for it yet, nothing is kept.
+    pub cache: bool,
+}
+
+/// Continues `prompt`, handing each token to `emit`, which returns false to stop (so an end-of-text token, a closed pipe or a
+/// time limit is the caller's business).
+///
+/// The context is the last [`Model::positions`] tokens. A longer text slides through it: then every token stands at another position
+/// than before, nothing that was kept is of use, and each new token takes a pass over the whole context.
 ///
 /// # Errors
 /// When an id is not below the vocabulary.
 pub fn generate(
     model: &Model,
     prompt: &[u32],
-    max_tokens: usize,
-    sampling: Sampling,
+    how: Generation,
     rng: &mut Rng,
     mut emit: impl FnMut(u32) -> bool,
 ) -> Result<()> {
     let mut ids = prompt.to_vec();
-    for _ in 0..max_tokens {
-        let context = &ids[ids.len().saturating_sub(model.positions())..];
-        let logits = model.last_logits(&model.ids(context, 1)?)?.to_f64()?;
-        let next = draw(&logits, sampling, rng);
+    let has_kernels = match model.device() {
+        Device::Cpu(_) => true,
+        Device::Cuda(_) => false,
+    };
+    let mut cache = (how.cache && has_kernels).then(|| model.cache());
+    for _ in 0..how.max_tokens {
+        let positions = model.positions();
+        let logits = match cache.as_mut().filter(|_| ids.len() <= positions) {
+            Some(cache) => model.logits_after(cache, &model.ids(&ids[cache.len()..], 1)?)?,
+            None => {
+                cache = None;
+                model.last_logits(&model.ids(&ids[ids.len().saturating_sub(positions)..], 1)?)?
+            }
+        };
+        let next = draw(&logits.to_f64()?, how.sampling, rng);
         ids.push(next);
         if !emit(next) {
             break;
@@ -41,29 +69,49 @@ pub fn generate(
     Ok(())
 }
 
-fn draw(logits: &[f64], s: Sampling, rng: &mut Rng) -> u32 {
-    let mut order: Vec<usize> = (0..logits.len()).collect();
-    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]).then(a.cmp(&b)));
-    if s.temperature <= 0.0 {
-        return order[0] as u32;
+/// A token and its logit; the larger logit is the greater one, then the smaller id.
+#[derive(PartialEq)]
+struct Candidate {
+    logit: f64,
+    id: usize,
+}
+
+impl Eq for Candidate {}
+
+impl PartialOrd for Candidate {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
-    let top = logits[order[0]];
-    let weights: Vec<f64> = order.iter().map(|&i| ((logits[i] - top) / s.temperature).exp()).collect();
-    let total: f64 = weights.iter().sum();
+}
+
+impl Ord for Candidate {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.logit.total_cmp(&other.logit).then(other.id.cmp(&self.id))
+    }
+}
+
+/// The best tokens come off a heap until they have the share: most of a vocabulary is never put in order.
+fn draw(logits: &[f64], s: Sampling, rng: &mut Rng) -> u32 {
+    let candidates = logits.iter().enumerate().map(|(id, &logit)| Candidate { logit, id });
+    if s.temperature <= 0.0 {
+        return candidates.max().map_or(0, |best| best.id as u32);
+    }
+    let mut heap: BinaryHeap<Candidate> = candidates.collect();
+    let top = heap.peek().map_or(0.0, |best| best.logit);
+    let weight = |logit: f64| ((logit - top) / s.temperature).exp();
+    let total: f64 = logits.iter().map(|&logit| weight(logit)).sum();
     let mut kept = 0.0;
-    let mut nucleus = 0;
-    while nucleus < weights.len() && (nucleus == 0 || kept < s.top_p * total) {
-        kept += weights[nucleus];
-        nucleus += 1;
+    let mut nucleus = Vec::new();
+    while let Some(Candidate { logit, id }) = heap.pop().filter(|_| nucleus.is_empty() || kept < s.top_p * total) {
+        kept += weight(logit);
+        nucleus.push((id, weight(logit)));
     }
     let mut at = rng.uniform() * kept;
-    for (&i, &w) in order[..nucleus].iter().zip(&weights) {
-        at -= w;
-        if at < 0.0 {
-            return i as u32;
-        }
-    }
-    order[nucleus - 1] as u32
+    let inside = nucleus.iter().find(|(_, weight)| {
+        at -= weight;
+        at < 0.0
+    });
+    inside.or(nucleus.last()).map_or(0, |&(id, _)| id as u32)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! registry in [`attention`].
 
 pub mod attention;
+mod cache;
 mod config;
 mod decoder;
 mod error;
@@ -14,11 +15,12 @@ mod params;
 mod router;
 
 pub use attention::{Attention, Dash, Dense, InfLlmV2, Nsa, TokenEntmax, TopK, VARIANTS, kinds};
+pub use cache::{Cache, LayerCache};
 pub use config::{Compute, ModelConfig};
 pub use decoder::{Forward, Model};
 pub use error::{ConfigError, ParamError};
 pub use flops::{Flops, flops};
-pub use generate::{Sampling, generate};
+pub use generate::{Generation, Sampling, generate};
 pub use load::{LoadError, read_tensors};
 pub use params::{Group, INDEXER, Init, Param, ParamSpec, Params, parameters};
 pub use router::{RouterStats, RouterTrace};

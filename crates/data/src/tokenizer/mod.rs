@@ -12,6 +12,7 @@
 mod encode;
 mod learn;
 mod load;
+mod stream;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use std::path::Path;
 
 use crate::error::{DataError, Result};
 pub use encode::{Encoded, Unknown};
+pub use stream::TextStream;
 
 /// Ends a document; has no bytes of its own.
 pub const END_OF_TEXT: &str = "<|endoftext|>";

@@ -268,6 +268,35 @@ fn a_continuation_keeps_its_first_blank() {
 }
 
 #[test]
+fn text_comes_in_whole_characters_and_adds_up() {
+    let all = sample();
+    let texts: Vec<&str> = all.iter().map(String::as_str).collect();
+    let kinds = [learn(&texts, 300).unwrap(), given(&sentence_piece("BPE", true)), given(&word_piece())];
+    let mut parts = 0;
+    for t in &kinds {
+        for text in ["fn x() {}", "the end of a river", "ünïcode 漢字 🦀🦀 done", "🦀"] {
+            let ids = t.encode(text).unwrap();
+            for cut in 0..=ids.len() {
+                let (context, new) = ids.split_at(cut);
+                let mut stream = TextStream::after(t, context);
+                let mut pieces: Vec<String> = new.iter().map(|&id| stream.push(id).unwrap()).collect();
+                assert!(pieces.iter().all(|p| !p.contains('\u{fffd}') || cut > 0), "{pieces:?}");
+                pieces.push(stream.finish().unwrap());
+                assert_eq!(pieces.concat(), t.decode_after(context, new).unwrap(), "{text:?} after {cut}");
+                parts += pieces.iter().filter(|p| !p.is_empty()).count();
+            }
+        }
+    }
+    assert!(parts > 100, "{parts}");
+    // a character that never comes to its end
+    let crab = kinds[0].encode("🦀").unwrap();
+    assert!(crab.len() > 1, "a vocabulary this small has no crab");
+    let mut stream = TextStream::after(&kinds[0], &[]);
+    assert_eq!(stream.push(crab[0]).unwrap(), "");
+    assert_eq!(stream.finish().unwrap(), "\u{fffd}");
+}
+
+#[test]
 fn a_vocabulary_without_an_end_is_told() {
     let mut t = word_level(true);
     t["added_tokens"] = json!([]);

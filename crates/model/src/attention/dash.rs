@@ -1,7 +1,7 @@
 //! DashAttention (arXiv 2605.18753): learned chunk summaries, entmax routing, and attention to the routed chunks with the
 //! log-probability of each as a bias, differentiable end to end.
 
-use dash_core::ops::attention::{Center, Entmax, RouterGradient, chunk_summary, entmax_routing};
+use dash_core::ops::attention::{Center, Entmax, RouterGradient, chunk_summary, entmax_routing_after};
 use dash_core::{Error, Result, Tape};
 
 use super::keys::{Range, Value, settings};
@@ -163,8 +163,9 @@ impl Variant for Dash {
             other => return Err(Error::invalid("dash", format!("{} parameters, not 1 or 2", other.len()))),
         };
         let (q, k) = (tape.watch(ROUTER_Q, x.q)?, tape.watch(ROUTER_K, x.k)?);
-        let kbar = chunk_summary(tape, &k, qbar, self.chunk_size)?;
-        let routing = entmax_routing(tape, &q, &kbar, diagonal, self.entmax())?;
+        let s = self.chunk_size;
+        let kbar = x.pooled(tape, "kbar", &k, (s, s), |k| chunk_summary(tape, k, qbar, s))?;
+        let routing = entmax_routing_after(x.past(), tape, &q, &kbar, diagonal, self.entmax())?;
         let (out, routes) = x.attend_to(tape, routing.routes.clone(), Some(routing.bias.clone()))?;
         let trace = if x.reroute.is_some() { RouterTrace::hard(routes) } else { RouterTrace::soft(routing) };
         Ok((out, Some(trace)))

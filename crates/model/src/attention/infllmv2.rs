@@ -4,9 +4,9 @@
 //! The defaults are sizes for small models in the published proportions: windows of half a chunk, every quarter of a chunk.
 //! (Published: chunks of 64, top 96 with 1 first and 32 last.)
 
-use dash_core::ops::attention::{Pooling, WindowChoice, window_routing};
+use dash_core::ops::attention::{Pooling, WindowChoice, window_routing_after};
 use dash_core::ops::{index_select, reshape, scale, sum_axis};
-use dash_core::{Ids, Result, Tape, Tensor};
+use dash_core::{Ids, Result, Tape, Tensor, Var};
 
 use super::keys::{Range, Value, settings};
 use super::{Attended, Attention, Chunks, Cost, Inputs, Spec, Variant, windows};
@@ -79,7 +79,9 @@ impl Variant for InfLlmV2 {
 
     fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {
         let w = self.choice();
-        let routes = window_routing(&x.q.value, &pooled(&x.k.value, &w)?, w)?;
+        let pool = |k: &Var| Ok(tape.leaf(pooled(&k.value, &w)?));
+        let keys = x.pooled(tape, "windows", x.k, (w.length, w.stride), pool)?;
+        let routes = window_routing_after(x.past(), &x.q.value, &keys.value, w)?;
         let (out, routes) = x.attend_to(tape, routes, None)?;
         Ok((out, Some(RouterTrace::hard(routes))))
     }

@@ -1,5 +1,6 @@
 //! The attention variants: one file each, and one line each in the registry.
 
+mod inputs;
 pub mod keys;
 mod reference;
 mod reroute;
@@ -8,9 +9,10 @@ mod variant;
 mod windows;
 
 pub use dash::{ROUTER_K, ROUTER_Q};
+pub use inputs::{Inputs, Layer};
 pub use reference::{KeyWords, reference, words};
 pub use reroute::Reroute;
-pub use variant::{Attended, Chunks, Cost, Export, Inputs, Knob, Layer, Loader, Preset, Spec, Variant};
+pub use variant::{Attended, Chunks, Cost, Export, Knob, Loader, Preset, Spec, Variant};
 
 use dash_core::{Result, Tape};
 

@@ -5,7 +5,7 @@
 //! The chosen chunks use `k_proj` and `v_proj`; the compressed and the sliding branch have their own. The defaults are sizes
 //! for small models in the published proportions. (Published: chunks of 64, top 16 with 1 first and 2 last, a window of 512.)
 
-use dash_core::ops::attention::{Pooling, Span, WindowChoice, span_attention, window_routing};
+use dash_core::ops::attention::{Pooling, Span, WindowChoice, window_routing_after};
 use dash_core::ops::{add, index_select, linear, matmul, mul, reshape, sigmoid, transpose};
 use dash_core::{Error, Ids, Result, Tape, Var};
 
@@ -151,14 +151,17 @@ impl Variant for Nsa {
             return Err(Error::invalid("nsa", format!("{} inputs besides q, k and v, not 8", x.own.len())));
         };
         let w = self.choice();
-        let k = self.compressed(tape, k_compressed, compress_k, Some(position))?;
-        let v = self.compressed(tape, v_compressed, compress_v, None)?;
-        let routes = window_routing(&x.q.value, &k.value, w)?;
+        let windows = (w.length, w.stride);
+        let k = |k: &Var| self.compressed(tape, k, compress_k, Some(position));
+        let k = x.pooled(tape, "k_compressed", k_compressed, windows, k)?;
+        let v = |v: &Var| self.compressed(tape, v, compress_v, None);
+        let v = x.pooled(tape, "v_compressed", v_compressed, windows, v)?;
+        let routes = window_routing_after(x.past(), &x.q.value, &k.value, w)?;
         let (chosen, routes) = x.attend_to(tape, routes, None)?;
         let branches = [
-            span_attention(tape, x.q, &k, &v, windows::span(&w), 1.0)?,
+            x.attend_windows(tape, (&k, &v), windows::span(&w))?,
             chosen,
-            span_attention(tape, x.q, k_window, v_window, Span::Sliding(self.window), 1.0)?,
+            x.attend_span_of(tape, ["k_window", "v_window"], (k_window, v_window), Span::Sliding(self.window), 1.0)?,
         ];
         let gate = |i: usize| index_select(tape, gates, 3, &Ids::places(gates.value.device(), &[i])?);
         let gated = |i: usize| mul(tape, &branches[i], &gate(i)?);

@@ -1,6 +1,6 @@
 //! Dense alpha-entmax attention over all earlier tokens (Peters et al. 2019, arXiv 1905.05702): sparse weights, no chunks.
 
-use dash_core::ops::attention::{Span, span_attention};
+use dash_core::ops::attention::Span;
 use dash_core::{Result, Tape};
 
 use super::keys::settings;
@@ -31,6 +31,6 @@ impl Variant for TokenEntmax {
     }
 
     fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {
-        Ok((span_attention(tape, x.q, x.k, x.v, Span::Causal, self.alpha)?, None))
+        Ok((x.attend_span(tape, Span::Causal, self.alpha)?, None))
     }
 }

@@ -2,7 +2,7 @@
 //! one, no bias, and no gradient into the choice. Summaries are means, which is what DashAttention's learned query starts
 //! as; given a query (`indexer`), they use it.
 
-use dash_core::ops::attention::{chunk_summary, topk_routing};
+use dash_core::ops::attention::{chunk_summary, topk_routing_after};
 use dash_core::{Result, Tape, Tensor};
 
 use super::keys::{Range, Value, settings};
@@ -65,8 +65,9 @@ impl Variant for TopK {
         let constants = Tape::inference();
         let zeros = || Tensor::zeros(k.device(), &[k.shape()[2] * k.shape()[3]], k.dtype());
         let qbar = constants.leaf(x.own.first().map_or_else(zeros, |q| Ok(q.value.clone()))?);
-        let kbar = chunk_summary(&constants, x.k, &qbar, self.chunk_size)?;
-        let routes = topk_routing(&x.q.value, &kbar.value, self.chunk_size, self.top, self.gamma)?;
+        let s = self.chunk_size;
+        let kbar = x.pooled(&constants, "kbar", x.k, (s, s), |k| chunk_summary(&constants, k, &qbar, s))?;
+        let routes = topk_routing_after(x.past(), &x.q.value, &kbar.value, s, self.top, self.gamma)?;
         let (out, routes) = x.attend_to(tape, routes, None)?;
         Ok((out, Some(RouterTrace::hard(routes))))
     }

@@ -1,11 +1,9 @@
 //! What a variant of attention is: one type that implements [`Variant`] and one [`Spec`] beside it.
 
-use dash_core::ops::attention::{Routes, block_attention};
-use dash_core::ops::{RopeTable, linear, reshape, rope};
 use dash_core::{Result, Tape, Var};
 
 use super::keys::{Given, Key, Range, Settings, Value};
-use super::{Attention, Reroute};
+use super::{Attention, Inputs, Layer};
 use crate::config::ModelConfig;
 use crate::error::ConfigError;
 use crate::params::ParamSpec;
@@ -139,62 +137,6 @@ impl std::fmt::Display for Knob {
             Knob::Alpha => "alpha",
             Knob::Gamma => "gamma",
         })
-    }
-}
-
-/// What a variant makes its own projections from.
-pub struct Layer<'a> {
-    /// The normalised input `[b, t, c]`.
-    pub x: &'a Var,
-    /// The variant's parameters, in the order of [`Variant::params`].
-    pub params: &'a [Var],
-    /// Extents.
-    pub config: &'a ModelConfig,
-    /// Rotary angles.
-    pub rope: &'a RopeTable,
-}
-
-impl Layer<'_> {
-    /// `x` times `weight [n * d, c]` as heads, `[b, t, n, d]`.
-    ///
-    /// # Errors
-    /// When the shapes do not fit.
-    pub fn heads(&self, tape: &Tape, weight: &Var, n: usize) -> Result<Var> {
-        let [b, t, _] = self.x.value.dims("heads")?;
-        reshape(tape, &linear(tape, self.x, weight)?, &[b, t, n, self.config.head_dim])
-    }
-
-    /// [`Layer::heads`], then rope.
-    ///
-    /// # Errors
-    /// As [`Layer::heads`], or when there are more tokens than angles.
-    pub fn rotated_heads(&self, tape: &Tape, weight: &Var, n: usize) -> Result<Var> {
-        rope(tape, &self.heads(tape, weight, n)?, self.rope, 0)
-    }
-}
-
-/// What attention reads.
-pub struct Inputs<'a> {
-    /// Queries `[b, t, h, d]`, after rope.
-    pub q: &'a Var,
-    /// Keys `[b, t, g, d]`, after rope.
-    pub k: &'a Var,
-    /// Values `[b, t, g, d]`.
-    pub v: &'a Var,
-    /// What [`Variant::project`] returned.
-    pub own: &'a [Var],
-    /// Who chooses the chunks in the place of the variant's own router.
-    pub reroute: Option<&'a Reroute>,
-}
-
-impl Inputs<'_> {
-    /// Attention to the chosen chunks, or to what [`Inputs::reroute`] puts in their place, and who was attended.
-    pub(super) fn attend_to(&self, tape: &Tape, routes: Routes, bias: Option<Var>) -> Result<(Var, Routes)> {
-        let (routes, bias) = match self.reroute {
-            None => (routes, bias),
-            Some(other) => other.apply(tape, &routes, bias.as_ref())?,
-        };
-        Ok((block_attention(tape, self.q, self.k, self.v, &routes, bias.as_ref())?, routes))
     }
 }
 

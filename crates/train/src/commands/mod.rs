@@ -83,7 +83,12 @@ enum Command {
     /// Continue a text
     #[command(after_help = "Examples:
   train generate --model runs/mine --prompt 'Once upon'
-  train generate --model runs/mine --prompt 'fn ' --temperature 0 --max-tokens 64")]
+  train generate --model runs/mine --prompt 'fn ' --temperature 0 --max-tokens 64
+  train generate --model runs/mine --stdin < chapter.txt
+  train generate --model runs/mine --stdin=lines --json < prompts.txt > answers.jsonl
+
+The text comes as it is written. A model reads as many tokens as it was trained on at once; up to there each new token is computed alone, beyond
+it the earliest tokens drop out and every new one takes a pass over all others.")]
     Generate(generate::GenerateArgs),
     /// Hugging Face folder plus a proof of parity
     #[command(after_help = "Examples:

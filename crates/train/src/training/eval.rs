@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dash_core::rng::Rng;
 use dash_data::{Batch, Loader, Shard, Tokenizer};
-use dash_model::{Model, Sampling, generate};
+use dash_model::Model;
 
 use super::tasks::{LengthResult, Router, TaskSet};
 use super::trainer::batch_ids;
@@ -139,34 +138,6 @@ impl ValidationSet {
             layers: if rows == 0 { Vec::new() } else { layers },
         })
     }
-}
-
-/// Continues a prompt.
-///
-/// # Errors
-/// When the prompt holds a token that the model does not know.
-pub fn sample(
-    model: &Model,
-    tokenizer: &Tokenizer,
-    prompt: &str,
-    tokens: usize,
-    sampling: Sampling,
-    seed: u64,
-) -> Result<String> {
-    let mut ids = tokenizer.encode_prompt(prompt)?;
-    if ids.is_empty() {
-        ids.push(tokenizer.end_of_text());
-    }
-    let mut rng = Rng::new(seed);
-    let mut out = Vec::new();
-    generate(model, &ids, tokens, sampling, &mut rng, |id| {
-        let go_on = id != tokenizer.end_of_text();
-        if go_on {
-            out.push(id);
-        }
-        go_on
-    })?;
-    Ok(tokenizer.decode_after(&ids, &out)?)
 }
 
 /// Loss of the best prediction without context: the entropy of the validation targets under the training frequencies.

@@ -26,4 +26,5 @@ mod session;
 pub mod state;
 pub mod tasks;
 mod tensorboard;
+pub mod text;
 pub mod trainer;

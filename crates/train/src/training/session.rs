@@ -3,16 +3,17 @@
 use std::time::Instant;
 
 use dash_data::Loader;
-use dash_model::Sampling;
+use dash_model::{Generation, Sampling};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::checkpoint::{Checkpoints, State};
-use super::eval::{ValidationSet, sample};
+use super::eval::ValidationSet;
 use super::material::Material;
 use super::metrics::Metrics;
 use super::preflight;
 use super::probe::Probe;
 use super::tasks::Router;
+use super::text::continue_text;
 use super::trainer::{StepStats, Trainer};
 use crate::config::Config;
 use crate::console::{self, tell};
@@ -202,7 +203,8 @@ impl<'a> Session<'a> {
             (0, _) | (_, None) => None,
             (n, Some(tokenizer)) => {
                 let sampling = Sampling { temperature: 0.8, top_p: 0.95 };
-                Some(sample(&trainer.model, tokenizer, prompt, n, sampling, config.run.seed + step)?)
+                let how = Generation { max_tokens: n, sampling, cache: true };
+                Some(continue_text(&trainer.model, tokenizer, prompt, (how, config.run.seed + step), |_| true)?.text)
             }
         };
         self.metrics.validation(step, state.tokens, &v, *unigram, text.as_deref());

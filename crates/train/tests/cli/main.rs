@@ -4,6 +4,8 @@ mod bench;
 mod compare;
 #[cfg(unix)]
 mod export;
+#[cfg(unix)]
+mod generate;
 mod guide;
 mod plots;
 mod python;

@@ -11,6 +11,8 @@ pub(crate) struct BlockList {
     batch: usize,
     kv_heads: usize,
     queries: usize,
+    /// position of the first query
+    first: usize,
     chunk_size: usize,
     /// first entry of each query, [b * g * t + 1]
     offsets: Buffer<u32>,
@@ -30,28 +32,33 @@ struct TileEntries {
 
 impl BlockList {
     /// `offsets` has one more element than there are (batch, kv head, query) triples; `chunks[offsets[i]..offsets[i + 1]]`
-    /// ascend and end with the query's own chunk.
+    /// ascend and end with the query's own chunk. The first query stands at position `first`.
     pub(crate) fn new(
         device: &CpuDevice,
         (batch, kv_heads, queries): (usize, usize, usize),
-        chunk_size: usize,
+        (first, chunk_size): (usize, usize),
         offsets: Buffer<u32>,
         chunks: Buffer<u32>,
     ) -> Self {
         assert_eq!(offsets.len(), batch * kv_heads * queries + 1, "one list per query");
         let across = queries.div_ceil(QUERY_TILE);
-        let most = queries.div_ceil(chunk_size);
+        let most = (first + queries).div_ceil(chunk_size);
         let tiles = device.map(batch * kv_heads * across, |i| {
-            let first = i / across * queries + i % across * QUERY_TILE;
+            let start = i / across * queries + i % across * QUERY_TILE;
             let count = QUERY_TILE.min(queries - i % across * QUERY_TILE);
-            TileEntries::new(device, &offsets[first..=first + count], &chunks, most)
+            TileEntries::new(device, &offsets[start..=start + count], &chunks, most)
         });
-        BlockList { batch, kv_heads, queries, chunk_size, offsets, chunks, tiles }
+        BlockList { batch, kv_heads, queries, first, chunk_size, offsets, chunks, tiles }
     }
 
     /// Tokens of a chunk.
     pub(crate) fn chunk_size(&self) -> usize {
         self.chunk_size
+    }
+
+    /// Position of the first query: 0 but where earlier tokens are kept from an earlier pass.
+    pub(crate) fn first(&self) -> usize {
+        self.first
     }
 
     /// (batch, kv heads, queries).

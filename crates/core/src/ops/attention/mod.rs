@@ -3,9 +3,11 @@
 //!
 //! Which chunks a query attends is data, [`Routes`]; routing ops make it, [`block_attention`] reads it, and
 //! [`dense_attention`] is the same engine walking every block. [`span_attention`] computes whole rows, for what
-//! is no list of blocks: token-level entmax, sliding and compressed windows.
+//! is no list of blocks: token-level entmax, sliding and compressed windows. [`cached_attention`] is all of them for new tokens
+//! after earlier ones whose keys and values were kept.
 
 mod block;
+mod cached;
 pub mod cuda;
 mod dense;
 mod engine;
@@ -16,11 +18,12 @@ mod span;
 mod summary;
 
 pub use block::block_attention;
+pub use cached::{Seen, cached_attention, keep_rows};
 pub use dense::dense_attention;
 pub use routes::{HostRoutes, RouteFigures, Routes};
 pub use routing::{
-    Center, Entmax, PAIRS, Pooling, RouterGradient, Routing, SCORES, WindowChoice, entmax_routing, topk_routing,
-    window_routing,
+    Center, Entmax, PAIRS, Pooling, RouterGradient, Routing, SCORES, WindowChoice, entmax_routing,
+    entmax_routing_after, topk_routing, topk_routing_after, window_routing, window_routing_after,
 };
 pub use span::{Span, span_attention};
 pub use summary::chunk_summary;

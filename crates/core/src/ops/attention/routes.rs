@@ -18,6 +18,7 @@ use crate::tensor::Tensor;
 pub struct Routes {
     lists: Arc<Lists>,
     extents: (usize, usize, usize),
+    first: usize,
     chunk_size: usize,
     device: Device,
 }
@@ -33,14 +34,15 @@ enum Lists {
 
 impl Routes {
     pub(super) fn cpu(list: BlockList) -> Self {
-        let (extents, chunk_size, device) = (list.extents(), list.chunk_size(), Device::Cpu(list.device().clone()));
-        Routes { lists: Arc::new(Lists::Cpu(list)), extents, chunk_size, device }
+        let (extents, first, chunk_size) = (list.extents(), list.first(), list.chunk_size());
+        let device = Device::Cpu(list.device().clone());
+        Routes { lists: Arc::new(Lists::Cpu(list)), extents, first, chunk_size, device }
     }
 
     pub(super) fn cuda(mask: BlockMask) -> Self {
         let (extents, chunk_size) = (mask.extents(), mask.chunk_size());
         let device = Device::Cuda(mask.cells().device().clone());
-        Routes { lists: Arc::new(Lists::Cuda(mask)), extents, chunk_size, device }
+        Routes { lists: Arc::new(Lists::Cuda(mask)), extents, first: 0, chunk_size, device }
     }
 
     /// Routes from any choice on the host: `choose(batch, kv head, query, chunks)` pushes earlier chunks in ascending order; the
@@ -70,10 +72,10 @@ impl Routes {
         match device {
             Device::Cpu(cpu) => {
                 let (offsets, chunks) = (cpu.copy(&offsets), cpu.copy(&chunks));
-                Ok(Self::cpu(BlockList::new(cpu, extents, chunk_size, offsets, chunks)))
+                Ok(Self::cpu(BlockList::new(cpu, extents, (0, chunk_size), offsets, chunks)))
             }
             Device::Cuda(gpu) => {
-                Ok(Self::cuda(BlockMask::from_host(gpu, &HostRoutes { extents, chunk_size, offsets, chunks })?))
+                Ok(Self::cuda(BlockMask::from_host(gpu, &HostRoutes { extents, first: 0, chunk_size, offsets, chunks })?))
             }
         }
     }
@@ -86,6 +88,11 @@ impl Routes {
     /// (batch, kv heads, queries).
     pub fn extents(&self) -> (usize, usize, usize) {
         self.extents
+    }
+
+    /// Position of the first query: 0 but where earlier tokens are kept from an earlier pass.
+    pub fn first(&self) -> usize {
+        self.first
     }
 
     /// Where they live.
@@ -101,7 +108,7 @@ impl Routes {
     pub fn mean_tokens(&self) -> Result<Tensor> {
         match &*self.lists {
             Lists::Cpu(list) => {
-                let mean = mean_tokens(self.extents, self.chunk_size, list.len());
+                let mean = mean_tokens(self.extents, self.first, self.chunk_size, list.len());
                 Tensor::full(&self.device, &[], DType::F64, mean)
             }
             Lists::Cuda(mask) => Ok(Tensor::from_cuda(&[], mask.mean_tokens()?)),
@@ -131,15 +138,15 @@ impl Routes {
     /// # Errors
     /// When the device fails.
     pub fn to_host(&self) -> Result<HostRoutes> {
-        let (extents, chunk_size) = (self.extents, self.chunk_size);
+        let (extents, first, chunk_size) = (self.extents, self.first, self.chunk_size);
         match &*self.lists {
             Lists::Cpu(list) => {
                 let (offsets, chunks) = list.lists();
-                Ok(HostRoutes { extents, chunk_size, offsets: offsets.to_vec(), chunks: chunks.to_vec() })
+                Ok(HostRoutes { extents, first, chunk_size, offsets: offsets.to_vec(), chunks: chunks.to_vec() })
             }
             Lists::Cuda(mask) => {
                 let (offsets, chunks) = mask.lists()?;
-                Ok(HostRoutes { extents, chunk_size, offsets, chunks })
+                Ok(HostRoutes { extents, first, chunk_size, offsets, chunks })
             }
         }
     }
@@ -196,9 +203,14 @@ impl Routes {
     }
 }
 
-fn mean_tokens((batch, kv_heads, queries): (usize, usize, usize), chunk_size: usize, entries: usize) -> f64 {
+fn mean_tokens(
+    (batch, kv_heads, queries): (usize, usize, usize),
+    first: usize,
+    chunk_size: usize,
+    entries: usize,
+) -> f64 {
     let rows = batch * kv_heads * queries;
-    let own: usize = (0..queries).map(|q| q % chunk_size + 1).sum();
+    let own: usize = (first..first + queries).map(|q| q % chunk_size + 1).sum();
     let own = batch * kv_heads * own;
     (own + (entries - rows) * chunk_size) as f64 / rows.max(1) as f64
 }
@@ -218,6 +230,8 @@ pub struct RouteFigures {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostRoutes {
     extents: (usize, usize, usize),
+    /// position of the first query
+    first: usize,
     chunk_size: usize,
     /// first entry of each query, and the end
     offsets: Vec<u32>,
@@ -247,7 +261,7 @@ impl HostRoutes {
 
     /// See [`Routes::mean_tokens`].
     pub fn mean_tokens(&self) -> f64 {
-        mean_tokens(self.extents, self.chunk_size, self.len())
+        mean_tokens(self.extents, self.first, self.chunk_size, self.len())
     }
 
     /// The chunks of a query, ascending, its own last.

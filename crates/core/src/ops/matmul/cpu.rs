@@ -9,6 +9,7 @@
 //! from the shape alone, so the bits do not depend on the number of threads.
 
 use super::bf16::Bf16Format;
+use super::few;
 use super::format::{Format, FullFormat, RawPanels, run_panels};
 use crate::device::cpu::kernel_f32::{MR, NR};
 use crate::device::cpu::level::{Level, level};
@@ -222,6 +223,9 @@ pub(crate) fn gemm<T: CpuNumber>(
     {
         let zeros = device.zeros::<T>(m.max(n));
         return Product::new(device, &Bf16Format { kernels, zeros: &zeros }, size, a, b).run(c);
+    }
+    if few::takes(m, a, b) {
+        return few::product(device, size, a, b, c);
     }
     Product::new(device, &FullFormat, size, a, b).run(c);
 }

@@ -4,12 +4,14 @@
 mod bf16;
 mod cpu;
 pub mod cuda;
+mod few;
 mod format;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use bf16::Bf16Format;
 pub(crate) use cpu::{gemm, pack};
+pub(crate) use few::FEW_ROWS;
 pub(crate) use format::{Format, FullFormat, padded_stride};
 
 use crate::device::cpu::{MatMut, MatRef};

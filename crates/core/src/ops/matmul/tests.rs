@@ -33,6 +33,33 @@ fn f32_error_is_that_of_its_arithmetic() {
 }
 
 #[test]
+fn a_few_rows_are_the_rows_of_many() {
+    let d = device();
+    let tape = Tape::inference();
+    for (n, k) in [(1, 1), (3, 16), (70, 33), (257, 500)] {
+        let (x, w) = (normal(&d, &[9, k], 1), normal(&d, &[n, k], 2));
+        let residual = normal(&d, &[9, n], 3);
+        let many =
+            crate::ops::linear_add(&tape, &tape.leaf(x.clone()), &tape.leaf(w.clone()), &tape.leaf(residual.clone()));
+        let many = many.unwrap().value.to_f64().unwrap();
+        for m in 1..=FEW_ROWS {
+            let rows = |x: &Tensor, width| {
+                tape.leaf(Tensor::from_vec(&d, &[m, width], x.to_f64().unwrap()[..m * width].to_vec()).unwrap())
+            };
+            let few =
+                crate::ops::linear_add(&tape, &rows(&x, k), &tape.leaf(w.clone()), &rows(&residual, n)).unwrap().value;
+            assert!(relative_error(&few, &many[..m * n]) < 1e-14 * k as f64, "{m} of [{n}, {k}]");
+            // onto what is there, as a gradient is
+            let mut c = residual.to_f64().unwrap()[..m * n].to_vec();
+            let size = Gemm::new(m, n, k).with(Accumulate::Existing);
+            let (xs, ws) = (x.to_f64().unwrap(), w.to_f64().unwrap());
+            gemm(cpu(&d), Compute::Full, size, MatRef::rows(&xs, k), MatRef::rows(&ws, k).t(), MatMut::rows(&mut c, n));
+            assert_eq!(c, few.to_f64().unwrap());
+        }
+    }
+}
+
+#[test]
 fn bits_do_not_depend_on_threads() {
     let run = |threads, compute, rows| {
         let d = Device::cpu(threads).unwrap();
@@ -46,7 +73,7 @@ fn bits_do_not_depend_on_threads() {
         [g.get(&a).unwrap().to_vec::<f32>().unwrap(), g.get(&b).unwrap().to_vec().unwrap()]
     };
     for compute in [Compute::Full, Compute::Bf16] {
-        for rows in [333, 2100] {
+        for rows in [1, 4, 333, 2100] {
             assert_eq!(run(1, compute, rows), run(4, compute, rows));
         }
     }

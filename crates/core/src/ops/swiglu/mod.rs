@@ -15,7 +15,7 @@ use crate::device::cpu::kernel_f32::NR;
 use crate::device::cuda::{CudaBuffer, Kind};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
-use crate::ops::matmul::{Bf16Format, FullFormat};
+use crate::ops::matmul::{Bf16Format, FEW_ROWS, FullFormat};
 use crate::shape::checked_numel;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -67,7 +67,14 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
     let tensors = [&x.value, &gate.value, &up.value, &down.value, below];
     let (y, kept_gate, kept_up) = on_device!(op, tensors; Cpu<T>(cpu, [xs, gate, up, down, below]) => {
         let (weights, residual) = ([gate, up, down], residual.map(|_| below));
+        // the same bits of y whether the tape records or not; what is kept costs more than y here, and only backward reads it
+        let is_few = rows <= FEW_ROWS && compute.bf16_kernels::<T>().is_none();
+        let few = is_few.then(|| cpu::few(cpu, size, xs, weights, residual));
+        if let Some(y) = &few && !tape.is_recording() {
+            return Ok(tape.leaf(Tensor::from_buffer(x.value.shape(), cpu.copy::<T>(y))));
+        }
         let (y, gates, ups) = with_format!(compute, T, cpu, longest, cpu::forward, cpu, size, xs, weights, residual);
+        let y = few.unwrap_or(y);
         let kept = |b| Tensor::from_buffer(&[cpu::kept(rows, f)], b);
         (Tensor::from_buffer(x.value.shape(), y), kept(gates), kept(ups))
     }, Cuda(_, [xs, gate, up, down, below]) => {

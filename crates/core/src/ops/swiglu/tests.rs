@@ -165,3 +165,24 @@ fn what_does_not_fit_is_told() {
         "swiglu: nothing to multiply: x has shape [0, 4], gate [6, 4]"
     );
 }
+
+#[test]
+fn a_few_rows_are_the_rows_of_many_and_recording_does_not_change_them() {
+    let d = device();
+    let all = inputs(&d, (9, 33, 70));
+    let y = |rows: usize, tape: &Tape| {
+        let few = |x: &Tensor, width| {
+            let x = x.to_f64().unwrap()[..rows * width].to_vec();
+            tape.leaf(Tensor::from_vec(&d, &[rows, width], x).unwrap())
+        };
+        let [gate, up, down] = [1, 2, 3].map(|i| tape.leaf(all[i].clone()));
+        let (x, residual) = (few(&all[0], 33), few(&all[4], 33));
+        swiglu(tape, &x, [&gate, &up, &down], Some(&residual)).unwrap().value
+    };
+    let many = y(9, &Tape::inference()).to_f64().unwrap();
+    for rows in 1..=FEW_ROWS {
+        let few = y(rows, &Tape::inference());
+        assert!(relative_error(&few, &many[..rows * 33]) < 1e-14);
+        assert_eq!(few.to_f64().unwrap(), y(rows, &Tape::new()).to_f64().unwrap());
+    }
+}

@@ -28,6 +28,7 @@ pub fn block_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, routes: &Routes, 
         routes.extents(),
         (dims.b, dims.g, dims.t)
     );
+    ensure!(routes.first() == 0, op, "the routes are of queries after {} kept tokens", routes.first());
     let compute = tape.compute();
     let own_bias = bias.map_or(&q.value, |bias| &bias.value);
     let tensors = [&q.value, &k.value, &v.value, own_bias];

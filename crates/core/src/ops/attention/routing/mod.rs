@@ -79,14 +79,14 @@ pub struct Routing {
     pub score_gradient: ScalarCell,
 }
 
-fn check(op: &'static str, q: &Tensor, kbar: &Tensor, chunk_size: usize) -> Result<(Dims, usize)> {
+fn check(op: &'static str, q: &Tensor, kbar: &Tensor, past: usize, chunk_size: usize) -> Result<(Dims, usize)> {
     let [b, t, h, d] = q.dims(op)?;
     let [bk, n, g, dk] = kbar.dims(op)?;
     ensure!(chunk_size > 0, op, "a chunk has at least one token");
     ensure!(
-        (b, d, t / chunk_size) == (bk, dk, n),
+        (b, d, (past + t) / chunk_size) == (bk, dk, n),
         op,
-        "q is {:?}, summaries of chunks of {chunk_size} are {:?}",
+        "q is {:?} after {past} tokens, summaries of chunks of {chunk_size} are {:?}",
         q.shape(),
         kbar.shape()
     );
@@ -105,8 +105,25 @@ fn streams(q: &CudaData, (dims, n): (Dims, usize), chunk: usize, beside: usize) 
 /// # Errors
 /// When shapes do not fit, alpha is not in (1, 2], sigma or gamma is not positive, or there are 2^32 (query, chunk) pairs or more.
 pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, settings: Entmax) -> Result<Routing> {
+    entmax_routing_after(0, tape, q, kbar, diagonal, settings)
+}
+
+/// [`entmax_routing`] where `past` tokens stand before the first query and `kbar` has the summaries of all complete chunks, theirs
+/// too.
+///
+/// # Errors
+/// As [`entmax_routing`], or when `past` is not 0 on a tape that records: the tokens before have no gradient.
+pub fn entmax_routing_after(
+    past: usize,
+    tape: &Tape,
+    q: &Var,
+    kbar: &Var,
+    diagonal: Option<&Var>,
+    settings: Entmax,
+) -> Result<Routing> {
     let op = "entmax_routing";
-    let (dims, n) = check(op, &q.value, &kbar.value, settings.chunk_size)?;
+    let (dims, n) = check(op, &q.value, &kbar.value, past, settings.chunk_size)?;
+    ensure!(past == 0 || !tape.is_recording(), op, "{past} tokens before the first query, but the tape records");
     check_alpha(op, settings.alpha)?;
     ensure!(settings.sigma > 0.0, op, "sigma is {}, it divides the bias and must be positive", settings.sigma);
     ensure!(settings.gamma > 0.0, op, "gamma is {}, it must be positive", settings.gamma);
@@ -119,7 +136,7 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
     // beside w: each head's p, or its threshold
     let (routes, bias, weights, rows, heads) = on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, own]) => {
         let own = diagonal.map(|_| own);
-        let out = cpu::forward::<T>(cpu, dims, n, qs, ks, own, settings)?;
+        let out = cpu::forward::<T>(cpu, dims, (past, n), qs, ks, own, settings)?;
         let entries = out.list.len();
         let heads = Tensor::from_buffer(&[entries, dims.group()], out.head_weights);
         (
@@ -130,6 +147,7 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
             Some(heads),
         )
     }, Cuda(_, [qs, ks, own]) => {
+        ensure!(past == 0, op, "no kernel of this GPU routes after {past} kept tokens");
         let own = diagonal.map(|_| own.full()).transpose()?;
         if !cuda::routes_stream(tape.compute(), qs, dims, settings.chunk_size) {
             let out = cuda::plain::entmax_routing(dims, n, (qs.full()?, ks.full()?), own, settings)?;
@@ -215,12 +233,28 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
 /// # Errors
 /// When shapes do not fit, `top` is 0, or there are 2^32 (query, chunk) pairs or more.
 pub fn topk_routing(q: &Tensor, kbar: &Tensor, chunk_size: usize, top: usize, gamma: f64) -> Result<Routes> {
+    topk_routing_after(0, q, kbar, chunk_size, top, gamma)
+}
+
+/// [`topk_routing`] where `past` tokens stand before the first query; `kbar` has the summaries of all complete chunks.
+///
+/// # Errors
+/// As [`topk_routing`].
+pub fn topk_routing_after(
+    past: usize,
+    q: &Tensor,
+    kbar: &Tensor,
+    chunk_size: usize,
+    top: usize,
+    gamma: f64,
+) -> Result<Routes> {
     let op = "topk_routing";
-    let (dims, n) = check(op, q, kbar, chunk_size)?;
+    let (dims, n) = check(op, q, kbar, past, chunk_size)?;
     ensure!(top > 0, op, "top is 0, but a query always attends its own chunk");
     on_device!(op, [q, kbar]; Cpu<T>(cpu, [q, kbar]) => {
-        Ok(Routes::cpu(cpu::topk::<T>(cpu, dims, n, (q, kbar), (chunk_size, top), gamma)?))
+        Ok(Routes::cpu(cpu::topk::<T>(cpu, dims, (past, n), (q, kbar), (chunk_size, top), gamma)?))
     }, Cuda(_, [q, kbar]) => {
+        ensure!(past == 0, op, "no kernel of this GPU routes after {past} kept tokens");
         Ok(Routes::cuda(if streams(q, (dims, n), chunk_size, 0) {
             let queries = (q.rounded()?, 0, dims.h * dims.d);
             cuda::topk_routing(dims, queries, kbar.rounded()?, chunk_size, top, gamma)?
@@ -265,6 +299,14 @@ pub struct WindowChoice {
 /// # Errors
 /// When shapes do not fit, `local` is 0, the forced chunks are more than `top`, or there are 2^32 (query, chunk) pairs or more.
 pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result<Routes> {
+    window_routing_after(0, q, keys, choice)
+}
+
+/// [`window_routing`] where `past` tokens stand before the first query; `keys` are those of all complete windows.
+///
+/// # Errors
+/// As [`window_routing`].
+pub fn window_routing_after(past: usize, q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result<Routes> {
     let op = "window_routing";
     let [b, t, h, d] = q.dims(op)?;
     let [bk, m, g, dk] = keys.dims(op)?;
@@ -272,9 +314,9 @@ pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result
     let span = Span::Windows { length: choice.length, stride: choice.stride };
     span.check(op)?;
     ensure!(
-        (b, d, span.keys(t)) == (bk, dk, m),
+        (b, d, span.keys(past + t)) == (bk, dk, m),
         op,
-        "q is {:?}, keys of windows of {} every {} are {:?}",
+        "q is {:?} after {past} tokens, keys of windows of {} every {} are {:?}",
         q.shape(),
         choice.length,
         choice.stride,
@@ -291,8 +333,9 @@ pub fn window_routing(q: &Tensor, keys: &Tensor, choice: WindowChoice) -> Result
     );
     let dims = Dims::new(op, [b, t, h, d], g)?;
     on_device!(op, [q, keys]; Cpu<T>(cpu, [q, keys]) => {
-        Ok(Routes::cpu(cpu::windows::<T>(cpu, dims, m, q, keys, span, choice)?))
+        Ok(Routes::cpu(cpu::windows::<T>(cpu, dims, (past, m), q, keys, span, choice)?))
     }, Cuda(_, [q, keys]) => {
+        ensure!(past == 0, op, "no kernel of this GPU routes after {past} kept tokens");
         // eight warps pool the scores of a row of chunks
         let beside = 8 * 4 * t.div_ceil(choice.chunk_size);
         Ok(Routes::cuda(if streams(q, (dims, m), choice.chunk_size, beside) {

@@ -2,9 +2,11 @@
 //! and dx, other rows to the weights' gradients, is written apart and added in order; every cut follows from the shape.
 
 mod backward;
+mod few;
 mod forward;
 
 pub use backward::backward;
+pub use few::few;
 pub use forward::forward;
 
 use crate::device::cpu::kernel_f32::NR;

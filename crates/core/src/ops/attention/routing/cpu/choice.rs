@@ -49,28 +49,28 @@ fn pool<T: CpuNumber>(pooling: Pooling, touching: &[(usize, usize)], windows: &[
     score
 }
 
-/// The list of window routing, over `keys` of `m` windows.
+/// The list of window routing, over `keys` of `m` windows. `past` tokens stand before the first query.
 ///
 /// # Errors
 /// When it has 2^32 entries or more.
 pub fn windows<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
-    m: usize,
+    (past, m): (usize, usize),
     q: &[T],
     keys: &[T],
     span: Span,
     choice: WindowChoice,
 ) -> Result<BlockList> {
     let (group, chunk_size) = (dims.group(), choice.chunk_size);
-    let n = dims.t.div_ceil(chunk_size);
+    let n = (past + dims.t).div_ceil(chunk_size);
     let touching = touching_windows(n, m, choice);
-    let visible = |query: usize| span.of(query).end;
+    let visible = |query: usize| span.of(past + query).end;
     let parts = for_tiles(device, dims, m, visible, (q, keys), 1.0, |_, first, scores, part| {
         let (mut sum, mut score) = (vec![T::ZERO; m], vec![T::ZERO; n]);
         let mut chosen = Vec::with_capacity(n);
         for r in 0..SCORE_TILE.min(dims.t - first) {
-            let (own, visible) = ((first + r) / chunk_size, visible(first + r));
+            let (own, visible) = ((past + first + r) / chunk_size, visible(first + r));
             let rows = &mut scores[r * group * m..][..group * m];
             sum.fill(T::ZERO);
             for head in 0..group {
@@ -92,27 +92,27 @@ pub fn windows<T: CpuNumber>(
             part.chunks.extend(&chosen);
         }
     });
-    list_of(device, "window_routing", dims, chunk_size, &parts)
+    list_of(device, "window_routing", dims, (past, chunk_size), &parts)
 }
 
-/// The list of the `top` best of `n` chunks, the own one included.
+/// The list of the `top` best of `n` chunks, the own one included. `past` tokens stand before the first query.
 ///
 /// # Errors
 /// As [`windows`].
 pub fn topk<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
-    n: usize,
+    (past, n): (usize, usize),
     (q, kbar): (&[T], &[T]),
     (chunk_size, top): (usize, usize),
     gamma: f64,
 ) -> Result<BlockList> {
     let group = dims.group();
-    let visible = |query: usize| query / chunk_size;
+    let visible = |query: usize| (past + query) / chunk_size;
     let parts = for_tiles(device, dims, n, visible, (q, kbar), gamma, |_, first, scores, part| {
         let (mut mean, mut order) = (device.alloc::<T>(n), Vec::with_capacity(n));
         for r in 0..SCORE_TILE.min(dims.t - first) {
-            let own = (first + r) / chunk_size;
+            let own = visible(first + r);
             let rows = &mut scores[r * group * n..][..group * n];
             for head in 0..group {
                 softmax_row(&mut rows[head * n..][..own]);
@@ -126,5 +126,5 @@ pub fn topk<T: CpuNumber>(
             part.chunks.push(own as u32);
         }
     });
-    list_of(device, "topk_routing", dims, chunk_size, &parts)
+    list_of(device, "topk_routing", dims, (past, chunk_size), &parts)
 }

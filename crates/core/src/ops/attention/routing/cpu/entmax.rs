@@ -77,21 +77,21 @@ fn route<T: CpuNumber>(
     part.bias.extend(&s.kept[..=count]);
 }
 
-/// The list of entmax routing over `n` chunks, and the numbers of its entries.
+/// The list of entmax routing over `n` chunks, and the numbers of its entries. `past` tokens stand before the first query.
 ///
 /// # Errors
 /// When it has 2^32 entries or more.
 pub fn forward<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
-    n: usize,
+    (past, n): (usize, usize),
     q: &[T],
     kbar: &[T],
     diagonal: Option<&[T]>,
     settings: Entmax,
 ) -> Result<Forward<T>> {
     let (group, chunk_size) = (dims.group(), settings.chunk_size);
-    let visible = |query: usize| query / chunk_size;
+    let visible = |query: usize| (past + query) / chunk_size;
     let parts = for_tiles(device, dims, n, visible, (q, kbar), settings.gamma, |kv, first, scores, part| {
         let mut scratch = Scratch {
             group,
@@ -102,12 +102,12 @@ pub fn forward<T: CpuNumber>(
         };
         let diagonal = diagonal.map_or(T::ZERO, |diagonal| diagonal[kv]);
         for r in 0..SCORE_TILE.min(dims.t - first) {
-            let (own, scores) = ((first + r) / chunk_size, &mut scores[r * group * n..][..group * n]);
+            let (own, scores) = (visible(first + r), &mut scores[r * group * n..][..group * n]);
             route(scores, (n, own), diagonal, settings, &mut scratch, part);
         }
     });
     Ok(Forward {
-        list: list_of(device, "entmax_routing", dims, chunk_size, &parts)?,
+        list: list_of(device, "entmax_routing", dims, (past, chunk_size), &parts)?,
         weights: concat(device, &parts, |p| &p.weights),
         bias: concat(device, &parts, |p| &p.bias),
         head_weights: concat(device, &parts, |p| &p.heads),

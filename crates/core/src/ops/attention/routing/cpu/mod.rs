@@ -124,11 +124,11 @@ fn list_of<T: CpuNumber>(
     device: &CpuDevice,
     op: &'static str,
     dims: Dims,
-    chunk_size: usize,
+    (past, chunk_size): (usize, usize),
     parts: &[Part<T>],
 ) -> Result<BlockList> {
     let (offsets, chunks) = (offsets(device, op, parts)?, concat(device, parts, |p| &p.chunks));
-    Ok(BlockList::new(device, (dims.b, dims.g, dims.t), chunk_size, offsets, chunks))
+    Ok(BlockList::new(device, (dims.b, dims.g, dims.t), (past, chunk_size), offsets, chunks))
 }
 
 #[cfg(test)]

@@ -1,0 +1,106 @@
+//! Attention of new tokens to keys and values that were kept when earlier tokens were computed: what generation does, one token
+//! at a time. o_i = sum_{j in seen(i)} p_ij v_j with p_i = softmax or alpha-entmax over seen(i) of q_i . k_j / sqrt d + b_c(j).
+//!
+//! Work grows with the attended keys, not with the kept ones. It is for inference and has no gradient, so it takes and returns
+//! plain tensors. Operands are not rounded to bf16.
+
+mod cpu;
+#[cfg(test)]
+mod tests;
+
+use super::{Dims, Routes, Span};
+use crate::dispatch::on_device;
+use crate::error::{Error, Result, ensure};
+use crate::tensor::Tensor;
+
+/// Which keys a new token sees.
+#[derive(Debug, Clone, Copy)]
+pub enum Seen<'a> {
+    /// A range of keys, with alpha-entmax over it; alpha 1 is softmax.
+    Span(Span, f64),
+    /// The chunks of its routes, with a bias `[entries]` where there is one, and softmax.
+    Routes(&'a Routes, Option<&'a Tensor>),
+}
+
+impl Seen<'_> {
+    /// Refuses what does not fit `t` queries after `past` tokens, and returns how many keys have to be kept.
+    fn check(&self, op: &'static str, past: usize, dims: Dims) -> Result<usize> {
+        let Dims { t, g, .. } = dims;
+        match *self {
+            Seen::Span(span, alpha) => {
+                span.check(op)?;
+                ensure!((1.0..=2.0).contains(&alpha), op, "alpha is {alpha}, it must be 1 (softmax) to 2 (sparsemax)");
+                Ok(span.keys(past + t))
+            }
+            Seen::Routes(routes, bias) => {
+                let (have, want) = ((routes.first(), routes.extents()), (past, (1, g, t)));
+                ensure!(
+                    have == want,
+                    op,
+                    "the routes are of (first query, (batch, kv heads, queries)) = {have:?}, not {want:?}"
+                );
+                let shape = bias.map_or(&[][..], Tensor::shape);
+                ensure!(bias.is_none() || shape.len() == 1, op, "the bias is {shape:?}, not one number an entry");
+                Ok(past + t)
+            }
+        }
+    }
+}
+
+/// Attention of `q [1, t, h, d]`, whose first query stands at position `past`, to the first rows of `k` and `v`
+/// `[1, capacity, g, d]`, which hold those of the queries' own tokens too: `[1, t, h, d]`. Rows behind them are not read. A query
+/// that sees no key gets 0.
+///
+/// # Errors
+/// When shapes do not fit, there are fewer rows than are seen, or alpha is not in [1, 2].
+pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor, past: usize, seen: Seen) -> Result<Tensor> {
+    let op = "cached_attention";
+    let [b, t, h, d] = q.dims(op)?;
+    let [bk, capacity, g, dk] = k.dims(op)?;
+    ensure!((b, bk, d) == (1, 1, dk), op, "q is {:?}, k is {:?}: one sequence, one width", q.shape(), k.shape());
+    ensure!(k.shape() == v.shape(), op, "k is {:?}, v is {:?}", k.shape(), v.shape());
+    ensure!(g > 0 && h % g == 0, op, "{h} query heads do not divide into {g} key/value heads");
+    let dims = Dims { b, t, h, g, d };
+    let needed = seen.check(op, past, dims)?;
+    ensure!(needed <= capacity, op, "{needed} keys are seen, {capacity} are there");
+    let bias = match seen {
+        Seen::Routes(_, Some(bias)) => bias,
+        Seen::Routes(_, None) | Seen::Span(..) => q,
+    };
+    on_device!(op, [q, k, v, bias]; Cpu<T>(cpu, [qs, ks, vs, bias]) => {
+        let seen = match seen {
+            Seen::Span(span, alpha) => cpu::Seen::Span(span, alpha),
+            Seen::Routes(routes, own) => {
+                let list = routes.on_cpu(op, cpu)?;
+                ensure!(own.is_none() || bias.len() == list.len(), op, "bias {} for {} entries", bias.len(), list.len());
+                cpu::Seen::Routes(list, own.map(|_| bias))
+            }
+        };
+        Ok(Tensor::from_buffer(q.shape(), cpu::forward::<T>(cpu, dims, past, (qs, ks, vs), seen)))
+    }, Cuda(_, [_, _, _, _]) => Err(no_kernel(op)))
+}
+
+fn no_kernel(op: &'static str) -> Error {
+    Error::invalid(op, "CUDA has no kernel for it: generate without a cache there")
+}
+
+/// Writes `rows [1, n, ..]` over those of `kept [1, capacity, ..]` from row `at` on, in place where nothing else shares it.
+///
+/// # Errors
+/// When the rows have another size or type than those kept, or there is no room for them.
+pub fn keep_rows(kept: &mut Tensor, at: usize, rows: &Tensor) -> Result<()> {
+    let op = "keep_rows";
+    let (to, from) = (kept.shape(), rows.shape());
+    ensure!(
+        to.len() > 1 && from.len() == to.len() && (to[0], from[0]) == (1, 1) && to[2..] == from[2..],
+        op,
+        "rows {from:?} do not fit into {to:?}"
+    );
+    let (n, capacity) = (from[1], to[1]);
+    ensure!(at + n <= capacity, op, "{n} rows from {at} on do not fit into {capacity}");
+    let width: usize = to[2..].iter().product();
+    on_device!(op, [rows]; Cpu<T>(_, [x]) => {
+        kept.cpu_mut::<T>(op)?[at * width..(at + n) * width].copy_from_slice(x);
+        Ok(())
+    }, Cuda(_, [_]) => Err(no_kernel(op)))
+}
