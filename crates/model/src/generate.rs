@@ -3,8 +3,8 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
-use dash_core::{Device, Result};
 use dash_core::rng::Rng;
+use dash_core::{Device, Result};
 
 use crate::decoder::Model;
 

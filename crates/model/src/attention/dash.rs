@@ -138,14 +138,15 @@ impl Variant for Dash {
     }
 
     fn export(&self, config: &ModelConfig, positions: usize) -> Export {
+        let own = Export::own(SPEC.kind, "");
         let note = match self.beyond_public_package(config.head_dim, positions) {
-            Some(why) => Export::own(SPEC.kind, &why).note,
-            None => "This is a DashAttention model. The public `dash_attn` package loads it \
-                (`dash_attn.models.llama.LlamaForCausalLM`), and `AutoModelForCausalLM.from_pretrained(folder, \
-                trust_remote_code=True)` with the `modeling_dashlab.py` beside this file. Stock `transformers` without \
-                `trust_remote_code` loads it too, as a dense Llama that ignores `self_attn.indexer_q`: that is another \
-                function, and its logits differ from `parity.safetensors`."
-                .into(),
+            Some(why) => Export::own(SPEC.kind, &format!("the public `dash_attn` package cannot run it: {why}")).note,
+            None => format!(
+                "{} The public `dash_attn` package reads the same names and keys (`dash_attn.models.llama.LlamaForCausalLM`); it \
+                 asks for `\"model_type\": \"llama\"` in `config.json`. With that, `transformers` alone would load a dense Llama, which \
+                 is another function.",
+                own.note
+            ),
         };
         let keys = vec![
             ("chunk_size", Value::Size(self.chunk_size)),
@@ -153,7 +154,7 @@ impl Variant for Dash {
             ("sigma", Value::Number(self.sigma)),
             ("estimate_diagonal", Value::Flag(self.center != Center::None)),
         ];
-        Export { loader: Loader::Llama, keys, note }
+        Export { loader: Loader::Own, keys, note }
     }
 
     fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {

@@ -77,9 +77,7 @@ pub struct Cost {
 pub enum Loader {
     /// Stock `transformers`, as a Llama.
     Stock,
-    /// The model code beside the weights; loaders that know the keys of config.json may, too.
-    Llama,
-    /// The model code beside the weights only: config.json has a name that stock loaders refuse.
+    /// The model code beside the weights: config.json has a name that stock loaders refuse.
     Own,
 }
 
@@ -101,7 +99,7 @@ impl Export {
         let note = format!(
             "This is a model with {kind} attention{why}. `AutoModelForCausalLM.from_pretrained(folder, \
              trust_remote_code=True)` computes the logits in `parity.safetensors` with the `modeling_dashlab.py` beside this \
-             file; no other public loader knows it."
+             file."
         );
         Export { loader: Loader::Own, keys: Vec::new(), note }
     }

@@ -100,7 +100,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
 
 /// The material that the model was trained with, and whether its text has changed since.
 fn own_material(loaded: &Loaded) -> Result<(Material, bool)> {
-    let trained = loaded.data_hash.as_deref();
+    let trained = loaded.data_hash();
     let material = Material::of_trained(&loaded.config, trained)?;
     let Some(trained) = trained.filter(|hash| *hash != material.hash) else { return Ok((material, false)) };
     let stored = Material::stored(&loaded.config, trained)?;

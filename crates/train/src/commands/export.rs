@@ -34,14 +34,14 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let sample = sample(&loaded);
     // a name that ends in "/" or ".." has no file name to write beside
     let out = std::path::absolute(&args.out).map_err(anyhow::Error::from)?;
-    replace_folder(&out, |folder| export(&loaded.model, &loaded.config, loaded.tokenizer.as_ref(), &sample, folder))?;
+    replace_folder(&out, |folder| export(&loaded, &sample, folder))?;
     print_line!("exported {} to {}", loaded.folder.display(), args.out.display())
 }
 
 /// What the proof of parity is computed on: a validation window, or any ids where the corpus is gone; the proof holds for both.
 fn sample(loaded: &Loaded) -> Vec<u32> {
     let config = &loaded.config;
-    let window = Material::of_trained(config, loaded.data_hash.as_deref()).and_then(|m| m.validation(config));
+    let window = Material::of_trained(config, loaded.data_hash()).and_then(|m| m.validation(config));
     match window {
         Ok(set) => set.first().0.to_vec(),
         Err(_) => {

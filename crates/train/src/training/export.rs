@@ -9,10 +9,13 @@ use dash_model::attention::{Export, Loader};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
+use super::card::card;
 use super::checkpoint::write_safetensors;
+use super::loaded::Loaded;
 use crate::config::Config;
 
-fn config_json(config: &Config, export: &Export, ids: &SpecialIds) -> Value {
+fn config_json(loaded: &Loaded, export: &Export, ids: &SpecialIds) -> Value {
+    let config = &loaded.config;
     let m = &config.model;
     let mut json = json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": config.data.vocab_size,
@@ -24,14 +27,12 @@ fn config_json(config: &Config, export: &Export, ids: &SpecialIds) -> Value {
         "attention_bias": false, "attention_dropout": 0.0, "mlp_bias": false, "tie_word_embeddings": m.tie_embeddings,
         "bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad, "use_cache": true,
         "torch_dtype": "float32", "dtype": "float32", "transformers_version": "4.56.0",
-        "dashlab": {"attention": m.attention},
+        "dashlab": {"attention": m.attention, "trained": loaded.trained},
     });
-    if export.loader != Loader::Stock {
+    if export.loader == Loader::Own {
         json["auto_map"] = json!({
             "AutoConfig": "modeling_dashlab.DashLabConfig", "AutoModelForCausalLM": "modeling_dashlab.DashLabForCausalLM",
         });
-    }
-    if export.loader == Loader::Own {
         // a name that stock transformers refuses instead of computing a dense Llama
         json["model_type"] = json!("dashlab");
         json["architectures"] = json!(["DashLabForCausalLM"]);
@@ -40,14 +41,6 @@ fn config_json(config: &Config, export: &Export, ids: &SpecialIds) -> Value {
         json[key] = json!(value);
     }
     json
-}
-
-fn readme(config: &Config, export: &Export) -> String {
-    format!(
-        "# {}\n\nExported by DashLab from `config.toml` beside this file.\n\n{}\n\n`parity.safetensors` holds `ids` [1, t] and the \
-         `logits` [1, t, vocab] that this engine computes for them in f32; `oracle/check_export.py` of DashLab compares.\n",
-        config.run.name, export.note
-    )
 }
 
 /// Ids of the tokens that Python asks for by their part, as training used them.
@@ -78,15 +71,9 @@ impl SpecialIds {
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn export(
-    model: &Model,
-    config: &Config,
-    tokenizer: Option<&Tokenizer>,
-    sample: &[u32],
-    out: &Path,
-) -> anyhow::Result<()> {
-    // the values that training ended with, where a schedule or a controller moved them
-    let config = &Config { model: model.config().clone(), ..config.clone() };
+pub fn export(loaded: &Loaded, sample: &[u32], out: &Path) -> anyhow::Result<()> {
+    let (config, model) = (&loaded.config, &loaded.model);
+    let tokenizer = loaded.tokenizer.as_ref();
     let export = config.model.attention.export(&config.model, config.data.seq_len);
     std::fs::create_dir_all(out).with_context(|| format!("{} cannot be created", out.display()))?;
     let write = |name: &str, bytes: &[u8]| {
@@ -96,8 +83,8 @@ pub fn export(
     let pretty = |v: Value| serde_json::to_vec_pretty(&v);
     let ids = SpecialIds::of(tokenizer);
     write_safetensors(&out.join("model.safetensors"), model.params().iter().map(|p| (p.name.clone(), &p.value)))?;
-    write("config.json", &pretty(config_json(config, &export, &ids))?)?;
-    if export.loader != Loader::Stock {
+    write("config.json", &pretty(config_json(loaded, &export, &ids))?)?;
+    if export.loader == Loader::Own {
         write("modeling_dashlab.py", include_bytes!("../modeling_dashlab.py"))?;
     }
     write("config.toml", config.to_toml().as_bytes())?;
@@ -107,17 +94,20 @@ pub fn export(
         tokenizer_config["tokenizer_class"] = json!("PreTrainedTokenizerFast");
         tokenizer_config["model_max_length"] = json!(config.data.seq_len);
         tokenizer_config["clean_up_tokenization_spaces"] = json!(false);
+        // a text is continued at its end, and the model takes no token types
+        tokenizer_config["padding_side"] = json!("left");
+        tokenizer_config["model_input_names"] = json!(["input_ids", "attention_mask"]);
         write("tokenizer.json", tokenizer.json().as_bytes())?;
         write("tokenizer_config.json", &pretty(tokenizer_config)?)?;
         write("special_tokens_map.json", &pretty(special)?)?;
     }
     let generation = json!({
-        "_from_model_config": true, "bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad,
+        "bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad,
         "transformers_version": "4.56.0",
     });
     write("generation_config.json", &pretty(generation)?)?;
     write("parity.safetensors", &parity(model, config, sample)?)?;
-    write("README.md", readme(config, &export).as_bytes())
+    write("README.md", card(loaded, &export).as_bytes())
 }
 
 /// ids and logits of a text of several chunks, ragged at the end where the sequence allows it.

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use dash_data::Tokenizer;
 use dash_model::Model;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::checkpoint;
 use super::device::device as open_device;
@@ -13,14 +15,41 @@ use crate::config::Config;
 use crate::console::tell;
 use crate::failure::{Failure, Result};
 
+/// What a model's training was, as a checkpoint tells it and an exported folder repeats it (`dashlab.trained` in config.json).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Trained {
+    /// Updates made.
+    pub step: u64,
+    /// Tokens seen.
+    pub tokens: u64,
+    /// Folder name of the prepared corpus: the hash of its content and settings.
+    pub data_hash: String,
+    /// Validation loss of these weights in nats, where one was taken.
+    pub validation_loss: Option<f64>,
+    /// The program that made the checkpoint.
+    pub build: String,
+}
+
+impl Trained {
+    /// Of a checkpoint or an exported folder.
+    fn of(folder: &Path) -> Option<Self> {
+        if let Ok(s) = checkpoint::read_state(folder) {
+            let (data_hash, validation_loss) = (s.data_hash, s.validation_loss);
+            return Some(Trained { step: s.step, tokens: s.tokens, data_hash, validation_loss, build: s.build });
+        }
+        let config: Value = serde_json::from_slice(&std::fs::read(folder.join("config.json")).ok()?).ok()?;
+        serde_json::from_value(config["dashlab"]["trained"].clone()).ok()
+    }
+}
+
 /// A model with the configuration and tokenizer that belong to it.
 pub struct Loaded {
     /// Where its weights are.
     pub folder: PathBuf,
     /// Its configuration.
     pub config: Config,
-    /// What it was trained on, as its checkpoint names it; an exported folder does not know.
-    pub data_hash: Option<String>,
+    /// What its training was; none in a folder that an earlier build exported.
+    pub trained: Option<Trained>,
     /// What trained it, as its run folder has it; empty for an exported folder and a run of an early build.
     pub starts: Vec<provenance::Start>,
     /// Its tokenizer; none where it was trained on a task.
@@ -63,7 +92,14 @@ impl Loaded {
             )));
         }
         let model = checkpoint::load_model(&folder, &config, &open_device(&config)?).map_err(Failure::Request)?;
-        let data_hash = checkpoint::read_state(&folder).ok().map(|state| state.data_hash);
-        Ok(Loaded { folder, config, data_hash, starts, tokenizer, model })
+        // the values that training ended with, where a schedule or a controller moved them
+        config.model = model.config().clone();
+        let trained = Trained::of(&folder);
+        Ok(Loaded { folder, config, trained, starts, tokenizer, model })
+    }
+
+    /// What it was trained on, where that is known.
+    pub fn data_hash(&self) -> Option<&str> {
+        self.trained.as_ref().map(|t| t.data_hash.as_str())
     }
 }

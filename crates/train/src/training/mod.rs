@@ -3,6 +3,7 @@
 //! Start at [`trainer::Trainer::step`], one update as a function; [`run::train`] is the run around it.
 
 pub mod accumulate;
+mod card;
 pub mod checkpoint;
 pub mod convert;
 pub mod device;

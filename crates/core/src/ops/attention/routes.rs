@@ -74,9 +74,10 @@ impl Routes {
                 let (offsets, chunks) = (cpu.copy(&offsets), cpu.copy(&chunks));
                 Ok(Self::cpu(BlockList::new(cpu, extents, (0, chunk_size), offsets, chunks)))
             }
-            Device::Cuda(gpu) => {
-                Ok(Self::cuda(BlockMask::from_host(gpu, &HostRoutes { extents, first: 0, chunk_size, offsets, chunks })?))
-            }
+            Device::Cuda(gpu) => Ok(Self::cuda(BlockMask::from_host(
+                gpu,
+                &HostRoutes { extents, first: 0, chunk_size, offsets, chunks },
+            )?)),
         }
     }
 
