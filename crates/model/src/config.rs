@@ -147,7 +147,7 @@ impl ModelConfig {
         }
         let ranges = [("rope_theta", self.rope_theta), ("norm_eps", self.norm_eps), ("init_std", self.init_std)];
         if let Some((key, x)) = ranges.iter().find(|(_, x)| !(*x > 0.0 && x.is_finite())) {
-            return Err(ConfigError::new(format!("model.{key}"), format!("{x} is not a positive number")));
+            return Err(ConfigError::new(format!("model.{key}"), format!("{x:?} is not a positive number")));
         }
         self.attention.check_all()?;
         // a vocabulary of one token: the smallest model with these extents

@@ -52,9 +52,16 @@ fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
 /// # Errors
 /// When the file cannot be read or is no safetensors file, a tensor is not f32, or the device has no memory left.
 pub fn read_tensors(path: &Path, device: &Device) -> Result<HashMap<String, Tensor>, LoadError> {
-    let bytes = read(path)?;
+    parse_tensors(&read(path)?, path, device)
+}
+
+/// As [`read_tensors`], from the bytes of the file; `path` names it in messages.
+///
+/// # Errors
+/// As [`read_tensors`].
+pub fn parse_tensors(bytes: &[u8], path: &Path, device: &Device) -> Result<HashMap<String, Tensor>, LoadError> {
     let damaged = |what: String| LoadError::Damaged { path: path.to_path_buf(), what };
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(e.to_string()))?;
     let mut out = HashMap::new();
     for (name, view) in file.tensors() {
         if view.dtype() != Dtype::F32 {

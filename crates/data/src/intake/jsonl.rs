@@ -48,6 +48,17 @@ pub(super) fn parse(line: &[u8]) -> std::result::Result<Option<Found<'static>>, 
     }))
 }
 
+/// The text of a line of a `.jsonl` corpus; nothing for a line that is empty or is left out.
+///
+/// # Errors
+/// In words, without the line's number, when it is no JSON object with a field `text`.
+pub fn json_line(line: &[u8]) -> std::result::Result<Option<String>, String> {
+    Ok(match parse(line)? {
+        Some(Found::Document(Document { text: Text::Whole(text), .. })) => Some(text.into_owned()),
+        _ => None,
+    })
+}
+
 /// Reads the lines of a file.
 struct Lines<'a> {
     file: &'a SourceFile,

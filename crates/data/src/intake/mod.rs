@@ -20,6 +20,7 @@ use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::Result;
 pub(crate) use files::{Format, SourceFile};
+pub use jsonl::json_line;
 
 /// A text of the corpus.
 #[derive(Debug)]

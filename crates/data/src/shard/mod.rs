@@ -117,6 +117,16 @@ impl Shard {
         Ok(shard)
     }
 
+    /// A shard from the bytes of its file, checked in full; `origin` names it in messages.
+    ///
+    /// # Errors
+    /// As [`Shard::open`].
+    pub fn parse(bytes: Vec<u8>, origin: &Path) -> Result<Self> {
+        let shard = Self::with_header(origin, Content::Read(bytes))?;
+        shard.verify()?;
+        Ok(shard)
+    }
+
     fn bad(path: &Path, what: impl std::fmt::Display) -> DataError {
         DataError::content(path, format!("{what}; delete its folder to have it prepared again"))
     }

@@ -1,6 +1,6 @@
 //! What no run can be started with, section by section, in the order of the file.
 
-use super::error::{ConfigError, wrong};
+use super::error::{ConfigError, positive, wrong};
 use super::{Compare, Config};
 
 impl Config {
@@ -17,6 +17,7 @@ impl Config {
         self.log.check()?;
         self.model.check()?;
         dash_model::parameters(&self.model, self.data.vocab_size)?;
+        positive("probe.sequences", self.probe.sequences)?;
         self.check_chunks()?;
         self.check_task()?;
         self.compare.iter().try_for_each(Compare::check)?;
@@ -26,10 +27,11 @@ impl Config {
     fn check_chunks(&self) -> Result<(), ConfigError> {
         let chunks = self.model.attention.chunk_size().map(|s| self.data.seq_len.div_ceil(s));
         if let (Some(s), Some(1)) = (self.model.attention.chunk_size(), chunks) {
+            let t = self.data.seq_len;
+            let smaller = if t > 1 { format!("a chunk_size below {t} or ") } else { String::new() };
             let what = format!(
-                "seq_len {} with chunk_size {s} leaves nothing to route: every query attends its own chunk only; use a chunk_size \
-                 below {} or kind = \"dense\"",
-                self.data.seq_len, self.data.seq_len
+                "seq_len {t} with chunk_size {s} leaves nothing to route: every query attends its own chunk only; use {smaller}kind = \
+                 \"dense\""
             );
             return wrong("model.attention.chunk_size", what);
         }

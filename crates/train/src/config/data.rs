@@ -101,7 +101,10 @@ impl Data {
             return wrong("data.vocab_bytes", format!("{} is not between 1024 and {}", self.vocab_bytes, 1 << 30));
         }
         if !(self.validation_share > 0.0 && self.validation_share <= 0.5) {
-            return wrong("data.validation_share", format!("{} is not above 0 and at most 0.5", self.validation_share));
+            return wrong(
+                "data.validation_share",
+                format!("{:?} is not above 0 and at most 0.5", self.validation_share),
+            );
         }
         if self.validation_tokens == 0 {
             return wrong("data.validation_tokens", "is 0; it must be at least 1");

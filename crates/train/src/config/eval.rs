@@ -14,13 +14,13 @@ pub struct Eval {
     pub batches: usize,
     /// Tokens of the text generated at each validation; 0: none.
     pub sample_tokens: usize,
-    /// What that text continues.
+    /// What that text continues; empty: the first tokens of the validation text.
     pub sample_prompt: String,
 }
 
 impl Default for Eval {
     fn default() -> Self {
-        Eval { every: 100, batches: 8, sample_tokens: 48, sample_prompt: "/// Returns the ".into() }
+        Eval { every: 100, batches: 8, sample_tokens: 48, sample_prompt: String::new() }
     }
 }
 

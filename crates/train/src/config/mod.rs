@@ -17,6 +17,7 @@ mod run;
 mod set;
 mod template;
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use dash_data::{Mixture, Settings, Source, Task, Treatment};
@@ -89,19 +90,34 @@ pub fn sections() -> Vec<reference::Section> {
     reference::sections(&config.to_toml().parse().expect("a configuration is TOML"))
 }
 
+/// Bytes of a configuration at most: a device without an end (`/dev/zero`) must not fill the memory.
+const MOST_BYTES: u64 = 16 << 20;
+
+/// The text of a file or a pipe.
+fn read(path: &Path) -> std::io::Result<String> {
+    let mut text = String::new();
+    std::fs::File::open(path)?.take(MOST_BYTES + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MOST_BYTES {
+        return Err(std::io::Error::other(format!("it is larger than {} MB, no configuration", MOST_BYTES >> 20)));
+    }
+    Ok(text)
+}
+
 impl Config {
     /// Reads a file, applies `key=value` settings, fills in defaults and refuses what cannot run.
     ///
     /// # Errors
     /// A [`LoadError`] that names file, key, what was expected and, for a misspelt key, the nearest one.
     pub fn load(path: &Path, set: &[String]) -> Result<Self, LoadError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|e| LoadError::new(path.display(), format_args!("cannot be read: {e}")))?;
+        let text = read(path).map_err(|e| LoadError::new(path.display(), format_args!("cannot be read: {e}")))?;
         Config::from_text(&text, set, path)
     }
 
-    /// As [`Config::load`], from the text of the file at `path`.
-    pub(crate) fn from_text(text: &str, set: &[String], path: &Path) -> Result<Self, LoadError> {
+    /// As [`Config::load`], from the text of the file at `path`, which is not read.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
+    pub fn from_text(text: &str, set: &[String], path: &Path) -> Result<Self, LoadError> {
         let place = path.display().to_string();
         let explain = |e: &toml::de::Error| LoadError::new(&place, with_suggestion(e.to_string().trim_end()));
         let mut table: Table = text.parse().map_err(|e| explain(&e))?;

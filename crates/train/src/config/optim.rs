@@ -148,7 +148,7 @@ impl Optim {
     /// Key and reason.
     pub fn check(&self) -> Result<(), ConfigError> {
         if !(self.lr > 0.0 && self.lr.is_finite()) {
-            return wrong("optim.lr", format!("{} is not a positive number", self.lr));
+            return wrong("optim.lr", format!("{:?} is not a positive number", self.lr));
         }
         for (key, x) in [("optim.min_lr_ratio", self.min_lr_ratio), ("optim.decay_fraction", self.decay_fraction)] {
             let Some(x) = x else { continue };
@@ -157,24 +157,24 @@ impl Optim {
                 return wrong(key, what);
             }
             if !(0.0..=1.0).contains(&x) {
-                return wrong(key, format!("{x} is not between 0 and 1"));
+                return wrong(key, format!("{x:?} is not between 0 and 1"));
             }
         }
         for (key, x) in [("optim.beta1", self.beta1), ("optim.beta2", self.beta2)] {
             if !(0.0..1.0).contains(&x) {
-                return wrong(key, format!("{x} is not at least 0 and below 1"));
+                return wrong(key, format!("{x:?} is not at least 0 and below 1"));
             }
         }
         // where a gradient is 0, an eps that is 0 in f32 makes the update 0 / 0
         if !(self.eps as f32 > 0.0 && self.eps.is_finite()) {
-            return wrong("optim.eps", format!("{} is not above 0 in f32 (1e-45 is the smallest)", self.eps));
+            return wrong("optim.eps", format!("{:?} is not above 0 in f32 (1e-45 is the smallest)", self.eps));
         }
         if self.lr as f32 == f32::INFINITY {
-            return wrong("optim.lr", format!("{} is beyond f32 (3.4e38)", self.lr));
+            return wrong("optim.lr", format!("{:?} is beyond f32 (3.4e38)", self.lr));
         }
         for (key, factor) in [("optim.embedding_lr", self.embedding_lr), ("optim.vector_lr", self.vector_lr)] {
             if !(factor >= 0.0 && ((self.lr * factor) as f32).is_finite()) {
-                return wrong(key, format!("{factor} is negative, or optim.lr times it is beyond f32 (3.4e38)"));
+                return wrong(key, format!("{factor:?} is negative, or optim.lr times it is beyond f32 (3.4e38)"));
             }
         }
         for (key, x) in [
@@ -184,7 +184,7 @@ impl Optim {
             ("optim.clip", self.clip),
         ] {
             if !(x >= 0.0) {
-                return wrong(key, format!("{x} is negative"));
+                return wrong(key, format!("{x:?} is negative"));
             }
         }
         Ok(())

@@ -93,6 +93,7 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("eval.batches", "at least 1", "0"),
     ("checkpoint.keep_last", "at least 1", "0"),
     ("log.every", "at least 1", "0"),
+    ("probe.sequences", "at least 1", "0"),
     ("model.layers", "at least 1", "0"),
     ("model.width", "at least 1", "0"),
     ("model.heads", "at least 1", "0"),

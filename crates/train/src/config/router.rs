@@ -4,7 +4,7 @@ use dash_model::Attention;
 use dash_model::attention::Knob;
 use serde::{Deserialize, Serialize};
 
-use super::error::{ConfigError, wrong};
+use super::error::{ConfigError, positive, wrong};
 
 /// `[router]`
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -27,9 +27,9 @@ pub struct RouterPlan {
 pub struct Ramp {
     /// At the first update.
     pub from: f64,
-    /// From update `steps` on.
+    /// After `steps` updates.
     pub to: f64,
-    /// Length.
+    /// Length, at least 1.
     pub steps: u64,
 }
 
@@ -67,10 +67,13 @@ impl RouterPlan {
         }
         for (key, knob, ramp) in [("router.alpha", Knob::Alpha, self.alpha), ("router.gamma", Knob::Gamma, self.gamma)]
         {
+            if let Some(r) = ramp {
+                positive(&format!("{key}.steps"), r.steps as usize)?;
+            }
             if let Some(r) = ramp
                 && ![r.from, r.to].iter().all(|x| knob.range().holds(*x))
             {
-                return wrong(key, format!("{} to {} is not {} throughout", r.from, r.to, knob.range()));
+                return wrong(key, format!("{:?} to {:?} is not {} throughout", r.from, r.to, knob.range()));
             }
         }
         if let Some(target) = self.target_share {

@@ -60,7 +60,8 @@ impl Run {
     /// Key and reason.
     pub fn check(&self) -> Result<(), ConfigError> {
         positive("run.steps", self.steps as usize)?;
-        if self.name.is_empty() || self.name.contains(['/', '\\']) || self.name.starts_with('.') {
+        let odd = |c: char| matches!(c, '/' | '\\') || c.is_control();
+        if self.name.is_empty() || self.name.contains(odd) || self.name.starts_with('.') {
             return wrong("run.name", format!("{:?} is no folder name", self.name));
         }
         if self.threads > MOST_THREADS {

@@ -49,6 +49,14 @@ pub struct State {
 }
 
 impl State {
+    /// From the text of a `state.json`, of this version or an earlier one.
+    ///
+    /// # Errors
+    /// When it is no state; [`Newer`] where a later format wrote it.
+    pub fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        parse(bytes)
+    }
+
     /// At `step`, before anything is saved: hashes, knobs and the optimiser's kind are filled in by
     /// [`super::checkpoint::Checkpoints::save`].
     pub fn new(step: u64, tokens: u64, seed: u64, data: LoaderState, data_hash: String) -> Self {
