@@ -19,6 +19,25 @@ pub fn survive_file_limits() {
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Arc::default());
 }
 
+/// Asks the system for SIGUSR2 when the process that started this one ends, however it ends: a run of a comparison that was
+/// killed saves and stops, and is no stranger in its folder when the comparison goes on. Only Linux can; elsewhere the run goes on
+/// to its end, and the comparison waits for it.
+///
+/// Linux sends it again for every thread of the parent that ends, so it is none of the signals of which a second one means "at once".
+pub fn end_with_parent(parent: u32) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::process::{Pid, Signal, getpid, getppid, kill_process, set_parent_process_death_signal};
+        let asked = set_parent_process_death_signal(Some(Signal::USR2));
+        // it may have ended before it was asked for
+        if asked.is_ok() && getppid().map(Pid::as_raw_pid) != i32::try_from(parent).ok() {
+            let _ = kill_process(getpid(), Signal::USR2);
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = parent;
+}
+
 /// Set once a signal arrived.
 #[derive(Clone)]
 pub struct Interrupt(Arc<AtomicBool>);
@@ -32,6 +51,8 @@ impl Interrupt {
             signal_hook::flag::register_conditional_shutdown(signal, 130, flag.clone())?;
             signal_hook::flag::register(signal, flag.clone())?;
         }
+        #[cfg(unix)]
+        signal_hook::flag::register(signal_hook::consts::SIGUSR2, flag.clone())?;
         Ok(Interrupt(flag))
     }
 

@@ -125,6 +125,10 @@ fn folder(root: &Path) -> Result<(Vec<SourceFile>, BTreeMap<String, usize>)> {
                 }
                 Err("hidden".to_string())
             }
+            Ok(e) if e.depth() > 0 && e.file_type().is_dir() && is_own(e.path()) => {
+                walk.skip_current_dir();
+                Err("folder that this program wrote".to_string())
+            }
             Ok(e) if e.file_type().is_dir() => continue,
             Ok(e) => examine(root, &e, &mut seen)?,
         };
@@ -134,6 +138,12 @@ fn folder(root: &Path) -> Result<(Vec<SourceFile>, BTreeMap<String, usize>)> {
         }
     }
     Ok((files, left_out))
+}
+
+/// Whether a folder is a run, a comparison, an export or a prepared corpus: its records and reports are no text that somebody wrote, and
+/// would be another corpus after every run.
+fn is_own(folder: &Path) -> bool {
+    ["run.lock", "parity.safetensors", "train-00000.shard"].iter().any(|name| folder.join(name).is_file())
 }
 
 /// A link that leads nowhere or back is left out; whatever else cannot be listed is an error.

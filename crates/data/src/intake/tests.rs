@@ -49,6 +49,23 @@ impl Folder {
 }
 
 #[test]
+fn what_this_program_wrote_is_no_text() {
+    let f = Folder::new();
+    f.put("a.txt", "a");
+    f.put("runs/x/run.lock", "");
+    f.put("runs/x/metrics.jsonl", "{\"step\": 1}");
+    f.put("runs/x/logs/b.txt", "b");
+    f.put("hf/parity.safetensors", "");
+    f.put("hf/README.md", "c");
+    f.put("runs/mine.md", "d");
+    let (texts, left_out) = read(f.path()).unwrap();
+    assert_eq!(texts, ["a", "d"]);
+    assert_eq!(left_out, [("folder that this program wrote".to_string(), 2)].into());
+    // whoever names such a folder means it
+    assert_eq!(read(&f.path().join("hf")).unwrap().0, ["c"]);
+}
+
+#[test]
 fn extensions_count_in_any_case_and_what_is_left_out_is_named() {
     let f = Folder::new();
     f.put("A.TXT", "a");

@@ -76,7 +76,8 @@ impl Index {
     pub fn remember(&self, key: &str) {
         let parent = self.path.parent().unwrap_or(Path::new("."));
         if self.settled && std::fs::create_dir_all(parent).is_ok() {
-            let aside = self.path.with_extension(format!("{}", std::process::id()));
+            // one name for all: what a kill leaves is written over, and half of it is no key
+            let aside = self.path.with_extension("new");
             if std::fs::write(&aside, key).and_then(|()| std::fs::rename(&aside, &self.path)).is_err() {
                 let _ = std::fs::remove_file(&aside);
             }

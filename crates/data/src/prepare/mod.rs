@@ -175,6 +175,10 @@ pub fn prepare(settings: &Settings, mut progress: impl FnMut(Progress)) -> Resul
             (settings.cache.join(key), fresh)
         }
     };
+    if !fresh {
+        // of one that was killed after its folder had its name
+        place::remove_leftovers(&settings.cache, None);
+    }
     progress(Progress::Verifying);
     let prepared = Prepared::open(&folder, settings.treatment)?;
     notes.extend_from_slice(&prepared.report.notes);
@@ -238,8 +242,9 @@ fn fill(
     make::make(place.path(), corpus, settings, &tokenizer, (split, scan.content), &mut report, progress)?;
     if report.train_tokens == 0 || report.validation_tokens == 0 {
         let what = format!(
-            "{} bytes of text are too few to train and to validate on; bring more text, or raise data.validation_share",
-            report.bytes
+            "{} bytes of text gave {} training and {} validation tokens, too few; bring more text, or raise data.validation_share or \
+             data.validation_tokens",
+            report.bytes, report.train_tokens, report.validation_tokens
         );
         return Err(DataError::content(&settings.path, what));
     }

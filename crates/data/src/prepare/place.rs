@@ -86,7 +86,7 @@ impl Place {
         if is_complete(&folder) {
             return Ok(None);
         }
-        remove_leftovers(cache, key);
+        remove_leftovers(cache, Some(key));
         let aside = cache.join(format!(".tmp-{key}"));
         let _ = std::fs::remove_dir_all(&aside);
         std::fs::create_dir_all(&aside).map_err(DataError::io(&aside, "cannot be created"))?;
@@ -127,13 +127,14 @@ pub(super) fn is_complete(folder: &Path) -> bool {
     folder.join("report.json").is_file()
 }
 
-/// Removes what preparations left that were killed; never what belongs to a running process, whose lock is held.
-fn remove_leftovers(cache: &Path, own: &str) {
+/// Removes what preparations left that were killed; never what belongs to a running process, whose lock is held, nor what belongs to
+/// the key `own`.
+pub(super) fn remove_leftovers(cache: &Path, own: Option<&str>) {
     let Ok(entries) = std::fs::read_dir(cache) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();
         let key = name.strip_prefix(".tmp-").or(name.strip_prefix(".lock-"));
-        let Some(key) = key.filter(|key| *key != own) else { continue };
+        let Some(key) = key.filter(|key| Some(*key) != own) else { continue };
         if let Some(_lock) = Lock::try_take(cache.join(format!(".lock-{key}"))) {
             let _ = std::fs::remove_dir_all(cache.join(format!(".tmp-{key}")));
         }

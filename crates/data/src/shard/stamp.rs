@@ -34,7 +34,8 @@ pub(super) fn holds(shard: &Path, metadata: &Metadata, header: u64) -> bool {
 pub(super) fn leave(shard: &Path, metadata: &Metadata, header: u64) {
     let settled = metadata.modified().is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|d| d >= SETTLED));
     let Some(text) = content(metadata, header).filter(|_| settled) else { return };
-    let aside = shard.with_extension(format!("verified-{}", std::process::id()));
+    // one name for all: what a kill leaves is written over, and half of it is no stamp
+    let aside = shard.with_extension("verified-new");
     // a stamp only saves time: a folder that cannot be written is checked again at the next start
     if std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, place(shard))).is_err() {
         let _ = std::fs::remove_file(&aside);

@@ -238,10 +238,10 @@ impl Task {
             }
         }
         if !(self.power > 0.0 && self.power <= 16.0) {
-            return Err(("power", format!("{} is not above 0 and at most 16", self.power)));
+            return Err(("power", format!("{:?} is not above 0 and at most 16", self.power)));
         }
         if !(self.share > 0.0 && self.share <= 1.0) {
-            return Err(("share", format!("{} is not above 0 and at most 1", self.share)));
+            return Err(("share", format!("{:?} is not above 0 and at most 1", self.share)));
         }
         if self.eval_sequences.saturating_mul(seq_len) > MOST_TOKENS {
             let most = MOST_TOKENS / seq_len.max(1);

@@ -33,6 +33,8 @@ struct Raw {
     normalizer: serde_json::Value,
     #[serde(default)]
     pre_tokenizer: serde_json::Value,
+    #[serde(default)]
+    post_processor: serde_json::Value,
 }
 
 #[derive(Deserialize)]
@@ -53,13 +55,20 @@ struct RawModel {
 
 pub(super) fn parse(json: String, origin: &Path, treatment: Treatment) -> Result<Tokenizer> {
     let no = |what: String| DataError::content(origin, what);
+    let json = json.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(json);
     // first, because the crate panics where the text is no JSON
     let raw: Raw = serde_json::from_str(&json).map_err(|e| no(format!("is no tokenizer.json: {e}")))?;
     let mut inner = parse_inner(&json).map_err(|e| no(format!("is no tokenizer.json: {e}")))?;
     check_ids(&inner, &raw).map_err(no)?;
+    check_template(&raw.post_processor).map_err(no)?;
     let mut notes = switch_off(&mut inner);
     let changed = !notes.is_empty();
-    let ids: HashSet<u32> = inner.get_vocab(true).into_values().collect();
+    let vocab = inner.get_vocab(true);
+    let names = vocab.len();
+    let ids: HashSet<u32> = vocab.into_values().collect();
+    if names > ids.len() {
+        notes.push(format!("{} of its {names} tokens have an id that another token has, too", names - ids.len()));
+    }
     let rows = ids.iter().max().map_or(0, |&id| id as usize + 1);
     if rows > ids.len() {
         notes.push(format!(
@@ -68,6 +77,9 @@ pub(super) fn parse(json: String, origin: &Path, treatment: Treatment) -> Result
         ));
     }
     let (before, behind) = frame(&inner);
+    if let Some(id) = before.iter().chain(&behind).find(|id| !ids.contains(id)) {
+        return Err(no(format!("its post-processor puts the id {id} to a text, which no token has")));
+    }
     let end = behind.last().copied().or_else(|| ENDS.iter().find_map(|t| inner.token_to_id(t)));
     let end = end.ok_or_else(|| no(format!("has no end-of-text token such as {END_OF_TEXT}")))?;
     let bos = if treatment.bos == Bos::None { Vec::new() } else { before.clone() };
@@ -121,6 +133,26 @@ fn check_ids(inner: &Inner, raw: &Raw) -> std::result::Result<(), String> {
             inner.token_to_id(&t.content).map_or("none".into(), |id| id.to_string())
         )),
         None => Ok(()),
+    }
+}
+
+/// A template asks for tokens that it has and for one text: the crate panics at the first text otherwise.
+fn check_template(processor: &serde_json::Value) -> std::result::Result<(), String> {
+    let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
+    list(&processor["processors"]).iter().try_for_each(check_template)?;
+    if processor["type"] != "TemplateProcessing" {
+        return Ok(());
+    }
+    for piece in list(&processor["single"]).iter().chain(&list(&processor["pair"])) {
+        if let Some(name) = piece["SpecialToken"]["id"].as_str()
+            && processor["special_tokens"].get(name).is_none()
+        {
+            return Err(format!("its post-processor names {name:?}, which is not among its special_tokens"));
+        }
+    }
+    match list(&processor["single"]).iter().any(|piece| piece["Sequence"]["id"] == "B") {
+        true => Err("its post-processor asks for a second text where there is one".into()),
+        false => Ok(()),
     }
 }
 

@@ -21,11 +21,15 @@ use serde::{Deserialize, Serialize};
 use tokenizers::Tokenizer as Inner;
 use xxhash_rust::xxh3::xxh3_128;
 
+use std::io::Read;
 use std::path::Path;
 
 use crate::error::{DataError, Result};
 pub use encode::{Encoded, Unknown};
 pub use stream::TextStream;
+
+/// Bytes of a `tokenizer.json` at most: a device without an end (`/dev/zero`) must not fill the memory.
+const MOST_BYTES: u64 = 1 << 30;
 
 /// Ends a document; has no bytes of its own.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -110,7 +114,12 @@ impl Tokenizer {
     /// # Errors
     /// When it cannot be read, has no end-of-text token, or contradicts itself.
     pub fn load(path: &Path, treatment: Treatment) -> Result<Self> {
-        let json = std::fs::read_to_string(path).map_err(DataError::io(path, "cannot be read"))?;
+        let mut json = String::new();
+        let read = std::fs::File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut json));
+        read.map_err(DataError::io(path, "cannot be read"))?;
+        if json.len() as u64 > MOST_BYTES {
+            return Err(DataError::content(path, format!("is larger than {} MB, no tokenizer.json", MOST_BYTES >> 20)));
+        }
         load::parse(json, path, treatment)
     }
 

@@ -297,6 +297,34 @@ fn text_comes_in_whole_characters_and_adds_up() {
 }
 
 #[test]
+fn a_post_processor_that_asks_for_what_is_not_there_is_told() {
+    let with = |single: Value, special: Value| {
+        let mut json = bytes_only(256);
+        json["post_processor"] = json!({"type": "Sequence", "processors": [
+            {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": special}]});
+        load(&json, Treatment::default()).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    let token = |id: u32| json!({"<s>": {"id": "<s>", "ids": [id], "tokens": ["<s>"]}});
+    let text = json!({"Sequence": {"id": "A", "type_id": 0}});
+    let named = json!([{"SpecialToken": {"id": "<s>", "type_id": 0}}, text]);
+    assert_eq!(with(named.clone(), token(256)), "");
+    assert!(with(named.clone(), json!({})).contains("names \"<s>\", which is not among its special_tokens"));
+    assert!(with(named, token(9999)).contains("puts the id 9999 to a text, which no token has"));
+    assert!(with(json!([{"Sequence": {"id": "B", "type_id": 0}}]), json!({})).contains("asks for a second text"));
+}
+
+#[test]
+fn a_byte_order_mark_is_skipped_and_a_shared_id_is_told() {
+    let json = bytes_only(256);
+    let plain = given(&json);
+    let marked = Tokenizer::parse(&format!("\u{feff}{json}"), Path::new("given.json"), Treatment::default()).unwrap();
+    assert_eq!(marked.hash(), plain.hash());
+    let mut json = json;
+    json["model"]["vocab"]["zz"] = json!(5);
+    assert!(given(&json).notes().iter().any(|n| n.contains("1 of its 258 tokens have an id that another token has")));
+}
+
+#[test]
 fn a_vocabulary_without_an_end_is_told() {
     let mut t = word_level(true);
     t["added_tokens"] = json!([]);

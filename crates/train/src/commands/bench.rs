@@ -12,7 +12,7 @@ pub struct BenchArgs {
     #[command(flatten)]
     pub config: ConfigArgs,
     /// Steps to take the median of
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 10, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     pub steps: usize,
     /// Time every op and attention variant against the machine's measured limits instead of whole steps
     #[arg(long)]
@@ -36,7 +36,7 @@ pub struct BenchArgs {
 /// # Errors
 /// When a step fails or the request is wrong.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let (config, steps) = (args.config.load()?, args.steps.max(1));
+    let (config, steps) = (args.config.load()?, args.steps);
     match (args.ops, args.peers, args.in_turn) {
         (true, ..) => bench_ops::ops(&config, steps, args.density, args.json),
         (_, true, _) => bench::peers(&config, steps, args.json),

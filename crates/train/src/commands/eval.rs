@@ -70,7 +70,9 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         let attended = set.run(&model, Router::Own)?.attended;
         let config = Config { model: model.config().clone(), ..loaded.config.clone() };
         let other = other_attention(&config, &Other { kind, top: args.top, chunk_size: args.chunk_size }, attended)?;
-        model.set_attention(other).map_err(|e| Failure::request(format!("--as {kind}: {e}")))?;
+        model.set_attention(other).map_err(|e| {
+            Failure::request(format!("--as {kind}: {e}; a model takes on kinds whose parameters it has"))
+        })?;
     }
     if args.router != Router::Own && model.config().attention.chunk_size().is_none() {
         return Err(Failure::request(

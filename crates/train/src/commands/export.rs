@@ -33,7 +33,12 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     let loaded = Loaded::open(&args.model, None, Some("cpu"))?;
     let sample = sample(&loaded);
     // a name that ends in "/" or ".." has no file name to write beside
-    let out = std::path::absolute(&args.out).map_err(anyhow::Error::from)?;
+    let out = match args.out.is_symlink() {
+        // the folder that a link leads to is replaced, not the link
+        true => std::fs::canonicalize(&args.out),
+        false => std::path::absolute(&args.out),
+    };
+    let out = out.map_err(|e| Failure::request(format!("--out {}: {e}", args.out.display())))?;
     replace_folder(&out, |folder| export(&loaded, &sample, folder))?;
     print_line!("exported {} to {}", loaded.folder.display(), args.out.display())
 }

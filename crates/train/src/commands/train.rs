@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::config_args::OptionalConfig;
 use crate::failure::{Failure, Result};
-use crate::signals::Interrupt;
+use crate::signals::{Interrupt, end_with_parent};
 use crate::training::run::{Resume, Start, train};
 
 /// Arguments.
@@ -19,11 +19,14 @@ pub struct TrainArgs {
     #[arg(long, requires = "resume")]
     allow_changes: bool,
     /// Continue a run up to this many updates in all, and say what that does to the schedule
-    #[arg(long, value_name = "STEPS", conflicts_with = "resume", requires = "config")]
-    extend: Option<u64>,
+    #[arg(long, value_name = "STEPS", conflicts_with = "resume", requires = "config", value_parser = 1..i64::MAX)]
+    extend: Option<i64>,
     /// Start although memory or disk seem too small for the run
     #[arg(long)]
     force: bool,
+    /// Save and stop when this process, which started the run, is gone
+    #[arg(long, value_name = "PID", hide = true)]
+    with_parent: Option<u32>,
 }
 
 /// Runs the command.
@@ -31,11 +34,14 @@ pub struct TrainArgs {
 /// # Errors
 /// As [`train`].
 pub fn run(args: &TrainArgs) -> Result<()> {
+    if let Some(parent) = args.with_parent {
+        end_with_parent(parent);
+    }
     let needed = || Failure::request("--config FILE is needed, for example --config configs/small.toml");
     let mut config = args.config.load()?.ok_or_else(needed)?;
     let resume = if args.extend.is_some() { Some(Resume::Yes) } else { args.resume };
     if let Some(steps) = args.extend {
-        config.run.steps = steps;
+        config.run.steps = steps.unsigned_abs();
     }
     let start = Start { resume, allow_changes: args.allow_changes, extend: args.extend.is_some(), force: args.force };
     train(&config, start, Interrupt::install)

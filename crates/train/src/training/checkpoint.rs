@@ -115,6 +115,17 @@ impl Checkpoints {
         found
     }
 
+    /// Finishes what a process that was killed left: half-written folders, and checkpoints up to step `whole`, the newest whole one, that
+    /// need not be kept. Only for whoever holds the run's lock.
+    pub fn tidy(&self, config: &Config, whole: u64) {
+        for entry in std::fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(".tmp-") {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+        self.prune(config, whole);
+    }
+
     /// Writes one and removes those that need not be kept: all but the `keep_last` newest and the `keep_best` with the
     /// lowest validation loss.
     ///
@@ -140,7 +151,7 @@ impl Checkpoints {
         }
         std::fs::rename(&aside, &place).with_context(|| format!("{} cannot be renamed into place", aside.display()))?;
         sync_folder(&self.folder)?;
-        self.prune(config);
+        self.prune(config, state.step);
         Ok(place)
     }
 
@@ -158,8 +169,11 @@ impl Checkpoints {
         sync_folder(aside)
     }
 
-    fn prune(&self, config: &Config) {
-        let all = self.list();
+    /// Of the checkpoints up to `step`, which is a whole one. Later ones are damaged and were passed over: they take no place of a
+    /// whole one, and the run replaces them when it gets there.
+    fn prune(&self, config: &Config, step: u64) {
+        let mut all = self.list();
+        all.retain(|(s, _)| *s <= step);
         let newest = all.iter().rev().take(config.checkpoint.keep_last).map(|(step, _)| *step);
         let mut scored: Vec<(f64, u64)> =
             all.iter().filter_map(|(step, path)| Some((read_state(path).ok()?.validation_loss?, *step))).collect();

@@ -26,7 +26,10 @@ pub fn other_attention(config: &Config, asked: &Other, attended: f64) -> Result<
         return Err(Failure::request(format!("--as: {kind:?} is none of {}", kinds().join(", "))));
     };
     let t = config.data.seq_len;
-    let size = asked.chunk_size.or(own.chunk_size()).or(other.chunk_size()).unwrap_or(1).max(1);
+    let size = asked.chunk_size.or(own.chunk_size()).or(other.chunk_size()).unwrap_or(1);
+    if size == 0 {
+        return Err(Failure::request("--chunk-size: is 0; a chunk has at least one token"));
+    }
     let chunks = t.div_ceil(size);
     let nearest = (1..=chunks).find(|&n| Attention::listed_at(size, n, t) >= attended).unwrap_or(chunks);
     let top = asked.top.unwrap_or(nearest);

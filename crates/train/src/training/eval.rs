@@ -170,11 +170,12 @@ pub fn model_folder(path: &Path) -> anyhow::Result<std::path::PathBuf> {
     }
     let (newest, damaged) = super::checkpoint::Checkpoints::of(path).newest()?;
     damaged.iter().for_each(|d| tell!("warning: {d}; trying the one before"));
-    newest.ok_or_else(|| {
-        anyhow::anyhow!(
+    newest.ok_or_else(|| match damaged.len() {
+        0 => anyhow::anyhow!(
             "{}: holds no model; expected an exported folder, a checkpoint folder or a run folder",
             path.display()
-        )
+        ),
+        n => anyhow::anyhow!("{}: none of its {n} checkpoints is whole", path.display()),
     })
 }
 

@@ -7,7 +7,7 @@ use dash_model::Model;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::checkpoint;
+use super::checkpoint::{self, Checkpoints};
 use super::device::device as open_device;
 use super::eval::model_folder;
 use super::provenance;
@@ -65,6 +65,18 @@ impl Loaded {
     /// # Errors
     /// When a file is missing or does not fit.
     pub fn open(path: &Path, data: Option<&Config>, device: Option<&str>) -> Result<Self> {
+        let checkpoints = Checkpoints::of(path);
+        loop {
+            let before = checkpoints.list();
+            let loaded = Loaded::newest(path, data, device);
+            // a run that trains makes room for newer checkpoints: those of a moment ago may be gone
+            if loaded.is_ok() || checkpoints.list() == before {
+                return loaded;
+            }
+        }
+    }
+
+    fn newest(path: &Path, data: Option<&Config>, device: Option<&str>) -> Result<Self> {
         let folder = model_folder(path).map_err(Failure::Request)?;
         // an exported folder has its files beside the weights, a checkpoint two levels up
         let home = [folder.clone(), folder.join("../..")].into_iter().find(|p| p.join("config.toml").is_file());
@@ -85,6 +97,10 @@ impl Loaded {
         });
         let path = home.join("tokenizer.json");
         let tokenizer = path.is_file().then(|| Tokenizer::load(&path, config.treatment())).transpose()?;
+        if tokenizer.is_none() && config.reads_text() {
+            let what = "is missing: the model was trained on text; restore it, or resume its run, which writes it anew";
+            return Err(Failure::request(format!("{}: {what}", path.display())));
+        }
         if let Some(have) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n != config.data.vocab_size) {
             let asked = config.data.vocab_size;
             return Err(Failure::request(format!(

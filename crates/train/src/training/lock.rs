@@ -40,6 +40,17 @@ impl RunLock {
         let _ = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
         Ok(RunLock { _file: file })
     }
+
+    /// Takes a folder that was worked in before, as soon as nobody holds it; `told` is called once if somebody does. Nothing where no
+    /// process ever worked, or where the file system has no locks.
+    pub fn wait(folder: &Path, told: impl FnOnce()) -> Option<Self> {
+        let file = File::open(folder.join("run.lock")).ok()?;
+        if matches!(try_lock(&file), Ok(false)) {
+            told();
+        }
+        file.lock().ok()?;
+        Some(RunLock { _file: file })
+    }
 }
 
 #[cfg(test)]
@@ -54,7 +65,13 @@ mod tests {
         assert_eq!(refused.status(), 2);
         let Failure::Request(e) = refused else { panic!("a wrong request") };
         assert!(e.to_string().contains(&format!("process {}", std::process::id())), "{e}");
+        let (told, hears) = std::sync::mpsc::channel();
+        let folder = dir.path().join("run");
+        let waits = std::thread::spawn(move || RunLock::wait(&folder, || told.send(()).unwrap()).is_some());
+        hears.recv().unwrap();
         drop(held);
+        assert!(waits.join().unwrap());
         RunLock::take(&dir.path().join("run")).unwrap();
+        assert!(RunLock::wait(&dir.path().join("none"), || panic!("nobody holds it")).is_none());
     }
 }

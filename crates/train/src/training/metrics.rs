@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 
+use anyhow::Context;
 use serde_json::{Value, json};
 
 use dash_model::flops;
@@ -38,18 +39,20 @@ impl Metrics {
     /// When the existing record cannot be read or rewritten.
     pub fn open(folder: &Path, step: u64, tensorboard: bool) -> anyhow::Result<Self> {
         let path = folder.join("metrics.jsonl");
-        if let Ok(text) = std::fs::read_to_string(&path) {
-            // a line cut by a crash is no JSON and goes too
+        if let Ok(bytes) = std::fs::read(&path) {
+            // a line cut by a crash is no JSON and goes too; one with other bytes than text does not take the rest along
+            let text = String::from_utf8_lossy(&bytes);
             let keep = |line: &&str| {
                 let step_of = serde_json::from_str::<Value>(line).ok().and_then(|v| v["step"].as_u64());
                 step_of.is_some_and(|s| s <= step)
             };
             let kept: String = text.lines().filter(keep).map(|l| format!("{l}\n")).collect();
-            if kept != text {
+            if kept.as_bytes() != bytes {
                 crate::files::replace_file(&path, kept.as_bytes())?;
             }
         }
-        let lines = OpenOptions::new().create(true).append(true).open(&path)?;
+        let lines = OpenOptions::new().create(true).append(true).open(&path);
+        let lines = lines.with_context(|| format!("{} cannot be opened", path.display()))?;
         let events = tensorboard.then(|| EventFile::open(&folder.join("tensorboard"), step, complain));
         Ok(Metrics { lines: Some(lines), events })
     }

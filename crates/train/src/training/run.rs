@@ -54,6 +54,12 @@ struct Stand {
 
 /// Whether the folder's run is continued. Refuses to start over a run, and to resume where there is none, before any work.
 fn continues(folder: &Path, resume: Option<Resume>) -> Result<bool> {
+    if !folder.join("config.toml").exists() && !Checkpoints::of(folder).list().is_empty() {
+        return Err(Failure::request(format!(
+            "{}: holds checkpoints of a run whose config.toml is gone; restore it to continue, or choose another name with --set run.name=NAME",
+            folder.display()
+        )));
+    }
     match (resume, folder.join("config.toml").exists()) {
         (None, true) => Err(Failure::request(format!(
             "{}: holds a run already; continue it with --resume, or choose another name with --set run.name=NAME",
@@ -136,6 +142,7 @@ fn stand(
         return Ok(Stand { trainer: Trainer::new(config, device)?, data: LoaderState::default(), tokens: 0 });
     };
     let (trainer, state) = checkpoint::load(&path, config, device)?;
+    checkpoints.tidy(config, state.step);
     if start.extend {
         tell_extension(&old, config, state.step)?;
     }

@@ -198,13 +198,13 @@ impl<'a> Session<'a> {
         let step = state.step;
         let v = set.run(&trainer.model, Router::Own)?;
         state.validation_loss = Some(v.loss);
-        let prompt = &config.eval.sample_prompt;
+        let prompt = prompt(config, material)?;
         let text = match (config.eval.sample_tokens, &material.tokenizer) {
             (0, _) | (_, None) => None,
             (n, Some(tokenizer)) => {
                 let sampling = Sampling { temperature: 0.8, top_p: 0.95 };
                 let how = Generation { max_tokens: n, sampling, cache: true };
-                Some(continue_text(&trainer.model, tokenizer, prompt, (how, config.run.seed + step), |_| true)?.text)
+                Some(continue_text(&trainer.model, tokenizer, &prompt, (how, config.run.seed + step), |_| true)?.text)
             }
         };
         self.metrics.validation(step, state.tokens, &v, *unigram, text.as_deref());
@@ -224,6 +224,21 @@ impl<'a> Session<'a> {
         let Parts { config, trainer, state, .. } = &self.parts;
         self.checkpoints.save(trainer, state.clone(), config)?;
         Ok(())
+    }
+}
+
+/// Tokens of the validation text that a sample continues where the configuration has no prompt.
+const PROMPT_TOKENS: usize = 8;
+
+/// What a sample continues: the configured text, or the beginning of the validation text.
+fn prompt(config: &Config, material: &Material) -> Result<String> {
+    let (given, mut ids) = (&config.eval.sample_prompt, Vec::new());
+    match (&material.tokenizer, material.validation.first()) {
+        (Some(tokenizer), Some(shard)) if given.is_empty() => {
+            shard.read(0, PROMPT_TOKENS.min(shard.len()), &mut ids);
+            Ok(tokenizer.decode(&ids)?)
+        }
+        _ => Ok(given.clone()),
     }
 }
 

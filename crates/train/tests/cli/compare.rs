@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::sandbox::{RECALL, Sandbox, content, error_of, failed, succeeded};
+use crate::sandbox::{RECALL, Sandbox, content, error_of, failed, is_hidden, succeeded};
 
 #[test]
 fn compare_reports_resumes_and_survives_an_arm_that_fails() {
@@ -252,4 +252,33 @@ fn the_report_opens_in_a_browser() {
     succeeded(&o);
     let bytes = fs::read(&picture).unwrap();
     assert!(bytes.starts_with(b"\x89PNG") && bytes.len() > 20_000, "a picture of {} bytes", bytes.len());
+}
+
+/// Linux alone can tell a run that its comparison is gone.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_run_of_a_killed_comparison_saves_and_its_comparison_goes_on() {
+    let s = Sandbox::new();
+    let command = |steps: &str| {
+        let set = [steps, "checkpoint.every=100000", "eval.every=100000", "log.tensorboard=false"];
+        let mut c = s.command(&["compare"], &set);
+        c.args(["--arms", "dense", "--seeds", "1", "--out", "cmp"]).stdout(Stdio::null());
+        c
+    };
+    let mut compare = command("run.steps=3000").stderr(Stdio::null()).spawn().unwrap();
+    let log = s.path("cmp/logs/dense-s0.log");
+    while !fs::read_to_string(&log).unwrap_or_default().contains("step 5/") {
+        assert!(compare.try_wait().unwrap().is_none(), "compare goes on while its run does");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    compare.kill().unwrap();
+    compare.wait().unwrap();
+    // a leftover of a kill in the middle of a save
+    fs::create_dir_all(s.path("cmp/runs/dense-s0/checkpoints/.tmp-removed-1")).unwrap();
+    let text = error_of(&command("run.steps=3000").output().unwrap(), 0);
+    assert!(text.contains("dense-s0 done"), "{text}");
+    let said = fs::read_to_string(s.path("cmp/runs/dense-s0/run.log")).unwrap();
+    assert!(said.contains("saved; continue with --resume") && said.contains("resuming from"), "{said}");
+    let left = fs::read_dir(s.path("cmp/runs/dense-s0/checkpoints")).unwrap().map(|e| e.unwrap().path());
+    assert!(!left.into_iter().any(|p| is_hidden(&p)), "a leftover stays");
 }

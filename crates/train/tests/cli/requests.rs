@@ -111,3 +111,31 @@ fn sizes_beyond_memory_or_beyond_an_integer_are_refused_with_what_fits() {
     let text = error_of(&s.command(&[], &["optim.warmup_steps=2000", "log.tensorboard=false"]).output().unwrap(), 0);
     assert!(text.contains("the learning rate ends at 1.0 % of optim.lr"), "{text}");
 }
+
+#[test]
+fn numbers_and_names_at_the_ends_of_their_ranges() {
+    let s = Sandbox::new();
+    for steps in ["0", "-1", "9223372036854775807", "18446744073709551615", "x"] {
+        error_of(&s.command(&[], &[]).args(["--extend", steps]).output().unwrap(), 2);
+    }
+    for (set, words) in [
+        ("run.name=a\nb", "is no folder name"),
+        ("optim.lr=1e308", "optim.lr: 1e308 is beyond f32"),
+        ("probe.sequences=0", "probe.sequences: is 0; it must be at least 1"),
+        ("router.gamma={from=1.0,to=2.0,steps=0}", "router.gamma.steps: is 0"),
+        ("compare={seeds=10001}", "10001 is not 1 to 10000"),
+        ("data.validation_tokens=1", "raise data.validation_share or data.validation_tokens"),
+    ] {
+        let command: &[&str] = if set.starts_with("compare") { &["compare"] } else { &[] };
+        failed(&s.run(command, &[set]), 2, &[words]);
+    }
+    failed(&s.command(&["bench"], &[]).args(["--steps", "0"]).output().unwrap(), 2, &["--steps"]);
+    let report =
+        s.command(&["compare"], &[]).args(["--arms", "dense", "--out", "none", "--report-only"]).output().unwrap();
+    failed(&report, 2, &["holds no comparison"]);
+    succeeded(&s.run(&[], &[]));
+    let onto_run = s.command(&["compare"], &[]).args(["--arms", "dense", "--out", "runs/test"]).output().unwrap();
+    failed(&onto_run, 2, &["is a run or an export"]);
+    let eval = ["eval", "--model", "runs/test", "--as", "topk", "--top", "2", "--chunk-size", "0"];
+    failed(&s.bin(&eval), 2, &["a chunk has at least one token"]);
+}

@@ -168,3 +168,65 @@ fn weights_that_are_not_finite_never_reach_a_checkpoint() {
     );
     assert!(s.saved().is_empty());
 }
+
+#[test]
+fn what_this_program_wrote_into_the_corpus_folder_is_no_text() {
+    let s = Sandbox::new();
+    let run = |name: &str| s.run(&[], &["data.path=.", "run.steps=3", &format!("run.name={name}")]);
+    succeeded(&run("a"));
+    let (first, key) = (s.weights("a"), s.data());
+    succeeded(&s.run(&["compare"], &["data.path=.", "run.steps=3", "compare={arm=[{name=\"x\",set=[]}]}"]));
+    succeeded(&s.bin(&["export", "--model", "runs/a", "--out", "hf"]));
+    succeeded(&run("b"));
+    assert_eq!(s.weights("b"), first, "the same corpus as before there were runs");
+    assert_eq!(s.data(), key);
+}
+
+#[test]
+fn a_device_without_an_end_is_no_configuration_and_no_tokenizer() {
+    let s = Sandbox::new();
+    assert!(s.told(2, &["--config", "/dev/zero"]).contains("larger than 16 MB"));
+    // a tokenizer may be large; what is refused here is what a terminal would hang on
+    failed(&s.run(&["prepare"], &["data.tokenizer=corpus.txt"]), 2, &["is no tokenizer.json"]);
+}
+
+#[test]
+fn a_run_that_lost_a_file_is_neither_started_over_nor_taken_for_a_task() {
+    let s = Sandbox::new();
+    succeeded(&s.run(&[], &[]));
+    fs::rename(s.path("runs/test/tokenizer.json"), s.path("away")).unwrap();
+    for command in [&["eval", "--model", "runs/test"][..], &["export", "--model", "runs/test", "--out", "hf"]] {
+        let told = s.told(2, command);
+        assert!(told.contains("tokenizer.json: is missing: the model was trained on text"), "{told}");
+    }
+    assert!(!s.path("hf").exists());
+    // resuming writes it anew
+    let resumed = s.command(&[], &[]).arg("--resume").output().unwrap();
+    succeeded(&resumed);
+    assert_eq!(fs::read(s.path("runs/test/tokenizer.json")).unwrap(), fs::read(s.path("away")).unwrap());
+
+    fs::remove_file(s.path("runs/test/config.toml")).unwrap();
+    let before = s.saved();
+    for more in [&[][..], &["--resume"], &["--resume=auto"]] {
+        let told = error_of(&s.command(&[], &[]).args(more).output().unwrap(), 2);
+        assert!(told.contains("holds checkpoints of a run whose config.toml is gone"), "{told}");
+    }
+    assert_eq!(s.saved(), before);
+    for checkpoint in s.checkpoints("test") {
+        fs::write(checkpoint.join("model.safetensors"), "x").unwrap();
+    }
+    let told = s.told(2, &["eval", "--model", "runs/test"]);
+    assert!(told.contains(&format!("none of its {} checkpoints is whole", before.len())), "{told}");
+}
+
+#[test]
+fn a_record_with_bytes_that_are_no_text_loses_no_line() {
+    let s = Sandbox::new();
+    succeeded(&s.run(&[], &["run.steps=10"]));
+    let path = s.path("runs/test/metrics.jsonl");
+    let before = fs::read(&path).unwrap();
+    fs::write(&path, [&before[..], b"\xff\xfe\0\n"].concat()).unwrap();
+    succeeded(&s.command(&[], &["run.steps=15"]).arg("--resume").arg("--allow-changes").output().unwrap());
+    let after = fs::read(&path).unwrap();
+    assert!(after.starts_with(&before) && s.metrics("test").len() > before.split(|b| *b == b'\n').count() - 1);
+}

@@ -29,6 +29,7 @@ use crate::console::tell;
 use crate::failure::{Failure, Result};
 use crate::files::replace_file;
 use crate::signals::Interrupt;
+use crate::training::checkpoint::Checkpoints;
 use crate::training::lock::RunLock;
 use crate::training::material::Material;
 use crate::training::preflight::{check_fits, duration};
@@ -168,6 +169,18 @@ fn tuned(plan: &Plan, tuning: &[Run]) -> Result<Plan> {
     Ok(plan.with_rates(&choices))
 }
 
+/// Waits for runs of a comparison that was killed, and finishes what they left.
+fn settle(runs: impl Iterator<Item = (Run, Config)>) {
+    for (run, config) in runs {
+        // it saves and stops, or goes on where the system cannot tell it
+        let free = RunLock::wait(&run.folder, || tell!("waiting for {}, on which another process works", run.name()));
+        if let (Some(_), Some(step)) = (&free, run.saved()) {
+            // one that was killed after its last checkpoint is not started again
+            Checkpoints::of(&run.folder).tidy(&config, step);
+        }
+    }
+}
+
 /// Runs a plan and writes its report.
 ///
 /// # Errors
@@ -179,8 +192,15 @@ pub fn compare(plan: &Plan, jobs: Jobs, interrupt: impl FnOnce() -> anyhow::Resu
     for (_, config) in &plan.arms {
         check_fits(config, jobs.at_once.min(plan.arms.len() * seeds), jobs.force)?;
     }
+    if ["metrics.jsonl", "checkpoints", "parity.safetensors"].iter().any(|name| plan.out.join(name).exists()) {
+        return Err(Failure::request(format!(
+            "--out {}: is a run or an export; choose another folder",
+            plan.out.display()
+        )));
+    }
     let data = Material::of(plan.base())?;
     let _lock = RunLock::take(&plan.out)?;
+    settle(plan.tuning_runs().into_iter().chain(plan.runs()));
     let trials = checked(plan.tuning_runs(), &data)?;
     let mut tuning: Vec<Run> = Vec::new();
     let interrupt = if trials.is_empty() {
@@ -218,6 +238,9 @@ pub fn compare(plan: &Plan, jobs: Jobs, interrupt: impl FnOnce() -> anyhow::Resu
 /// # Errors
 /// When runs cannot be paired.
 pub fn report_only(plan: &Plan) -> Result<PathBuf> {
+    if !plan.out.join("runs").is_dir() {
+        return Err(Failure::request(format!("--out {}: holds no comparison", plan.out.display())));
+    }
     let data = Material::of(plan.base())?;
     let tuning: Vec<Run> = checked(plan.tuning_runs(), &data)?.into_iter().map(|(run, _)| run).collect();
     let plan = &tuned(plan, &tuning)?;

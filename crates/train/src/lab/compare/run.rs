@@ -51,7 +51,7 @@ impl Run {
     }
 
     /// Step of the newest whole checkpoint.
-    fn saved(&self) -> Option<u64> {
+    pub fn saved(&self) -> Option<u64> {
         let (newest, _) = Checkpoints::of(&self.folder).newest().ok()?;
         checkpoint::read_state(&newest?).ok().map(|s| s.step)
     }
@@ -151,6 +151,7 @@ impl Run {
             std::fs::File::create(&self.log).with_context(|| format!("{} cannot be written", self.log.display()))?;
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("--config").arg(&self.config).stdin(Stdio::null());
+        command.arg("--with-parent").arg(std::process::id().to_string());
         if self.folder.join("config.toml").exists() {
             command.arg("--resume");
         }

@@ -15,7 +15,7 @@ use super::*;
 fn a_resumed_record_forgets_what_comes_after_the_checkpoint_and_a_cut_line() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("metrics.jsonl");
-    std::fs::write(&path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"st").unwrap();
+    std::fs::write(&path, b"{\"step\":1}\n\xff\xfe\n{\"step\":2}\n{\"step\":3}\n{\"st").unwrap();
     Metrics::open(dir.path(), 2, false).unwrap();
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
 }
