@@ -62,7 +62,7 @@ pub(super) fn parse(json: String, origin: &Path, treatment: Treatment) -> Result
     check_ids(&inner, &raw).map_err(no)?;
     check_template(&raw.post_processor).map_err(no)?;
     let mut notes = switch_off(&mut inner);
-    let changed = !notes.is_empty();
+    let mut changed = !notes.is_empty();
     let vocab = inner.get_vocab(true);
     let names = vocab.len();
     let ids: HashSet<u32> = vocab.into_values().collect();
@@ -83,7 +83,6 @@ pub(super) fn parse(json: String, origin: &Path, treatment: Treatment) -> Result
     let end = behind.last().copied().or_else(|| ENDS.iter().find_map(|t| inner.token_to_id(t)));
     let end = end.ok_or_else(|| no(format!("has no end-of-text token such as {END_OF_TEXT}")))?;
     let bos = if treatment.bos == Bos::None { Vec::new() } else { before.clone() };
-    let mut changed = changed;
     if bos != before {
         // what is exported must begin a text as training did
         inner.with_post_processor(None::<tokenizers::PostProcessorWrapper>);

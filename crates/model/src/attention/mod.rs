@@ -10,7 +10,7 @@ mod windows;
 
 pub use dash::{ROUTER_K, ROUTER_Q};
 pub use inputs::{Inputs, Layer};
-pub use reference::{KeyWords, reference, words};
+pub use reference::{KeyDoc, describe, reference};
 pub use reroute::Reroute;
 pub use variant::{Attended, Chunks, Cost, Export, Knob, Loader, Preset, Spec, Variant};
 

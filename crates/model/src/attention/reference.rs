@@ -24,7 +24,7 @@ pub fn reference() -> String {
         }
         _ = writeln!(out, "| key | type | default | range | meaning |\n|---|---|---|---|---|");
         for key in spec.keys {
-            let KeyWords { takes, default, range, meaning } = words(spec, key, &default);
+            let KeyDoc { takes, default, range, meaning } = describe(spec, key, &default);
             _ = writeln!(out, "| `{}` | {takes} | {default} | {range} | {meaning} |", key.name);
         }
         out.push('\n');
@@ -33,7 +33,7 @@ pub fn reference() -> String {
 }
 
 /// What a reader is told of a key, in Markdown.
-pub struct KeyWords {
+pub struct KeyDoc {
     /// What it takes.
     pub takes: String,
     /// What it is where it is left out.
@@ -45,9 +45,9 @@ pub struct KeyWords {
 }
 
 /// Of a key of a variant; `default` is the variant as a file without keys of it has it.
-pub fn words(spec: &Spec, key: &Key, default: &Attention) -> KeyWords {
+pub fn describe(spec: &Spec, key: &Key, default: &Attention) -> KeyDoc {
     let (takes, range) = (type_of(key), key.range.to_string());
-    KeyWords { takes, default: default_of(spec, key, default), range, meaning: key.meaning.trim() }
+    KeyDoc { takes, default: default_of(spec, key, default), range, meaning: key.meaning.trim() }
 }
 
 fn type_of(key: &Key) -> String {

@@ -4,7 +4,7 @@
 //! when a value outside its range is accepted.
 
 use dash_model::VARIANTS;
-use dash_model::attention::words;
+use dash_model::attention::describe;
 use toml::{Table, Value};
 
 /// What a reader is told of a key.
@@ -212,7 +212,7 @@ pub fn attention() -> Vec<(&'static str, Vec<Entry>)> {
     let keys = |spec: &dash_model::attention::Spec| {
         let default = spec.with(&[]);
         let entry = |key: &dash_model::attention::keys::Key| {
-            let w = words(spec, key, &default);
+            let w = describe(spec, key, &default);
             let (takes, default, range) = (w.takes, w.default, w.range);
             Entry { name: key.name.into(), takes, required: false, default, range, meaning: w.meaning.into() }
         };

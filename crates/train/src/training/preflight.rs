@@ -98,7 +98,10 @@ pub fn check_fits(config: &Config, at_once: usize, force: bool) -> Result<()> {
 /// # Errors
 /// A wrong request that says what is needed, what is there, and what needs less.
 pub fn check_fits_gpu(config: &Config, device: &Device, force: bool) -> Result<()> {
-    let Device::Cuda(gpu) = device else { return Ok(()) };
+    let gpu = match device {
+        Device::Cpu(_) => return Ok(()),
+        Device::Cuda(gpu) => gpu,
+    };
     let params = parameters(&config.model, config.data.vocab_size).map_err(Failure::request)?;
     let (need, have) = (gpu_memory_bytes(config, params), gpu.free_memory()? as f64);
     if need <= have {
@@ -241,6 +244,16 @@ pub fn matmul_rate(device: &Device, compute: Compute) -> dash_core::Result<f64> 
     Ok(2.0 * (n as f64).powi(3) / best)
 }
 
+/// The text and the task that a run of `total` tokens sees.
+fn material(config: &Config, train_tokens: usize, total: f64) -> String {
+    let task = config.task.as_ref().map(|t| format!("task {}", serde_json::json!(t.kind).as_str().unwrap_or_default()));
+    let text = (train_tokens > 0).then(|| {
+        let epochs = total / train_tokens as f64;
+        format!("{:.1} M tokens of text ({epochs:.2} epochs)", train_tokens as f64 / 1e6)
+    });
+    text.into_iter().chain(task).collect::<Vec<_>>().join(" and ")
+}
+
 /// The report.
 ///
 /// # Errors
@@ -267,12 +280,6 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
         None => attention.kind().to_string(),
         Some(size) => format!("{}, {} chunks of {size}", attention.kind(), t.div_ceil(size)),
     };
-    let task = config.task.as_ref().map(|t| format!("task {}", serde_json::json!(t.kind).as_str().unwrap_or_default()));
-    let text = (train_tokens > 0).then(|| {
-        let epochs = total / train_tokens as f64;
-        format!("{:.1} M tokens of text ({epochs:.2} epochs)", train_tokens as f64 / 1e6)
-    });
-    let data = text.into_iter().chain(task).collect::<Vec<_>>().join(" and ");
     // the shards were just checked byte by byte, so that they count as resident
     let mapped = match train.iter().map(|s| s.bytes()).sum() {
         0usize => String::new(),
@@ -291,7 +298,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
         config.model.width,
         config.model.heads,
         config.model.kv_heads,
-        data,
+        material(config, train_tokens, total),
         total / 1e6,
         step_flops / 1e9,
         match device {

@@ -130,6 +130,7 @@ fn the_fate_of_a_compared_run_is_its_exit_status() {
 
 /// An answer, its tests and its rules, from the first run to a changed declaration.
 #[test]
+// Above 60 lines: one folder goes through all its states, and each state takes a comparison to make.
 fn a_declared_comparison_tunes_decides_and_tells_a_changed_rule_first() {
     let s = Sandbox::new();
     fs::write(s.path("criteria.md"), "dash counts as better at alpha 0.05").unwrap();

@@ -41,6 +41,7 @@ pub fn swiglu_scratch(rows: usize, c: usize, f: usize) -> usize {
 ///
 /// # Errors
 /// When widths, shapes or element types differ, or when x or a weight is empty.
+// Above 60 lines: the passes of both devices share what is checked and kept here.
 pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Option<&Var>) -> Result<Var> {
     let op = "swiglu";
     let (rows, c) = x.value.rows();

@@ -117,9 +117,9 @@ impl Chart {
     /// Draws it; `None` when no line has a point to show.
     pub fn draw(&self) -> Option<Drawn> {
         let all = || self.lines.iter().flat_map(|l| &l.points).filter(|p| p.y.is_finite());
-        let crowded = self.lines.len() > BANDS;
-        let runs = self.lines.iter().flat_map(|l| &l.runs).flatten().filter(|_| !crowded);
-        let shown = all().flat_map(|p| if crowded { [p.y, f64::NAN, f64::NAN] } else { [p.y, p.low, p.high] });
+        let hide_bands = self.lines.len() > BANDS;
+        let runs = self.lines.iter().flat_map(|l| &l.runs).flatten().filter(|_| !hide_bands);
+        let shown = all().flat_map(|p| if hide_bands { [p.y, f64::NAN, f64::NAN] } else { [p.y, p.low, p.high] });
         let x = Axis::over(all().map(|p| p.x), self.style.log_x)?.padded(0.02);
         let y = Axis::over(shown.chain(runs.map(|r| r.1)), self.style.log_y)?.padded(0.05);
         let places = legend(&self.lines);

@@ -50,6 +50,7 @@ fn events(folder: &Path, step: i64) -> Vec<(String, f64)> {
 /// 2 x 32 x 32 + 2 x 32 x 16 + 3 x 32 x 64 = 9216 matrix elements, so the model multiplies 2 x 9216 + 32 x 300 = 28032. A query sees
 /// 49 / 2 = 24.5 tokens, of which 0.4 are attended, and scores 24.5 / 8 = 3 whole chunks.
 #[test]
+// Above 60 lines: the expected record stands whole.
 fn a_train_line_holds_means_over_layers_and_the_work_of_a_token() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(&[]);
@@ -172,6 +173,7 @@ fn a_probe_line_and_its_events_hold_the_same_figures() {
 }
 
 #[test]
+// Above 60 lines: the expected record stands whole.
 fn a_validation_line_and_its_events_hold_the_same_figures() {
     let dir = tempfile::tempdir().unwrap();
     let mut metrics = Metrics::open(dir.path(), 0, true).unwrap();

@@ -128,9 +128,8 @@ impl Probe {
         let visible: usize = b * g * (s..t).map(|query| query / s).sum::<usize>();
         let pairs = gradient(PAIRS)?.map_or(0.0, |x| x[0]);
         let scores = seen.gradient_at(&scope, SCORES).map(|x| list.per_entry(&x)).transpose()?;
-        let both = trace.probabilities().and_then(|(w, p)| Some((w, p?)));
-        let soft = both.map(|(w, p)| CoreResult::Ok((list.per_entry(w)?, list.per_entry(p)?)));
-        let soft = soft.transpose()?;
+        let soft = trace.probabilities().and_then(|(w, p)| Some((w, p?)));
+        let soft = soft.map(|(w, p)| CoreResult::Ok((list.per_entry(w)?, list.per_entry(p)?))).transpose()?;
         let figures = Entries {
             list: &list,
             heads: h,

@@ -18,6 +18,7 @@ use crate::tensor::Tensor;
 ///
 /// # Errors
 /// When the shapes, the routes and the bias do not fit, or differ in device or element type.
+// Above 60 lines: the passes of both devices share what is checked and kept here.
 pub fn block_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, routes: &Routes, bias: Option<&Var>) -> Result<Var> {
     let op = "block_attention";
     let dims = Dims::check(op, &q.value, &k.value, Some(&v.value))?;

@@ -2,7 +2,7 @@
 
 use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
-use crate::ops::attention::{Dims, HostRoutes};
+use crate::ops::attention::{Dims, HostRoutes, entries32};
 
 static SOURCE: Source = Source { name: "attention_mask", text: include_str!("mask.cu") };
 
@@ -139,7 +139,7 @@ impl BlockMask {
         for (row, query) in (0..self.batch * self.kv_heads).flat_map(|row| (0..self.queries).map(move |q| (row, q))) {
             let cells = &cells[(row * self.queries.div_ceil(64) + query / 64) * all..][..all];
             chunks.extend((0..all as u32).filter(|&c| cells[c as usize] >> (query % 64) & 1 == 1));
-            offsets.push(chunks.len() as u32);
+            offsets.push(entries32("block list", chunks.len())?);
         }
         Ok((offsets, chunks))
     }

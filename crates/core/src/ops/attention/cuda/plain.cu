@@ -1,5 +1,6 @@
 // Attention and routing with whole rows of scores in memory: any head width, chunk size and group, and the source that central
-// differences check. R: float or double. Rows of scores are [b, h, t, m]; a warp takes a row.
+// differences check. R: float or double. Rows of scores are [b, h, t, m]; a warp takes a row. Above 400 lines: one unit to compile for each
+// number, so that a process that needs one of these kernels does not wait for two compilations.
 
 INLINE R power_of(R x, R e) { return e == (R)1 ? x : e == (R)2 ? x * x : pow_of(x, e); }
 // p^(2 - alpha) on the support, 0 off it

@@ -185,6 +185,7 @@ mod tests {
     ];
 
     #[test]
+    // Above 60 lines: every figure has the bound that its own roundings give, with its derivation beside it.
     fn gradients_agree_with_the_cpu() {
         let Some(gpu) = cuda() else { return };
         let mut compared = 0;

@@ -13,6 +13,7 @@ mod tests;
 
 use super::{Dims, Routes, Span, cuda};
 use crate::device::CudaData;
+use crate::device::cuda::CudaBuffer;
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::number::Compute;
@@ -108,11 +109,56 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
     entmax_routing_after(0, tape, q, kbar, diagonal, settings)
 }
 
+/// What the forward pass of [`entmax_routing`] leaves.
+struct Forward {
+    routes: Routes,
+    bias: Tensor,
+    weights: Tensor,
+    /// For the backward pass: each head's p of every entry, or each head's threshold where the scores are computed again.
+    rows: Tensor,
+    heads: Option<Tensor>,
+}
+
+fn forward_on_cuda(
+    tape: &Tape,
+    (dims, n): (Dims, usize),
+    (qs, ks): (&CudaData, &CudaData),
+    own: Option<&CudaBuffer>,
+    settings: Entmax,
+) -> Result<Forward> {
+    if !cuda::routes_stream(tape.compute(), qs, dims, settings.chunk_size) {
+        let out = cuda::plain::entmax_routing(dims, n, (qs.full()?, ks.full()?), own, settings)?;
+        let entries = out.mask.entries();
+        let heads = Tensor::from_cuda(&[entries, dims.group()], out.heads);
+        return Ok(Forward {
+            routes: Routes::cuda(out.mask),
+            bias: Tensor::from_cuda(&[entries], out.bias),
+            weights: Tensor::from_cuda(&[entries], out.weights),
+            rows: heads.clone(),
+            heads: Some(heads),
+        });
+    }
+    let queries = (qs.rounded()?, 0, dims.h * dims.d);
+    let out = cuda::entmax_routing(dims, queries, ks.rounded()?, own, settings)?;
+    let entries = out.mask.entries();
+    // only a watcher reads them
+    let heads = tape.watcher().map(|_| cuda::head_weights(dims, queries, ks.rounded()?, &out, settings));
+    let heads = heads.transpose()?.map(|heads| Tensor::from_cuda(&[entries, dims.group()], heads));
+    Ok(Forward {
+        routes: Routes::cuda(out.mask),
+        bias: Tensor::from_cuda(&[entries], out.bias),
+        weights: Tensor::from_cuda(&[entries], out.weights),
+        rows: Tensor::from_cuda(&[dims.b, dims.t, dims.h], out.taus),
+        heads,
+    })
+}
+
 /// [`entmax_routing`] where `past` tokens stand before the first query and `kbar` has the summaries of all complete chunks, theirs
 /// too.
 ///
 /// # Errors
 /// As [`entmax_routing`], or when `past` is not 0 on a tape that records: the tokens before have no gradient.
+// Above 60 lines: the passes of both devices share what is checked and kept here.
 pub fn entmax_routing_after(
     past: usize,
     tape: &Tape,
@@ -133,44 +179,20 @@ pub fn entmax_routing_after(
     }
     let own = diagonal.map_or(&q.value, |diagonal| &diagonal.value);
     let tensors = [&q.value, &kbar.value, own];
-    // beside w: each head's p, or its threshold
-    let (routes, bias, weights, rows, heads) = on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, own]) => {
-        let own = diagonal.map(|_| own);
-        let out = cpu::forward::<T>(cpu, dims, (past, n), qs, ks, own, settings)?;
+    let Forward { routes, bias, weights, rows, heads } = on_device!(op, tensors; Cpu<T>(cpu, [qs, ks, own]) => {
+        let out = cpu::forward::<T>(cpu, dims, (past, n), qs, ks, diagonal.map(|_| own), settings)?;
         let entries = out.list.len();
         let heads = Tensor::from_buffer(&[entries, dims.group()], out.head_weights);
-        (
-            Routes::cpu(out.list),
-            Tensor::from_buffer(&[entries], out.bias),
-            Tensor::from_buffer(&[entries], out.weights),
-            heads.clone(),
-            Some(heads),
-        )
+        Forward {
+            routes: Routes::cpu(out.list),
+            bias: Tensor::from_buffer(&[entries], out.bias),
+            weights: Tensor::from_buffer(&[entries], out.weights),
+            rows: heads.clone(),
+            heads: Some(heads),
+        }
     }, Cuda(_, [qs, ks, own]) => {
         ensure!(past == 0, op, "no kernel of this GPU routes after {past} kept tokens");
-        let own = diagonal.map(|_| own.full()).transpose()?;
-        if !cuda::routes_stream(tape.compute(), qs, dims, settings.chunk_size) {
-            let out = cuda::plain::entmax_routing(dims, n, (qs.full()?, ks.full()?), own, settings)?;
-            let entries = out.mask.entries();
-            let weights = Tensor::from_cuda(&[entries], out.weights);
-            let heads = Tensor::from_cuda(&[entries, dims.group()], out.heads);
-            let bias = Tensor::from_cuda(&[entries], out.bias);
-            (Routes::cuda(out.mask), bias, weights, heads.clone(), Some(heads))
-        } else {
-        let queries = (qs.rounded()?, 0, dims.h * dims.d);
-        let out = cuda::entmax_routing(dims, queries, ks.rounded()?, own, settings)?;
-        let entries = [out.mask.entries()];
-        // only a watcher reads them
-        let heads = tape.watcher().map(|_| cuda::head_weights(dims, queries, ks.rounded()?, &out, settings));
-        let heads = heads.transpose()?.map(|heads| Tensor::from_cuda(&[entries[0], dims.group()], heads));
-        (
-            Routes::cuda(out.mask),
-            Tensor::from_cuda(&entries, out.bias),
-            Tensor::from_cuda(&entries, out.weights),
-            Tensor::from_cuda(&[dims.b, dims.t, dims.h], out.taus),
-            heads,
-        )
-        }
+        forward_on_cuda(tape, (dims, n), (qs, ks), diagonal.map(|_| own.full()).transpose()?, settings)?
     });
     let (q, kbar, diagonal) = (q.clone(), kbar.clone(), diagonal.map(Var::id));
     let kept = (routes.clone(), weights.clone(), rows);

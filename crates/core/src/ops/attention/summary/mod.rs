@@ -54,6 +54,7 @@ simd! {
 ///
 /// # Errors
 /// When `qbar` has another size or the chunk size is 0.
+// Above 60 lines: the passes of both devices share what is checked and kept here.
 pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Result<Var> {
     let op = "chunk_summary";
     let [b, t, g, d] = k.value.dims(op)?;
@@ -76,9 +77,9 @@ pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Res
             let (kbar, weights) = cuda::plain::summary(dims, keys.full()?, query.full()?, chunk_size)?;
             (Tensor::from_cuda(&[b, n, g, d], kbar), Tensor::from_cuda(&[b, n, g, s], weights))
         } else {
-        let of = cuda::summary(dims, (keys.rounded()?, 0, g * d), query.full()?, chunk_size)?;
-        let value = Tensor::from_cuda_data(&[b, n, g, d], CudaData::both(of.kbar, of.operand));
-        (value, Tensor::from_cuda(&[b, n, g, s], of.weights))
+            let of = cuda::summary(dims, (keys.rounded()?, 0, g * d), query.full()?, chunk_size)?;
+            let value = Tensor::from_cuda_data(&[b, n, g, d], CudaData::both(of.kbar, of.operand));
+            (value, Tensor::from_cuda(&[b, n, g, s], of.weights))
         }
     });
     let (k, qbar) = (k.clone(), qbar.clone());

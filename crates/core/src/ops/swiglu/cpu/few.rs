@@ -22,10 +22,10 @@ pub fn few<T: CpuNumber>(
     [gate, up, down]: [&[T]; 3],
     residual: Option<&[T]>,
 ) -> Buffer<T> {
-    let product = |x: &[T], w: &[T], (k, n): (usize, usize), onto: Accumulate<&[T]>| {
+    let product = |x: &[T], w: &[T], (k, n): (usize, usize), accumulate: Accumulate<&[T]>| {
         let mut y = device.alloc::<T>(rows * n);
         let (a, b) = (MatRef::rows(x, k), MatRef::rows(w, k).t());
-        gemm(device, Compute::Full, Gemm::new(rows, n, k).with(onto), a, b, MatMut::rows(&mut y, n));
+        gemm(device, Compute::Full, Gemm::new(rows, n, k).with(accumulate), a, b, MatMut::rows(&mut y, n));
         y
     };
     let (mut h, up) = (product(x, gate, (c, f), Accumulate::Overwrite), product(x, up, (c, f), Accumulate::Overwrite));
