@@ -161,6 +161,21 @@ template <int HEIGHT> INLINE void fragment_transposed(u32 (&b)[4], u32 tile, int
     const int lane = threadIdx.x % 32;
     load4_transposed(b, tile + columns / 4 * (HEIGHT * 128) + swizzled(first + lane % 16, columns % 4 * 2 + lane / 16));
 }
+// c += a b^T of 16 rows of tile `left` from `row` on and 8 N rows of tile `right` from `first` on, both WIDTH columns wide.
+template <int LEFT, int RIGHT, int WIDTH, int N> INLINE void multiply(float (&c)[N][4], u32 left, int row, u32 right, int first) {
+    #pragma unroll
+    for (int step = 0; step < WIDTH / 16; step++) {
+        u32 a[4];
+        fragment<LEFT>(a, left, row, step);
+        #pragma unroll
+        for (int n = 0; n < N / 2; n++) {
+            u32 b[4];
+            fragment_right<RIGHT>(b, right, first + n * 16, step);
+            mma(c[2 * n], a, b[0], b[1]);
+            mma(c[2 * n + 1], a, b[2], b[3]);
+        }
+    }
+}
 
 // ---- products of four warps: wgmma m64nNk16 -------------------------------------------------------------------------------
 

@@ -22,11 +22,7 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
     const int first = (gridDim.x - 1 - blockIdx.x) * tile, end = min(first + tile, t);
     const u64* cells = all_cells + (long long)blockIdx.y * ceil_div(t, 64) * chunks;
     const u32* entries = all_first + (long long)blockIdx.y * ceil_div(t, 64) * chunks;
-    if (threadIdx.x < slots) {
-        barrier_init(shared_address(full + threadIdx.x), 1);
-        read[threadIdx.x] = 0;
-    }
-    barrier_fence();
+    empty_slots(full, read, slots);
 
     load_rows(queries, q, batch, kv, first, t, group, q_stride);
     const int base_block = reach.begin(first) / KEYS, blocks = ceil_div(reach.end(end - 1), KEYS);
@@ -197,9 +193,7 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
         #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int place = lane / 4 + 8 * half, token = first + (warp * SLABS + m) * slab_tokens + place / group;
-            float total = sum[m][half];
-            total += __shfl_xor_sync(FULL, total, 1);
-            total += __shfl_xor_sync(FULL, total, 2);
+            const float total = of_four(sum[m][half]);
             if (place >= slab_tokens * group || token >= t) continue;
             const float inverse = POWER ? 1.f : total > 0.f ? 1.f / total : 0.f;  // a range may be empty
             const long long row = ((long long)batch * t + token) * heads + kv * group + place % group;

@@ -111,22 +111,7 @@ attention_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf1
             #pragma unroll 1
             for (int sub = 0; sub < BATCH / SUB; sub++) {
                 float s[SUB / 8][4] = {}, dp[SUB / 8][4] = {};
-                #pragma unroll
-                for (int step = 0; step < D / 16; step++) {
-                    u32 a[4], c[4];
-                    fragment<KEYS>(a, keys, warp * 16, step);
-                    fragment<KEYS>(c, values, warp * 16, step);
-                    #pragma unroll
-                    for (int n = 0; n < SUB / 16; n++) {
-                        u32 b[4];
-                        fragment_right<BATCH>(b, queries, sub * SUB + n * 16, step);
-                        mma(s[2 * n], a, b[0], b[1]);
-                        mma(s[2 * n + 1], a, b[2], b[3]);
-                        fragment_right<BATCH>(b, outs, sub * SUB + n * 16, step);
-                        mma(dp[2 * n], c, b[0], b[1]);
-                        mma(dp[2 * n + 1], c, b[2], b[3]);
-                    }
-                }
+                scores<KEYS, BATCH>(s, dp, keys, values, warp * 16, queries, outs, sub * SUB);
                 u32 p[SUB / 16][4], ds[SUB / 16][4];
                 #pragma unroll
                 for (int n = 0; n < SUB / 8; n++) {

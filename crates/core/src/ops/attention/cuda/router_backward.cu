@@ -244,18 +244,7 @@ router_keys(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const flo
         const int slot = i % 2;
         const u32 tile = queries + slot * OPERAND;
         float z[TILE / 8][4] = {};
-        #pragma unroll
-        for (int step = 0; step < D / 16; step++) {
-            u32 a[4];
-            fragment<TILE>(a, keys, warp * 16, step);
-            #pragma unroll
-            for (int m = 0; m < TILE / 16; m++) {
-                u32 b[4];
-                fragment_right<TILE>(b, tile, m * 16, step);
-                mma(z[2 * m], a, b[0], b[1]);
-                mma(z[2 * m + 1], a, b[2], b[3]);
-            }
-        }
+        multiply<TILE, TILE, D>(z, keys, warp * 16, tile, 0);
         #pragma unroll
         for (int m = 0; m < TILE / 16; m++) {
             u32 high[4], low[4];

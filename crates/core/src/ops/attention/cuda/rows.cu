@@ -36,11 +36,7 @@ attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const 
     const int first = (gridDim.x - 1 - blockIdx.x) * tile, end = min(first + tile, t);
     const u64* cells = all_cells + (long long)blockIdx.y * ceil_div(t, 64) * chunks;
     const u32* entries = all_first + (long long)blockIdx.y * ceil_div(t, 64) * chunks;
-    if (threadIdx.x < slots) {
-        barrier_init(shared_address(full + threadIdx.x), 1);
-        read[threadIdx.x] = 0;
-    }
-    barrier_fence();
+    empty_slots(full, read, slots);
     load_rows(queries, q, batch, kv, first, t, group, q_stride);
     load_rows(outs, dout, batch, kv, first, t, group, heads * HEAD);
     const int base_block = reach.begin(first) / KEYS, blocks = ceil_div(reach.end(end - 1), KEYS);
@@ -86,7 +82,7 @@ attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const 
             #pragma unroll
             for (int sub = 0; sub < KEYS / SUB; sub++) {
                 float s[SUB / 8][4] = {}, dp[SUB / 8][4] = {};
-                scores(s, dp, queries, outs, slab, keys, values, sub * SUB);
+                scores<ROWS, KEYS>(s, dp, queries, outs, slab * 16, keys, values, sub * SUB);
                 u32 ds[SUB / 16][4];
                 #pragma unroll
                 for (int half = 0; half < 2; half++) {

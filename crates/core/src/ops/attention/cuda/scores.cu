@@ -51,14 +51,7 @@ INLINE void score(float* scores, u8* scratch, const bf16* q, const bf16* kbar, c
         for (int part = warp; part < r.slabs * 4; part += WARPS) {
             const int slab = part / 4, column = part % 4 * 16;
             float s[2][4] = {};
-            #pragma unroll
-            for (int step = 0; step < D / 16; step++) {
-                u32 a[4], b[4];
-                fragment<TILE>(a, queries, slab * 16, step);
-                fragment_right<TILE>(b, keys, column, step);
-                mma(s[0], a, b[0], b[1]);
-                mma(s[1], a, b[2], b[3]);
-            }
+            multiply<TILE, TILE, D>(s, queries, slab * 16, keys, column);
             #pragma unroll
             for (int n = 0; n < 2; n++)
                 #pragma unroll

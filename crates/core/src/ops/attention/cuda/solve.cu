@@ -15,10 +15,6 @@ struct Walk {
     }
 };
 
-INLINE float of_four(float x) {
-    x += __shfl_xor_sync(FULL, x, 1);
-    return x + __shfl_xor_sync(FULL, x, 2);
-}
 
 // The threshold tau of (alpha - 1) z by Newton on the beta-norm from the left, as the op entmax; `powers.r` is unused, beta is powers.p.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
@@ -38,11 +34,7 @@ attention_solve(const bf16* __restrict__ q, const __grid_constant__ Map k, const
     const int base_block = reach.begin(first) / KEYS;
     Walk walk = {{queries + ROWS * PANELS * 128, shared_address(full), read, slots, 0, 0},
                  base_block, max(0, ceil_div(reach.end(end - 1), KEYS) - base_block)};
-    if (threadIdx.x < slots) {
-        barrier_init(shared_address(full + threadIdx.x), 1);
-        read[threadIdx.x] = 0;
-    }
-    barrier_fence();
+    empty_slots(full, read, slots);
     load_rows(queries, q, batch, kv, first, t, group, q_stride);
     copy_commit();
     copy_wait<0>();
@@ -67,18 +59,7 @@ attention_solve(const bf16* __restrict__ q, const __grid_constant__ Map k, const
             const bool attends = (block * KEYS <= last[0] && block * KEYS + KEYS > begins[0]) || (block * KEYS <= last[1] && block * KEYS + KEYS > begins[1]);
             if (__any_sync(FULL, attends)) {
                 float s[KEYS / 8][4] = {};
-                #pragma unroll
-                for (int step = 0; step < D / 16; step++) {
-                    u32 a[4];
-                    fragment<ROWS>(a, queries, warp * 16, step);
-                    #pragma unroll
-                    for (int n = 0; n < KEYS / 16; n++) {
-                        u32 b[4];
-                        fragment_right<KEYS>(b, keys, n * 16, step);
-                        mma(s[2 * n], a, b[0], b[1]);
-                        mma(s[2 * n + 1], a, b[2], b[3]);
-                    }
-                }
+                multiply<ROWS, KEYS, D>(s, queries, warp * 16, keys, 0);
                 #pragma unroll
                 for (int half = 0; half < 2; half++)
                     #pragma unroll
@@ -145,11 +126,7 @@ attention_means(const bf16* __restrict__ q, const __grid_constant__ Map k, const
     const int base_block = reach.begin(first) / KEYS;
     Walk walk = {{outs + ROWS * PANELS * 128, shared_address(full), read, slots, 0, 0},
                  base_block, max(0, ceil_div(reach.end(end - 1), KEYS) - base_block)};
-    if (threadIdx.x < slots) {
-        barrier_init(shared_address(full + threadIdx.x), 1);
-        read[threadIdx.x] = 0;
-    }
-    barrier_fence();
+    empty_slots(full, read, slots);
     load_rows(queries, q, batch, kv, first, t, group, q_stride);
     load_rows(outs, dout, batch, kv, first, t, group, heads * HEAD);
     copy_commit();
@@ -175,7 +152,7 @@ attention_means(const bf16* __restrict__ q, const __grid_constant__ Map k, const
             #pragma unroll
             for (int sub = 0; sub < KEYS / SUB; sub++) {
                 float s[SUB / 8][4] = {}, dp[SUB / 8][4] = {};
-                scores(s, dp, queries, outs, warp, keys, keys + STAGE, sub * SUB);
+                scores<ROWS, KEYS>(s, dp, queries, outs, warp * 16, keys, keys + STAGE, sub * SUB);
                 #pragma unroll
                 for (int half = 0; half < 2; half++)
                     #pragma unroll

@@ -80,6 +80,21 @@ struct Ring {
     }
 };
 
+// Empties the slots of a ring; the caller joins its threads.
+INLINE void empty_slots(u64* full, u32* read, int slots) {
+    if (threadIdx.x < slots) {
+        barrier_init(shared_address(full + threadIdx.x), 1);
+        read[threadIdx.x] = 0;
+    }
+    barrier_fence();
+}
+
+// The sum over the four lanes that have a row of a product.
+INLINE float of_four(float x) {
+    x += __shfl_xor_sync(FULL, x, 1);
+    return x + __shfl_xor_sync(FULL, x, 2);
+}
+
 // What the listed row of `token` adds to its scores of chunk `chunk`, in powers of two: the bias, or minus infinity.
 INLINE float bias_of(const u64* cells, const u32* first, const float* bias, int chunks, int token, int chunk) {
     if (chunk >= chunks) return NOTHING;
@@ -132,20 +147,22 @@ INLINE void load_rows(u32 to, const bf16* from, int batch, int kv, int first, in
     });
 }
 
-// Scores of a slab of rows and of the gradients of their outputs, with SUB keys and values from `first` on.
-INLINE void scores(float (&s)[SUB / 8][4], float (&dp)[SUB / 8][4], u32 rows, u32 outs, int slab, u32 keys, u32 values, int first) {
+// Scores and the gradients of weights: 16 rows of the tiles `left` (scores) and `left_d` from `row` on, by SUB rows of `right` and `right_d`
+// from `first` on. Queries and gradients of outputs are on one side, keys and values on the other.
+template <int LEFT, int RIGHT>
+INLINE void scores(float (&s)[SUB / 8][4], float (&dp)[SUB / 8][4], u32 left, u32 left_d, int row, u32 right, u32 right_d, int first) {
     #pragma unroll
     for (int step = 0; step < D / 16; step++) {
         u32 a[4], d[4];
-        fragment<ROWS>(a, rows, slab * 16, step);
-        fragment<ROWS>(d, outs, slab * 16, step);
+        fragment<LEFT>(a, left, row, step);
+        fragment<LEFT>(d, left_d, row, step);
         #pragma unroll
         for (int n = 0; n < SUB / 16; n++) {
             u32 b[4];
-            fragment_right<KEYS>(b, keys, first + n * 16, step);
+            fragment_right<RIGHT>(b, right, first + n * 16, step);
             mma(s[2 * n], a, b[0], b[1]);
             mma(s[2 * n + 1], a, b[2], b[3]);
-            fragment_right<KEYS>(b, values, first + n * 16, step);
+            fragment_right<RIGHT>(b, right_d, first + n * 16, step);
             mma(dp[2 * n], d, b[0], b[1]);
             mma(dp[2 * n + 1], d, b[2], b[3]);
         }

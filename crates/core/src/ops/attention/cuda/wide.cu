@@ -53,3 +53,12 @@ INLINE void add_product(float (&acc)[PANELS][32], const u32 (&p)[4][4], u32 b) {
         for (int panel = 0; panel < PANELS; panel++)
             wgmma64_rs_transposed(acc[panel], p[step], right + panel * 512 + step * 128, 1);
 }
+
+// Empties the slots between the lanes that fill one and the `readers` warps that read it; the caller joins its threads.
+INLINE void empty_slots(u64* full, u64* empty, int readers) {
+    if (threadIdx.x < SLOTS) {
+        barrier_init(shared_address(full + threadIdx.x), 32);
+        barrier_init(shared_address(empty + threadIdx.x), readers);
+    }
+    barrier_fence();
+}

@@ -10,11 +10,7 @@ wide_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, const __
     __shared__ int on[SLOTS][2];
     const u32 queries = shared_address(scratch), slots = queries + 2 * TILE;
     const int lane = threadIdx.x % 32;
-    if (threadIdx.x < SLOTS) {
-        barrier_init(shared_address(full + threadIdx.x), 32);
-        barrier_init(shared_address(empty + threadIdx.x), 8);
-    }
-    barrier_fence();
+    empty_slots(full, empty, 8);
     const Sides s = sides(cells, first, (unsigned short*)(scratch + (2 + 2 * SLOTS) * TILE), t, kv_heads, group, chunks);
     if (threadIdx.x < CONSUMERS) {
         load_own(queries, q, s, q_stride);

@@ -25,11 +25,7 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
         const u64 bits = chunk < chunks ? cells[tile * chunks + chunk] : 0;
         return t - tile * 64 < 64 ? bits & ((1ull << (t - tile * 64)) - 1) : bits;
     };
-    if (threadIdx.x < SLOTS) {
-        barrier_init(shared_address(full + threadIdx.x), 32);
-        barrier_init(shared_address(empty + threadIdx.x), LISTED ? 4 : 8);
-    }
-    barrier_fence();
+    empty_slots(full, empty, LISTED ? 4 : 8);
     if (threadIdx.x < CONSUMERS) {
         const int group_of = threadIdx.x / 128;
         for (int i = threadIdx.x % 128; i < 64 * PANELS * 8; i += 128) {
