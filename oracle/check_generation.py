@@ -110,5 +110,7 @@ def check(folder):
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    if not sys.argv[1:]:
+        sys.exit(__doc__)
     for name in sys.argv[1:]:
         check(Path(name))

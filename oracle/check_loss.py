@@ -351,12 +351,16 @@ def main():
     told = [line for line in lines if line["split"] == "val" and line["step"] == step]
     if not told:
         sys.exit(f"{args.run}: metrics.jsonl has no validation at step {step}, the newest checkpoint's")
+    if "loss" not in told[-1]:
+        sys.exit(f"{args.run}: the validation at step {step} has no loss")
     rows, good = {}, True
     for key, value in ours.items():
         if key in told[-1]:
             off = abs(value - told[-1][key]) / max(abs(value), 1e-300)
             # of density and attended tokens a choice at the edge of a support moves some
-            good &= off <= (SHARE if key in ("density", "attended_tokens") else 0.0 if key == "tokens" else LOSS * max(1.0, ours["loss"]))
+            bound = SHARE if key in ("density", "attended_tokens") else 0.0 if key == "tokens" else LOSS
+            # an error of the loss is so many times as large in its exponential
+            good &= off <= (bound * max(1.0, ours["loss"]) if key == "perplexity" else bound)
             rows[key] = {"run": told[-1][key], "recomputed": value, "off": off}
     if args.json:
         print(json.dumps({"run": str(args.run), "kind": kind, "step": step, "agrees": bool(good), **rows}))

@@ -24,10 +24,10 @@ const SLOW: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |i: usize, other: u64| arguments.get(i).and_then(|n| n.parse().ok()).unwrap_or(other);
-    let (inputs, first) = (number(1, 10_000_000), number(2, 0));
+    let number = |i: usize, other: u64| arguments.get(i).map_or(Some(other), |n| n.parse().ok());
     let all = || data::TARGETS.into_iter().chain(train::TARGETS);
-    let Some((name, target)) = all().find(|t| Some(t.0) == arguments.first().map(String::as_str)) else {
+    let asked = all().find(|t| Some(t.0) == arguments.first().map(String::as_str));
+    let (Some((name, target)), Some(inputs), Some(first)) = (asked, number(1, 10_000_000), number(2, 0)) else {
         let names: Vec<_> = all().map(|t| t.0).collect();
         eprintln!("usage: TARGET [INPUTS [FIRST]]; targets: {}", names.join(", "));
         return ExitCode::from(2);

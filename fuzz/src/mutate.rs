@@ -14,13 +14,15 @@ pub fn seeds(fuzz: &Path, name: &str) -> Vec<Vec<u8>> {
     paths.iter().map(|p| fs::read(p).expect("a seed")).collect()
 }
 
-/// Runs a target over its seeds and over `inputs` made of them, of which some have to be usable and some not.
+/// Runs a target over all its seeds and over `inputs` made of them, of which some have to be usable and some not.
 #[allow(dead_code, reason = "the driver has a loop of its own")]
 pub fn replay(fuzz: &Path, name: &str, target: fn(&[u8]) -> bool, inputs: u64) {
     let seeds = seeds(fuzz, name);
-    assert!(seeds.len() > 1 && seeds.iter().any(|seed| target(seed)), "{name}: no usable seed");
+    // every one, not as far as the first usable one: what once crashed is among them
+    let good = seeds.iter().filter(|seed| target(seed)).count();
+    assert!(seeds.len() > 1 && good > 0, "{name}: no usable seed");
     let usable = (0..inputs).filter(|&i| target(&mutate(&seeds, &mut Draws::of(2, i)))).count() as u64;
-    assert!(usable > inputs / 1000 && usable < inputs, "{name}: {usable} of {inputs} usable");
+    assert!(usable > inputs / 300 && usable < inputs, "{name}: {usable} of {inputs} usable");
 }
 
 /// Draws for one input: what it draws is no format.

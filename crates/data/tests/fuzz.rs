@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use dash_data::{Settings, Source, Treatment, prepare};
+use dash_data::{Settings, Shard, ShardWriter, Source, Treatment, prepare};
 
 #[path = "../../../fuzz/src/mutate.rs"]
 mod mutate;
@@ -14,7 +14,37 @@ mod targets;
 #[test]
 fn saved_and_made_up_inputs() {
     let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz");
-    targets::TARGETS.iter().for_each(|(name, target)| mutate::replay(&fuzz, name, *target, 5000));
+    for (name, target) in targets::TARGETS {
+        mutate::replay(&fuzz, name, target, if name == "shard" { 20_000 } else { 5000 });
+    }
+}
+
+/// A shard that is opened as a run opens it, with the stamp of a whole one beside it.
+#[test]
+fn shards_on_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.shard");
+    let mut w = ShardWriter::create(&path, 300, 7, true).unwrap();
+    for i in 0..20u32 {
+        w.begin();
+        w.append(&[i, 299, 5], &[1, 2, 3]).unwrap();
+    }
+    w.finish().unwrap();
+    Shard::open(&path).unwrap();
+    let good = [fs::read(&path).unwrap()];
+    let mut opened = 0;
+    for i in 0..2000 {
+        let input = mutate::mutate(&good, &mut mutate::Draws::of(3, i));
+        fs::write(&path, &input).unwrap();
+        if let Ok(s) = Shard::open(&path) {
+            opened += 1;
+            let mut ids = Vec::new();
+            s.read(0, s.len(), &mut ids);
+            assert!(ids.iter().all(|&id| (id as usize) < s.vocab()), "input {i}");
+            assert!(s.document_starts().iter().all(|&at| at <= s.len() as u64), "input {i}");
+        }
+    }
+    assert!(opened < 200, "{opened} of 2000 damaged files were taken for whole");
 }
 
 fn settings(path: PathBuf, cache: PathBuf) -> Settings {

@@ -1,6 +1,7 @@
 //! Reading a `tokenizer.json` of anybody, with a look at everything in it that would change the training text.
 
 use std::collections::HashSet;
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use aho_corasick::AhoCorasick;
@@ -76,7 +77,7 @@ pub(super) fn parse(json: String, origin: &Path, treatment: Treatment) -> Result
             rows - ids.len()
         ));
     }
-    let (before, behind) = frame(&inner);
+    let (before, behind) = frame(&inner).map_err(no)?;
     if let Some(id) = before.iter().chain(&behind).find(|id| !ids.contains(id)) {
         return Err(no(format!("its post-processor puts the id {id} to a text, which no token has")));
     }
@@ -135,13 +136,11 @@ fn check_ids(inner: &Inner, raw: &Raw) -> std::result::Result<(), String> {
     }
 }
 
-/// A template asks for tokens that it has and for one text: the crate panics at the first text otherwise.
+/// A template asks for tokens that it has and for one text: the crate panics at the first text otherwise, which [`frame`] finds, but not
+/// what is wrong.
 fn check_template(processor: &serde_json::Value) -> std::result::Result<(), String> {
     let list = |value: &serde_json::Value| value.as_array().cloned().unwrap_or_default();
     list(&processor["processors"]).iter().try_for_each(check_template)?;
-    if processor["type"] != "TemplateProcessing" {
-        return Ok(());
-    }
     for piece in list(&processor["single"]).iter().chain(&list(&processor["pair"])) {
         if let Some(name) = piece["SpecialToken"]["id"].as_str()
             && processor["special_tokens"].get(name).is_none()
@@ -178,8 +177,13 @@ fn switch_off(inner: &mut Inner) -> Vec<String> {
     notes
 }
 
-/// What the post-processor puts before and behind a text.
-fn frame(inner: &Inner) -> (Vec<u32>, Vec<u32>) {
+/// What the post-processor puts before and behind a text. The crate panics where a post-processor cannot be carried out: an error here.
+fn frame(inner: &Inner) -> std::result::Result<(Vec<u32>, Vec<u32>), String> {
+    let probe = AssertUnwindSafe(|| probe(inner));
+    std::panic::catch_unwind(probe).map_err(|_| "its post-processor fails at a text".into())
+}
+
+fn probe(inner: &Inner) -> (Vec<u32>, Vec<u32>) {
     let ids = |text: &str, all| inner.encode_fast(text, all).map(|e| e.get_ids().to_vec()).ok();
     for text in ["a", "the", "0"] {
         let (Some(plain), Some(full)) = (ids(text, false), ids(text, true)) else { continue };

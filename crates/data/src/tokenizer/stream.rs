@@ -49,12 +49,6 @@ impl<'a> TextStream<'a> {
 
     /// The text of the ids that are not out.
     fn pending(&self) -> Result<String> {
-        let before = self.tokenizer.decode(&self.ids[self.context..self.shown])?;
-        let all = self.tokenizer.decode(&self.ids[self.context..])?;
-        match all.strip_prefix(&before) {
-            Some(text) => Ok(text.to_string()),
-            // the context ended within a character, which the new ids complete
-            None => self.tokenizer.decode(&self.ids[self.shown..]),
-        }
+        self.tokenizer.decode_after(&self.ids[self.context..self.shown], &self.ids[self.shown..])
     }
 }

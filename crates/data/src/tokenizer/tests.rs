@@ -311,6 +311,18 @@ fn a_post_processor_that_asks_for_what_is_not_there_is_told() {
     assert!(with(named.clone(), json!({})).contains("names \"<s>\", which is not among its special_tokens"));
     assert!(with(named, token(9999)).contains("puts the id 9999 to a text, which no token has"));
     assert!(with(json!([{"Sequence": {"id": "B", "type_id": 0}}]), json!({})).contains("asks for a second text"));
+    // the crate knows a template without its type, and carries out no template behind another
+    let mut json = bytes_only(256);
+    json["post_processor"] = json!({"single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [], "special_tokens": {}});
+    let told = load(&json, Treatment::default()).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(told.contains("names \"<s>\", which is not among its special_tokens"), "{told}");
+    let special = json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+    let one = json!({"type": "TemplateProcessing", "single": [special, {"Sequence": {"id": "A", "type_id": 0}}, special],
+        "pair": [], "special_tokens": token(256)});
+    json["post_processor"] = json!({"type": "Sequence", "processors": [one, one]});
+    let told = load(&json, Treatment::default()).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(told.contains("its post-processor fails at a text"), "{told}");
 }
 
 #[test]
