@@ -68,19 +68,20 @@ impl CudaIds {
         if let Some(sorted) = self.by_id.get() {
             return Ok(sorted);
         }
-        let (ids, gpu) = (&self.host, self.ids.device());
-        let bound = ids.iter().max().map_or(0, |&max| max as usize + 1);
+        let gpu = self.ids.device();
+        let ids = || self.host.iter().enumerate().filter(|&(_, &id)| id != IGNORE);
+        let bound = ids().map(|(_, &id)| id as usize + 1).max().unwrap_or(0);
         let mut next = vec![0u32; bound + 1];
-        ids.iter().for_each(|&id| next[id as usize + 1] += 1);
+        ids().for_each(|(_, &id)| next[id as usize + 1] += 1);
         (0..bound).for_each(|id| next[id + 1] += next[id]);
-        let mut places = vec![0u32; ids.len()];
+        let mut places = vec![0u32; next[bound] as usize];
         let (mut tokens, mut starts) = (Vec::new(), Vec::new());
         for id in (0..bound).filter(|&id| next[id + 1] > next[id]) {
             tokens.push(id as u32);
             starts.push(next[id]);
         }
-        starts.push(ids.len() as u32);
-        for (place, &id) in ids.iter().enumerate() {
+        starts.push(places.len() as u32);
+        for (place, &id) in ids() {
             places[next[id as usize] as usize] = place as u32;
             next[id as usize] += 1;
         }

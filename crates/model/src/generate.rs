@@ -30,6 +30,14 @@ pub struct Generation {
     pub cache: bool,
 }
 
+/// Whether a device has kernels for kept keys and values. Without them [`generate`] reads the whole text for every token.
+pub fn has_cache(device: &Device) -> bool {
+    match device {
+        Device::Cpu(_) => true,
+        Device::Cuda(_) => false,
+    }
+}
+
 /// Continues `prompt`, handing each token to `emit`, which returns false to stop (so an end-of-text token, a closed pipe or a
 /// time limit is the caller's business).
 ///
@@ -46,11 +54,7 @@ pub fn generate(
     mut emit: impl FnMut(u32) -> bool,
 ) -> Result<()> {
     let mut ids = prompt.to_vec();
-    let has_kernels = match model.device() {
-        Device::Cpu(_) => true,
-        Device::Cuda(_) => false,
-    };
-    let mut cache = (how.cache && has_kernels).then(|| model.cache());
+    let mut cache = (how.cache && has_cache(model.device())).then(|| model.cache());
     for _ in 0..how.max_tokens {
         let positions = model.positions();
         let logits = match cache.as_mut().filter(|_| ids.len() <= positions) {

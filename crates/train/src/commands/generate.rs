@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use clap::{ArgGroup, Args, ValueEnum};
 use dash_data::Tokenizer;
-use dash_model::{Generation, Sampling};
+use dash_model::{Generation, Sampling, has_cache};
 use serde_json::json;
 
 use crate::console::{print_line, print_results, tell};
@@ -144,6 +144,12 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         )));
     };
     let how = Generation { max_tokens: args.max_tokens, sampling, cache: !args.no_cache };
+    if how.cache && !has_cache(loaded.model.device()) {
+        tell!(
+            "note: {} has no kernels for kept keys and values, so every token reads the whole text",
+            loaded.model.device()
+        );
+    }
     let interrupt = Interrupt::install()?;
     let mut prompts = Prompts::of(args);
     while let Some(prompt) = prompts.next(&interrupt)? {

@@ -125,8 +125,7 @@ impl Routes {
         match &*self.lists {
             Lists::Cpu(_) => self.to_host()?.figures(bias),
             Lists::Cuda(mask) => {
-                let Device::Cuda(gpu) = &self.device else { return Err(self.elsewhere("routes", "cuda")) };
-                let bias = bias.map(|bias| bias.on_cuda("routes", gpu)?.full()).transpose()?;
+                let bias = bias.map(|bias| bias.on_cuda("routes", mask.cells().device())?.full()).transpose()?;
                 let (counts, sums, tops) = mask.figures(bias)?;
                 let bias_sum = sums.iter().sum();
                 Ok(RouteFigures { counts, bias_sum, bias_max: tops.into_iter().fold(0.0, f64::max) })

@@ -120,6 +120,12 @@ pub(crate) fn jacobian_factor<T: CpuNumber>(p: T, alpha: f64) -> T {
     }
 }
 
+/// Of attention's weights, which may be softmax.
+pub(crate) fn check_alpha_or_softmax(op: &'static str, alpha: f64) -> Result<()> {
+    ensure!((1.0..=2.0).contains(&alpha), op, "alpha is {alpha}, it must be 1 (softmax) to 2 (sparsemax)");
+    Ok(())
+}
+
 pub(crate) fn check_alpha(op: &'static str, alpha: f64) -> Result<()> {
     ensure!(
         alpha > 1.0 && alpha <= 2.0,

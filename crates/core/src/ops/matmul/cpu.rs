@@ -120,8 +120,6 @@ impl<'a, T: CpuNumber, F: Format<T>> Product<'a, T, F> {
 
     fn run(&self, c: MatMut<T>) {
         let Gemm { m, n, .. } = self.size;
-        assert!(c.row_stride >= n, "rows of {n}, {} apart", c.row_stride);
-        c.assert_holds("c", m, n);
         let blocks = m.div_ceil(self.cut.rows) * n.div_ceil(self.cut.cols);
         // the first part is C itself
         let mut partial = self.device.alloc::<T>((self.parts - 1) * m * n);
@@ -205,6 +203,8 @@ pub(crate) fn gemm<T: CpuNumber>(
     if m == 0 || n == 0 {
         return;
     }
+    assert!(c.row_stride >= n, "rows of {n}, {} apart", c.row_stride);
+    c.assert_holds("c", m, n);
     if k == 0 {
         for (i, row) in c.data.chunks_mut(c.row_stride).take(m).enumerate() {
             match accumulate {

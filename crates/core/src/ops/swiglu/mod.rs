@@ -70,10 +70,10 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
         let (weights, residual) = ([gate, up, down], residual.map(|_| below));
         // the same bits of y whether the tape records or not; what is kept costs more than y here, and only backward reads it
         let is_few = rows <= FEW_ROWS && compute.bf16_kernels::<T>().is_none();
-        let few = is_few.then(|| cpu::few(cpu, size, xs, weights, residual));
-        if let Some(y) = &few && !tape.is_recording() {
-            return Ok(tape.leaf(Tensor::from_buffer(x.value.shape(), cpu.copy::<T>(y))));
-        }
+        let few = match is_few.then(|| cpu::few(cpu, size, xs, weights, residual)) {
+            Some(y) if !tape.is_recording() => return Ok(tape.leaf(Tensor::from_buffer(x.value.shape(), y))),
+            few => few,
+        };
         let (y, gates, ups) = with_format!(compute, T, cpu, longest, cpu::forward, cpu, size, xs, weights, residual);
         let y = few.unwrap_or(y);
         let kept = |b| Tensor::from_buffer(&[cpu::kept(rows, f)], b);

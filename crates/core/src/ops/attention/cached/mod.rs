@@ -11,6 +11,7 @@ mod tests;
 use super::{Dims, Routes, Span};
 use crate::dispatch::on_device;
 use crate::error::{Error, Result, ensure};
+use crate::ops::entmax::check_alpha_or_softmax;
 use crate::tensor::Tensor;
 
 /// Which keys a new token sees.
@@ -29,7 +30,7 @@ impl Seen<'_> {
         match *self {
             Seen::Span(span, alpha) => {
                 span.check(op)?;
-                ensure!((1.0..=2.0).contains(&alpha), op, "alpha is {alpha}, it must be 1 (softmax) to 2 (sparsemax)");
+                check_alpha_or_softmax(op, alpha)?;
                 Ok(span.keys(past + t))
             }
             Seen::Routes(routes, bias) => {
@@ -59,8 +60,7 @@ pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor, past: usize, seen: S
     let [bk, capacity, g, dk] = k.dims(op)?;
     ensure!((b, bk, d) == (1, 1, dk), op, "q is {:?}, k is {:?}: one sequence, one width", q.shape(), k.shape());
     ensure!(k.shape() == v.shape(), op, "k is {:?}, v is {:?}", k.shape(), v.shape());
-    ensure!(g > 0 && h % g == 0, op, "{h} query heads do not divide into {g} key/value heads");
-    let dims = Dims { b, t, h, g, d };
+    let dims = Dims::new(op, [b, t, h, d], g)?;
     let needed = seen.check(op, past, dims)?;
     ensure!(needed <= capacity, op, "{needed} keys are seen, {capacity} are there");
     let bias = match seen {

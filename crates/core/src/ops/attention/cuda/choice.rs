@@ -40,6 +40,11 @@ pub fn topk_routing(
     mask(dims, cells, chunk, top)
 }
 
+/// Bytes of a block beside its scores: eight warps pool those of a row of chunks.
+pub fn window_scratch(t: usize, chunk: usize) -> usize {
+    8 * 4 * t.div_ceil(chunk)
+}
+
 /// The op `window_routing` on `q [b, t, h, d]` and `keys [b, m, g, d]` of windows, in bf16.
 ///
 /// # Errors
@@ -51,8 +56,7 @@ pub fn window_routing(dims: Dims, q: Strided, keys: &CudaBuffer, choice: WindowC
     ensure!(stride > 0 && local > 0, op, "stride is {stride}, local is {local}: at least 1");
     ensure!(top >= init + local, op, "top is {top}, but {init} first and {local} last chunks are always attended");
     let m = Span::Windows { length, stride }.keys(dims.t);
-    // eight warps pool the scores of a row of chunks
-    let scored = Scored::new(op, dims, q, (keys, m), 8 * 4 * dims.t.div_ceil(chunk))?;
+    let scored = Scored::new(op, dims, q, (keys, m), window_scratch(dims.t, chunk))?;
     let cells = scored.cells(chunk)?;
     let (_, sizes, rest) = scored.cut();
     let factor = Arg::F32(1.0 / (dims.d as f32).sqrt());

@@ -14,7 +14,7 @@ mod router_backward;
 mod span;
 mod wide;
 
-pub use choice::{topk_routing, window_routing};
+pub use choice::{topk_routing, window_routing, window_scratch};
 pub use mask::BlockMask;
 pub use router::{Keys, Routing, Summary, entmax_routing, head_weights, summary, summary_backward};
 pub(super) use router::{routes_stream, scores_fit};

@@ -4,6 +4,7 @@ use super::{BlockMask, CHUNKS, Gradients, Operands, WIDTHS, padded};
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, TensorMap, Unit};
 use crate::error::{Result, ensure};
 use crate::ops::attention::{Dims, Span};
+use crate::ops::entmax::check_alpha_or_softmax;
 
 static FORWARD: Source =
     Source { name: "attention_forward", text: concat!(include_str!("tiles.cu"), include_str!("forward.cu")) };
@@ -170,7 +171,7 @@ impl<'a> Pass<'a> {
     pub fn span(op: &'static str, dims: Dims, operands: Operands<'a>, span: Span, alpha: f64) -> Result<Self> {
         let keys = span.keys(dims.t);
         operands.check(op, dims, keys)?;
-        ensure!((1.0..=2.0).contains(&alpha), op, "alpha is {alpha}, it must be 1 (softmax) to 2 (sparsemax)");
+        check_alpha_or_softmax(op, alpha)?;
         let power = if alpha == 1.0 { 0 } else { 2 - usize::from(alpha == 1.5) };
         let form = Form { head: dims.d, wide: padded(op, dims.d)?, chunk: None, span: true, power };
         Ok(Pass { op, dims, operands, mask: None, bias: None, span: Some(span), keys, alpha, form })

@@ -4,7 +4,7 @@
 // The walk over the keys of a tile of rows, once a round.
 struct Walk {
     Ring ring;
-    int base_block, count;
+    int count;
     template <typename Load> METHOD void begin(Load load) {
         if (threadIdx.x == 0) for (int i = 0; i < ring.length && i < count; i++) load(i, (ring.slot + i) % ring.length);
     }
@@ -33,7 +33,7 @@ attention_solve(const bf16* __restrict__ q, const __grid_constant__ Map k, const
     const int first = (gridDim.x - 1 - blockIdx.x) * tile, end = min(first + tile, t);
     const int base_block = reach.begin(first) / KEYS;
     Walk walk = {{queries + ROWS * PANELS * 128, shared_address(full), read, slots, 0, 0},
-                 base_block, max(0, ceil_div(reach.end(end - 1), KEYS) - base_block)};
+                 max(0, ceil_div(reach.end(end - 1), KEYS) - base_block)};
     empty_slots(full, read, slots);
     load_rows(queries, q, batch, kv, first, t, group, q_stride);
     copy_commit();
@@ -125,7 +125,7 @@ attention_means(const bf16* __restrict__ q, const __grid_constant__ Map k, const
     const int first = (gridDim.x - 1 - blockIdx.x) * tile, end = min(first + tile, t);
     const int base_block = reach.begin(first) / KEYS;
     Walk walk = {{outs + ROWS * PANELS * 128, shared_address(full), read, slots, 0, 0},
-                 base_block, max(0, ceil_div(reach.end(end - 1), KEYS) - base_block)};
+                 max(0, ceil_div(reach.end(end - 1), KEYS) - base_block)};
     empty_slots(full, read, slots);
     load_rows(queries, q, batch, kv, first, t, group, q_stride);
     load_rows(outs, dout, batch, kv, first, t, group, heads * HEAD);

@@ -18,6 +18,7 @@ use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::number::Compute;
 use crate::ops::entmax::check_alpha;
+use crate::ops::grad_norm::cuda::root_of_sum;
 use crate::tape::{ScalarCell, Tape, Var};
 use crate::tensor::Tensor;
 
@@ -109,6 +110,11 @@ pub fn entmax_routing(tape: &Tape, q: &Var, kbar: &Var, diagonal: Option<&Var>, 
     entmax_routing_after(0, tape, q, kbar, diagonal, settings)
 }
 
+fn check_no_past(op: &'static str, past: usize) -> Result<()> {
+    ensure!(past == 0, op, "no kernel of this GPU routes after {past} kept tokens");
+    Ok(())
+}
+
 /// What the forward pass of [`entmax_routing`] leaves.
 struct Forward {
     routes: Routes,
@@ -191,7 +197,7 @@ pub fn entmax_routing_after(
             heads: Some(heads),
         }
     }, Cuda(_, [qs, ks, own]) => {
-        ensure!(past == 0, op, "no kernel of this GPU routes after {past} kept tokens");
+        check_no_past(op, past)?;
         forward_on_cuda(tape, (dims, n), (qs, ks), diagonal.map(|_| own.full()).transpose()?, settings)?
     });
     let (q, kbar, diagonal) = (q.clone(), kbar.clone(), diagonal.map(Var::id));
@@ -231,7 +237,7 @@ pub fn entmax_routing_after(
                 let operands = (qs.full()?, ks.full()?);
                 cuda::plain::entmax_backward(dims, n, operands, mask, dbias.full()?, settings, watch.is_some())?
             };
-            norm.set(Tensor::from_cuda(&[], cuda::plain::root(&d.squares)?));
+            norm.set(Tensor::from_cuda(&[], root_of_sum(&d.squares)?));
             if let (Some((watcher, scope)), Some((scores, pairs))) = (watch, d.watched) {
                 watcher.gradient(&scope, SCORES, &Tensor::from_cuda(&[mask.entries(), dims.group()], scores));
                 watcher.gradient(&scope, PAIRS, &Tensor::from_cuda(&[], pairs));
@@ -276,7 +282,7 @@ pub fn topk_routing_after(
     on_device!(op, [q, kbar]; Cpu<T>(cpu, [q, kbar]) => {
         Ok(Routes::cpu(cpu::topk::<T>(cpu, dims, (past, n), (q, kbar), (chunk_size, top), gamma)?))
     }, Cuda(_, [q, kbar]) => {
-        ensure!(past == 0, op, "no kernel of this GPU routes after {past} kept tokens");
+        check_no_past(op, past)?;
         Ok(Routes::cuda(if streams(q, (dims, n), chunk_size, 0) {
             let queries = (q.rounded()?, 0, dims.h * dims.d);
             cuda::topk_routing(dims, queries, kbar.rounded()?, chunk_size, top, gamma)?
@@ -357,9 +363,8 @@ pub fn window_routing_after(past: usize, q: &Tensor, keys: &Tensor, choice: Wind
     on_device!(op, [q, keys]; Cpu<T>(cpu, [q, keys]) => {
         Ok(Routes::cpu(cpu::windows::<T>(cpu, dims, (past, m), q, keys, span, choice)?))
     }, Cuda(_, [q, keys]) => {
-        ensure!(past == 0, op, "no kernel of this GPU routes after {past} kept tokens");
-        // eight warps pool the scores of a row of chunks
-        let beside = 8 * 4 * t.div_ceil(choice.chunk_size);
+        check_no_past(op, past)?;
+        let beside = cuda::window_scratch(t, choice.chunk_size);
         Ok(Routes::cuda(if streams(q, (dims, m), choice.chunk_size, beside) {
             cuda::window_routing(dims, (q.rounded()?, 0, dims.h * dims.d), keys.rounded()?, choice)?
         } else {

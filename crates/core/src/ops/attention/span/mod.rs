@@ -16,6 +16,7 @@ use super::cuda::plain::{self, Sees};
 use super::{Dims, cuda};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
+use crate::ops::entmax::check_alpha_or_softmax;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -84,7 +85,7 @@ pub fn span_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, span: Span, alpha:
     ensure!((b, d) == (bk, dk), op, "q is {:?}, k is {:?}", q.value.shape(), k.value.shape());
     ensure!(k.value.shape() == v.value.shape(), op, "k is {:?}, v is {:?}", k.value.shape(), v.value.shape());
     ensure!(m == span.keys(t), op, "{t} tokens have {} keys of {span:?}, k has {m}", span.keys(t));
-    ensure!((1.0..=2.0).contains(&alpha), op, "alpha is {alpha}, it must be 1 (softmax) to 2 (sparsemax)");
+    check_alpha_or_softmax(op, alpha)?;
     let dims = Dims::new(op, [b, t, h, d], g)?;
     let compute = tape.compute();
     // the output, and lse or threshold of every row, where backward reads them

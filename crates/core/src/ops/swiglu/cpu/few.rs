@@ -14,7 +14,7 @@ simd! {
     }
 }
 
-/// y `[rows, c]` of so few rows that packing the weights would take longer than the products, and nothing is kept for backward.
+/// y `[rows, c]` of so few rows that packing the weights would take longer than the products.
 pub fn few<T: CpuNumber>(
     device: &CpuDevice,
     (rows, c, f): super::Extents,

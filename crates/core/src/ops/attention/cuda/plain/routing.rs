@@ -161,14 +161,6 @@ pub fn entmax_backward(
     Ok(RoutedGradients { operands, diagonal, squares, watched })
 }
 
-/// The root of one f64.
-///
-/// # Errors
-/// When memory runs out.
-pub fn root(square: &CudaBuffer) -> Result<CudaBuffer> {
-    crate::ops::grad_norm::cuda::root_of_sum(square)
-}
-
 /// The `top` best chunks, the own one included, by the group mean of softmax probabilities.
 ///
 /// # Errors
