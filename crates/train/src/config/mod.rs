@@ -73,12 +73,30 @@ pub struct Config {
     pub model: ModelConfig,
 }
 
+/// How a configuration writes a choice: `phone-book`.
+pub fn word(choice: &impl Serialize) -> String {
+    serde_json::json!(choice).as_str().unwrap_or_default().to_string()
+}
+
 /// Gives keys that had another name the one that they have: runs and files of earlier builds stay readable.
 fn rename(table: &mut Table) {
     if let Some(Value::Table(router)) = table.get_mut("router")
         && let Some(share) = router.remove("target_density")
     {
         router.insert("target_share".into(), share);
+    }
+}
+
+/// A file with a key and its earlier name says two things.
+fn check_names(table: &Table, place: &str) -> Result<(), LoadError> {
+    match table.get("router").and_then(Value::as_table) {
+        Some(router) if router.contains_key("target_density") && router.contains_key("target_share") => {
+            Err(LoadError::new(
+                place,
+                "router.target_density is the earlier name of router.target_share: give one of them, not both",
+            ))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -121,10 +139,13 @@ impl Config {
         let place = path.display().to_string();
         let explain = |e: &toml::de::Error| LoadError::new(&place, with_suggestion(e.to_string().trim_end()));
         let mut table: Table = text.parse().map_err(|e| explain(&e))?;
+        check_names(&table, &place)?;
+        rename(&mut table);
         for assignment in set {
             apply(&mut table, assignment)?;
+            // at once, so that of the old name and the new one the later wins
+            rename(&mut table);
         }
-        rename(&mut table);
         let where_ = if set.is_empty() { place.clone() } else { format!("{place} with --set {}", set.join(" --set ")) };
         if let Some(problems) = problems::of(&sections(), &table, text) {
             return Err(LoadError::new(where_, problems));
@@ -271,6 +292,10 @@ mod tests {
         let table = |key: &str| format!("{MINIMAL}[router]\n{key} = 0.5\n");
         assert_eq!(of(&table("target_density"), &[]), Some(0.5));
         assert_eq!(of(&table("target_share"), &["router.target_density=0.6"]), Some(0.6));
+        assert_eq!(of(&table("target_density"), &["router.target_share=0.6"]), Some(0.6));
+        assert_eq!(of(MINIMAL, &["router.target_density=0.6", "router.target_share=0.7"]), Some(0.7));
+        let both = format!("{}target_density = 0.6\n", table("target_share"));
+        assert!(error(&both, &["run.steps=4"]).contains("give one of them, not both"));
         assert!(load(&table("target_density"), &[]).unwrap().to_toml().contains("target_share = 0.5"));
     }
 

@@ -6,6 +6,7 @@ use dash_data::Source;
 use dash_model::attention::{Export, Loader};
 
 use super::loaded::Loaded;
+use crate::config::word;
 
 /// What the Hub sorts models by. The licence is the user's to choose: it depends on the text, which this program does not know.
 fn front_matter(loaded: &Loaded) -> String {
@@ -34,7 +35,7 @@ fn usage(export: &Export) -> String {
 fn training(loaded: &Loaded) -> String {
     let (c, m) = (&loaded.config, &loaded.config.model);
     let data = match (&c.task, c.data.source) {
-        (Some(task), _) => format!("synthetic task `{:?}`", task.kind).to_lowercase(),
+        (Some(task), _) => format!("synthetic task `{}`", word(&task.kind)),
         (None, Source::Cargo) => "source code of the Rust packages that DashLab depends on".to_string(),
         (None, Source::Text) => "text given by the user".to_string(),
     };
@@ -49,12 +50,9 @@ fn training(loaded: &Loaded) -> String {
     }
     let o = &c.optim;
     rows.extend([
-        ("sequence, tokens an update", {
-            let tokens = c.data.seq_len * c.data.batch_size * c.data.grad_accum;
-            format!("{}, {tokens}", c.data.seq_len)
-        }),
+        ("sequence, tokens an update", format!("{}, {}", c.data.seq_len, c.tokens_per_step())),
         ("optimiser", {
-            let (kind, schedule) = (format!("{:?}", o.kind).to_lowercase(), format!("{:?}", o.schedule).to_lowercase());
+            let (kind, schedule) = (word(&o.kind), word(&o.schedule));
             format!(
                 "{kind}, lr {:e}, {schedule}, {} warmup updates, weight decay {}, clip {}",
                 o.lr, o.warmup_steps, o.weight_decay, o.clip

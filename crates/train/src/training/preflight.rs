@@ -10,7 +10,7 @@ use dash_model::{Compute, Model, flops, parameters};
 
 use super::limits;
 use super::optim::rule;
-use crate::config::{Config, DeviceName};
+use crate::config::{Config, DeviceName, word};
 use crate::console::tell;
 use crate::failure::{Failure, Result};
 
@@ -76,10 +76,7 @@ pub fn check_fits(config: &Config, at_once: usize, force: bool) -> Result<()> {
     };
     let complaints = [memory, too_little_disk(config, params)];
     for what in complaints.into_iter().flatten() {
-        if !force {
-            return Err(Failure::request(format!("{what}. --force starts it anyway")));
-        }
-        tell!("warning: {what}");
+        refuse(&what, force)?;
     }
     let warmup = config.optim.warmup_steps;
     if warmup > config.run.steps {
@@ -115,6 +112,10 @@ pub fn check_fits_gpu(config: &Config, device: &Device, force: bool) -> Result<(
         bytes(need),
         bytes(have),
     );
+    refuse(&what, force)
+}
+
+fn refuse(what: &str, force: bool) -> Result<()> {
     if !force {
         return Err(Failure::request(format!("{what}. --force starts it anyway")));
     }
@@ -246,7 +247,7 @@ pub fn matmul_rate(device: &Device, compute: Compute) -> dash_core::Result<f64> 
 
 /// The text and the task that a run of `total` tokens sees.
 fn material(config: &Config, train_tokens: usize, total: f64) -> String {
-    let task = config.task.as_ref().map(|t| format!("task {}", serde_json::json!(t.kind).as_str().unwrap_or_default()));
+    let task = config.task.as_ref().map(|t| format!("task {}", word(&t.kind)));
     let text = (train_tokens > 0).then(|| {
         let epochs = total / train_tokens as f64;
         format!("{:.1} M tokens of text ({epochs:.2} epochs)", train_tokens as f64 / 1e6)

@@ -141,19 +141,22 @@ pub fn read(folder: &Path) -> anyhow::Result<Vec<Start>> {
 }
 
 /// Writes this process down as a start at `step`: of a new run, or behind the starts that the folder's run has. Tells what has
-/// changed since the last one. A list that is damaged is put aside and told; it stops no run.
+/// changed since the last one. A list that is damaged is put aside and told.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn record(folder: &Path, device: &Device, step: u64, resumes: bool) -> anyhow::Result<()> {
     let path = folder.join(FILE);
     // as they are: keys of a later build stay
-    let mut all = if resumes { values(&path) } else { Ok(Vec::new()) }.unwrap_or_else(|e| {
-        let aside = folder.join(format!("{FILE}.damaged"));
-        let _ = std::fs::rename(&path, &aside);
-        tell!("warning: {e:#}; it is kept as {}, and a new list begins", aside.display());
-        Vec::new()
-    });
+    let mut all = match if resumes { values(&path) } else { Ok(Vec::new()) } {
+        Ok(all) => all,
+        Err(e) => {
+            let aside = folder.join(format!("{FILE}.damaged"));
+            std::fs::rename(&path, &aside).with_context(|| format!("{e:#}; it cannot be put aside"))?;
+            tell!("warning: {e:#}; it is kept as {}, and a new list begins", aside.display());
+            Vec::new()
+        }
+    };
     let now = Start::now(device, step);
     let last = all.last().and_then(|v| serde_json::from_value::<Start>(v.clone()).ok());
     let changes = last.map_or(String::new(), |last| now.changes_since(&last));

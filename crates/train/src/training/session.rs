@@ -198,23 +198,24 @@ impl<'a> Session<'a> {
         let step = state.step;
         let v = set.run(&trainer.model, Router::Own)?;
         state.validation_loss = Some(v.loss);
-        let prompt = prompt(config, material)?;
-        let text = match (config.eval.sample_tokens, &material.tokenizer) {
+        let sample = match (config.eval.sample_tokens, &material.tokenizer) {
             (0, _) | (_, None) => None,
             (n, Some(tokenizer)) => {
                 let sampling = Sampling { temperature: 0.8, top_p: 0.95 };
                 let how = Generation { max_tokens: n, sampling, cache: true };
-                Some(continue_text(&trainer.model, tokenizer, &prompt, (how, config.run.seed + step), |_| true)?.text)
+                let prompt = prompt(config, material)?;
+                let told = continue_text(&trainer.model, tokenizer, &prompt, (how, config.run.seed + step), |_| true)?;
+                Some((prompt, told.text))
             }
         };
-        self.metrics.validation(step, state.tokens, &v, *unigram, text.as_deref());
+        self.metrics.validation(step, state.tokens, &v, *unigram, sample.as_ref().map(|(_, text)| text.as_str()));
         let density = if config.model.attention.chunk_size().is_some() {
             format!(", attends {:.0} % of chunks", 100.0 * v.density)
         } else {
             String::new()
         };
         say(&self.bar, format!("step {step}: validation loss {:.4}, {}{density}", v.loss, v.summary()));
-        if let Some(text) = text {
+        if let Some((prompt, text)) = sample {
             say(&self.bar, format!("  {prompt:?} -> {text:?}"));
         }
         Ok(())

@@ -7,13 +7,12 @@ use std::process::{Command, Stdio};
 use dash_model::VARIANTS;
 use serde_json::Value;
 
-use crate::sandbox::{Sandbox, repository, succeeded};
+use crate::sandbox::{Sandbox, not_run, repository, succeeded};
 
 #[test]
 fn the_memory_that_is_announced_is_what_a_step_takes() {
     if !Path::new("/proc/self/status").exists() {
-        eprintln!("skipped: this system does not tell the memory of a process");
-        return;
+        return not_run("the_memory_that_is_announced_is_what_a_step_takes", "no /proc/self/status tells it here");
     }
     // in the last one, one layer and a long batch, what backward takes besides counts most
     let kinds = VARIANTS.iter().map(|v| (v.kind, false, 2, 3, 1));

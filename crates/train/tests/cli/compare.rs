@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::{Command, Stdio};
 
-use crate::sandbox::{RECALL, Sandbox, content, error_of, failed, is_hidden, succeeded};
+use crate::sandbox::{RECALL, Sandbox, content, error_of, failed, is_hidden, not_run, succeeded};
 
 #[test]
 fn compare_reports_resumes_and_survives_an_arm_that_fails() {
@@ -191,6 +191,12 @@ fn a_declared_comparison_tunes_decides_and_tells_a_changed_rule_first() {
     fs::write(s.path("criteria.md"), "dash counts as better at any alpha").unwrap();
     succeeded(&s.run(&["compare", "--report-only"], &set));
     assert!(first(read("report.md")).contains("the text of criteria.md"));
+    // from the published rows, too: the record lies beside them
+    succeeded(&s.run(&from_rows, &set));
+    assert!(first(fs::read_to_string(s.path("again/report.md")).unwrap()).contains("the text of criteria.md"));
+    // a record that cannot be read is no record of no change
+    fs::write(folder.join("criteria.json"), "{").unwrap();
+    failed(&s.run(&["compare", "--report-only"], &set), 2, &["criteria.json", "is damaged"]);
 }
 
 #[test]
@@ -235,8 +241,7 @@ fn the_report_opens_in_a_browser() {
     let browsers = ["chromium", "chromium-browser", "google-chrome"];
     let found = browsers.iter().find(|b| Command::new(b).arg("--version").output().is_ok_and(|o| o.status.success()));
     let Some(browser) = found else {
-        println!("skipped: no Chromium is installed");
-        return;
+        return not_run("the_report_opens_in_a_browser", "no Chromium is installed");
     };
     let s = Sandbox::new();
     let set = [RECALL, "data.vocab_size=40", "run.steps=4"];

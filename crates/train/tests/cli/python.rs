@@ -6,18 +6,18 @@
 //!   `modeling_dashlab.py`, and dense, dash and top-k ones with a second implementation.
 
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use dash_model::VARIANTS;
 
+use crate::sandbox::not_run;
+
 fn oracle(script: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../oracle").canonicalize().unwrap().join(script)
 }
 
-/// A Python that has these modules. Without one it is said past the test's captured output: a skipped test must not look like a
-/// passed one.
+/// A Python that has these modules. Without one it is said that the test did not run.
 fn python(test: &str, modules: &[&str]) -> Option<Command> {
     let program = std::env::var("DASHLAB_PYTHON").unwrap_or_else(|_| "python3".into());
     let has = Command::new(&program).arg("-c").arg(format!("import {}, tomllib", modules.join(", "))).output();
@@ -27,10 +27,8 @@ fn python(test: &str, modules: &[&str]) -> Option<Command> {
         Err(e) => e.to_string(),
     };
     let modules = modules.join(", ");
-    let told = format!(
-        "NOT RUN: {test}: needs Python 3.11 with {modules}; {program}: {why}. Set DASHLAB_PYTHON to one that has them\n"
-    );
-    _ = std::io::stderr().write_all(told.as_bytes());
+    let needs = format!("needs Python 3.11 with {modules}; {program}: {why}. Set DASHLAB_PYTHON to one that has them");
+    not_run(test, &needs);
     None
 }
 

@@ -45,9 +45,11 @@ pub struct Contrast {
     pub pairs: Vec<(u64, f64, f64)>,
     /// Of arm minus baseline.
     pub estimate: Estimate,
-    /// Of the mean difference: Student's for losses, else the exact one with the level that it has.
+    /// Of the mean difference: where `exact` with the level that so many pairs give, else Student's.
     pub interval: Option<Interval>,
-    /// Two-sided p of the test that decides: Student's for losses, else sign-flip. NaN where there is none.
+    /// Whether the exact sign-flip test decides: not for losses, nor for more pairs than can be enumerated.
+    pub exact: bool,
+    /// Two-sided p of the test that decides: sign-flip where `exact`, else Student's. NaN where there is none.
     pub p: f64,
     /// After Holm's correction in its family; the same as `p` for the one declared contrast.
     pub adjusted: f64,
@@ -100,6 +102,7 @@ impl Contrast {
             pairs,
             estimate,
             interval,
+            exact: exact.is_some(),
             p,
             adjusted: p,
             flip: subsets.as_ref().map(|s| (s.p(), s.attainable())),

@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::plan::Plan;
 use super::run::Run;
 use crate::config::Compare;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::files::replace_file;
 
 const FILE: &str = "criteria.json";
@@ -95,21 +95,31 @@ fn differences(before: &Compare, now: &Compare) -> Vec<String> {
         .collect()
 }
 
-/// Compares what is declared now with what was before the first run.
+/// Compares what is declared now with what was before the first run, as `folder` has it on record.
 ///
 /// # Errors
-/// When files cannot be read.
-pub fn status(plan: &Plan) -> Result<Status> {
+/// When files cannot be read, or the record is damaged.
+pub fn status(plan: &Plan, folder: &Path) -> Result<Status> {
     let file = &plan.rules.criteria;
     let named = !file.as_os_str().is_empty();
     let now = named.then(|| hash(file)).transpose()?;
-    let text = std::fs::read_to_string(plan.out.join(FILE)).ok();
-    let Some(before) = text.and_then(|t| serde_json::from_str::<Declaration>(&t).ok()) else {
-        return Ok(Status {
-            changed: Vec::new(),
-            file: "What was declared before the first run is not recorded.".into(),
-        });
+    let path = folder.join(FILE);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Status {
+                changed: Vec::new(),
+                file: "What was declared before the first run is not recorded.".into(),
+            });
+        }
+        Err(e) => return Err(anyhow::Error::new(e).context(format!("{} cannot be read", path.display())).into()),
     };
+    let before = serde_json::from_str::<Declaration>(&text).map_err(|e| {
+        Failure::request(format!(
+            "{}: is damaged ({e}), so whether the criteria changed is not known. Without the file the report says that they are not recorded",
+            path.display()
+        ))
+    })?;
     let mut changed = Vec::new();
     // what decides nothing cannot have been bent
     if !plan.rules.primary.is_empty() {

@@ -48,25 +48,26 @@ impl Estimate {
 pub struct Student(pub Estimate);
 
 impl Student {
-    /// P(T < the mean's distance from c in standard errors). Differences without any spread are as far as can be.
-    fn below(&self, c: f64) -> f64 {
+    /// P(T < z), z the mean's distance from c in standard errors, and P(T > z) = P(T < -z), which 1 - P(T < z) would round. Differences
+    /// without any spread are as far as can be.
+    fn tails(&self, c: f64) -> (f64, f64) {
         let e = &self.0;
-        let Some(t) = student(e.n) else { return f64::NAN };
+        let Some(t) = student(e.n) else { return (f64::NAN, f64::NAN) };
         let distance = e.mean - c;
         // 0/0: no spread, and just there
         let z = if distance == 0.0 { 0.0 } else { distance / (e.deviation / (e.n as f64).sqrt()) };
-        t.cdf(z)
+        (t.cdf(z), t.cdf(-z))
     }
 
     /// Two-sided p of "zero on average".
     pub fn p(&self) -> f64 {
-        let below = self.below(0.0);
-        (2.0 * below.min(1.0 - below)).clamp(0.0, 1.0)
+        let (below, above) = self.tails(0.0);
+        (2.0 * below.min(above)).clamp(0.0, 1.0)
     }
 
     /// p of "not equivalent": the larger of two one-sided tests against -margin and margin (Schuirmann 1987).
     pub fn p_equivalent(&self, margin: f64) -> f64 {
-        (1.0 - self.below(-margin)).max(self.below(margin))
+        self.tails(-margin).1.max(self.tails(margin).0)
     }
 
     /// Interval of the mean.
@@ -117,6 +118,15 @@ mod tests {
         assert!((s.p() - 0.002833).abs() < 5e-7, "{}", s.p());
         let i = s.interval(0.95);
         assert!((i.low - 0.700_114_2).abs() < 1e-6 && (i.high - 2.459_885_8).abs() < 1e-6, "{i:?}");
+    }
+
+    /// A difference far above zero is as improbable as the same below, and neither p rounds to zero.
+    #[test]
+    fn both_signs_have_the_same_p() {
+        let up = [1.0, 1.0001, 0.9999, 1.0002, 0.9998, 1.0, 1.0001, 0.9999, 1.0003, 0.9997, 1.0, 1.0001];
+        let (up, down) = (Student(Estimate::of(&up)), Student(Estimate::of(&up.map(|x| -x))));
+        assert!(up.p() > 0.0 && up.p() < 1e-30 && up.p() == down.p(), "{} {}", up.p(), down.p());
+        assert_eq!(up.p_equivalent(2.0), down.p_equivalent(2.0));
     }
 
     /// A deviation of 0.012 from three pairs has the 95 % interval 0.006 to 0.075 (chi-square of 2 degrees: 0.0506, 7.378).

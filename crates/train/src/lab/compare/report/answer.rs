@@ -2,7 +2,6 @@
 
 use super::super::contrast::{Contrast, Word};
 use super::super::criteria::Status;
-use super::super::measure::Kind;
 use super::super::text::{probability, rounded};
 use super::Study;
 use crate::lab::stats::Estimate;
@@ -28,18 +27,18 @@ fn against(c: &Contrast) -> String {
 }
 
 /// One comparison in a sentence.
-fn one(c: &Contrast, title: &str, kind: Kind) -> String {
+fn one(c: &Contrast, title: &str, alpha: f64) -> String {
     if c.pairs.is_empty() {
         return format!("No seed of both {} and {} has finished.", c.arm, c.baseline);
     }
-    let test = if kind == Kind::Loss { "paired t test" } else { "exact sign-flip test" };
+    let test = if c.exact { "exact sign-flip test" } else { "paired t test" };
     let (arm, base, n) = (&c.arm, &c.baseline, c.pairs.len());
     let pairs = if n == 1 { "1 pair".to_string() } else { format!("{n} pairs") };
     let numbers =
         format!("{}, difference {}, {pairs}, {test} p = {}", against(c), difference(c), probability(c.adjusted));
     match c.word {
         Word::Undecided => {
-            let least = c.flip.filter(|(_, least)| kind != Kind::Loss && *least > 0.05);
+            let least = c.flip.filter(|(_, least)| c.exact && *least > alpha);
             let cannot = least.map_or(String::new(), |(_, least)| {
                 format!("; so few pairs cannot give a p below {}", probability(least))
             });
@@ -81,7 +80,7 @@ pub fn answer(study: &Study, criteria: &Status) -> String {
     let declared = all.iter().find(|c| c.declared).or(if all.len() == 1 { all.first() } else { None });
     let finding = match declared {
         _ if all.is_empty() => format!("There is one arm, {}, so nothing is compared.", study.plan.rules.baseline),
-        Some(c) => one(c, &m.title, m.kind),
+        Some(c) => one(c, &m.title, study.plan.rules.alpha),
         None => many(all, &m.title),
     };
     let changed = match criteria.changed.is_empty() {

@@ -90,12 +90,12 @@ fn cells(c: &Contrast) -> Vec<String> {
 pub fn table(study: &Study, i: usize) -> Section {
     let m = &study.measures[i];
     let primary = m.key == study.plan.rules.primary;
-    let title = match (primary, i) {
-        (true, _) => format!("Primary outcome: {}", m.title),
-        (false, _) => format!("Exploratory: {}", m.title),
-    };
+    let title = format!("{}: {}", if primary { "Primary outcome" } else { "Exploratory" }, m.title);
+    let student = "The interval and p are of Student's paired t test.";
     let how = match m.kind {
-        Kind::Loss => "The interval and p are of Student's paired t test.",
+        Kind::Loss => student,
+        // more pairs than can be enumerated
+        Kind::Accuracy | Kind::Time if study.contrasts[i].iter().any(|c| !c.exact && c.pairs.len() > 1) => student,
         Kind::Accuracy | Kind::Time => {
             "The interval and p are of the exact sign-flip test; the interval has the level that so many pairs give, and a t \
              interval would describe such values badly."

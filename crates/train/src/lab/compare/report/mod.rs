@@ -122,7 +122,7 @@ impl Notes {
         };
         Ok(Notes {
             unfinished: runs.iter().filter_map(tell).collect(),
-            criteria: criteria::status(plan)?,
+            criteria: criteria::status(plan, &plan.out)?,
             builds: repeat::builds(runs),
         })
     }
@@ -183,7 +183,9 @@ pub fn write_from(plan: &Plan, path: &Path) -> Result<PathBuf> {
         return Err(Failure::request(what));
     }
     std::fs::create_dir_all(&plan.out).with_context(|| format!("{} cannot be created", plan.out.display()))?;
-    let notes = Notes { criteria: criteria::status(plan)?, ..Notes::default() };
+    // the record of what was declared lies beside the rows
+    let folder = path.parent().unwrap_or(&plan.out);
+    let notes = Notes { criteria: criteria::status(plan, folder)?, ..Notes::default() };
     save(plan, &Report::new(plan, &results, &notes))
 }
 

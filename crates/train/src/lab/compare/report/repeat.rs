@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::run::Run;
 use super::{Notes, Section, Study};
+use crate::config::word;
 use crate::training::provenance;
 use dash_data::TaskKind;
 
@@ -43,12 +44,11 @@ pub fn section(study: &Study, notes: &Notes) -> Section {
         ),
     ];
     if let Some(task) = &config.task {
-        let kind = serde_json::to_value(task.kind).ok().and_then(|v| v.as_str().map(str::to_string));
         let records = match task.kind {
             TaskKind::PhoneBook | TaskKind::Needle => String::new(),
             _ => format!(", {} pairs", task.pairs),
         };
-        lines.push(format!("task: {}{records}, vocabulary {}", kind.unwrap_or_default(), d.vocab_size));
+        lines.push(format!("task: {}{records}, vocabulary {}", word(&task.kind), d.vocab_size));
     }
     if !rules.tuning_seeds.is_empty() {
         let seeds = rules.tuning_seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
