@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::config_args::ConfigArgs;
 use crate::console::print_line;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::lab::compare::{Jobs, Plan, Request, compare, report_of, report_only};
 use crate::signals::Interrupt;
 
@@ -27,9 +27,12 @@ pub struct CompareArgs {
     /// Folder of runs and report
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Runs at a time, of one thread each; 0: one a core
+    /// Runs at a time, of one thread each; 0: one a core. With --devices: runs at a time on each GPU; 0: one
     #[arg(long, default_value_t = 0)]
     pub jobs: usize,
+    /// GPUs to run on, for example 0,1; sets run.device=cuda for every run
+    #[arg(long, value_delimiter = ',', value_name = "NUMBERS")]
+    pub devices: Vec<usize>,
     /// Only write the report of the runs that are there
     #[arg(long)]
     pub report_only: bool,
@@ -47,11 +50,12 @@ fn quoted(word: &str) -> String {
     if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
-/// The command that repeats the comparison: what decides its numbers, not how it was run.
-fn command(args: &CompareArgs) -> String {
+/// The command that repeats the comparison: what decides its numbers, not how it was run. That it ran on GPUs does, which ones
+/// does not.
+fn command(args: &CompareArgs, set: &[String]) -> String {
     let mut out = format!("train compare --config {}", quoted(&args.config.config.to_string_lossy()));
     let mut add = |flag: &str, value: &str| out += &format!(" {flag} {}", quoted(value));
-    args.config.set.iter().for_each(|set| add("--set", set));
+    set.iter().for_each(|set| add("--set", set));
     if !args.arms.is_empty() {
         add("--arms", &args.arms.join(","));
     }
@@ -60,19 +64,42 @@ fn command(args: &CompareArgs) -> String {
     out
 }
 
+/// `run.device` of runs that are given their GPU from outside.
+const GPU: &str = "cuda";
+
+/// What is set on top of the file, `--devices` among it.
+fn settings(args: &CompareArgs) -> Result<Vec<String>> {
+    let mut set = args.config.set.clone();
+    if let Some(twice) = args.devices.iter().enumerate().find_map(|(i, d)| args.devices[..i].contains(d).then_some(d)) {
+        let what = format!("--devices: {twice} is named twice; --jobs 2 has two runs at a time on each GPU");
+        return Err(Failure::request(what));
+    }
+    let given = format!("run.device={GPU}");
+    if !args.devices.is_empty() && set.last() != Some(&given) {
+        set.push(given);
+    }
+    Ok(set)
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// As [`compare`].
 pub fn run(args: &CompareArgs) -> Result<()> {
+    let set = settings(args)?;
     let request = Request {
-        set: &args.config.set,
+        set: &set,
         arms: &args.arms,
         seeds: args.seeds,
         baseline: args.baseline.as_deref(),
         out: args.out.as_deref(),
     };
-    let plan = Plan::load(&args.config.config, &request, &command(args))?;
+    let plan = Plan::load(&args.config.config, &request, &command(args, &set))?;
+    if let Some((arm, config)) = plan.arms.iter().find(|(_, c)| !args.devices.is_empty() && c.run.device != GPU) {
+        let what =
+            format!("arm {arm:?}: run.device = {:?} with --devices, which says where runs go", config.run.device);
+        return Err(Failure::request(what));
+    }
     let written = match &args.rows {
         Some(rows) => Some(report_of(&plan, rows)?),
         None if args.report_only => Some(report_only(&plan)?),
@@ -81,9 +108,9 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     if let Some(written) = written {
         return Ok(print_line!("{}", written.display())?);
     }
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let jobs = if args.jobs == 0 { cores } else { args.jobs };
-    compare(&plan, Jobs { at_once: jobs, force: args.force }, Interrupt::install)
+    let each = if args.devices.is_empty() { std::thread::available_parallelism().map_or(1, usize::from) } else { 1 };
+    let each = if args.jobs == 0 { each } else { args.jobs };
+    compare(&plan, &Jobs { each, cards: args.devices.clone(), force: args.force }, Interrupt::install)
 }
 
 #[cfg(test)]

@@ -89,30 +89,20 @@ pub fn check_fits(config: &Config, at_once: usize, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a run that the GPU cannot hold, before its data is prepared; with `force` it only warns. On a CPU there is nothing to
-/// ask: [`check_fits`].
+/// Refuses a run that the GPU cannot hold, before its data is prepared; with `force` it only warns. `at_once` such runs share the
+/// card. On a CPU there is nothing to ask: [`check_fits`].
 ///
 /// # Errors
-/// A wrong request that says what is needed, what is there, and what needs less.
-pub fn check_fits_gpu(config: &Config, device: &Device, force: bool) -> Result<()> {
+/// A wrong request that says what is needed, what is there, and the largest value that fits.
+pub fn check_fits_gpu(config: &Config, device: &Device, at_once: usize, force: bool) -> Result<()> {
     let gpu = match device {
         Device::Cpu(_) => return Ok(()),
         Device::Cuda(gpu) => gpu,
     };
     let params = parameters(&config.model, config.data.vocab_size).map_err(Failure::request)?;
-    let (need, have) = (gpu_memory_bytes(config, params), gpu.free_memory()? as f64);
-    if need <= have {
-        return Ok(());
-    }
-    let what = format!(
-        "data.batch_size: {} sequences of {} tokens need about {} of {device}, {} are free: lower it, and raise data.grad_accum for as \
-         many tokens an update, or set model.recompute = true",
-        config.data.batch_size,
-        config.data.seq_len,
-        bytes(need),
-        bytes(have),
-    );
-    refuse(&what, force)
+    let have = gpu.free_memory()? as f64 / at_once as f64;
+    let of = Room { have, at_once, place: format!("of {device}"), need: gpu_memory_bytes };
+    of.too_little(config, params).map_or(Ok(()), |what| refuse(&what, force))
 }
 
 fn refuse(what: &str, force: bool) -> Result<()> {
@@ -167,39 +157,60 @@ fn bytes(n: f64) -> String {
 
 fn too_little_memory(config: &Config, params: usize, at_once: usize) -> Option<String> {
     let have = limits::memory()? / at_once as f64;
-    let need = memory_bytes(config, params);
-    if need <= have {
-        return None;
-    }
-    let with = |batch: usize| {
-        let data = crate::config::Data { batch_size: batch, ..config.data.clone() };
-        memory_bytes(&Config { data, ..config.clone() }, params)
-    };
-    // the largest batch that fits: memory grows with it
-    let (mut fits, mut exceeds) = (0, config.data.batch_size);
-    while exceeds - fits > 1 {
-        let middle = fits + (exceeds - fits) / 2;
-        if with(middle) <= have {
-            fits = middle;
-        } else {
-            exceeds = middle;
+    Room { have, at_once, place: "of memory".into(), need: memory_bytes }.too_little(config, params)
+}
+
+/// Memory that one run can have.
+struct Room {
+    /// Bytes for each run.
+    have: f64,
+    /// Runs that share the memory.
+    at_once: usize,
+    /// For messages.
+    place: String,
+    /// Bytes that a run of a configuration with so many parameters needs.
+    need: fn(&Config, usize) -> f64,
+}
+
+impl Room {
+    /// What to do where a run does not fit.
+    fn too_little(&self, config: &Config, params: usize) -> Option<String> {
+        let need = (self.need)(config, params);
+        if need <= self.have {
+            return None;
         }
+        let with = |batch: usize| {
+            let data = crate::config::Data { batch_size: batch, ..config.data.clone() };
+            (self.need)(&Config { data, ..config.clone() }, params)
+        };
+        // the largest batch that fits: memory grows with it
+        let (mut fits, mut exceeds) = (0, config.data.batch_size);
+        while exceeds - fits > 1 {
+            let middle = fits + (exceeds - fits) / 2;
+            if with(middle) <= self.have {
+                fits = middle;
+            } else {
+                exceeds = middle;
+            }
+        }
+        let remedy = if fits > 0 {
+            format!(
+                "lower it to at most {fits}, and raise data.grad_accum for as many tokens an update, or set model.recompute = true"
+            )
+        } else {
+            format!("even one sequence takes {}; lower data.seq_len, model.width or model.layers", bytes(with(1)))
+        };
+        let share =
+            if self.at_once > 1 { format!(" for each of {} runs at a time", self.at_once) } else { String::new() };
+        Some(format!(
+            "data.batch_size: {} sequences of {} tokens need about {} {}, {} are free{share}: {remedy}",
+            config.data.batch_size,
+            config.data.seq_len,
+            bytes(need),
+            self.place,
+            bytes(self.have),
+        ))
     }
-    let remedy = if fits > 0 {
-        format!(
-            "lower it to at most {fits}, and raise data.grad_accum for as many tokens an update, or set model.recompute = true"
-        )
-    } else {
-        format!("even one sequence takes {}; lower data.seq_len, model.width or model.layers", bytes(with(1)))
-    };
-    let share = if at_once > 1 { format!(" for each of {at_once} runs at a time") } else { String::new() };
-    Some(format!(
-        "data.batch_size: {} sequences of {} tokens need about {} of memory, {} are free{share}: {remedy}",
-        config.data.batch_size,
-        config.data.seq_len,
-        bytes(need),
-        bytes(have),
-    ))
 }
 
 /// Weights and the optimiser's state in f32, for every checkpoint that is kept and the one that is being written.

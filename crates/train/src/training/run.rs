@@ -160,7 +160,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     continues(&folder, start.resume)?;
     preflight::check_fits(config, 1, start.force)?;
     let device = device(config)?;
-    preflight::check_fits_gpu(config, &device, start.force)?;
+    preflight::check_fits_gpu(config, &device, 1, start.force)?;
     let material = match start.resume {
         None => Material::of(config)?,
         Some(_) => {

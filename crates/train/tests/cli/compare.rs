@@ -77,6 +77,23 @@ fn an_arm_that_does_not_fit_is_refused_before_any_compute() {
 }
 
 #[test]
+fn gpus_that_are_not_there_are_refused_before_anything_is_written() {
+    let s = Sandbox::new();
+    let compare = |devices: &str, set: &[&str]| {
+        error_of(&s.run(&["compare", "--arms", "dense,dash", "--devices", devices], set), 2)
+    };
+    assert!(compare("0,1,0", &[]).contains("--devices: 0 is named twice; --jobs 2 has two runs at a time on each GPU"));
+    // where there is no driver, that is what is told
+    let told = compare("63", &[]);
+    assert!(told.contains("run.device = \"cuda:63\"") && told.contains("run.device = \"cpu\" needs no GPU"), "{told}");
+    assert!(compare("64", &[]).contains("below 64"));
+    let table = "compare={arm=[{name=\"dense\"},{name=\"dash\",set=[\"run.device=cpu\"]}]}";
+    let told = compare("0", &[table]);
+    assert!(told.contains("arm \"dash\": run.device = \"cpu\" with --devices"), "{told}");
+    assert!(!s.path("runs").exists() && !s.path("data").exists());
+}
+
+#[test]
 fn a_comparison_never_takes_runs_of_another_configuration_or_corpus() {
     let s = Sandbox::new();
     let compare = |set: &[&str], more: &[&str]| {

@@ -1,7 +1,7 @@
 //! `compare`: the same run for every arm and seed, paired, and one report.
 //!
 //! Every run is the ordinary `train` command in a process of its own with one thread (a run's bits do not depend on it, and
-//! independent runs use the cores better than one run does), so an arm that diverges takes nothing along, and an interrupted
+//! independent runs use the cores better than one run does) or on a GPU, so an arm that diverges takes nothing along, and an interrupted
 //! comparison resumes run by run from their checkpoints.
 mod contrast;
 mod criteria;
@@ -21,6 +21,7 @@ use anyhow::{Context, anyhow};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 pub use plan::{Plan, Request};
+pub use run::Place;
 use run::{Outcome, Run, check_pairs};
 use table::Results;
 
@@ -30,17 +31,49 @@ use crate::failure::{Failure, Result};
 use crate::files::replace_file;
 use crate::signals::Interrupt;
 use crate::training::checkpoint::Checkpoints;
+use crate::training::device::device;
 use crate::training::lock::RunLock;
 use crate::training::material::Material;
-use crate::training::preflight::{check_fits, duration};
+use crate::training::preflight::{check_fits, check_fits_gpu, duration};
 
 /// How runs are started.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Jobs {
-    /// Runs at a time.
-    pub at_once: usize,
+    /// Runs at a time, on each of the GPUs where some are named.
+    pub each: usize,
+    /// GPUs to run on, by the driver's number; none: every run where its configuration says.
+    pub cards: Vec<usize>,
     /// Start although this machine seems too small.
     pub force: bool,
+}
+
+impl Jobs {
+    /// Runs at a time.
+    fn at_once(&self) -> usize {
+        self.each * self.cards.len().max(1)
+    }
+
+    /// Where a run can go on: an entry a run at a time, every GPU once before one has two.
+    fn places(&self) -> Vec<Place> {
+        let round = match self.cards.as_slice() {
+            [] => vec![Place::AsConfigured],
+            cards => cards.iter().map(|&card| Place::Card(card)).collect(),
+        };
+        round.repeat(self.each)
+    }
+
+    /// Refuses GPUs that are not there, or that cannot hold the runs, before any run starts.
+    fn check_cards(&self, plan: &Plan) -> Result<()> {
+        for card in &self.cards {
+            let mut config = plan.base().clone();
+            config.run.device = format!("cuda:{card}");
+            let device = device(&config)?;
+            for (_, config) in &plan.arms {
+                check_fits_gpu(config, &device, self.each, self.force)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Runs, none of which differs from what its folder may hold already.
@@ -63,19 +96,21 @@ fn lay_out(plan: &Plan, runs: &[(Run, Config)]) -> Result<()> {
     Ok(())
 }
 
-/// Runs that wait, the next one last, and processes of runs that go on.
+/// Runs that wait and places that are free, the next one last, and processes of runs that go on.
 struct Pool<'a> {
     waiting: Vec<&'a Run>,
-    active: Vec<(&'a Run, Child)>,
-    jobs: Jobs,
+    active: Vec<(&'a Run, Child, Place)>,
+    free: Vec<Place>,
+    force: bool,
 }
 
 impl Pool<'_> {
     /// Starts as many as there is room for, none after a signal.
     fn fill(&mut self, interrupt: &Interrupt) -> Result<()> {
-        while self.active.len() < self.jobs.at_once && !interrupt.requested() {
+        while !interrupt.requested() && !self.free.is_empty() {
             let Some(run) = self.waiting.pop() else { break };
-            self.active.push((run, run.start(self.jobs.force)?));
+            let place = self.free.pop().expect("one is free");
+            self.active.push((run, run.start(place, self.force)?, place));
         }
         Ok(())
     }
@@ -83,7 +118,7 @@ impl Pool<'_> {
     /// Asks all to save and end.
     fn stop(&self) {
         tell!("interrupted: waiting for {} runs to save", self.active.len());
-        for (_, child) in &self.active {
+        for (_, child, _) in &self.active {
             // a terminal has told them already; a supervisor has told only this process
             let _ = Command::new("kill").arg("-TERM").arg(child.id().to_string()).status();
         }
@@ -91,11 +126,12 @@ impl Pool<'_> {
 
     /// Lets go of those that ended, and tells how.
     fn collect(&mut self, bar: &ProgressBar) -> Result<()> {
-        for (run, mut child) in std::mem::take(&mut self.active) {
+        for (run, mut child, place) in std::mem::take(&mut self.active) {
             let Some(status) = child.try_wait().context("a run cannot be waited for")? else {
-                self.active.push((run, child));
+                self.active.push((run, child, place));
                 continue;
             };
+            self.free.push(place);
             run.ended(status)?;
             let line = match run.outcome() {
                 Outcome::Done => format!("{} done", run.name()),
@@ -126,7 +162,7 @@ impl Pool<'_> {
             self.collect(&bar)?;
             let finished: u64 = runs.iter().map(Run::logged).sum();
             bar.set_position(finished);
-            bar.set_message(self.active.iter().map(|(r, _)| r.name()).collect::<Vec<_>>().join(" "));
+            bar.set_message(self.active.iter().map(|(r, ..)| r.name()).collect::<Vec<_>>().join(" "));
         }
         bar.finish_and_clear();
         Ok(())
@@ -134,7 +170,7 @@ impl Pool<'_> {
 }
 
 /// Runs, in order, those that are not finished.
-fn run_all(plan: &Plan, runs: Vec<(Run, Config)>, jobs: Jobs, interrupt: &Interrupt, what: &str) -> Result<Vec<Run>> {
+fn run_all(plan: &Plan, runs: Vec<(Run, Config)>, jobs: &Jobs, interrupt: &Interrupt, what: &str) -> Result<Vec<Run>> {
     lay_out(plan, &runs)?;
     let runs: Vec<Run> = runs.into_iter().map(|(run, _)| run).collect();
     let mut waiting: Vec<&Run> = runs.iter().filter(|r| r.outcome() != Outcome::Done).collect();
@@ -143,11 +179,12 @@ fn run_all(plan: &Plan, runs: Vec<(Run, Config)>, jobs: Jobs, interrupt: &Interr
         runs.len(),
         runs.first().map_or(0, |r| r.steps),
         runs.len() - waiting.len(),
-        jobs.at_once,
+        jobs.at_once(),
         plan.out.display()
     );
     waiting.reverse();
-    Pool { waiting, active: Vec::new(), jobs }.run(&runs, interrupt)?;
+    let free = jobs.places().into_iter().rev().collect();
+    Pool { waiting, active: Vec::new(), free, force: jobs.force }.run(&runs, interrupt)?;
     Ok(runs)
 }
 
@@ -186,11 +223,11 @@ fn settle(runs: impl Iterator<Item = (Run, Config)>) {
 /// # Errors
 /// A wrong request, or an interruption after everything was saved and the report was written. An arm that fails is told in
 /// the report; it is an error only when no run finished.
-pub fn compare(plan: &Plan, jobs: Jobs, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
+pub fn compare(plan: &Plan, jobs: &Jobs, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
     let began = Instant::now();
     let seeds = plan.rules.seeds as usize;
     for (_, config) in &plan.arms {
-        check_fits(config, jobs.at_once.min(plan.arms.len() * seeds), jobs.force)?;
+        check_fits(config, jobs.at_once().min(plan.arms.len() * seeds), jobs.force)?;
     }
     if ["metrics.jsonl", "checkpoints", "parity.safetensors"].iter().any(|name| plan.out.join(name).exists()) {
         return Err(Failure::request(format!(
@@ -198,6 +235,7 @@ pub fn compare(plan: &Plan, jobs: Jobs, interrupt: impl FnOnce() -> anyhow::Resu
             plan.out.display()
         )));
     }
+    jobs.check_cards(plan)?;
     let data = Material::of(plan.base())?;
     let _lock = RunLock::take(&plan.out)?;
     settle(plan.tuning_runs().into_iter().chain(plan.runs()));

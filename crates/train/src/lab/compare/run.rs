@@ -17,6 +17,9 @@ use crate::training::material::Material;
 /// Begins the last line of a log whose process has ended.
 const ENDED: &str = "ended with ";
 
+/// By which NVIDIA's driver hides GPUs from a process and numbers the others.
+const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -26,6 +29,28 @@ pub enum Outcome {
     Unfinished,
     /// With this message.
     Failed(String),
+}
+
+/// Where the process of a run computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// On what its configuration says.
+    AsConfigured,
+    /// On this GPU, as the driver numbers those that this process sees.
+    Card(usize),
+}
+
+impl Place {
+    /// What `CUDA_VISIBLE_DEVICES` has to be for a process that sees this GPU alone; `visible` is what it is for this one.
+    fn visible(self, visible: Option<&str>) -> Option<String> {
+        match (self, visible) {
+            (Place::AsConfigured, _) => None,
+            (Place::Card(card), None) => Some(card.to_string()),
+            (Place::Card(card), Some(all)) => {
+                Some(all.split(',').nth(card).map_or_else(|| card.to_string(), |one| one.trim().to_string()))
+            }
+        }
+    }
 }
 
 /// One arm with one seed.
@@ -142,11 +167,12 @@ impl Run {
         last.and_then(|v| v["step"].as_u64()).unwrap_or(0)
     }
 
-    /// Starts or continues it in a process of its own.
+    /// Starts or continues it in a process of its own. Which GPU it takes is said beside its configuration, so that it may go on
+    /// another one.
     ///
     /// # Errors
     /// When there can be no process or no log.
-    pub fn start(&self, force: bool) -> anyhow::Result<Child> {
+    pub fn start(&self, place: Place, force: bool) -> anyhow::Result<Child> {
         let log =
             std::fs::File::create(&self.log).with_context(|| format!("{} cannot be written", self.log.display()))?;
         let mut command = Command::new(std::env::current_exe()?);
@@ -157,6 +183,9 @@ impl Run {
         }
         if force {
             command.arg("--force");
+        }
+        if let Some(visible) = place.visible(std::env::var(VISIBLE).ok().as_deref()) {
+            command.env(VISIBLE, visible);
         }
         Ok(command.stdout(log.try_clone()?).stderr(log).spawn()?)
     }
@@ -189,4 +218,17 @@ pub fn check_pairs(runs: &[Run], hash: &str) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Place;
+
+    #[test]
+    fn a_process_sees_the_one_gpu_that_it_is_given() {
+        assert_eq!(Place::Card(1).visible(None).as_deref(), Some("1"));
+        assert_eq!(Place::Card(1).visible(Some("4, GPU-8932f937")).as_deref(), Some("GPU-8932f937"));
+        assert_eq!(Place::Card(0).visible(Some("4")).as_deref(), Some("4"));
+        assert_eq!(Place::AsConfigured.visible(Some("4")), None);
+    }
 }
