@@ -84,22 +84,40 @@ fn target(sources: &Sources, path: &[String]) -> String {
     places.into_iter().find(|place| sources.contains_key(place)).unwrap_or("lib".to_string())
 }
 
-/// (file, file it names by `crate::` or `super::`). What a folder's `mod.rs` names of its own children is no edge: it is the
-/// folder's entry.
+/// The module of a file: `a/b` of `a/b.rs` and of `a/b/mod.rs`, the crate itself of `lib.rs` and `main.rs`.
+fn module(file: &str) -> Vec<String> {
+    let mut names: Vec<String> = file.split('/').map(str::to_string).collect();
+    if ["mod", "lib", "main"].contains(&names[names.len() - 1].as_str()) {
+        names.pop();
+    }
+    names
+}
+
+/// Names of the files and folders right below a module.
+fn children<'a>(sources: &'a Sources, module: &[String]) -> BTreeSet<&'a str> {
+    let folder = module.iter().map(|m| format!("{m}/")).collect::<String>();
+    let below = sources.keys().filter_map(|file| file.strip_prefix(&folder)).filter(|rest| *rest != "mod");
+    below.filter_map(|rest| rest.split('/').next()).collect()
+}
+
+/// (file, file it names), by `crate::`, by `super::` or as a child of its own.
 fn edges(sources: &Sources) -> BTreeSet<(String, String)> {
     let mut out = BTreeSet::new();
     for (file, text) in sources {
         let code = code(text);
-        let names: Vec<String> = file.split('/').map(str::to_string).collect();
-        // `super` of a/b.rs and of a/b/mod.rs is a
-        let up = names.len() - if names.last().is_some_and(|n| n == "mod") { 2 } else { 1 };
-        for (start, root) in ["crate::", "super::"].iter().flat_map(|r| code.match_indices(r)) {
+        let own = module(file);
+        let roots = children(sources, &own).into_iter().map(|c| format!("{c}::"));
+        let roots: Vec<String> =
+            ["crate::", "super::", "self::"].map(str::to_string).into_iter().chain(roots).collect();
+        for (start, _) in roots.iter().flat_map(|r| code.match_indices(r.as_str())) {
             if code[..start].ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':') {
                 continue;
             }
-            let mut rest = &code[start..];
-            let mut module = if root == "crate::" { &[] } else { &names[..up] };
-            rest = &rest[root.len()..];
+            let (mut module, mut rest) = (own.as_slice(), &code[start..]);
+            if let Some(below) = rest.strip_prefix("crate::") {
+                (module, rest) = (&[], below);
+            }
+            rest = rest.strip_prefix("self::").unwrap_or(rest);
             while let Some(above) = rest.strip_prefix("super::") {
                 module = &module[..module.len() - 1];
                 rest = above;
@@ -125,7 +143,7 @@ fn faults(sources: &Sources) -> Vec<String> {
     // what names no file that is left, or is named by none, is in no circle
     let mut left: BTreeSet<&String> = sources.keys().collect();
     loop {
-        let among = |from: &String, to: &String| left.contains(from) && left.contains(to) && !is_own_folder(from, to);
+        let among = |from: &String, to: &String| left.contains(from) && left.contains(to);
         let names = |f: &String| edges.iter().any(|(from, to)| from == f && among(from, to));
         let is_named = |f: &String| edges.iter().any(|(from, to)| to == f && among(from, to));
         let circle: BTreeSet<&String> = left.iter().copied().filter(|f| names(f) && is_named(f)).collect();
@@ -138,11 +156,6 @@ fn faults(sources: &Sources) -> Vec<String> {
         out.push(format!("a circle of files: {left:?}"));
     }
     out
-}
-
-/// Whether a file names the `mod.rs` of a folder that it lies in: a child that adds to its parent's type.
-fn is_own_folder(from: &str, to: &str) -> bool {
-    to.strip_suffix("mod").is_some_and(|folder| from.starts_with(folder))
 }
 
 #[test]
@@ -165,8 +178,8 @@ fn a_planted_import_is_found() {
         |files: &[(&str, &str)]| files.iter().map(|(f, t)| (f.to_string(), t.to_string())).collect::<Sources>();
     let base = [
         ("lib", ""),
-        ("config/mod", "mod data;\nuse data::Data;"),
-        ("config/data", "use super::Config;"),
+        ("config/mod", "mod data;\npub use data::Data;"),
+        ("config/data", "pub struct Data;"),
         (
             "training/run",
             "use super::{eval::{sample, Set as Some_}, *};\nuse crate::config::Config;\n// crate::lab is not named here",
@@ -177,6 +190,8 @@ fn a_planted_import_is_found() {
     ];
     assert_eq!(faults(&sources(&base)), Vec::<String>::new());
     for (file, planted, word) in [
+        ("config/data", "use super::Config;", "circle"),
+        ("config/data", "fn f(config: &crate::config::Config) {}", "circle"),
         ("config/data", "use crate::training::eval::sample;", "later module"),
         ("config/data", "use super::super::training::run;", "later module"),
         ("training/eval", "fn f() -> crate::lab::audit::Check {}", "later module"),

@@ -1,7 +1,8 @@
 //! What no run can be started with, section by section, in the order of the file.
 
+use super::compare::Compare;
 use super::error::{ConfigError, positive, wrong};
-use super::{Compare, Config};
+use super::file::Config;
 
 impl Config {
     /// Says what cannot run.

@@ -2,7 +2,7 @@
 
 use toml::Value;
 
-use super::Config;
+use super::file::Config;
 
 /// What a difference between two configurations can change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

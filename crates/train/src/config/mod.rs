@@ -8,6 +8,7 @@ mod data;
 mod diff;
 mod error;
 mod eval;
+mod file;
 mod optim;
 mod probe;
 mod problems;
@@ -18,11 +19,10 @@ mod set;
 mod template;
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use dash_data::{Mixture, Settings, Source, Task, Treatment};
-use dash_model::{Compute, ModelConfig};
-use serde::{Deserialize, Serialize};
+use dash_model::Compute;
+use serde::Serialize;
 use toml::{Table, Value};
 
 pub use compare::{Arm, Compare};
@@ -30,6 +30,7 @@ pub use data::Data;
 pub use diff::{Difference, Effect};
 pub use error::{ConfigError, LoadError};
 pub use eval::{Checkpoint, Eval, Log};
+pub use file::Config;
 pub use optim::{DECAY_FRACTION, MIN_LR_RATIO, Optim, OptimKind, Schedule};
 pub use probe::ProbePlan;
 pub use router::{Ramp, RouterPlan};
@@ -37,41 +38,6 @@ pub use run::{DeviceName, Run};
 pub use template::{about, template};
 
 use set::{apply, with_suggestion};
-
-/// Everything that defines a run.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// The run itself.
-    pub run: Run,
-    /// What it trains on.
-    pub data: Data,
-    /// The optimiser.
-    pub optim: Optim,
-    /// Validation.
-    #[serde(default)]
-    pub eval: Eval,
-    /// Checkpoints.
-    #[serde(default)]
-    pub checkpoint: Checkpoint,
-    /// Logs.
-    #[serde(default)]
-    pub log: Log,
-    /// What `compare` compares; no part of a run.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub compare: Option<Compare>,
-    /// A task with a known answer, instead of the text or mixed into it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub task: Option<Task>,
-    /// Looks into the router's gradient.
-    #[serde(default)]
-    pub probe: ProbePlan,
-    /// Schedules and budget of the router.
-    #[serde(default)]
-    pub router: RouterPlan,
-    /// The model. Last, because its table of attention settings is.
-    pub model: ModelConfig,
-}
 
 /// How a configuration writes a choice: `phone-book`.
 pub fn word(choice: &impl Serialize) -> String {
@@ -190,59 +156,6 @@ impl Config {
             Ok(()) => Ok(self),
             Err(e) => Err(LoadError::new(place, e)),
         }
-    }
-
-    /// Whether any training sequence is text.
-    pub fn reads_text(&self) -> bool {
-        self.task.as_ref().is_none_or(|task| task.share < 1.0)
-    }
-
-    /// The task for a loader.
-    pub fn mixture(&self) -> Option<Mixture> {
-        let task = self.task.clone()?;
-        Some(Mixture { task, seq_len: self.data.seq_len, vocab: self.data.vocab_size })
-    }
-
-    /// The longest sequence that is trained on or evaluated.
-    pub fn positions(&self) -> usize {
-        let longer = self.task.iter().flat_map(|t| &t.eval_lengths).copied();
-        longer.chain([self.data.seq_len]).max().unwrap_or(0)
-    }
-
-    /// What the data crate has to prepare.
-    pub fn data_settings(&self) -> Settings {
-        let here = || std::env::current_dir().unwrap_or_else(|_| ".".into());
-        Settings {
-            source: self.data.source,
-            path: if self.data.source == Source::Cargo { here() } else { self.data.path.clone() },
-            vocab_size: self.data.vocab_size,
-            vocab_bytes: self.data.vocab_bytes,
-            treatment: self.treatment(),
-            validation_share: self.data.validation_share,
-            validation_tokens: self.data.validation_tokens,
-            tokenizer: (!self.data.tokenizer.as_os_str().is_empty()).then(|| self.data.tokenizer.clone()),
-            cache: self.data.cache.clone(),
-        }
-    }
-
-    /// How the tokenizer is used.
-    pub fn treatment(&self) -> Treatment {
-        Treatment { bos: self.data.bos, special_tokens: self.data.special_tokens }
-    }
-
-    /// `<run.dir>/<run.name>`
-    pub fn folder(&self) -> PathBuf {
-        self.run.dir.join(&self.run.name)
-    }
-
-    /// Tokens of an update.
-    pub fn tokens_per_step(&self) -> usize {
-        self.data.seq_len * self.data.batch_size * self.data.grad_accum
-    }
-
-    /// As TOML, every default written out.
-    pub fn to_toml(&self) -> String {
-        toml::to_string(self).expect("a configuration is TOML")
     }
 }
 

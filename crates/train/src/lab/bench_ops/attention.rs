@@ -10,7 +10,7 @@ use dash_core::{DType, Result as CoreResult, Tape, Tensor, Var};
 use dash_model::attention::keys::{Given, Value};
 use dash_model::{Attention, Dash};
 
-use super::{Bench, Cost, Sizes};
+use super::bench::{Bench, Cost, Sizes};
 use crate::failure::{Failure, Result};
 use crate::training::router::{GAMMA, gamma_for};
 

@@ -2,7 +2,7 @@
 
 use dash_core::{DType, Ids, Tensor, ops};
 
-use super::{Bench, Cost};
+use super::bench::{Bench, Cost};
 use crate::failure::Result;
 
 /// From queries `[b, t, h, d]` on.

@@ -5,140 +5,23 @@
 //! and each output written once; its share is floor / time.
 
 mod attention;
+mod bench;
 mod ceilings;
 mod layers;
 mod optimizer;
 mod variants;
 
-use std::hint::black_box;
-use std::time::Instant;
-
 use dash_core::rng::Rng;
-use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor, Var};
 use serde_json::{Value, json};
 
 pub use ceilings::{Ceilings, ceilings};
 
-use super::timing::spread;
 use crate::config::Config;
 use crate::console::print_line;
 use crate::failure::Result;
 use crate::training::device::device as device_of;
 use attention::{Qkv, Routed};
-
-/// What an op's floor is counted from, forward + backward.
-#[derive(Debug, Clone, Copy)]
-struct Cost {
-    /// f32 operations.
-    flops: f64,
-    /// f32 numbers read once and written once.
-    elements: f64,
-}
-
-/// What was measured of an op.
-struct OpTime {
-    name: String,
-    seconds: f64,
-    flops: f64,
-    bytes: f64,
-}
-
-/// Extents of a configuration.
-#[derive(Debug, Clone, Copy)]
-struct Sizes {
-    batch: usize,
-    tokens: usize,
-    heads: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    width: usize,
-    ffn: usize,
-    vocab: usize,
-}
-
-impl Sizes {
-    fn of(config: &Config) -> Self {
-        let (m, d) = (&config.model, &config.data);
-        Sizes {
-            batch: d.batch_size,
-            tokens: d.seq_len,
-            heads: m.heads,
-            kv_heads: m.kv_heads,
-            head_dim: m.head_dim,
-            width: m.width,
-            ffn: m.ffn,
-            vocab: d.vocab_size,
-        }
-    }
-
-    /// Tokens of all sequences.
-    fn rows(&self) -> usize {
-        self.batch * self.tokens
-    }
-
-    /// Numbers of all queries.
-    fn q(&self) -> f64 {
-        (self.rows() * self.heads * self.head_dim) as f64
-    }
-
-    /// Numbers of all keys, or of all values.
-    fn k(&self) -> f64 {
-        (self.rows() * self.kv_heads * self.head_dim) as f64
-    }
-
-    /// Numbers of all hidden states.
-    fn x(&self) -> f64 {
-        (self.rows() * self.width) as f64
-    }
-}
-
-/// The ops that are timed so far, and what times them.
-struct Bench {
-    device: Device,
-    sizes: Sizes,
-    steps: usize,
-    rng: Rng,
-    ops: Vec<OpTime>,
-}
-
-impl Bench {
-    fn normal(&mut self, shape: &[usize]) -> CoreResult<Tensor> {
-        Tensor::normal(&self.device, shape, DType::F32, 1.0, &mut self.rng)
-    }
-
-    fn add(&mut self, name: impl Into<String>, seconds: f64, cost: Cost) {
-        self.ops.push(OpTime { name: name.into(), seconds, flops: cost.flops, bytes: 4.0 * cost.elements });
-    }
-
-    /// Times forward + backward of an op and adds it.
-    fn time(
-        &mut self,
-        name: impl Into<String>,
-        cost: Cost,
-        inputs: &[Tensor],
-        op: impl Fn(&Tape, &[Var]) -> CoreResult<Var>,
-    ) -> Result<()> {
-        let seconds = time(inputs, self.steps, op)?;
-        self.add(name, seconds, cost);
-        Ok(())
-    }
-}
-
-/// Median seconds of forward, and backward from the output itself, after one run that warms up.
-fn time(inputs: &[Tensor], steps: usize, f: impl Fn(&Tape, &[Var]) -> CoreResult<Var>) -> Result<f64> {
-    let mut times = Vec::new();
-    for _ in 0..steps + 1 {
-        let tape = Tape::new();
-        let vars: Vec<Var> = inputs.iter().map(|x| tape.leaf(x.clone())).collect();
-        let start = Instant::now();
-        let y = f(&tape, &vars)?;
-        let seed = y.value.clone();
-        black_box(tape.backward_from(&y, seed)?);
-        times.push(start.elapsed().as_secs_f64());
-    }
-    times.remove(0);
-    Ok(spread(times).1)
-}
+use bench::{Bench, OpTime, Sizes};
 
 /// Times every op, forward + backward, at the sizes of a configuration. With `density`, gamma is chosen so that the
 /// random queries attend this share of the visible chunks.

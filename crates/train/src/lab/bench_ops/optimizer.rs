@@ -4,8 +4,8 @@ use std::hint::black_box;
 
 use dash_core::{DType, Tensor, ops};
 
+use super::bench::{Bench, Cost};
 use super::ceilings::best;
-use super::{Bench, Cost};
 use crate::failure::Result;
 
 const WEIGHTS: usize = 4 << 20;

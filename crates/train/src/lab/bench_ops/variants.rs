@@ -5,7 +5,7 @@ use dash_model::attention::{Inputs, Knob, Layer, attend};
 use dash_model::{Init, ModelConfig, VARIANTS};
 
 use super::attention::{Qkv, Routed, attention_cost};
-use super::{Bench, Cost};
+use super::bench::{Bench, Cost};
 use crate::config::Config;
 use crate::console::tell;
 use crate::failure::{Failure, Result};

@@ -1,8 +1,8 @@
 //! A forest plot: differences with their intervals, a row each, around zero.
 
 use super::axis::{Axis, trimmed};
+use super::drawn::{Drawn, clipped};
 use super::svg::{Anchor, Picture, Sign, WIDTH, width_of};
-use super::{Drawn, clipped};
 
 /// A difference.
 #[derive(Debug, Clone)]

@@ -1,11 +1,13 @@
 //! Charts as SVG text, for reports that need no network and no font: the one way that this program draws.
 
 mod axis;
+mod drawn;
 mod forest;
 mod pairs;
 mod svg;
 
 pub use axis::{Axis, trimmed};
+pub use drawn::Drawn;
 pub use forest::{Forest, Row};
 pub use pairs::{Pairs, Panel};
 use svg::{Anchor, Picture, Sign, WIDTH, width_of};
@@ -98,21 +100,6 @@ impl Frame {
     }
 }
 
-/// A picture that is done.
-#[derive(Debug, Clone)]
-pub struct Drawn {
-    /// Without a style sheet, for a page that has [`style`].
-    pub inline: String,
-    /// A file of its own.
-    pub file: String,
-}
-
-impl From<Picture> for Drawn {
-    fn from(picture: Picture) -> Self {
-        Drawn { inline: picture.inline(), file: picture.file() }
-    }
-}
-
 impl Chart {
     /// Draws it; `None` when no line has a point to show.
     pub fn draw(&self) -> Option<Drawn> {
@@ -198,18 +185,6 @@ impl Chart {
             picture.series(&path, sign);
         }
     }
-}
-
-/// A text that fits into a width.
-fn clipped(text: &str, width: f64) -> String {
-    if width_of(text) <= width {
-        return text.into();
-    }
-    let mut out = text.to_string();
-    while !out.is_empty() && width_of(&out) + 7.0 > width {
-        out.pop();
-    }
-    out + "…"
 }
 
 /// Places of the legend's entries: x and row.

@@ -1,8 +1,8 @@
 //! Paired values: a line a seed from the baseline to the arm, a panel an arm.
 
 use super::axis::{Axis, trimmed};
+use super::drawn::{Drawn, clipped};
 use super::svg::{Anchor, Picture, Sign, WIDTH, width_of};
-use super::{Drawn, clipped};
 
 /// An arm beside its baseline.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@
 //! non-empty subsets (Hartigan 1969, "Using subsample values as typical values", JASA 64): a one-sided p is a count of them, and
 //! the k-th smallest and k-th largest bound an interval of level 1 - 2k / 2^n.
 
-use super::Interval;
+use super::interval::Interval;
 
 /// More pairs than this are not enumerated: 2^20 subsets are 8 MB.
 const MOST_PAIRS: usize = 20;

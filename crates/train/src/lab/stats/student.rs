@@ -2,7 +2,7 @@
 
 use statrs::distribution::{ChiSquared, ContinuousCDF, StudentsT};
 
-use super::Interval;
+use super::interval::Interval;
 
 /// Mean of some values with its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -2,7 +2,7 @@
 
 use dash_core::{Error, Result, Tensor, ops};
 
-use super::{Rule, Update};
+use super::rule::{Rule, Update};
 
 /// See [`ops::adamw()`].
 pub struct AdamW;

@@ -3,7 +3,7 @@
 use super::super::contrast::{Contrast, Word};
 use super::super::criteria::Status;
 use super::super::text::{probability, rounded};
-use super::Study;
+use super::study::Study;
 use crate::lab::stats::Estimate;
 
 /// `0.36 (95 % interval 0.16 to 0.56)`, or without an interval where there is none.

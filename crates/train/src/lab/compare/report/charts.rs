@@ -1,7 +1,7 @@
 //! The pictures of a report.
 
 use super::super::table::Rows;
-use super::{Section, Study};
+use super::study::{Section, Study};
 use crate::lab::chart::{Chart, Drawn, Join, Line, Point, Style};
 use crate::lab::stats::Estimate;
 

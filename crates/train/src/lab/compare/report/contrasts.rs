@@ -3,7 +3,7 @@
 use super::super::contrast::Contrast;
 use super::super::measure::Kind;
 use super::super::text::{number, probability, rounded};
-use super::{Section, Study};
+use super::study::{Section, Study};
 use crate::lab::chart::{Drawn, Forest, Pairs, Panel, Row, trimmed};
 
 /// `+0.36 (0.16 to 0.56)`

@@ -5,6 +5,7 @@ mod charts;
 mod contrasts;
 mod page;
 mod repeat;
+mod study;
 mod survival;
 mod tables;
 #[cfg(test)]
@@ -14,93 +15,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::contrast::{Contrast, ENOUGH, contrasts};
-use super::criteria::{self, Status};
-use super::measure::Measure;
+use super::contrast::{ENOUGH, contrasts};
+use super::criteria;
 use super::plan::Plan;
 use super::run::{Outcome, Run};
 use super::table::{Results, Rows};
-use super::tuning::Choice;
 use crate::failure::{Failure, Result};
 use crate::files::replace_file;
-use crate::lab::chart::Drawn;
-
-/// A table of text.
-pub struct Table {
-    head: Vec<String>,
-    rows: Vec<Vec<String>>,
-}
-
-/// A part of the report.
-pub struct Section {
-    title: String,
-    /// Pictures before the table: names of their files, and what is drawn.
-    charts: Vec<(String, Drawn)>,
-    table: Option<Table>,
-    /// Preformatted lines.
-    lines: Vec<String>,
-    note: String,
-}
-
-impl Section {
-    fn new(title: &str) -> Self {
-        Section { title: title.into(), charts: Vec::new(), table: None, lines: Vec::new(), note: String::new() }
-    }
-
-    fn with_table<const N: usize>(mut self, head: [&str; N], rows: Vec<Vec<String>>) -> Self {
-        self.table = Some(Table { head: head.map(str::to_string).to_vec(), rows });
-        self
-    }
-
-    fn with_note(mut self, note: &str) -> Self {
-        self.note = note.split_whitespace().collect::<Vec<_>>().join(" ");
-        self
-    }
-
-    fn with_chart(mut self, name: &str, drawn: Option<Drawn>) -> Self {
-        self.charts.extend(drawn.map(|d| (name.to_string(), d)));
-        self
-    }
-}
-
-/// Everything that a reader sees, in order.
-pub struct Report {
-    title: String,
-    answer: String,
-    forest: Option<(String, Drawn)>,
-    warnings: Vec<String>,
-    sections: Vec<Section>,
-}
-
-/// What all parts of the report are made from.
-struct Study<'a> {
-    plan: &'a Plan,
-    results: &'a Results,
-    /// The primary outcome first.
-    measures: Vec<Measure>,
-    /// Comparisons by each measure.
-    contrasts: Vec<Vec<Contrast>>,
-    /// What the tuning runs chose, where there were any.
-    choices: Vec<Choice>,
-}
-
-impl Study<'_> {
-    /// Number of an arm's signs in every picture.
-    fn series(&self, arm: &str) -> usize {
-        self.plan.arms.iter().position(|(name, _)| name == arm).unwrap_or(0)
-    }
-}
-
-/// What is known beside the rows.
-#[derive(Default)]
-pub struct Notes {
-    /// What became of runs that did not finish.
-    pub unfinished: Vec<String>,
-    /// The declaration.
-    pub criteria: Status,
-    /// Builds and machines of the runs.
-    pub builds: Vec<String>,
-}
+use study::{Notes, Report, Study};
 
 impl Notes {
     fn of(plan: &Plan, runs: &[Run]) -> Result<Self> {
@@ -243,9 +165,5 @@ impl Report {
             warnings: warnings(study, notes),
             sections,
         }
-    }
-
-    fn charts(&self) -> impl Iterator<Item = &(String, Drawn)> {
-        self.forest.iter().chain(self.sections.iter().flat_map(|s| &s.charts))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{Report, Section, Table};
+use super::study::{Report, Section, Table};
 use crate::lab::chart::{Drawn, escape, style};
 
 impl Table {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::run::Run;
-use super::{Notes, Section, Study};
+use super::study::{Notes, Section, Study};
 use crate::config::word;
 use crate::training::provenance;
 use dash_data::TaskKind;

@@ -2,7 +2,7 @@
 
 use super::super::contrast::Contrast;
 use super::super::text::{number, probability};
-use super::{Section, Study};
+use super::study::{Section, Study};
 use crate::lab::chart::{Chart, Drawn, Line, Point, Style};
 use crate::lab::stats::{Time, kaplan_meier, median, restricted_mean};
 

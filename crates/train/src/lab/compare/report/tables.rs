@@ -3,7 +3,8 @@
 use super::super::measure::{Kind, Measure};
 use super::super::text::{number, plus_minus, rounded};
 use super::super::tuning::label;
-use super::{Section, Study, charts};
+use super::charts;
+use super::study::{Section, Study};
 use crate::lab::chart::trimmed;
 use crate::lab::stats::Estimate;
 

@@ -1,3 +1,4 @@
+use super::super::criteria::Status;
 use super::super::table::Row;
 use super::*;
 use crate::config::{Compare, Config};
