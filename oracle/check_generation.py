@@ -25,6 +25,7 @@ def close(got, want, what, bound=1e-4):
     return error
 
 
+# Above 60 lines: what a user does with one folder, in order; most steps read the model, the tokens and the batch of those before.
 @torch.no_grad()
 def check(folder):
     options = {"trust_remote_code": True}

@@ -3,8 +3,8 @@ entmax, InfLLM v2 or NSA. Loaded by `transformers.AutoModelForCausalLM.from_pret
 
 Written to be read and to agree: scores of every new token with every kept one exist. Shapes: q [b, h, t, d] of the new tokens;
 k, v [b, g, T, d] of all; chunks of s tokens, n = ceil(T / s). Row i of a sequence is its token number i, padding left out, on
-whichever side it stands: positions and chunks are those of the sequence alone. One file, and so a long one, because it travels
-alone with the weights of every export.
+whichever side it stands: positions and chunks are those of the sequence alone. Above 400 lines: one file travels with the weights
+of every export.
 """
 import torch
 from torch import nn

@@ -131,11 +131,11 @@ INLINE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Byte offset of 16-byte piece `piece` of row `row` in a tile of rows 128 bytes wide in the copy engine's 128-byte swizzle; a
+// Byte offset of 16-byte piece `piece` of row `row` in a shared-memory tile of rows 128 bytes wide in the copy engine's 128-byte swizzle; a
 // wider tile is several of these, one after the other. Eight rows at one piece touch all 32 banks.
 INLINE u32 swizzled(int row, int piece) { return (u32)(row * 128 + ((piece ^ (row & 7)) << 4)); }
 
-// A tile of HEIGHT rows in panels of 64 columns, from memory: row i from `from(i)`, or zero where that is null. A row has ACROSS elements, a
+// A shared-memory tile of HEIGHT rows in panels of 64 columns, from memory: row i from `from(i)`, or zero where that is null. A row has ACROSS elements, a
 // multiple of 8; what its panels hold beyond them is zero. `spare` is any address in memory.
 template <int HEIGHT, int ACROSS, int STEP, typename From> INLINE void load_tile(u32 to, const bf16* spare, From from) {
     constexpr int pieces = (ACROSS + 63) / 64 * 8;
@@ -147,7 +147,7 @@ template <int HEIGHT, int ACROSS, int STEP, typename From> INLINE void load_tile
         copy16(to + piece / 8 * (HEIGHT * 128) + swizzled(row, piece % 8), valid ? at + piece * 8 : spare, valid);
     }
 }
-// Fragments of a tile of HEIGHT rows, for one step of 16 along its columns: 16 rows as the left operand, and as the right one.
+// Fragments of a shared-memory tile of HEIGHT rows, for one step of 16 along its columns: 16 rows as the left operand, and as the right one.
 template <int HEIGHT> INLINE void fragment(u32 (&a)[4], u32 tile, int first, int step) {
     const int lane = threadIdx.x % 32;
     load4(a, tile + step / 4 * (HEIGHT * 128) + swizzled(first + lane % 16, step % 4 * 2 + lane / 16));
@@ -161,7 +161,7 @@ template <int HEIGHT> INLINE void fragment_transposed(u32 (&b)[4], u32 tile, int
     const int lane = threadIdx.x % 32;
     load4_transposed(b, tile + columns / 4 * (HEIGHT * 128) + swizzled(first + lane % 16, columns % 4 * 2 + lane / 16));
 }
-// c += a b^T of 16 rows of tile `left` from `row` on and 8 N rows of tile `right` from `first` on, both WIDTH columns wide.
+// c += a b^T of 16 rows of shared-memory tile `left` from `row` on and 8 N rows of shared-memory tile `right` from `first` on, both WIDTH columns wide.
 template <int LEFT, int RIGHT, int WIDTH, int N> INLINE void multiply(float (&c)[N][4], u32 left, int row, u32 right, int first) {
     #pragma unroll
     for (int step = 0; step < WIDTH / 16; step++) {
@@ -179,11 +179,11 @@ template <int LEFT, int RIGHT, int WIDTH, int N> INLINE void multiply(float (&c)
 
 // ---- products of four warps: wgmma m64nNk16 -------------------------------------------------------------------------------
 
-// A tile in shared memory, 128-byte swizzle, at a multiple of 1024 bytes: rows of 64 elements, eight rows a group of 1024 bytes.
+// A shared-memory tile, 128-byte swizzle, at a multiple of 1024 bytes: rows of 64 elements, eight rows a group of 1024 bytes.
 INLINE u64 tile_descriptor(u32 at) {
     return (u64)((at & 0x3ffff) >> 4) | ((u64)1 << 16) | ((u64)(1024 >> 4) << 32) | ((u64)1 << 62);
 }
-// A tile whose outer axis is the product's inner one (read transposed): `panel_stride` bytes between panels of 64 columns.
+// A shared-memory tile whose outer axis is the product's inner one (read transposed): `panel_stride` bytes between panels of 64 columns.
 INLINE u64 tile_descriptor_transposed(u32 at, int panel_stride) {
     return (u64)((at & 0x3ffff) >> 4) | ((u64)(panel_stride >> 4) << 16) | ((u64)(1024 >> 4) << 32) | ((u64)1 << 62);
 }

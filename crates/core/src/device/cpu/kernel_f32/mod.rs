@@ -164,8 +164,8 @@ unsafe fn rows_avx2<const M: usize>(blocks: usize, n: usize, k: usize, x: Operan
     }
 }
 
-/// M rows by V vectors, of which the last may be partial. Longer than 60 lines, because the four ways to walk A share accumulators
-/// that must not leave their registers.
+/// M rows by V vectors, of which the last may be partial. Above 60 lines: the four ways to walk A share accumulators that must not
+/// leave their registers.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 #[target_feature(enable = "avx512f")]

@@ -1,6 +1,8 @@
 // Attention, forward. The running maximum, sum and output of a row stay in registers while the keys pass by, ascending. Where POWER is set,
 // `lse` is an input: every row's threshold, which solve.cu found.
 
+// Above 60 lines: maxima, sums and outputs of a lane's rows are registers that every step of the loop over keys changes; a function a step would
+// take and give back all of them.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, bf16* __restrict__ o,
                   float* __restrict__ lse, const u64* __restrict__ all_cells, const u32* __restrict__ all_first,

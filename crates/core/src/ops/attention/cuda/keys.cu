@@ -6,6 +6,7 @@
 #define TILE STAGE
 #define LIST 4096
 
+// Above 60 lines: listing the tokens, loading their rows and adding to dk and dv work on the same list, slots and registers, a round at a time.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
 attention_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, const bf16* __restrict__ dout,
                const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dk, float* __restrict__ dv,

@@ -233,6 +233,7 @@ emit(const R* __restrict__ p, const R* __restrict__ w, const u64* __restrict__ c
 // The gradient of the scores from that of the bias. straight: p is softmax and w its sum over the heads, otherwise entmax and the mean.
 // ds [b, h, t, n] is written in full; own [queries] gets the own chunk's gradient, squares [queries] the sum of squares. For a watcher,
 // where they are given: the gradient of every entry's scores [entries, group], and the number of chunks with one [queries].
+// Above 60 lines: a query's passes over its chunks follow from each other: the mean, every head's gradient, what a watcher asks for.
 extern "C" __global__ void __launch_bounds__(256)
 route_backward(const R* __restrict__ p, const R* __restrict__ w, const u64* __restrict__ cells, const u32* __restrict__ first,
                const R* __restrict__ dbias, R* __restrict__ ds, R* __restrict__ own_sum, double* __restrict__ squares,

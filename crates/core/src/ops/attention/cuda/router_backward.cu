@@ -3,7 +3,7 @@
 // t = r / (sum over heads of p) dlogw on the support, ds = t - r (sum t / sum r), dq = factor sum ds kbar, dkbar = factor sum ds q.
 //
 // The query side goes over rows of scores, as forward; it writes dq and what the key side needs of a row. The key side computes scores again,
-// a tile of chunks and a segment of tokens a block; segments are added in order. Both round ds to two bf16, high and low, so that a product
+// TILE chunks and a segment of tokens a block; segments are added in order. Both round ds to two bf16, high and low, so that a product
 // carries 16 bits of it.
 
 struct Settings { float factor, alpha, sigma; int center, straight; };  // center: 1 where the mean is differentiated
@@ -21,6 +21,7 @@ INLINE u32 low_part(float x, float y, u32 pair) { return pack(x - low(pair), y -
 // Shifts [b, t, h] come from forward for entmax and are written for straight through, as are sums (the heads' sum of p) of every entry.
 // Written: dq, means [b, t, h] (sum t / sum r), offsets [b, t, g] (the mean of dlogw), own [b, t, g] (dbias of the own chunk), squares [b, t, g]
 // (sum of ds^2), and where they are not null scores [entries, group] (ds) and pairs [b, t, g] (chunks with a ds other than zero).
+// Above 60 lines: the gradients of a tile's scores stay in shared memory from the first pass over them to the product that makes dq.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __restrict__ shifts, const u64* __restrict__ cells,
             const u32* __restrict__ first, float* __restrict__ sums, const float* __restrict__ dbias, float* __restrict__ dq,
@@ -137,7 +138,7 @@ router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __
     const u32 keys = shared_address(scratch) + OPERAND;
     float acc[4][2][4] = {};
     for (int base = 0; base < most; base += TILE) {
-        __syncthreads();  // gradients are there, the tile before has been read
+        __syncthreads();  // gradients are there, the shared-memory tile before has been read
         load_keys(keys, kbar, r, kv_heads, base);
         __syncthreads();
         #pragma unroll
@@ -182,6 +183,7 @@ router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __
 #define SIDE 128
 
 // A block: 64 chunks of a kv head, 16 a warp, and the tokens of a segment. partial [segments, b, n, g, HEAD].
+// Above 60 lines: while one batch of rows comes in, the scores of the one before are computed again and added to dkbar, which is registers.
 extern "C" __global__ void __launch_bounds__(SIDE, 2)
 router_keys(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const float* __restrict__ shifts, const u64* __restrict__ cells,
             const u32* __restrict__ first, const float* __restrict__ sums, const float* __restrict__ dbias, const float* __restrict__ means,

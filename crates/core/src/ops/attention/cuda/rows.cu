@@ -14,6 +14,7 @@ attention_delta(const bf16* __restrict__ o, const bf16* __restrict__ dout, float
     if (threadIdx.x % 32 == 0) delta[row] = sum;
 }
 
+// Above 60 lines: thresholds, dq and the sums of the bias's gradient are registers of one loop over keys, from the first product to the last.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, const bf16* __restrict__ dout,
                const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dq, float* __restrict__ dbias,

@@ -25,7 +25,7 @@ INLINE Rows rows_of(int t, int kv_heads, int group, int n, int width, int slabs,
     return r;
 }
 
-// A tile of summaries from `base` on; what is beyond them is zero.
+// A shared-memory tile of summaries from `base` on; what is beyond them is zero.
 INLINE void load_keys(u32 to, const bf16* kbar, const Rows& r, int kv_heads, int base) {
     load_tile<TILE, HEAD, THREADS>(to, kbar, [&](int i) {
         return base + i < r.n ? kbar + (((long long)r.batch * r.n + base + i) * kv_heads + r.kv) * HEAD : (const bf16*)0;
@@ -45,7 +45,7 @@ INLINE void score(float* scores, u8* scratch, const bf16* q, const bf16* kbar, c
     });
     const int most = r.most();
     for (int base = 0; base < most; base += TILE) {
-        __syncthreads();  // the tile before has been read
+        __syncthreads();  // the shared-memory tile before has been read
         load_keys(keys, kbar, r, kv_heads, base);
         __syncthreads();
         for (int part = warp; part < r.slabs * 4; part += WARPS) {

@@ -17,6 +17,7 @@ struct Walk {
 
 
 // The threshold tau of (alpha - 1) z by Newton on the beta-norm from the left, as the op entmax; `powers.r` is unused, beta is powers.p.
+// Above 60 lines: a round is a walk over all keys and then a step of Newton, both on the rows' registers.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 attention_solve(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, float* __restrict__ taus, int t,
                 int kv_heads, int group, int q_stride, int slots, float scale, int add, int stride,
@@ -108,6 +109,7 @@ attention_solve(const bf16* __restrict__ q, const __grid_constant__ Map k, const
     }
 }
 
+// The mean of do . v of every row, weighted by r. Above 60 lines: what a row needs is set up, summed over one walk and written by the same lanes.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
 attention_means(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, const bf16* __restrict__ dout,
                 const float* __restrict__ taus, float* __restrict__ means, int t, int kv_heads, int group, int q_stride, int slots,

@@ -1,4 +1,4 @@
-// What attention's kernels share: tiles in shared memory, the ring that brings keys and values, who attends what, and a score's weight.
+// What attention's kernels share: shared-memory tiles, the ring that brings keys and values, who attends what, and a score's weight.
 //
 // D: head width in shared memory, 16, 32, 64 or 128; HEAD: as it is, a multiple of 8. LISTED: 1 where a bit matrix says who attends what;
 // CHUNK: tokens of a chunk, 4 to 128 (read only where LISTED). SPAN: 1 where a query attends one range of keys (Reach); with neither, every
@@ -147,7 +147,7 @@ INLINE void load_rows(u32 to, const bf16* from, int batch, int kv, int first, in
     });
 }
 
-// Scores and the gradients of weights: 16 rows of the tiles `left` (scores) and `left_d` from `row` on, by SUB rows of `right` and `right_d`
+// Scores and the gradients of weights: 16 rows of the shared-memory tiles `left` (scores) and `left_d` from `row` on, by SUB rows of `right` and `right_d`
 // from `first` on. Queries and gradients of outputs are on one side, keys and values on the other.
 template <int LEFT, int RIGHT>
 INLINE void scores(float (&s)[SUB / 8][4], float (&dp)[SUB / 8][4], u32 left, u32 left_d, int row, u32 right, u32 right_d, int first) {

@@ -14,7 +14,7 @@
 INLINE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
 INLINE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
 
-// 64 rows of a tile, by one warp: row i begins `places[i]` elements behind `from`, and is zero where that is negative.
+// 64 rows of a shared-memory tile, by one warp: row i begins `places[i]` elements behind `from`, and is zero where that is negative.
 INLINE void gather_by_warp(u32 to, const bf16* from, const long long* places) {
     constexpr int pieces = PANELS * 8, together = 32 / pieces;  // rows of one step; every eight rows the swizzle is the same again
     const int lane = threadIdx.x % 32, piece = lane % pieces, first = lane / pieces;
@@ -35,7 +35,7 @@ INLINE void gather_by_warp(u32 to, const bf16* from, const long long* places) {
 // Bytes that will complete on the barrier, without an arrival.
 INLINE void barrier_expect_only(u32 barrier, int bytes) { asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory"); }
 
-// c [64, 64] = a b^T: both tiles of 64 rows.
+// c [64, 64] = a b^T: both shared-memory tiles of 64 rows.
 INLINE void product(float (&c)[32], u32 a, u32 b) {
     const u64 left = tile_descriptor(a), right = tile_descriptor(b);
     #pragma unroll
@@ -44,7 +44,7 @@ INLINE void product(float (&c)[32], u32 a, u32 b) {
         wgmma64_ss(c, left + at, right + at, step > 0);
     }
 }
-// acc [64, D] += p b: p [64, 64] in registers, b a tile of 64 rows.
+// acc [64, D] += p b: p [64, 64] in registers, b a shared-memory tile of 64 rows.
 INLINE void add_product(float (&acc)[PANELS][32], const u32 (&p)[4][4], u32 b) {
     const u64 right = tile_descriptor_transposed(b, 8192);
     #pragma unroll

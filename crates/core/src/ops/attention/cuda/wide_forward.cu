@@ -1,5 +1,6 @@
 // Attention on wgmma, forward. The next scores are on their way while p v is added and while the powers are computed.
 
+// Above 60 lines: the warps that load and the warpgroups that compute are the two branches of one kernel, which meet at its barriers.
 extern "C" __global__ void __launch_bounds__(384, 1)
 wide_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, bf16* __restrict__ o,
                        float* __restrict__ lse, const u64* __restrict__ cells, const u32* __restrict__ first, const float* __restrict__ bias,

@@ -3,6 +3,8 @@
 
 #define BATCH 64
 
+// Above 60 lines: the warps that look up and load rows and the warpgroups that add up dk and dv are the two branches of one kernel, which meet at
+// its barriers.
 extern "C" __global__ void __launch_bounds__(384, 1)
 wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, const bf16* __restrict__ dout,
                const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dk, float* __restrict__ dv,

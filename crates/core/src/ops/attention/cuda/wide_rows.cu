@@ -1,6 +1,7 @@
 // Attention on wgmma, backward, query side: dq, and the gradient of the bias of every entry, as rows.cu. The next scores and dp are on their way while
 // ds k is added.
 
+// Above 60 lines: the warps that load and the warpgroups that compute are the two branches of one kernel, which meet at its barriers.
 extern "C" __global__ void __launch_bounds__(384, 1)
 wide_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, const bf16* __restrict__ dout,
                     const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dq, float* __restrict__ dbias,
