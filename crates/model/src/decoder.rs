@@ -11,7 +11,7 @@ use crate::attention::{Attention, Inputs, Knob, Layer, Reroute, attend};
 use crate::cache::{Cache, LayerCache};
 use crate::config::ModelConfig;
 use crate::params::{Params, Places, parameters};
-use crate::router::RouterTrace;
+use crate::trace::RouterTrace;
 
 /// A decoder: configuration, parameters and rotary angles.
 pub struct Model {

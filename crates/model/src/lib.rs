@@ -12,7 +12,7 @@ mod flops;
 mod generate;
 mod load;
 mod params;
-mod router;
+mod trace;
 
 pub use attention::{Attention, Dash, Dense, InfLlmV2, Nsa, TokenEntmax, TopK, VARIANTS, kinds};
 pub use cache::{Cache, LayerCache};
@@ -23,4 +23,4 @@ pub use flops::{Flops, flops};
 pub use generate::{Generation, Sampling, generate, has_cache};
 pub use load::{LoadError, parse_tensors, read_tensors};
 pub use params::{Group, INDEXER, Init, Param, ParamSpec, Params, parameters};
-pub use router::{RouterStats, RouterTrace};
+pub use trace::{RouterStats, RouterTrace};

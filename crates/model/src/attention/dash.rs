@@ -8,7 +8,7 @@ use super::keys::{Range, Value, settings};
 use super::{Attended, Attention, Chunks, Cost, Export, Inputs, Knob, Loader, Preset, Spec, Variant};
 use crate::config::ModelConfig;
 use crate::params::{Group, Init, ParamSpec};
-use crate::router::RouterTrace;
+use crate::trace::RouterTrace;
 
 /// The places where the router takes its queries and keys: what comes back there came through the choice.
 pub const ROUTER_Q: &str = "router.q";

@@ -12,7 +12,7 @@ use super::keys::{Range, Value, settings};
 use super::{Attended, Attention, Chunks, Cost, Inputs, Spec, Variant, windows};
 use crate::config::ModelConfig;
 use crate::error::ConfigError;
-use crate::router::RouterTrace;
+use crate::trace::RouterTrace;
 
 settings! {
     /// Settings of InfLLM v2.

@@ -14,7 +14,7 @@ use super::{Attended, Chunks, Cost, Inputs, Layer, Spec, Variant, windows};
 use crate::config::ModelConfig;
 use crate::error::ConfigError;
 use crate::params::{Group, Init, ParamSpec};
-use crate::router::RouterTrace;
+use crate::trace::RouterTrace;
 
 settings! {
     /// Settings of native sparse attention.

@@ -9,7 +9,7 @@ use super::keys::{Range, Value, settings};
 use super::{Attended, Attention, Chunks, Cost, Inputs, Knob, Spec, Variant};
 use crate::config::ModelConfig;
 use crate::params::{INDEXER, ParamSpec};
-use crate::router::RouterTrace;
+use crate::trace::RouterTrace;
 
 settings! {
     /// Settings of the hard twin.

@@ -7,7 +7,7 @@ use super::{Attention, Inputs, Layer};
 use crate::config::ModelConfig;
 use crate::error::ConfigError;
 use crate::params::ParamSpec;
-use crate::router::RouterTrace;
+use crate::trace::RouterTrace;
 
 /// What the registry knows of a variant without a value of it.
 #[derive(Debug)]

@@ -15,7 +15,7 @@ use crate::training::eval::Validation;
 use crate::training::loaded::Loaded;
 use crate::training::material::Material;
 use crate::training::provenance;
-use crate::training::tasks::{Router, Score};
+use crate::training::tasks::{RouterChoice, Score};
 
 /// Arguments.
 #[derive(Args)]
@@ -38,7 +38,7 @@ pub struct EvalArgs {
     pub chunk_size: Option<usize>,
     /// Who chooses the chunks
     #[arg(long, value_enum, default_value_t)]
-    pub router: Router,
+    pub router: RouterChoice,
     /// Compute on cpu, cuda or cuda:N instead of the device of the run
     #[arg(long)]
     pub device: Option<String>,
@@ -67,19 +67,19 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let set = material.validation(&loaded.config)?;
     let mut model = loaded.model;
     if let Some(kind) = args.kind.as_deref() {
-        let attended = set.run(&model, Router::Own)?.attended;
+        let attended = set.run(&model, RouterChoice::Own)?.attended;
         let config = Config { model: model.config().clone(), ..loaded.config.clone() };
         let other = other_attention(&config, &Other { kind, top: args.top, chunk_size: args.chunk_size }, attended)?;
         model.set_attention(other).map_err(|e| {
             Failure::request(format!("--as {kind}: {e}; a model takes on kinds whose parameters it has"))
         })?;
     }
-    if args.router != Router::Own && model.config().attention.chunk_size().is_none() {
+    if args.router != RouterChoice::Own && model.config().attention.chunk_size().is_none() {
         return Err(Failure::request(
             "--router: this attention has no router; add --as topk or another kind that routes",
         ));
     }
-    if args.router == Router::Oracle && loaded.config.task.is_none() {
+    if args.router == RouterChoice::Oracle && loaded.config.task.is_none() {
         return Err(Failure::request("--router oracle: a text has no known answers; evaluate a task"));
     }
     let v = set.run(&model, args.router)?;

@@ -15,8 +15,8 @@ use dash_model::{Model, Params, read_tensors};
 use safetensors::tensor::{Dtype, View};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
+use super::knobs::Knobs;
 use super::optim::{Optimizer, rule};
-use super::router::Knobs;
 use super::state::Newer;
 pub use super::state::{State, read_state};
 use super::trainer::Trainer;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use dash_data::{Batch, Loader, Shard, Tokenizer};
 use dash_model::Model;
 
-use super::tasks::{LengthResult, Router, TaskSet};
+use super::tasks::{LengthResult, RouterChoice, TaskSet};
 use super::trainer::batch_ids;
 use crate::config::Config;
 use crate::console::tell;
@@ -85,7 +85,7 @@ impl ValidationSet {
     ///
     /// # Errors
     /// When a token is not below the model's vocabulary.
-    pub fn run(&self, model: &Model, router: Router) -> Result<Validation> {
+    pub fn run(&self, model: &Model, router: RouterChoice) -> Result<Validation> {
         let task = self.task.as_ref().map(|t| t.run(model, router)).transpose()?.unwrap_or_default();
         if self.batches.is_empty() {
             let own = task.iter().find(|r| r.length == self.seq_len).expect("the training length is evaluated");

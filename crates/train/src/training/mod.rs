@@ -11,6 +11,7 @@ pub mod eval;
 pub mod export;
 #[cfg(test)]
 mod handmade;
+pub mod knobs;
 mod limits;
 pub mod loaded;
 pub mod lock;
@@ -20,7 +21,6 @@ pub mod optim;
 pub mod preflight;
 pub mod probe;
 pub mod provenance;
-pub mod router;
 pub mod run;
 pub mod schedule;
 mod session;

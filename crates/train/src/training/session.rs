@@ -12,7 +12,7 @@ use super::material::Material;
 use super::metrics::Metrics;
 use super::preflight;
 use super::probe::Probe;
-use super::tasks::Router;
+use super::tasks::RouterChoice;
 use super::text::continue_text;
 use super::trainer::{StepStats, Trainer};
 use crate::config::Config;
@@ -196,7 +196,7 @@ impl<'a> Session<'a> {
     fn validate(&mut self) -> Result<()> {
         let Parts { config, material, trainer, set, unigram, state, .. } = &mut self.parts;
         let step = state.step;
-        let v = set.run(&trainer.model, Router::Own)?;
+        let v = set.run(&trainer.model, RouterChoice::Own)?;
         state.validation_loss = Some(v.loss);
         let sample = match (config.eval.sample_tokens, &material.tokenizer) {
             (0, _) | (_, None) => None,

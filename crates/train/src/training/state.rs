@@ -14,7 +14,7 @@ use dash_data::LoaderState;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::router::Knobs;
+use super::knobs::Knobs;
 use crate::program::build;
 
 /// The version that this build writes; it reads this one and all before.

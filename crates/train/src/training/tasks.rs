@@ -13,7 +13,7 @@ use crate::failure::Result;
 
 /// Who chooses the chunks in an evaluation.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Router {
+pub enum RouterChoice {
     /// The model's own router
     #[default]
     Own,
@@ -23,13 +23,15 @@ pub enum Router {
     Oracle,
 }
 
-impl Router {
+impl RouterChoice {
     /// For a batch that asks these questions.
     pub fn of(self, questions: &[Question]) -> Option<Reroute> {
         match self {
-            Router::Own => None,
-            Router::Random => Some(Reroute::Random(1)),
-            Router::Oracle => Some(Reroute::Oracle(questions.iter().map(|q| (q.sequence, q.at, q.evidence)).collect())),
+            RouterChoice::Own => None,
+            RouterChoice::Random => Some(Reroute::Random(1)),
+            RouterChoice::Oracle => {
+                Some(Reroute::Oracle(questions.iter().map(|q| (q.sequence, q.at, q.evidence)).collect()))
+            }
         }
     }
 }
@@ -145,7 +147,7 @@ impl TaskSet {
     ///
     /// # Errors
     /// When the model has no positions for a length.
-    pub fn run(&self, model: &Model, router: Router) -> Result<Vec<LengthResult>> {
+    pub fn run(&self, model: &Model, router: RouterChoice) -> Result<Vec<LengthResult>> {
         let c = model.config();
         let one = |(length, batches): &(usize, Vec<Batch>)| -> Result<LengthResult> {
             let sequences = batches.iter().map(|b| b.batch).sum::<usize>() as f64;

@@ -5,8 +5,8 @@ use dash_data::Batch;
 use dash_model::{Model, RouterStats};
 
 use super::accumulate::{Tree, leaf, total};
+use super::knobs::{self, Knobs, attended_share, merged};
 use super::optim::Optimizer;
-use super::router::{self, Knobs, attended_share, merged};
 use super::schedule::learning_rate;
 use crate::config::Config;
 use crate::failure::{Failure, Result};
@@ -82,7 +82,7 @@ impl Trainer {
         let step = self.optimizer.step + 1;
         let lr = learning_rate(&config.optim, step, config.run.steps);
         let tokens: usize = batches.iter().map(Batch::counted).sum();
-        router::apply(&config.router, &mut self.model, step);
+        knobs::apply(&config.router, &mut self.model, step);
         let mut sums = Tree::new(leaf(batches.len()));
         let (mut losses, mut shares) = (Vec::with_capacity(batches.len()), Vec::new());
         let mut stats: Vec<Vec<Option<RouterStats>>> = Vec::new();
@@ -123,7 +123,7 @@ impl Trainer {
         }
         let knobs = Knobs::of(&self.model.config().attention);
         let attended = (!shares.is_empty()).then(|| total(&shares) / shares.len() as f64);
-        router::control(&config.router, &mut self.model, attended);
+        knobs::control(&config.router, &mut self.model, attended);
         let mut routers = Vec::new();
         for layer in 0..stats.first().map_or(0, Vec::len) {
             let all: Vec<&RouterStats> = stats.iter().filter_map(|micro| micro[layer].as_ref()).collect();

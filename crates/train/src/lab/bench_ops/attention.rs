@@ -12,7 +12,7 @@ use dash_model::{Attention, Dash};
 
 use super::bench::{Bench, Cost, Sizes};
 use crate::failure::{Failure, Result};
-use crate::training::router::{GAMMA, gamma_for};
+use crate::training::knobs::{GAMMA, gamma_for};
 
 /// Random queries, keys and values.
 pub struct Qkv {
@@ -23,7 +23,7 @@ pub struct Qkv {
 
 /// How much the random queries attend.
 #[derive(Debug, Clone, Copy)]
-pub struct Routed {
+pub struct Attended {
     /// Attended over visible chunks.
     pub density: f64,
     /// Attended chunks of a query.
@@ -80,7 +80,7 @@ fn router(configured: &Attention) -> Dash {
 }
 
 /// Summaries, routing, and attention to what is routed.
-pub fn time_routed(bench: &mut Bench, qkv: &Qkv, configured: &Attention, density: Option<f64>) -> Result<Routed> {
+pub fn time_routed(bench: &mut Bench, qkv: &Qkv, configured: &Attention, density: Option<f64>) -> Result<Attended> {
     let s = bench.sizes;
     let chunk = configured.chunk_size().unwrap_or(64).min(s.tokens / 2).max(1);
     let mut settings = Dash { chunk_size: chunk, ..router(configured) }.entmax();
@@ -112,7 +112,7 @@ pub fn time_routed(bench: &mut Bench, qkv: &Qkv, configured: &Attention, density
     let cost = attention_cost(s, entries * chunk as f64 * group);
     bench.time("block attention", cost, &[q, k, v, bias.value], op)?;
     let chunks_a_query = entries / (s.rows() * s.kv_heads) as f64;
-    Ok(Routed { density: entries / visible, chunks_a_query, chunk, gamma: settings.gamma })
+    Ok(Attended { density: entries / visible, chunks_a_query, chunk, gamma: settings.gamma })
 }
 
 /// Forward scores every visible summary, 2 d; backward has two products of 2 d for every listed (chunk, query head). q is read

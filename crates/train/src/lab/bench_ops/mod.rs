@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::console::print_line;
 use crate::failure::Result;
 use crate::training::device::device as device_of;
-use attention::{Qkv, Routed};
+use attention::{Attended, Qkv};
 use bench::{Bench, OpTime, Sizes};
 
 /// Times every op, forward + backward, at the sizes of a configuration. With `density`, gamma is chosen so that the
@@ -42,7 +42,7 @@ pub fn ops(config: &Config, steps: usize, density: Option<f64>, as_json: bool) -
     print(&bench.ops, top, routed, as_json)
 }
 
-fn print(ops: &[OpTime], top: Ceilings, routed: Routed, as_json: bool) -> Result<()> {
+fn print(ops: &[OpTime], top: Ceilings, routed: Attended, as_json: bool) -> Result<()> {
     if as_json {
         let row = |r: &OpTime| json!({"op": r.name, "ms": r.seconds * 1e3, "gflop": r.flops / 1e9, "mb": r.bytes / 1e6, "share": share(r, top)});
         let all: Vec<Value> = ops.iter().map(row).collect();

@@ -4,7 +4,7 @@ use dash_core::{DType, Tape, Tensor, Var, ops::RopeTable};
 use dash_model::attention::{Inputs, Knob, Layer, attend};
 use dash_model::{Init, ModelConfig, VARIANTS};
 
-use super::attention::{Qkv, Routed, attention_cost};
+use super::attention::{Attended, Qkv, attention_cost};
 use super::bench::{Bench, Cost};
 use crate::config::Config;
 use crate::console::tell;
@@ -13,7 +13,7 @@ use crate::training::convert::{Other, other_attention};
 
 /// Times each variant: the configured one as it is, the others with its numbers where they have the key, and with as many chunks as
 /// hold the tokens that the entmax router attends. What these sizes do not allow is told and left out.
-pub fn time(bench: &mut Bench, qkv: &Qkv, config: &Config, routed: Routed) -> Result<()> {
+pub fn time(bench: &mut Bench, qkv: &Qkv, config: &Config, routed: Attended) -> Result<()> {
     let t = bench.sizes.tokens as f64;
     let listed = routed.density * (t + 1.0) / 2.0;
     for spec in VARIANTS {

@@ -38,7 +38,7 @@ fn tokenizer() -> Tokenizer {
 
 fn validate(shards: &[Arc<Shard>], set: &[&str], model: &Model) -> (ValidationSet, Validation) {
     let set = ValidationSet::new(&config(set), shards, Some(&tokenizer())).unwrap();
-    let v = set.run(model, Router::Own).unwrap();
+    let v = set.run(model, RouterChoice::Own).unwrap();
     (set, v)
 }
 
@@ -159,7 +159,7 @@ fn density_and_attended_tokens_weigh_every_sequence_alike() {
     close(v.attended, (first + second) / 2.0);
     // a router in the place of its own: as many chunks
     let set = ValidationSet::new(&config(&set), &text, Some(&tokenizer())).unwrap();
-    let random = set.run(&model, Router::Random).unwrap();
+    let random = set.run(&model, RouterChoice::Random).unwrap();
     close(random.density, v.density);
     close(random.attended, v.attended);
 }
@@ -174,7 +174,7 @@ fn a_task_alone_gives_the_figures_of_the_training_length() {
     model.attention = Dash { chunk_size: 8, ..Dash::default() }.into();
     let device = dash_core::Device::cpu(1).unwrap();
     let model = Model::new(model, 40, 32, 3, &device, dash_core::DType::F64).unwrap();
-    let v = set.run(&model, Router::Own).unwrap();
+    let v = set.run(&model, RouterChoice::Own).unwrap();
     assert_eq!(v.task.iter().map(|r| r.length).collect::<Vec<_>>(), [16, 24, 32]);
     let own = &v.task[1];
     // three answers of each of five sequences

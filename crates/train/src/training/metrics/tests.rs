@@ -5,8 +5,8 @@ use dash_model::{Dash, RouterStats};
 use dash_data::Batch;
 
 use super::super::handmade::{Pull, config, reader};
+use super::super::knobs::Knobs;
 use super::super::probe::Probe;
-use super::super::router::Knobs;
 use super::super::tasks::Score;
 use super::super::tensorboard::scalars;
 use super::*;

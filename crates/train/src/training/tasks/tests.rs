@@ -86,7 +86,7 @@ fn sequences() -> Vec<(usize, Vec<Batch>)> {
     vec![(8, vec![first, second])]
 }
 
-fn evaluate(attention: impl Into<Attention>, router: Router) -> LengthResult {
+fn evaluate(attention: impl Into<Attention>, router: RouterChoice) -> LengthResult {
     TaskSet(sequences()).run(&reader(attention.into(), 1, 8, &PULL), router).unwrap().remove(0)
 }
 
@@ -103,7 +103,7 @@ fn losses() -> (f64, f64) {
 
 #[test]
 fn a_router_that_takes_the_strongest_chunk_is_judged_answer_by_answer() {
-    let r = evaluate(Dash { chunk_size: 2, ..Dash::default() }, Router::Own);
+    let r = evaluate(Dash { chunk_size: 2, ..Dash::default() }, RouterChoice::Own);
     assert_eq!((r.length, r.score), (8, Score { asked: 5, right: 3, missed: 1, misread: 1, unseen: 2 }));
     // distances 5, 5, 7, 7 and 1
     let near = Score { asked: 1, right: 1, ..Score::default() };
@@ -121,16 +121,16 @@ fn a_router_that_takes_the_strongest_chunk_is_judged_answer_by_answer() {
 #[test]
 fn dense_attention_misses_nothing_and_an_oracle_shows_every_evidence() {
     // it attends the strongest token anywhere: 6 where there is one
-    let r = evaluate(Dense {}, Router::Own);
+    let r = evaluate(Dense {}, RouterChoice::Own);
     assert_eq!(r.score, Score { asked: 5, right: 3, missed: 0, misread: 2, unseen: 0 });
     assert_eq!((r.density, r.listed, r.layers.len()), (1.0, 0.0, 0));
     // shown the chunk of its evidence, the third reads 5; the second still reads 6 beside it
-    let oracle = evaluate(Dash { chunk_size: 2, ..Dash::default() }, Router::Oracle);
+    let oracle = evaluate(Dash { chunk_size: 2, ..Dash::default() }, RouterChoice::Oracle);
     assert_eq!(oracle.score, Score { asked: 5, right: 4, missed: 0, misread: 1, unseen: 0 });
     // others than the asking query keep their choice; that one has 2 of 4 chunks, or its own alone where that holds the evidence
     close(oracle.density, (4.0 * 5.5 + 5.25) / 30.0);
     // the same hard choice
-    let topk = evaluate(TopK { chunk_size: 2, top: 2, ..TopK::default() }, Router::Own);
+    let topk = evaluate(TopK { chunk_size: 2, top: 2, ..TopK::default() }, RouterChoice::Own);
     assert_eq!(topk.score, Score { asked: 5, right: 3, missed: 1, misread: 1, unseen: 2 });
     // 2 of 2, 2 of 2, 2 of 3, 2 of 3, 2 of 4, 2 of 4
     close(topk.density, (1.0 + 1.0 + 2.0 / 3.0 + 2.0 / 3.0 + 0.5 + 0.5) / 6.0);
@@ -155,7 +155,7 @@ fn the_sets_of_a_task_have_every_length_once_and_as_many_sequences_as_asked() {
 
 #[test]
 fn a_result_is_written_with_the_shares_of_its_distances() {
-    let line = evaluate(Dash { chunk_size: 2, ..Dash::default() }, Router::Own).json();
+    let line = evaluate(Dash { chunk_size: 2, ..Dash::default() }, RouterChoice::Own).json();
     assert_eq!((&line["length"], &line["asked"], &line["accuracy"]), (&json!(8), &json!(5), &json!(0.6)));
     assert_eq!((&line["router_missed"], &line["reader_missed"]), (&json!(0.2), &json!(0.2)));
     let far = &line["by_distance"][1];
@@ -168,7 +168,7 @@ fn a_result_is_written_with_the_shares_of_its_distances() {
 fn density_and_tokens_of_a_task_are_means_over_the_layers() {
     // the second layer scores all chunks alike, so it attends them all: 1 + 2 + ... + 8 tokens
     let dash = Dash { chunk_size: 2, ..Dash::default() };
-    let r = TaskSet(sequences()).run(&reader(dash.into(), 2, 8, &PULL), Router::Own).unwrap().remove(0);
+    let r = TaskSet(sequences()).run(&reader(dash.into(), 2, 8, &PULL), RouterChoice::Own).unwrap().remove(0);
     close(r.layers[0], (4.0 * 5.5 / 6.0 + 1.0) / 5.0);
     assert_eq!((r.layers.len(), r.layers[1]), (2, 1.0));
     close(r.density, (r.layers[0] + 1.0) / 2.0);
@@ -179,7 +179,7 @@ fn density_and_tokens_of_a_task_are_means_over_the_layers() {
 
 #[test]
 fn an_accuracy_is_right_answers_over_questions() {
-    let task = vec![evaluate(Dash { chunk_size: 2, ..Dash::default() }, Router::Own)];
+    let task = vec![evaluate(Dash { chunk_size: 2, ..Dash::default() }, RouterChoice::Own)];
     let v = super::super::eval::Validation {
         loss: 1.0,
         bits_per_byte: None,

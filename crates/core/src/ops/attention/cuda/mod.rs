@@ -16,7 +16,7 @@ mod wide;
 
 pub use choice::{topk_routing, window_routing, window_scratch};
 pub use mask::BlockMask;
-pub use router::{Keys, Routing, Summary, entmax_routing, head_weights, summary, summary_backward};
+pub use router::{Keys, StreamedRouting, Summary, entmax_routing, head_weights, summary, summary_backward};
 pub(super) use router::{routes_stream, scores_fit};
 pub use router_backward::{Kept, entmax_routing_backward};
 pub use span::{Rows, span_attention, span_attention_backward};

@@ -210,7 +210,7 @@ pub(in crate::ops::attention) fn routes_stream(compute: Compute, q: &CudaData, d
 
 /// What routing found.
 #[derive(Debug)]
-pub struct Routing {
+pub struct StreamedRouting {
     /// Who attends what.
     pub mask: BlockMask,
     /// A number an entry, f32, in the order of the mask: w, 0 for the own chunk.
@@ -235,7 +235,7 @@ pub fn entmax_routing(
     kbar: &CudaBuffer,
     diagonal: Option<&CudaBuffer>,
     settings: Entmax,
-) -> Result<Routing> {
+) -> Result<StreamedRouting> {
     let (op, device) = ("entmax_routing", kbar.device());
     let Dims { b, t, h, g, d } = dims;
     let chunk = settings.chunk_size;
@@ -258,7 +258,7 @@ pub fn entmax_routing(
     let (weights, bias) = (device.alloc(op, Kind::F32, most)?, device.alloc(op, Kind::F32, most)?);
     let outputs = [diagonal.map_or(Arg::Null, Arg::Buffer), Arg::Buffer(&weights), Arg::Buffer(&bias), Arg::Null];
     emit(&scored, (&taus, &mask), outputs, settings)?;
-    Ok(Routing { mask, weights, bias, taus })
+    Ok(StreamedRouting { mask, weights, bias, taus })
 }
 
 /// Writes what the outputs name: (own bias), weights, bias, heads.
@@ -280,7 +280,7 @@ pub fn head_weights(
     dims: Dims,
     q: Strided,
     kbar: &CudaBuffer,
-    routing: &Routing,
+    routing: &StreamedRouting,
     settings: Entmax,
 ) -> Result<CudaBuffer> {
     let op = "entmax_routing";

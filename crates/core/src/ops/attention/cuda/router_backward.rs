@@ -12,7 +12,7 @@ use crate::ops::cuda::reduce::sum_axis;
 /// from the shape alone.
 const BLOCKS: usize = 256;
 
-/// What backward needs of [`super::Routing`].
+/// What backward needs of [`super::StreamedRouting`].
 #[derive(Debug, Clone, Copy)]
 pub struct Kept<'a> {
     /// Who attends what.
@@ -116,7 +116,7 @@ mod tests {
     use crate::Tensor;
     use crate::device::cuda::Kind::{Bf16, F32};
     use crate::ops::attention::{HostRoutes, entmax_routing as on_cpu};
-    use crate::ops::cuda::attention::{Routing, entmax_routing, head_weights};
+    use crate::ops::cuda::attention::{StreamedRouting, entmax_routing, head_weights};
     use crate::ops::cuda::testing::{cuda, tensors};
     use crate::rng::Rng;
     use crate::tape::{Tape, Watcher};
@@ -138,7 +138,7 @@ mod tests {
     /// supports differ.
     type Query = (usize, usize, std::ops::Range<usize>, Option<Vec<usize>>);
 
-    fn queries(dims: Dims, chunk: usize, list: &HostRoutes, routing: &Routing) -> Vec<Query> {
+    fn queries(dims: Dims, chunk: usize, list: &HostRoutes, routing: &StreamedRouting) -> Vec<Query> {
         let cells: Vec<u64> = routing.mask.cells().download().unwrap();
         let first: Vec<u32> = routing.mask.first().download().unwrap();
         let (tiles, chunks) = (dims.t.div_ceil(64), dims.t.div_ceil(chunk));
@@ -157,7 +157,7 @@ mod tests {
         (0..dims.b * dims.g * dims.t).map(one).collect()
     }
 
-    fn kept(of: &Routing) -> Kept<'_> {
+    fn kept(of: &StreamedRouting) -> Kept<'_> {
         Kept { mask: &of.mask, weights: &of.weights, taus: &of.taus }
     }
 

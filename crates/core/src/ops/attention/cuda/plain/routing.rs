@@ -41,7 +41,7 @@ fn empty_cells(device: &CudaDevice, dims: Dims, chunk: usize) -> Result<CudaBuff
 
 /// What [`entmax_routing`] found; numbers an entry are in the order of the mask.
 #[derive(Debug)]
-pub struct Routed {
+pub struct PlainRouting {
     /// Who attends what.
     pub mask: BlockMask,
     /// w, 0 for the own chunk.
@@ -70,7 +70,7 @@ pub fn entmax_routing(
     operands: (&CudaBuffer, &CudaBuffer),
     diagonal: Option<&CudaBuffer>,
     s: Entmax,
-) -> Result<Routed> {
+) -> Result<PlainRouting> {
     let (op, device, kind) = ("entmax_routing", operands.0.device(), operands.0.kind());
     let p = routing(dims, n, operands, (s.chunk_size, s.gamma, s.alpha))?;
     let w = mean_of_heads(dims, n, &p, 1.0 / dims.group() as f64)?;
@@ -87,7 +87,7 @@ pub fn entmax_routing(
     let own = [diagonal.map_or(Arg::Null, Arg::Buffer)];
     let args = [&inputs[..], &own, &outputs, &query_args(dims, n), &tail].concat();
     for_queries(device, kind, "emit", dims, &args)?;
-    Ok(Routed { mask, weights, bias, heads })
+    Ok(PlainRouting { mask, weights, bias, heads })
 }
 
 /// Gradients of [`entmax_routing`].
