@@ -29,6 +29,7 @@ struct Backward<'a, T: CpuNumber, V> {
 struct Task<'a, T> {
     /// number of its (batch, kv head)
     bg: usize,
+    /// `[t, d]`, both
     dk: &'a mut [T],
     dv: &'a mut [T],
     tiles: Vec<TaskTile<'a, T>>,
@@ -55,13 +56,13 @@ struct Scratch<T: CpuNumber> {
     q: QueryTile<T>,
     dout: QueryTile<T>,
     lanes: Lanes<T>,
-    /// of the rows that work on a block: scores and dp, then p and ds, `[keys, lanes]`; delta; sums of ds; dq `[lanes, d]`
+    /// of the rows that work on a block: scores and dp, then p and ds, `[keys, lanes]`; delta and sums of ds `[lanes]`; dq `[lanes, d]`
     p: Buffer<T>,
     ds: Buffer<T>,
     step_delta: Buffer<T>,
     totals: Buffer<T>,
     step_dq: Buffer<T>,
-    /// of the tile: <out, dout> of every row, and dq
+    /// of the tile: <out, dout> of every row `[queries, group]`, and dq `[queries, group, d]`
     delta: Buffer<T>,
     dq: Buffer<T>,
 }

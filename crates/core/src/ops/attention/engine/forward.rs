@@ -20,13 +20,13 @@ struct Scratch<T: CpuNumber> {
     products: Products<T>,
     q: QueryTile<T>,
     lanes: Lanes<T>,
-    /// of the rows that work on a block: scores `[keys, lanes]`, running maximum and sum, factors, new outputs `[lanes, d]`
+    /// of the rows that work on a block: scores `[keys, lanes]`, running maximum, sum and factors `[lanes]`, new outputs `[lanes, d]`
     scores: Buffer<T>,
     step_max: Buffer<T>,
     step_sum: Buffer<T>,
     factors: Buffer<T>,
     new: Buffer<T>,
-    /// of the tile
+    /// of the tile: outputs before the division `[queries, group, d]`, running maximum and sum `[queries, group]`
     acc: Buffer<T>,
     max: Buffer<T>,
     sum: Buffer<T>,

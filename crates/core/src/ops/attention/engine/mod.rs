@@ -74,8 +74,10 @@ struct Pass<'a, T: CpuNumber, V> {
     device: &'a CpuDevice,
     bf16: Option<Bf16Kernels<T>>,
     dims: Dims,
+    /// `[b, t, h, d]`
     q: &'a [T],
     visits: &'a V,
+    /// `[entries]`, empty where there is none
     bias: &'a [T],
     log2_e: T,
     /// log2 e / sqrt d
@@ -138,14 +140,15 @@ pub(crate) fn owner(tile: usize, splits: usize) -> usize {
     if round.is_multiple_of(2) { i } else { splits - 1 - i }
 }
 
-/// Copies the queries of a tile of one kv head out of `[t, h, d]`, `stride` apart, as `[queries, len]`.
+/// Copies the queries of a tile of one kv head out of `x [t, h, d]`, which begins at the first of them, `stride` apart, into
+/// `out [queries, len]`, where len is that of the kv head's group, group * d.
 pub(crate) fn take_tile<T: CpuNumber>(x: &[T], stride: usize, len: usize, out: &mut [T]) {
     for (r, o) in out.chunks_exact_mut(len).enumerate() {
         o.copy_from_slice(&x[r * stride..][..len]);
     }
 }
 
-/// `[b, g, splits, t, len]` summed over the splits, as `[b, t, g, len]`.
+/// Sums `parts [b, g, splits, t, len]` over the splits into `out [b, t, g, len]`.
 pub(crate) fn interleave<T: CpuNumber>(
     device: &CpuDevice,
     parts: &[T],

@@ -106,7 +106,7 @@ pub(super) struct Products<T: CpuNumber> {
     lanes: usize,
     d: usize,
     zeros: Buffer<T>,
-    /// pairs of the scores and of a right operand
+    /// pairs of the scores, `[keys / 2, lanes]` or `[keys, lanes / 2]`, and panels of a right operand over the lanes, `[d / NR, lanes / 2, NR]`
     lhs: Buffer<T>,
     rhs: Buffer<T>,
 }
@@ -147,7 +147,7 @@ impl<T: CpuNumber> Products<T> {
         }
     }
 
-    /// `c = a b` over d: `keys` rows by n of the lanes. a as [`LhsRows`] gives it, b as [`Products::columns`].
+    /// `c [keys, lanes] = a b` over d, of which n lanes are written: a `[keys, d]` as [`LhsRows`] gives it, b as [`Products::columns`].
     pub(super) fn over_d(&self, (keys, n): (usize, usize), a: MatRef<T>, b: &[T], c: &mut [T]) {
         let c = MatMut::rows(c, self.lanes);
         match self.bf16 {
@@ -159,7 +159,7 @@ impl<T: CpuNumber> Products<T> {
         }
     }
 
-    /// `c (+)= x^T b` over the keys of x `[keys, lanes]`: m rows of d.
+    /// `c (+)= x^T b` over the keys of x `[keys, lanes]` and b `[keys, d]`: c `[m, d]`.
     pub(super) fn over_keys(
         &mut self,
         (m, keys): (usize, usize),
@@ -185,7 +185,7 @@ impl<T: CpuNumber> Products<T> {
         }
     }
 
-    /// `c += x y` over the rows: x `[keys, lanes]`, y `[m, d]`.
+    /// `c += x y` over the rows: x `[keys, lanes]`, y `[m, d]`, c `[keys, d]`.
     pub(super) fn over_rows(&mut self, keys: usize, x: &[T], y: &[T], c: &mut [T]) {
         let (lanes, d) = (self.lanes, self.d);
         let (m, y, c) = (y.len() / d, MatRef::rows(y, d), MatMut::rows(c, d));

@@ -8,9 +8,9 @@ use crate::device::{Buffer, CpuDevice, CpuNumber};
 pub(super) struct Lanes<T: CpuNumber> {
     /// lanes that count now, whole vectors
     pub used: usize,
-    /// keys of the block that a row sees
+    /// `[lanes]`: keys of the block that a row sees
     pub live: Buffer<u32>,
-    /// bias times log2 e, in backward minus lse
+    /// `[lanes]`: bias times log2 e, in backward minus lse
     pub bias: Buffer<T>,
 }
 
@@ -31,7 +31,7 @@ impl<T: CpuNumber> Lanes<T> {
     }
 }
 
-/// The largest score of each lane of a vector, over the keys that it sees: all lanes see the first `all_live` of `keys`.
+/// The largest of the scores `s [keys, lanes]` of each lane of a vector, over the keys that it sees: all lanes see the first `all_live` of `keys`.
 #[inline(always)]
 fn lane_max<T: CpuNumber>(
     kernels: Option<SoftmaxKernels<T>>,
@@ -58,7 +58,7 @@ fn lane_max<T: CpuNumber>(
     max
 }
 
-/// Turns the scores of a vector into 2^(z scale + shift), zero past the live keys, and returns the sum of each lane.
+/// Turns the scores of a vector of `s [keys, lanes]` into 2^(z scale + shift), zero past the live keys, and returns the sum of each lane.
 #[inline(always)]
 fn lane_exp<T: CpuNumber>(
     kernels: Option<SoftmaxKernels<T>>,
@@ -134,7 +134,7 @@ fn least(live: &[u32; LANES]) -> usize {
 }
 
 simd! {
-    /// Adds new outputs of rows, `d` wide, to what they accumulated, times a factor a row.
+    /// acc = acc * factors + new, of `acc` and `new [rows, d]` and `factors [rows]`.
     pub(super) fn accumulate<T>(acc: &mut [T], factors: &[T], new: &[T], d: usize) {
         for ((acc, &factor), new) in acc.chunks_exact_mut(d).zip(factors).zip(new.chunks_exact(d)) {
             for (a, &x) in acc.iter_mut().zip(new) {

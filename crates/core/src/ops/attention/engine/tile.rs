@@ -9,7 +9,7 @@ pub(super) fn are_contiguous(queries: &[u32]) -> bool {
     (queries[queries.len() - 1] - queries[0]) as usize + 1 == queries.len()
 }
 
-/// Copies the rows of `queries`, `len` long, out of a tile.
+/// Copies the rows of `queries` out of `tile [QUERY_TILE, len]` into `out [queries, len]`.
 pub(super) fn gather<T: Copy>(tile: &[T], queries: &[u32], len: usize, out: &mut [T]) {
     if are_contiguous(queries) {
         let n = queries.len() * len;
@@ -20,7 +20,7 @@ pub(super) fn gather<T: Copy>(tile: &[T], queries: &[u32], len: usize, out: &mut
     }
 }
 
-/// Copies them back.
+/// Copies `rows [queries, len]` back into `tile [QUERY_TILE, len]`.
 pub(super) fn scatter<T: Copy>(rows: &[T], queries: &[u32], len: usize, tile: &mut [T]) {
     if are_contiguous(queries) {
         let n = queries.len() * len;
@@ -43,12 +43,15 @@ fn rows_of<'a, T: Copy>(tile: &'a [T], queries: &[u32], len: usize, scratch: &'a
 
 /// A tile of queries, or of gradients of their outputs: as rows, and as the columns of products over d.
 pub(super) struct QueryTile<T: CpuNumber> {
+    /// `[QUERY_TILE, len]`
     rows: Buffer<T>,
-    /// of [`QueryTile::per_step`] neighbouring queries after the other
+    /// `[QUERY_TILE / per_step, columns_len]`: what [`Products::columns`] makes of [`QueryTile::per_step`] neighbouring queries each
     columns: Buffer<T>,
-    /// queries that work on a block at once, and heads of each times d
+    /// queries that work on a block at once
     pub per_step: usize,
+    /// heads of a query that share a kv head, times d
     len: usize,
+    /// `[per_step, len]`, and `[columns_len]` of them
     gathered_rows: Buffer<T>,
     gathered_columns: Buffer<T>,
 }
@@ -76,7 +79,7 @@ impl<T: CpuNumber> QueryTile<T> {
         }
     }
 
-    /// Rows and columns of `queries`. The columns past theirs are those of others, or zero.
+    /// Rows `[queries, len]` and columns `[columns_len]` of `queries`. The columns past theirs are those of others, or zero.
     pub fn of(&mut self, products: &Products<T>, queries: &[u32]) -> (&[T], &[T]) {
         let first = queries[0] as usize;
         let rows = rows_of(&self.rows, queries, self.len, &mut self.gathered_rows);
