@@ -1,5 +1,6 @@
 //! The attention variants: one file each, and one line each in the registry.
 
+mod custom;
 mod inputs;
 pub mod keys;
 mod reference;
@@ -8,6 +9,7 @@ mod table;
 mod variant;
 mod windows;
 
+pub use custom::Custom;
 pub use dash::{ROUTER_K, ROUTER_Q};
 pub use inputs::{Inputs, Layer};
 pub use reference::{KeyDoc, describe, reference};
@@ -30,6 +32,8 @@ macro_rules! registry {
         #[derive(Debug, Clone, Copy, PartialEq)]
         pub enum Attention {
             $(#[doc = concat!("See [`", stringify!($file), "`].")] $name($name),)*
+            /// One that is not in the registry; see [`Attention::custom`].
+            Custom(Custom),
         }
 
         /// All variants, in the order of the reference.
@@ -38,13 +42,14 @@ macro_rules! registry {
         impl std::ops::Deref for Attention {
             type Target = dyn Variant;
             fn deref(&self) -> &Self::Target {
-                match self { $(Attention::$name(variant) => variant,)* }
+                match self { $(Attention::$name(variant) => variant,)* Attention::Custom(variant) => &**variant }
             }
         }
 
-        impl std::ops::DerefMut for Attention {
-            fn deref_mut(&mut self) -> &mut Self::Target {
-                match self { $(Attention::$name(variant) => variant,)* }
+        impl Attention {
+            /// To change it; `None` where it is not of the registry.
+            fn registered_mut(&mut self) -> Option<&mut dyn Variant> {
+                match self { $(Attention::$name(variant) => Some(variant),)* Attention::Custom(_) => None }
             }
         }
 
@@ -144,7 +149,9 @@ impl Attention {
         });
         let mut other = Attention::from_keys(kind, given)?;
         let params = own.params(config);
-        other.adopt(own, &|name| params.iter().any(|p| p.name == name));
+        if let Some(other) = other.registered_mut() {
+            other.adopt(own, &|name| params.iter().any(|p| p.name == name));
+        }
         other.check_all()?;
         Ok(other)
     }
@@ -161,6 +168,11 @@ impl Attention {
     pub fn check_all(&self) -> std::result::Result<(), ConfigError> {
         keys::check_ranges(&**self)?;
         self.check()
+    }
+
+    /// A knob, to be moved, where the variant has it.
+    pub fn knob_mut(&mut self, knob: Knob) -> Option<&mut f64> {
+        self.registered_mut().and_then(|variant| variant.knob_mut(knob))
     }
 
     /// The value of a knob, where the variant has it.

@@ -142,7 +142,7 @@ impl std::fmt::Display for Knob {
 pub type Attended = (Var, Option<RouterTrace>);
 
 /// A variant of attention: everything that the rest of the program asks of it.
-pub trait Variant: Settings {
+pub trait Variant: Settings + Send + Sync {
     /// What the registry knows of it.
     fn spec(&self) -> &'static Spec;
 

@@ -76,8 +76,19 @@ pub struct Arm {
     pub rate_of: String,
 }
 
+/// More seeds than anybody runs: a slip of the keyboard lists no billion runs.
+const MOST_SEEDS: u64 = 10_000;
+
 impl Compare {
+    /// What is wrong with a number of seeds, if it is.
+    pub fn complaint_of_seeds(seeds: u64) -> Option<String> {
+        (!(1..=MOST_SEEDS).contains(&seeds)).then(|| format!("{seeds} is not 1 to {MOST_SEEDS}"))
+    }
+
     pub(super) fn check(&self) -> Result<(), ConfigError> {
+        if let Some(what) = Compare::complaint_of_seeds(self.seeds) {
+            return wrong("compare.seeds", what);
+        }
         if !(self.alpha > 0.0 && self.alpha <= 0.5) {
             return wrong("compare.alpha", format!("{} is not above 0 and at most 0.5", self.alpha));
         }

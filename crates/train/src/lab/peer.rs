@@ -39,7 +39,7 @@ impl Numbers {
     }
 }
 
-/// Which attention the block has.
+/// Which attention the block has: the two that the comparison is about. The others would have to be written with dfdx operations, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Causal softmax.

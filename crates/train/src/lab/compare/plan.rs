@@ -103,13 +103,10 @@ fn others(chosen: &[Arm], all: bool, key: &str, of: impl Fn(&Arm) -> &str) -> Re
     Ok(out)
 }
 
-/// More seeds than anybody runs: a slip of the keyboard lists no billion runs.
-const MOST_SEEDS: u64 = 10_000;
-
 /// Refuses declarations that no run can satisfy.
 fn check_rules(rules: &Compare, first_seed: u64, measured: &[Measure]) -> Result<()> {
-    if !(1..=MOST_SEEDS).contains(&rules.seeds) {
-        return Err(Failure::request(format!("compare.seeds (--seeds): {} is not 1 to {MOST_SEEDS}", rules.seeds)));
+    if let Some(what) = Compare::complaint_of_seeds(rules.seeds) {
+        return Err(Failure::request(format!("--seeds: {what}")));
     }
     let Some(last) = first_seed.checked_add(rules.seeds - 1) else {
         let what = format!("run.seed: {first_seed} leaves no room for {} seeds below 2^64", rules.seeds);
