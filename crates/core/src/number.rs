@@ -30,8 +30,16 @@ pub enum Compute {
     Bf16,
 }
 
+mod sealed {
+    /// Kernels trust the bits of an element, so no other crate has one.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+    impl Sealed for u32 {}
+}
+
 /// What memory of a device is made of.
-pub trait Element: Copy + Send + Sync + std::fmt::Debug + 'static {
+pub trait Element: sealed::Sealed + Copy + Send + Sync + std::fmt::Debug + 'static {
     /// All bits zero.
     const ZEROED: Self;
     /// What a poisoning device fills new buffers with: a value that no computation should meet.

@@ -1,6 +1,6 @@
-//! A variant of attention of one's own, in a program that uses these crates: linear biases in the place of rotary angles' reach
-//! (ALiBi, Press et al. 2022, arXiv 2108.12409), one slope a head, learned here. It is composed from primitives, so its gradient comes
-//! with them; a kernel can wait until the idea has shown its worth.
+//! A variant of attention of one's own, in a program that uses these crates: linear biases (ALiBi, Press et al. 2022, arXiv
+//! 2108.12409), one slope a head, learned here, on top of the rotary angles, which ALiBi would replace. It is composed from
+//! primitives, so its gradient comes with them; a kernel can wait until the idea has shown its worth.
 //!
 //!     cargo run -p dash-model --example custom_variant
 //!
@@ -13,6 +13,9 @@ use dash_core::{DType, Device, Error, Ids, Result, Tape, Tensor, Var, ops};
 use dash_model::attention::keys::{Key, Range, Setting, Settings, Type, Value};
 use dash_model::attention::{Attended, Inputs, Spec, Variant};
 use dash_model::{Attention, Group, Init, Model, ModelConfig, ParamSpec};
+
+/// Slope of every head at the start, where no other is given.
+const SLOPE: f64 = 0.1;
 
 /// Attention with linear biases.
 #[derive(Debug)]
@@ -29,10 +32,10 @@ pub static SPEC: Spec = Spec {
         name: "slope",
         takes: Type::Number,
         range: Range::positive("far tokens weigh less"),
-        default: "0.1",
+        default: "SLOPE",
         meaning: "Slope of every head at the start.",
     }],
-    build: |given| Attention::custom(LinearBias { slope: given.get("slope").unwrap_or(0.1) }),
+    build: |given| Attention::custom(LinearBias { slope: given.get("slope").unwrap_or(SLOPE) }),
     small: &[],
     golden: &["q", "k", "v", "slopes"],
 };

@@ -38,6 +38,14 @@ fn a_model_has_its_parameters_and_generates() {
     assert_eq!(told.len(), 3 + 1, "the first pass needs no cache");
 }
 
+/// Another reader would take the name for a variant of its own, or for none.
+#[test]
+fn no_file_names_it() {
+    let told = serde_json::to_string(&example::SPEC.with(&[])).unwrap_err().to_string();
+    assert!(told.contains("linear-bias"), "{told}");
+    assert!(serde_json::to_string(&Attention::default()).unwrap().contains("dash"));
+}
+
 #[test]
 fn two_are_equal_when_their_keys_are() {
     let of = |slope| example::SPEC.with(&[("slope", Value::Number(slope))]);

@@ -1,28 +1,32 @@
 //! The ops on buffers of a CUDA device: each op's `cuda.rs` launches the kernels of its `kernel.cu`. Here are the list of what
 //! there is to compile, what the launches share, and the harness of their tests.
 
-pub use super::adamw::cuda as adamw;
-pub use super::attention::cuda as attention;
-pub use super::cross_entropy::cuda as cross_entropy;
-pub use super::elementwise::cuda as elementwise;
-pub use super::embedding::cuda as embedding;
-pub use super::entmax::cuda as entmax;
-pub use super::grad_norm::cuda as grad_norm;
-pub use super::layout::cuda as layout;
-pub use super::reduce::cuda as reduce;
-pub use super::rmsnorm::cuda as rmsnorm;
-pub use super::rope::cuda as rope;
-pub use super::softmax::cuda as softmax;
-pub use super::swiglu::cuda as swiglu;
+pub(crate) use super::adamw::cuda as adamw;
+pub(crate) use super::cross_entropy::cuda as cross_entropy;
+pub(crate) use super::elementwise::cuda as elementwise;
+pub(crate) use super::embedding::cuda as embedding;
+pub(crate) use super::entmax::cuda as entmax;
+pub(crate) use super::grad_norm::cuda as grad_norm;
+pub(crate) use super::layout::cuda as layout;
+pub(crate) use super::reduce::cuda as reduce;
+pub(crate) use super::rmsnorm::cuda as rmsnorm;
+pub(crate) use super::rope::cuda as rope;
+pub(crate) use super::softmax::cuda as softmax;
+pub(crate) use super::swiglu::cuda as swiglu;
 
 use crate::device::cuda::{Arg, CudaBuffer, Kind, Unit};
 use crate::error::{Result, ensure};
+
+/// Attention on buffers, for benchmarks: extents, kinds and lists are checked.
+pub mod attention {
+    pub use crate::ops::attention::cuda::{BlockMask, Gradients, Operands, backward, forward};
+}
 
 /// Every source under every set of definitions that a launch may ask for.
 pub fn units() -> Vec<Unit> {
     let ops = [
         adamw::units(),
-        attention::units(),
+        super::attention::cuda::units(),
         cross_entropy::units(),
         elementwise::units(),
         embedding::units(),
@@ -52,8 +56,15 @@ pub(crate) fn real<'a>(kind: Kind, x: f64) -> Arg<'a> {
 pub(crate) fn infinity(kind: Kind) -> &'static str {
     match kind {
         Kind::F64 => "__longlong_as_double(0x7ff0000000000000ll)",
-        _ => "__int_as_float(0x7f800000)",
+        Kind::F32 | Kind::Bf16 | Kind::U32 | Kind::U64 => "__int_as_float(0x7f800000)",
     }
+}
+
+/// Refuses buffers of different lengths.
+pub(crate) fn same_len(op: &'static str, buffers: &[&CudaBuffer]) -> Result<()> {
+    let len = buffers[0].len();
+    ensure!(buffers.iter().all(|b| b.len() == len), op, "buffers of different lengths: {buffers:?}");
+    Ok(())
 }
 
 /// Refuses buffers of different kinds.

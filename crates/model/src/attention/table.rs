@@ -12,7 +12,16 @@ use crate::error::ConfigError;
 
 impl Serialize for Attention {
     /// The table `[model.attention]`: the kind, then every key.
+    ///
+    /// # Errors
+    /// For [`Attention::custom`]: no reader would know the kind, or know another variant by its name.
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        if let Attention::Custom(custom) = self {
+            let kind = custom.spec().kind;
+            return Err(serde::ser::Error::custom(format!(
+                "{kind:?} is a variant of another crate, which no file can name"
+            )));
+        }
         let keys = self.keys();
         let mut map = serializer.serialize_map(Some(1 + keys.len()))?;
         map.serialize_entry("kind", self.kind())?;

@@ -21,7 +21,6 @@ mod template;
 use std::io::Read;
 use std::path::Path;
 
-use dash_model::Compute;
 use serde::Serialize;
 use toml::{Table, Value};
 
@@ -121,8 +120,9 @@ impl Config {
         let config: Result<Config, _> =
             if set.is_empty() { toml::from_str(text) } else { Value::Table(table).try_into() };
         let mut config = config.map_err(|e| LoadError::new(&where_, with_suggestion(e.to_string().trim_end())))?;
-        if !gives_compute && matches!(config.run.device_name(), Ok(DeviceName::Cuda(_))) {
-            config.model.compute = Compute::Bf16;
+        // a name that is none is told by the check of the table
+        if let (false, Ok(device)) = (gives_compute, config.run.device_name()) {
+            config.model.compute = device.default_compute();
         }
         config.resolve(path, &where_)
     }
@@ -163,7 +163,7 @@ impl Config {
 mod tests {
     use super::*;
     use dash_core::ops::attention::RouterGradient;
-    use dash_model::Attention;
+    use dash_model::{Attention, Compute};
 
     const MINIMAL: &str = "[run]\nsteps = 3\n[data]\nvocab_size = 300\nseq_len = 64\nbatch_size = 2\n\
         [optim]\nlr = 1e-3\n[model]\nlayers = 1\nwidth = 16\nheads = 2\nkv_heads = 1\nffn = 24\n\

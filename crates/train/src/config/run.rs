@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use dash_model::Compute;
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, positive, wrong};
@@ -51,6 +52,16 @@ pub enum DeviceName {
     Cpu,
     /// An NVIDIA GPU, by the driver's number.
     Cuda(usize),
+}
+
+impl DeviceName {
+    /// `model.compute` where it is not given: what the device multiplies fastest without another loss.
+    pub fn default_compute(self) -> Compute {
+        match self {
+            DeviceName::Cpu => Compute::F32,
+            DeviceName::Cuda(_) => Compute::Bf16,
+        }
+    }
 }
 
 impl Run {

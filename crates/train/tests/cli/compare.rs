@@ -235,7 +235,7 @@ fn declarations_that_no_run_can_satisfy_are_refused() {
     refused("learning_rates=[1e-3],primary=\"loss\"", &["compare.tuning_seeds, for example"]);
     refused("primary=\"loss\",contrast=\"dense\"", &["compare.contrast: \"dense\" is the baseline"]);
     refused("primary=\"loss\",contrast=\"dsh\"", &["compare.contrast: \"dsh\" is none of the arms dense, dash"]);
-    refused("seeds=1000000000000", &["compare.seeds (--seeds): 1000000000000 is not 1 to 10000"]);
+    refused("seeds=1000000000000", &["compare.seeds: 1000000000000 is not 1 to 10000"]);
     refused("learning_rates=[1e-3,0.001],primary=\"loss\"", &["compare.learning_rates: 0.001 is named twice"]);
     refused("criteria=\"nowhere.md\"", &["compare.criteria: nowhere.md is no file"]);
     refused("checks=0", &["compare.checks: is 0"]);

@@ -322,7 +322,9 @@ impl CudaDevice {
         let (single, double) = ([1.0, beta as f32], [1.0, beta]);
         let factors: [*const c_void; 2] = match c.buffer.kind() {
             Kind::F64 => [(&raw const double[0]).cast(), (&raw const double[1]).cast()],
-            _ => [(&raw const single[0]).cast(), (&raw const single[1]).cast()],
+            Kind::F32 | Kind::Bf16 | Kind::U32 | Kind::U64 => {
+                [(&raw const single[0]).cast(), (&raw const single[1]).cast()]
+            }
         };
         let ([first, second, third], algorithm) = (plan.layouts, &plan.chosen.algorithm);
         let (workspace, stream) = (library.workspace, self.0.stream);

@@ -41,7 +41,7 @@ impl Kind {
     }
 
     /// Bytes of one element.
-    pub fn size(self) -> usize {
+    pub const fn size(self) -> usize {
         match self {
             Kind::Bf16 => 2,
             Kind::F32 | Kind::U32 => 4,
@@ -61,10 +61,25 @@ impl Kind {
     }
 }
 
+mod sealed {
+    /// Copies between host and device trust the size of the type, so no other crate has one.
+    pub trait Sealed {}
+    impl Sealed for f32 {}
+    impl Sealed for f64 {}
+    impl Sealed for u16 {}
+    impl Sealed for u32 {}
+    impl Sealed for u64 {}
+}
+
 /// A type of the host with the bits of a [`Kind`].
-pub trait CudaElement: Copy + Default + 'static {
+pub trait CudaElement: sealed::Sealed + Copy + Default + 'static {
     /// What it is on the device.
     const KIND: Kind;
+}
+
+/// Copies move `len * KIND.size()` bytes: a build fails where that is not what the type has.
+const fn check_layout<T: CudaElement>() {
+    assert!(size_of::<T>() == T::KIND.size());
 }
 
 impl CudaElement for f32 {
@@ -140,6 +155,7 @@ impl CudaBuffer {
     /// # Errors
     /// When the kind is another, or a kernel before it failed.
     pub fn download<T: CudaElement>(&self) -> Result<Vec<T>> {
+        const { check_layout::<T>() };
         ensure!(T::KIND == self.kind, "download", "the buffer holds {:?}, asked for {:?}", self.kind, T::KIND);
         let mut host = vec![T::default(); self.len];
         let inner = &*self.device.0;
@@ -239,6 +255,7 @@ impl CudaDevice {
     /// # Errors
     /// As [`CudaDevice::alloc`].
     pub fn upload<T: CudaElement>(&self, op: &'static str, host: &[T]) -> Result<CudaBuffer> {
+        const { check_layout::<T>() };
         let buffer = self.alloc(op, T::KIND, host.len())?;
         if !host.is_empty() {
             let inner = &*self.0;

@@ -34,6 +34,9 @@ pub fn adamw(
     let (op, kind) = ("adamw", p.kind());
     same(op, &[p, m, v, g])?;
     ensure!([p.len(), m.len(), v.len(), g.len()] == [p.len(); 4] && range.end <= p.len(), op, "{range:?} of {p:?}");
+    if let Some(s) = scale {
+        ensure!((s.kind(), s.len()) == (Kind::F64, 1), op, "{s:?} is no factor");
+    }
     if let Some(o) = &operand {
         ensure!((o.kind(), o.len()) == (Kind::Bf16, p.len()), op, "operand {o:?} for {p:?}");
     }

@@ -56,7 +56,7 @@ pub fn root_of_sum(parts: &CudaBuffer) -> Result<CudaBuffer> {
 /// f64 on the device.
 ///
 /// # Errors
-/// When memory runs out, or the norm is no f64.
+/// When memory runs out, the norm is no f64, or a loss is not one number.
 pub fn clip_factor(norm: &CudaBuffer, clip: f64, losses: &[&CudaBuffer]) -> Result<CudaBuffer> {
     let (op, device) = ("clip_factor", norm.device());
     ensure!((norm.kind(), norm.len()) == (Kind::F64, 1), op, "{norm:?} is no norm");
@@ -65,6 +65,7 @@ pub fn clip_factor(norm: &CudaBuffer, clip: f64, losses: &[&CudaBuffer]) -> Resu
     // SAFETY: the kernel's parameters in order; one thread.
     unsafe { device.kernel(&unit(Kind::F32), "clip_factor")?.launch(Grid::line(1, 1), &args)? };
     for loss in losses {
+        ensure!(loss.len() == 1, op, "{loss:?} is no loss");
         let kernel = device.kernel(&unit(loss.kind()), "stop_unless_finite")?;
         // SAFETY: as above.
         unsafe { kernel.launch(Grid::line(1, 1), &[Arg::Buffer(loss), Arg::Buffer(&out)])? };

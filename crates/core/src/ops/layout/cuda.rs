@@ -24,10 +24,13 @@ pub fn units() -> Vec<Unit> {
 /// Axis i of the output is axis `axes[i]` of x.
 ///
 /// # Errors
-/// When the extents do not fit x, or more than five axes remain after neighbours that stay together are counted as one.
+/// When the extents do not fit x, `axes` is no permutation, or more than five axes remain after neighbours that stay together are counted as one.
 pub fn permute(x: &CudaBuffer, shape: &[usize], axes: &[usize]) -> Result<CudaBuffer> {
     let op = "transpose";
     ensure!(x.len() == numel(shape) && axes.len() == shape.len(), op, "{x:?} as {shape:?} by {axes:?}");
+    let mut seen = vec![false; axes.len()];
+    let is_new = |&a: &usize| seen.get_mut(a).is_some_and(|seen| !std::mem::replace(seen, true));
+    ensure!(axes.iter().all(is_new), op, "{axes:?} is no order of {} axes", axes.len());
     let own = strides(shape);
     let mut moved: Vec<(usize, usize)> = Vec::new();
     for &axis in axes.iter().filter(|&&a| shape[a] != 1) {

@@ -1,8 +1,8 @@
 //! The launches: x and its gradient are f32 (or f64), y and its gradient that or bf16.
 
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
-use crate::error::Result;
-use crate::ops::cuda::{real, same};
+use crate::error::{Result, ensure};
+use crate::ops::cuda::{real, rows, same, same_len};
 use crate::ops::reduce::cuda::sum_axis;
 
 static SOURCE: Source = Source { name: "rmsnorm", text: include_str!("kernel.cu") };
@@ -24,11 +24,11 @@ pub fn units() -> Vec<Unit> {
 /// y of kind `kind`, and rstd, one number a row.
 ///
 /// # Errors
-/// When x and w are of different kinds, or memory runs out.
+/// When x and w are of different kinds, x is not of whole rows, or memory runs out.
 pub fn forward(x: &CudaBuffer, w: &CudaBuffer, eps: f64, kind: Kind) -> Result<(CudaBuffer, CudaBuffer)> {
     let (op, device, width) = ("rmsnorm", x.device(), w.len());
     same(op, &[x, w])?;
-    let rows = x.len() / width;
+    let rows = rows(op, x, width)?;
     let (y, rstd) = (device.alloc(op, kind, x.len())?, device.alloc(op, x.kind(), rows)?);
     let kernel = device.kernel(&unit(x.kind(), kind), "rmsnorm_forward")?;
     let sizes = [Arg::int(rows), Arg::int(width), real(x.kind(), eps)];
@@ -41,7 +41,7 @@ pub fn forward(x: &CudaBuffer, w: &CudaBuffer, eps: f64, kind: Kind) -> Result<(
 /// Writes dx, or adds it to what is there, and returns dw.
 ///
 /// # Errors
-/// As [`forward`].
+/// As [`forward`], and when lengths differ.
 pub fn backward(
     dy: &CudaBuffer,
     x: &CudaBuffer,
@@ -52,7 +52,9 @@ pub fn backward(
 ) -> Result<CudaBuffer> {
     let (op, device, width) = ("rmsnorm", x.device(), w.len());
     same(op, &[x, w, rstd, dx])?;
-    let rows = x.len() / width;
+    same_len(op, &[dy, x, dx])?;
+    let rows = rows(op, x, width)?;
+    ensure!(rstd.len() == rows, op, "{rstd:?} for {rows} rows");
     let blocks = rows.div_ceil(ROWS);
     let partial = device.alloc(op, x.kind(), blocks * width)?;
     let kernel = device.kernel(&unit(x.kind(), dy.kind()), "rmsnorm_backward")?;

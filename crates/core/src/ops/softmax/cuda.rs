@@ -2,7 +2,7 @@
 
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
 use crate::error::Result;
-use crate::ops::cuda::{infinity, rows, same};
+use crate::ops::cuda::{infinity, rows, same, same_len};
 
 static SOURCE: Source = Source { name: "softmax", text: include_str!("kernel.cu") };
 
@@ -36,6 +36,7 @@ pub fn forward(x: &CudaBuffer, width: usize) -> Result<CudaBuffer> {
 pub fn backward(dy: &CudaBuffer, p: &CudaBuffer, width: usize) -> Result<CudaBuffer> {
     let (op, device) = ("softmax", dy.device());
     same(op, &[dy, p])?;
+    same_len(op, &[dy, p])?;
     let dx = device.alloc(op, p.kind(), p.len())?;
     let kernel = device.kernel(&unit(p.kind()), "softmax_backward")?;
     let args = [Arg::Buffer(dy), Arg::Buffer(p), Arg::Buffer(&dx), Arg::int(width)];

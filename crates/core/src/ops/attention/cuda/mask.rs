@@ -3,6 +3,7 @@
 use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
 use crate::ops::attention::{Dims, HostRoutes, entries32};
+use crate::shape::checked_numel;
 
 static SOURCE: Source = Source { name: "attention_mask", text: include_str!("mask.cu") };
 
@@ -44,7 +45,8 @@ impl BlockMask {
         most: usize,
     ) -> Result<Self> {
         let (op, device) = ("block_mask", cells.device().clone());
-        let count = batch * kv_heads * queries.div_ceil(64) * queries.div_ceil(chunk_size);
+        ensure!(chunk_size > 0, op, "chunks of no token");
+        let count = checked_numel(op, &[batch, kv_heads, queries.div_ceil(64), queries.div_ceil(chunk_size)])?;
         ensure!(cells.len() == count, op, "{cells:?} for {count} cells");
         let blocks = count.div_ceil(CELLS);
         let first = device.alloc(op, Kind::U32, count + 1)?;

@@ -7,6 +7,7 @@ use crate::error::{Result, ensure};
 use crate::ops::attention::{Dims, Span};
 use crate::ops::cuda::{infinity, real, same};
 use crate::ops::reduce::cuda::sum_axis;
+use crate::shape::checked_numel;
 
 mod routing;
 pub use routing::*;
@@ -108,8 +109,9 @@ fn scores(
     factor: f64,
 ) -> Result<CudaBuffer> {
     let Dims { b, t, h, g, d } = dims;
-    ensure!(q.len() == b * t * h * d && k.len() == b * m * g * d, op, "{q:?} and {k:?} for {dims:?}, {m} keys");
-    let out = q.device().alloc(op, q.kind(), b * h * t * m)?;
+    let [all, keys, scores] = [[b, t, h, d], [b, m, g, d], [b, h, t, m]].map(|shape| checked_numel(op, &shape));
+    ensure!(q.len() == all? && k.len() == keys?, op, "{q:?} and {k:?} for {dims:?}, {m} keys");
+    let out = q.device().alloc(op, q.kind(), scores?)?;
     let size = Size { m: t, n: m, k: d, batch: b, heads: h, div: dims.group(), repeats: 1 };
     product(op, size, tokens(q, t, h, d, 1), transposed(tokens(k, m, g, d, 1)), rows(&out, h, t, m, 1), factor)?;
     Ok(out)
@@ -215,7 +217,12 @@ pub fn backward(
 pub fn summary(dims: Dims, k: &CudaBuffer, qbar: &CudaBuffer, chunk: usize) -> Result<(CudaBuffer, CudaBuffer)> {
     let (op, Dims { b, t, g, d, .. }) = ("chunk_summary", dims);
     same(op, &[k, qbar])?;
-    ensure!(k.len() == b * t * g * d && qbar.len() == g * d, op, "{k:?} and {qbar:?} for {dims:?}");
+    let tokens = checked_numel(op, &[b, t, g, d])?;
+    ensure!(
+        chunk > 0 && k.len() == tokens && qbar.len() == g * d,
+        op,
+        "{k:?} and {qbar:?} for {dims:?} in chunks of {chunk}"
+    );
     let (device, kind, n) = (k.device(), k.kind(), t / chunk);
     let all = b * n * g;
     let (kbar, weights) = (device.alloc(op, kind, all * d)?, device.alloc(op, kind, all * chunk)?);
@@ -242,7 +249,12 @@ pub fn summary_backward(
     same(op, &[k, qbar, weights, dkbar, dk])?;
     let (device, kind, n) = (k.device(), k.kind(), t / chunk);
     let all = b * n * g;
-    ensure!(dk.len() == k.len() && dkbar.len() == all * d, op, "{dk:?} and {dkbar:?} for {dims:?}");
+    ensure!(
+        [k.len(), dk.len(), qbar.len(), dkbar.len(), weights.len()]
+            == [b * t * g * d, b * t * g * d, g * d, all * d, all * chunk],
+        op,
+        "{k:?}, {dk:?}, {qbar:?}, {dkbar:?} and {weights:?} for {dims:?}"
+    );
     let partial = device.alloc(op, kind, all * d)?;
     let sizes = [t, g, n, d, chunk].map(Arg::int);
     let buffers = [k, qbar, weights, dkbar, dk, &partial].map(Arg::Buffer);

@@ -115,8 +115,8 @@ mod tests {
     use super::*;
     use crate::Tensor;
     use crate::device::cuda::Kind::{Bf16, F32};
+    use crate::ops::attention::cuda::{StreamedRouting, entmax_routing, head_weights};
     use crate::ops::attention::{HostRoutes, entmax_routing as on_cpu};
-    use crate::ops::cuda::attention::{StreamedRouting, entmax_routing, head_weights};
     use crate::ops::cuda::testing::{cuda, tensors};
     use crate::rng::Rng;
     use crate::tape::{Tape, Watcher};
