@@ -9,7 +9,7 @@ use super::cuda::plain::{self, Sees};
 use super::engine::{self, Outputs};
 use super::{Dims, Routes, cuda};
 use crate::dispatch::on_device;
-use crate::error::{Result, ensure};
+use crate::error::{Error, Result, ensure};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -95,7 +95,8 @@ pub fn block_attention(tape: &Tape, q: &Var, k: &Var, v: &Var, routes: &Routes, 
             grads.add(v.id(), Tensor::from_cuda(v.value.shape(), d.dv))?;
             match (bias_id, d.dbias) {
                 (Some(id), Some(d)) => grads.add(id, Tensor::from_cuda(&[mask.entries()], d)),
-                (_, None) | (None, _) => Ok(()),
+                (Some(_), None) => Err(Error::invalid(op, "the gradient of the bias was not computed")),
+                (None, _) => Ok(()),
             }
         })
     })

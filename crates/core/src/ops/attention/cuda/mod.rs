@@ -150,7 +150,7 @@ pub struct Gradients {
     pub dk: CudaBuffer,
     /// `[b, t, g, d]`.
     pub dv: CudaBuffer,
-    /// A number an entry, where there is a mask.
+    /// A number an entry, where there is a bias.
     pub dbias: Option<CudaBuffer>,
 }
 

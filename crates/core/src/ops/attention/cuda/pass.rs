@@ -322,7 +322,7 @@ impl<'a> Pass<'a> {
         self.check_outputs(dout)?;
         let dq = self.floats(b * t * h * d)?;
         let (dk, dv) = (self.floats(b * self.keys * g * d)?, self.floats(b * self.keys * g * d)?);
-        let dbias = self.mask.map(|m| self.floats(m.entries())).transpose()?;
+        let dbias = self.bias.and(self.mask).map(|m| self.floats(m.entries())).transpose()?;
         let buffers = [Arg::Buffer(dout), Arg::Buffer(rows), Arg::Buffer(delta), Arg::Buffer(&dq)];
         let buffers = [&buffers[..], &[dbias.as_ref().map_or(Arg::Null, Arg::Buffer)]].concat();
         match self.rows_are_wide() {
