@@ -51,6 +51,7 @@ fn settings(path: PathBuf, cache: PathBuf) -> Settings {
     Settings {
         source: Source::Text,
         path,
+        extensions: dash_data::EXTENSIONS.map(String::from).into(),
         vocab_size: 260,
         vocab_bytes: 1 << 16,
         tokenizer: None,

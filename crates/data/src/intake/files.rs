@@ -55,12 +55,17 @@ fn extension(path: &Path) -> String {
     path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
 }
 
-fn format(extension: &str) -> Option<Format> {
-    match extension {
-        "txt" | "md" => Some(Format::Text),
-        "jsonl" | "ndjson" => Some(Format::Jsonl),
-        _ => None,
-    }
+/// The files of a folder that are read where nothing else is asked for.
+pub const EXTENSIONS: [&str; 4] = ["txt", "md", "jsonl", "ndjson"];
+
+/// What to do with files of an extension that is certainly no text; `None` for any other.
+pub fn no_text(extension: &str) -> Option<&'static str> {
+    REFUSED.iter().find(|(refused, _)| *refused == extension).map(|(_, remedy)| *remedy)
+}
+
+/// How a file with this extension is read: a document a line, or as one document.
+fn format(extension: &str) -> Format {
+    if matches!(extension, "jsonl" | "ndjson") { Format::Jsonl } else { Format::Text }
 }
 
 impl SourceFile {
@@ -93,10 +98,11 @@ fn identity(path: &Path, metadata: &Metadata) -> (u64, u64, PathBuf) {
     }
 }
 
-/// The files of a corpus in the order of their names, and reason to number of those left out.
-pub(super) fn list(root: &Path) -> Result<(Vec<SourceFile>, BTreeMap<String, usize>)> {
+/// The files of a corpus in the order of their names, and reason to number of those left out. Of a folder those with one of the
+/// extensions count, in any case of their letters.
+pub(super) fn list(root: &Path, extensions: &[String]) -> Result<(Vec<SourceFile>, BTreeMap<String, usize>)> {
     let metadata = std::fs::metadata(root).map_err(DataError::io(root, "cannot be read"))?;
-    if metadata.is_dir() { folder(root) } else { Ok((vec![single(root, &metadata)?], BTreeMap::new())) }
+    if metadata.is_dir() { folder(root, extensions) } else { Ok((vec![single(root, &metadata)?], BTreeMap::new())) }
 }
 
 fn single(path: &Path, metadata: &Metadata) -> Result<SourceFile> {
@@ -105,15 +111,15 @@ fn single(path: &Path, metadata: &Metadata) -> Result<SourceFile> {
         return Err(DataError::content(path, what));
     }
     let extension = extension(path);
-    if let Some((_, remedy)) = REFUSED.iter().find(|(e, _)| *e == extension) {
+    if let Some(remedy) = no_text(&extension) {
         return Err(DataError::content(path, format!("is no .txt, .md or .jsonl file; {remedy}")));
     }
     let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     // whoever names one file of another extension means its text
-    Ok(SourceFile::new(path, name, format(&extension).unwrap_or(Format::Text), metadata))
+    Ok(SourceFile::new(path, name, format(&extension), metadata))
 }
 
-fn folder(root: &Path) -> Result<(Vec<SourceFile>, BTreeMap<String, usize>)> {
+fn folder(root: &Path, extensions: &[String]) -> Result<(Vec<SourceFile>, BTreeMap<String, usize>)> {
     let (mut files, mut left_out, mut seen) = (Vec::new(), BTreeMap::new(), HashSet::new());
     let mut walk = WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter();
     while let Some(entry) = walk.next() {
@@ -130,7 +136,7 @@ fn folder(root: &Path) -> Result<(Vec<SourceFile>, BTreeMap<String, usize>)> {
                 Err("folder that this program wrote".to_string())
             }
             Ok(e) if e.file_type().is_dir() => continue,
-            Ok(e) => examine(root, &e, &mut seen)?,
+            Ok(e) => examine(root, &e, extensions, &mut seen)?,
         };
         match reason {
             Ok(file) => files.push(file),
@@ -163,6 +169,7 @@ fn link(root: &Path, e: walkdir::Error) -> Result<String> {
 fn examine(
     root: &Path,
     entry: &DirEntry,
+    extensions: &[String],
     seen: &mut HashSet<(u64, u64, PathBuf)>,
 ) -> Result<std::result::Result<SourceFile, String>> {
     let path = entry.path();
@@ -171,13 +178,13 @@ fn examine(
         return Ok(Err("no regular file".into()));
     }
     let extension = extension(path);
-    let Some(format) = format(&extension) else {
+    if !extensions.contains(&extension) {
         let what = if extension.is_empty() { "no extension".to_string() } else { format!("extension .{extension}") };
         return Ok(Err(what));
-    };
+    }
     if !seen.insert(identity(path, &metadata)) {
         return Ok(Err("link to a file that is read already".into()));
     }
     let name = path.strip_prefix(root).unwrap_or(path).display().to_string();
-    Ok(Ok(SourceFile::new(path, name, format, &metadata)))
+    Ok(Ok(SourceFile::new(path, name, format(&extension), &metadata)))
 }

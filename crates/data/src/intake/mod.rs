@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::Result;
+pub use files::{EXTENSIONS, no_text};
 pub(crate) use files::{Format, SourceFile};
 pub use jsonl::json_line;
 
@@ -85,12 +86,12 @@ pub(crate) enum Corpus {
 }
 
 impl Corpus {
-    /// A file, or a folder of `.txt`, `.md` and `.jsonl`.
+    /// A file, or the files of a folder that have one of the extensions.
     ///
     /// # Errors
     /// When there is none, or it is no regular file.
-    pub fn text(path: &Path) -> Result<Self> {
-        let (files, left_out) = files::list(path)?;
+    pub fn text(path: &Path, extensions: &[String]) -> Result<Self> {
+        let (files, left_out) = files::list(path, extensions)?;
         Ok(Corpus::Files { files, left_out, folder: path.is_dir() })
     }
 

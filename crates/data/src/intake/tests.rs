@@ -7,7 +7,12 @@ use super::*;
 
 /// Texts in their order and reasons with numbers.
 fn read(path: &Path) -> Result<(Vec<String>, BTreeMap<String, usize>)> {
-    let corpus = Corpus::text(path)?;
+    read_those(path, &EXTENSIONS)
+}
+
+/// Those of files with these extensions.
+fn read_those(path: &Path, extensions: &[&str]) -> Result<(Vec<String>, BTreeMap<String, usize>)> {
+    let corpus = Corpus::text(path, &extensions.iter().map(|e| e.to_string()).collect::<Vec<_>>())?;
     let (mut texts, mut left_out) = (Vec::new(), corpus.left_out().clone());
     for found in corpus.documents() {
         match found? {
@@ -84,6 +89,23 @@ fn extensions_count_in_any_case_and_what_is_left_out_is_named() {
         told,
         [("binary", 1), ("empty", 2), ("extension .gz", 1), ("hidden", 2), ("no extension", 1), ("null", 1)]
     );
+}
+
+#[test]
+fn extensions_say_which_files_of_a_folder_are_read() {
+    let f = Folder::new();
+    f.put("a.py", "print(1)");
+    f.put("b.H", "int x;");
+    f.put("c.txt", "c");
+    f.put("d.jsonl", "{\"text\": \"d\"}\n");
+    let told = |extensions: &[&str]| read_those(f.path(), extensions).unwrap();
+    assert_eq!(told(&["py", "h"]).0, ["print(1)", "int x;"]);
+    assert_eq!(told(&["py", "h"]).1, [("extension .jsonl".to_string(), 1), ("extension .txt".to_string(), 1)].into());
+    // lines of JSON stay lines of JSON
+    assert_eq!(told(&["jsonl", "py"]).0, ["print(1)", "d"]);
+    // whoever names one file means its text
+    assert_eq!(read_those(&f.path().join("a.py"), &["txt"]).unwrap().0, ["print(1)"]);
+    assert!(no_text("parquet").is_some() && EXTENSIONS.iter().all(|e| no_text(e).is_none()));
 }
 
 #[cfg(unix)]

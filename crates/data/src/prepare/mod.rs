@@ -42,6 +42,8 @@ pub struct Settings {
     pub source: Source,
     /// File or folder for `text`; a folder inside the workspace for `cargo`.
     pub path: PathBuf,
+    /// Extensions, in small letters, of the files of a folder that are read.
+    pub extensions: Vec<String>,
     /// Size of the vocabulary to learn, or that of `tokenizer`.
     pub vocab_size: usize,
     /// Bytes of text that a vocabulary is learned from, at most.
@@ -152,7 +154,7 @@ pub fn prepare(settings: &Settings, mut progress: impl FnMut(Progress)) -> Resul
     let mut notes = given.as_ref().map_or(Vec::new(), |t| t.notes().to_vec());
     let described = key::settings(settings, given.as_ref());
     let mut corpus = match settings.source {
-        Source::Text => Some(Corpus::text(&settings.path)?),
+        Source::Text => Some(Corpus::text(&settings.path, &settings.extensions)?),
         Source::Cargo => None,
     };
     let index = Index::of(settings, &described, corpus.as_ref())?;

@@ -12,6 +12,7 @@ fn settings(dir: &Path) -> Settings {
     Settings {
         source: Source::Text,
         path,
+        extensions: crate::EXTENSIONS.map(String::from).into(),
         vocab_size: 300,
         vocab_bytes: 1 << 20,
         tokenizer: None,

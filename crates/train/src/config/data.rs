@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dash_data::{Bos, Source, SpecialTokens};
+use dash_data::{Bos, EXTENSIONS, Source, SpecialTokens, no_text};
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, positive, wrong};
@@ -14,9 +14,13 @@ pub struct Data {
     /// `cargo` (this workspace's dependencies) or `text`.
     #[serde(default = "cargo")]
     pub source: Source,
-    /// For `text`: a file or a folder of .txt, .md (a document a file) and .jsonl (a document a line, field `text`).
+    /// For `text`: a file, or a folder of files with one of the `extensions`, each a document.
     #[serde(default)]
     pub path: PathBuf,
+    /// Extensions of the files of a folder that are read, without a dot, in small letters: `["py", "h"]` for sources. `jsonl` and `ndjson`
+    /// have a document a line, in the field `text`.
+    #[serde(default = "extensions")]
+    pub extensions: Vec<String>,
     /// A tokenizer.json to use; empty: learn one.
     #[serde(default)]
     pub tokenizer: PathBuf,
@@ -51,6 +55,10 @@ pub struct Data {
 
 fn data() -> PathBuf {
     "data".into()
+}
+
+fn extensions() -> Vec<String> {
+    EXTENSIONS.map(String::from).into()
 }
 
 fn cargo() -> Source {
@@ -109,6 +117,7 @@ impl Data {
         if self.validation_tokens == 0 {
             return wrong("data.validation_tokens", "is 0; it must be at least 1");
         }
+        self.check_extensions()?;
         if self.source == Source::Cargo && !self.path.as_os_str().is_empty() {
             let what = "means nothing to data.source = \"cargo\"; remove it, or set data.source = \"text\"";
             return wrong("data.path", what);
@@ -119,6 +128,32 @@ impl Data {
         if reads_text && self.source == Source::Text && self.path.as_os_str().is_empty() {
             let what = "is needed for data.source = \"text\": a file or a folder of .txt, .md or .jsonl";
             return wrong("data.path", what);
+        }
+        Ok(())
+    }
+
+    fn check_extensions(&self) -> Result<(), ConfigError> {
+        let key = "data.extensions";
+        if self.source == Source::Cargo && self.extensions != extensions() {
+            return wrong(key, "means nothing to data.source = \"cargo\"; remove it, or set data.source = \"text\"");
+        }
+        if self.extensions.is_empty() {
+            return wrong(key, "is empty; name at least one extension, for example [\"txt\"]");
+        }
+        for (i, extension) in self.extensions.iter().enumerate() {
+            let plain = |c: char| !c.is_uppercase() && !c.is_whitespace() && !c.is_control() && !"./\\".contains(c);
+            if extension.is_empty() || !extension.chars().all(plain) {
+                return wrong(
+                    key,
+                    format!("{extension:?} is no extension: small letters without a dot, for example \"py\""),
+                );
+            }
+            if let Some(remedy) = no_text(extension) {
+                return wrong(key, format!("files in .{extension} are no text; {remedy}"));
+            }
+            if self.extensions[..i].contains(extension) {
+                return wrong(key, format!("{extension:?} is named twice"));
+            }
         }
         Ok(())
     }

@@ -73,6 +73,7 @@ impl Config {
         Settings {
             source: self.data.source,
             path: if self.data.source == Source::Cargo { here() } else { self.data.path.clone() },
+            extensions: self.data.extensions.clone(),
             vocab_size: self.data.vocab_size,
             vocab_bytes: self.data.vocab_bytes,
             treatment: self.treatment(),
