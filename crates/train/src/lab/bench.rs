@@ -49,6 +49,7 @@ pub fn steps_in_turn(config: &Config) -> Result<()> {
         let batches = random_batches(config, &mut rng);
         let start = Instant::now();
         trainer.step(config, &batches, false)?;
+        trainer.settle()?;
         print_line!("{}", start.elapsed().as_secs_f64() * 1e3)?;
     }
     Ok(())
@@ -69,11 +70,12 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
         let last = i == steps + 1;
         let start = Instant::now();
         let stats = trainer.step(config, &batches, last)?;
+        trainer.settle()?;
         let elapsed = start.elapsed().as_secs_f64();
         if i >= 2 {
             times.push(elapsed);
         }
-        if last && !stats.routers.is_empty() {
+        if let Some(stats) = stats.filter(|s| last && !s.routers.is_empty()) {
             let n = stats.routers.len() as f64;
             density = stats.routers.iter().map(|l| l.router.density).sum::<f64>() / n;
             listed = stats.routers.iter().map(|l| l.router.tokens).sum::<f64>() / n;

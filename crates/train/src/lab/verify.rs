@@ -23,6 +23,7 @@ fn advance(
     for _ in 0..steps {
         let batches: Vec<_> = (0..config.data.grad_accum).map(|_| loader.next_batch()).collect();
         trainer.step(config, &batches, false)?;
+        trainer.settle()?;
         data = batches.last().map_or(data, |b| b.state);
     }
     Ok(data)

@@ -264,5 +264,5 @@ pub fn load(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<(
     if let Some(name) = tensors.keys().min() {
         bail!("{}: {name} belongs to no parameter of this model", path.display());
     }
-    Ok((Trainer { model, optimizer }, state))
+    Ok((Trainer::of(model, optimizer), state))
 }

@@ -1,5 +1,6 @@
 //! The attention's knobs, alpha and gamma, while a run goes on: schedules, and a controller that holds the attended tokens at a target.
 
+use dash_core::Tensor;
 use dash_model::attention::Knob;
 use dash_model::{Attention, Model, RouterStats, RouterTrace};
 use serde::{Deserialize, Serialize};
@@ -31,18 +32,40 @@ impl Knobs {
     }
 }
 
-/// Mean attended tokens of the routed layers over the visible ones, (t + 1) / 2 a query; `None` where no layer routes.
-/// Waits for the device.
+/// Mean attended tokens of every layer that routes, a scalar on the device, and the visible ones, (t + 1) / 2 a query.
+#[derive(Debug)]
+pub struct AttendedTokens(Vec<(Tensor, f64)>);
+
+impl AttendedTokens {
+    /// Asks the device for them.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub fn of(traces: &[Option<RouterTrace>]) -> dash_core::Result<Self> {
+        let of = |trace: &RouterTrace| {
+            let (_, _, t) = trace.routes().extents();
+            Ok((trace.routes().mean_tokens()?, (t as f64 + 1.0) / 2.0))
+        };
+        traces.iter().flatten().map(of).collect::<dash_core::Result<_>>().map(AttendedTokens)
+    }
+
+    /// Attended over visible tokens, mean over the layers; `None` where no layer routes. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn share(&self) -> dash_core::Result<Option<f64>> {
+        let of = |(tokens, visible): &(Tensor, f64)| Ok(tokens.item()? / visible);
+        let all = self.0.iter().map(of).collect::<dash_core::Result<Vec<f64>>>()?;
+        Ok((!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64))
+    }
+}
+
+/// [`AttendedTokens::share`] of a forward pass.
 ///
 /// # Errors
 /// When the device fails.
 pub fn attended_share(traces: &[Option<RouterTrace>]) -> dash_core::Result<Option<f64>> {
-    let of = |trace: &RouterTrace| {
-        let (_, _, t) = trace.routes().extents();
-        Ok(trace.routes().mean_tokens()?.item()? / ((t as f64 + 1.0) / 2.0))
-    };
-    let all = traces.iter().flatten().map(of).collect::<dash_core::Result<Vec<f64>>>()?;
-    Ok((!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64))
+    AttendedTokens::of(traces)?.share()
 }
 
 /// Figures of a layer over several micro-batches, each weighted by its rows; the gradient is that of all of them together.

@@ -7,9 +7,8 @@ use std::path::Path;
 use anyhow::Context;
 use serde_json::{Value, json};
 
-use dash_model::flops;
-
 use super::eval::Validation;
+use super::pace::{Pace, attended_tokens};
 use super::probe::LayerProbe;
 use super::tasks::LengthResult;
 use super::tensorboard::EventFile;
@@ -74,11 +73,11 @@ impl Metrics {
     }
 
     /// A train line.
-    pub fn train(&mut self, config: &Config, step: u64, tokens: u64, tokens_per_s: f64, s: &StepStats) {
-        let line = train_line(config, step, tokens, tokens_per_s, s);
+    pub fn train(&mut self, config: &Config, (step, tokens): (u64, u64), pace: &Pace, s: &StepStats) {
+        let line = train_line(config, (step, tokens), pace, s);
         self.line(&line);
         if let Some(events) = &mut self.events {
-            train_events(events, config, &line, (step, tokens_per_s), s);
+            train_events(events, config, &line, (step, pace), s);
             events.flush();
         }
     }
@@ -150,16 +149,19 @@ impl Metrics {
 }
 
 /// What metrics.jsonl holds of an update.
-fn train_line(config: &Config, step: u64, tokens: u64, tokens_per_s: f64, s: &StepStats) -> Value {
+fn train_line(config: &Config, (step, tokens): (u64, u64), pace: &Pace, s: &StepStats) -> Value {
     let mut line = json!({
         "step": step, "split": "train", "loss": number(s.loss), "lr": s.lr, "grad_norm": number(s.grad_norm),
-        "tokens": tokens, "tokens_per_s": number(tokens_per_s.round()),
+        "tokens": tokens, "tokens_per_s": number(pace.tokens_per_s.round()),
     });
-    let t = config.data.seq_len;
-    let listed = s.attended.map_or(0.0, |share| share * (t as f64 + 1.0) / 2.0);
-    let attended = config.model.attention.attended(t, listed);
-    line["attended_tokens"] = number(attended);
-    line["flops_per_token"] = number(flops(&config.model, config.data.vocab_size, t, attended).total());
+    line["attended_tokens"] = number(attended_tokens(config, s));
+    line["flops_per_token"] = number(pace.flops_per_token);
+    if let Some(mfu) = pace.mfu {
+        line["mfu"] = number(mfu);
+    }
+    if let Some(bytes) = pace.memory {
+        line["gpu_memory_bytes"] = json!(bytes);
+    }
     if let Some(knobs) = s.knobs {
         for (key, value) in [("alpha", knobs.alpha), ("gamma", knobs.gamma)] {
             if let Some(value) = value {
@@ -192,14 +194,10 @@ fn train_line(config: &Config, step: u64, tokens: u64, tokens_per_s: f64, s: &St
 }
 
 /// The same for TensorBoard; figures that the line has already are taken from it.
-fn train_events(
-    events: &mut EventFile,
-    config: &Config,
-    line: &Value,
-    (step, tokens_per_s): (u64, f64),
-    s: &StepStats,
-) {
-    for (tag, value) in [("loss", s.loss), ("lr", s.lr), ("grad_norm", s.grad_norm), ("tokens_per_s", tokens_per_s)] {
+fn train_events(events: &mut EventFile, config: &Config, line: &Value, (step, pace): (u64, &Pace), s: &StepStats) {
+    let speed = [Some(("tokens_per_s", pace.tokens_per_s)), pace.mfu.map(|mfu| ("mfu", mfu))];
+    let figures = [("loss", s.loss), ("lr", s.lr), ("grad_norm", s.grad_norm)].into_iter();
+    for (tag, value) in figures.chain(speed.into_iter().flatten()) {
         // the losses of both halves in one group, which comes before the others by its name
         let tag = if tag == "loss" { "loss/train".to_string() } else { format!("train/{tag}") };
         events.scalar(&tag, value, step);

@@ -18,6 +18,7 @@ pub mod lock;
 pub mod material;
 pub mod metrics;
 pub mod optim;
+pub mod pace;
 pub mod preflight;
 pub mod probe;
 pub mod provenance;

@@ -10,6 +10,7 @@ use dash_model::{Compute, Model, flops, parameters};
 
 use super::limits;
 use super::optim::rule;
+use super::pace::peak;
 use crate::config::{Config, DeviceName, word};
 use crate::console::tell;
 use crate::failure::{Failure, Result};
@@ -313,9 +314,10 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
         material(config, train_tokens, total),
         total / 1e6,
         step_flops / 1e9,
-        match device {
-            Device::Cpu(cpu) => format!("{} threads", cpu.threads()),
-            Device::Cuda(_) => device.to_string(),
+        match (device, peak(device, config.model.compute)) {
+            (Device::Cpu(cpu), _) => format!("{} threads", cpu.threads()),
+            (Device::Cuda(_), None) => format!("{device}, whose peak is not known, so no MFU is told"),
+            (Device::Cuda(_), Some(peak)) => format!("{device}, MFU against {:.0} TFLOP/s in bf16", peak / 1e12),
         },
         rate / 1e9,
         match device {

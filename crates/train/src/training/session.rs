@@ -10,6 +10,7 @@ use super::checkpoint::{Checkpoints, State};
 use super::eval::ValidationSet;
 use super::material::Material;
 use super::metrics::Metrics;
+use super::pace::Pace;
 use super::preflight;
 use super::probe::Probe;
 use super::tasks::RouterChoice;
@@ -46,7 +47,7 @@ impl Due {
     }
 }
 
-/// Tokens a second of the updates since something else than an update took time.
+/// Tokens a second of the updates since something else than an update took time. Right where the last update was waited for.
 struct Speed {
     start: Instant,
     tokens: usize,
@@ -121,11 +122,11 @@ impl<'a> Session<'a> {
         while self.parts.trainer.optimizer.step < config.run.steps {
             let step = self.parts.trainer.optimizer.step + 1;
             let mut due = Due::at(config, step);
-            let stats = self.update(step, due.log)?;
-            if due.log {
+            if let Some(stats) = self.update(step, due.log)?.filter(|_| due.log) {
                 self.log(&stats);
             }
             if due.probe {
+                self.parts.trainer.settle()?;
                 let (loss, layers) = self.probe.run(&self.parts.trainer.model)?;
                 self.metrics.probe(step, loss, &layers);
             }
@@ -159,12 +160,13 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// One update, and the state after it.
-    fn update(&mut self, step: u64, logged: bool) -> Result<StepStats> {
+    /// One update, and the state after it; its figures where they were read.
+    fn update(&mut self, step: u64, logged: bool) -> Result<Option<StepStats>> {
         let Parts { config, trainer, loader, state, began, .. } = &mut self.parts;
         let batches: Vec<_> = (0..config.data.grad_accum).map(|_| loader.next_batch()).collect();
         let stats = trainer.step(config, &batches, logged)?;
         if step == self.first + 1 {
+            trainer.settle()?;
             say(&self.bar, format!("first step after {:.1} s", began.elapsed().as_secs_f64()));
         }
         self.speed.tokens += config.tokens_per_step();
@@ -180,8 +182,8 @@ impl<'a> Session<'a> {
     /// The figures of the last update, to metrics and console.
     fn log(&mut self, stats: &StepStats) {
         let Parts { config, state, .. } = &self.parts;
-        let rate = self.speed.rate();
-        self.metrics.train(config, state.step, state.tokens, rate, stats);
+        let pace = Pace::of(config, self.parts.trainer.model.device(), self.speed.rate(), stats);
+        self.metrics.train(config, (state.step, state.tokens), &pace, stats);
         if !self.looked && state.step >= settled_at(config) {
             self.looked = true;
             if let Some(warning) = hardly_sparse(config, state.step, stats) {
@@ -189,7 +191,7 @@ impl<'a> Session<'a> {
             }
         }
         let target = config.router.target_share;
-        tell_step(&self.bar, (self.first, state.step, config.run.steps), stats, (rate, target));
+        tell_step(&self.bar, (self.first, state.step, config.run.steps), stats, (&pace, target));
     }
 
     /// Validation loss, and a sample where one is asked for.
@@ -297,7 +299,7 @@ fn tell_step(
     bar: &ProgressBar,
     (first, step, steps): (u64, u64, u64),
     s: &StepStats,
-    (rate, target): (f64, Option<f64>),
+    (pace, target): (&Pace, Option<f64>),
 ) {
     let mut attends = String::new();
     if let Some(share) = s.attended {
@@ -310,7 +312,7 @@ fn tell_step(
         let word = if attends.is_empty() { " attends" } else { "," };
         attends += &format!("{word} {:.0} % of chunks", 100.0 * chunks);
     }
-    let message = format!("loss {:.4}{attends} {rate:.0} tok/s", s.loss);
+    let message = format!("loss {:.4}{attends} {pace}", s.loss);
     let left = (steps - step) as f64 * bar.elapsed().as_secs_f64() / (step - first).max(1) as f64;
     let line = format!("step {step}/{steps} {message} eta {}", preflight::duration(left));
     if bar.is_hidden() {

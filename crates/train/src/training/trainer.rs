@@ -5,7 +5,7 @@ use dash_data::Batch;
 use dash_model::{Model, RouterStats};
 
 use super::accumulate::{Tree, leaf, total};
-use super::knobs::{self, Knobs, attended_share, merged};
+use super::knobs::{self, AttendedTokens, Knobs, merged};
 use super::optim::Optimizer;
 use super::schedule::learning_rate;
 use crate::config::Config;
@@ -17,7 +17,23 @@ pub struct Trainer {
     pub model: Model,
     /// Its state and step.
     pub optimizer: Optimizer,
+    /// Updates handed to the device whose figures the host has not read yet, the oldest first.
+    unread: Vec<Handed>,
 }
+
+/// An update that was handed to the device.
+struct Handed {
+    step: u64,
+    /// To look for the first value that is not finite; empty where the update is read at once.
+    batches: Vec<Batch>,
+    losses: Vec<Tensor>,
+    grad_norm: Tensor,
+    /// What the gradients were multiplied by: not finite from the first update on that went wrong.
+    factor: Tensor,
+}
+
+/// Updates handed to a device, at most, before their figures are read: a step that went wrong is found after so many.
+const UNREAD: usize = 64;
 
 /// What an update tells.
 #[derive(Debug, Clone)]
@@ -55,6 +71,11 @@ pub fn batch_ids(model: &Model, batch: &Batch) -> dash_core::Result<(Ids, Ids)> 
     Ok((model.ids(&batch.inputs, batch.batch)?, model.ids(&batch.targets, batch.batch)?))
 }
 
+/// Tokens of all of them that count in the loss.
+fn counted(batches: &[Batch]) -> usize {
+    batches.iter().map(Batch::counted).sum()
+}
+
 impl Trainer {
     /// Fresh weights and moments.
     ///
@@ -64,27 +85,39 @@ impl Trainer {
         let (c, t) = (&config.model, config.positions());
         let model = Model::new(c.clone(), config.data.vocab_size, t, config.run.seed, device, DType::F32)?;
         let optimizer = Optimizer::new(&config.optim, model.params())?;
-        Ok(Trainer { model, optimizer })
+        Ok(Trainer::of(model, optimizer))
+    }
+
+    /// Of weights and moments.
+    pub fn of(model: Model, optimizer: Optimizer) -> Self {
+        Trainer { model, optimizer, unread: Vec::new() }
     }
 
     /// One update from `batches`, which together are the global batch. The loss is normalised by the number of tokens of
     /// all of them, so it does not matter how they are cut.
     ///
+    /// `None` where nothing of the update was read on the host: on a GPU, without `with_routers` and a controller, the host goes on
+    /// while the device works. [`Trainer::settle`] reads it.
+    ///
     /// # Errors
-    /// When a value is not finite: the error names the step and where it appears first, and weights and moments are
-    /// those of before.
-    pub fn step(&mut self, config: &Config, batches: &[Batch], with_routers: bool) -> Result<StepStats> {
+    /// When a value of it, or of an update before it that was not read, is not finite: the error names the step and where it
+    /// appears first, and weights and moments are those of before that step.
+    pub fn step(&mut self, config: &Config, batches: &[Batch], with_routers: bool) -> Result<Option<StepStats>> {
         let device = self.model.device().clone();
-        device.enter(|| self.update(config, batches, with_routers))
+        let stats = device.enter(|| self.update(config, batches, with_routers))?;
+        if stats.is_none() && self.unread.len() >= UNREAD {
+            self.settle()?;
+        }
+        Ok(stats)
     }
 
-    fn update(&mut self, config: &Config, batches: &[Batch], with_routers: bool) -> Result<StepStats> {
+    fn update(&mut self, config: &Config, batches: &[Batch], with_routers: bool) -> Result<Option<StepStats>> {
         let step = self.optimizer.step + 1;
         let lr = learning_rate(&config.optim, step, config.run.steps);
-        let tokens: usize = batches.iter().map(Batch::counted).sum();
+        let tokens = counted(batches);
         knobs::apply(&config.router, &mut self.model, step);
         let mut sums = Tree::new(leaf(batches.len()));
-        let (mut losses, mut shares) = (Vec::with_capacity(batches.len()), Vec::new());
+        let (mut losses, mut attended) = (Vec::with_capacity(batches.len()), Vec::new());
         let mut stats: Vec<Vec<Option<RouterStats>>> = Vec::new();
         let steers = config.router.target_share.is_some();
         for batch in batches {
@@ -95,33 +128,32 @@ impl Trainer {
             losses.push(loss.value.clone());
             let mut grads = tape.backward(&loss)?;
             sums.push(leaves.iter().map(|leaf| grads.take(leaf)).collect::<Vec<Option<Tensor>>>())?;
-            // read on the host only where the step logs or steers
             if with_routers || steers {
-                shares.extend(attended_share(&traces)?);
+                attended.push(AttendedTokens::of(&traces)?);
             }
+            // read on the host at once, in steps that log
             if with_routers {
                 let of = |trace: &Option<_>| trace.as_ref().map(dash_model::RouterTrace::stats).transpose();
                 stats.push(traces.iter().map(of).collect::<dash_core::Result<_>>()?);
             }
         }
         let grads = sums.finish()?.unwrap_or_default();
-        let norm = self.optimizer.update(self.model.params_mut(), (&grads, &losses), lr, &config.optim)?;
-        // the step is handed out: losses and norm are read on the host only now. Router figures were read after each micro-batch, in
-        // steps that log them or steer by them
-        let values = losses.iter().map(Tensor::item).collect::<dash_core::Result<Vec<f64>>>()?;
-        let grad_norm = norm.item()?;
-        if let Some(bad) = values.iter().position(|loss| !loss.is_finite()) {
-            self.optimizer.undo_step();
-            return Err(self.not_finite(step, "loss", &batches[bad..=bad], tokens));
+        let before = self.unread.last().map(|handed| handed.factor.clone());
+        let finite: Vec<Tensor> = losses.iter().cloned().chain(before).collect();
+        let (grad_norm, factor) =
+            self.optimizer.update(self.model.params_mut(), (&grads, &finite), lr, &config.optim)?;
+        // a CPU's figures are there
+        let later = !(with_routers || steers) && matches!(self.model.device(), Device::Cuda(_));
+        let kept = if later { batches.to_vec() } else { Vec::new() };
+        self.unread.push(Handed { step, batches: kept, losses, grad_norm, factor });
+        if later {
+            return Ok(None);
         }
-        if !grad_norm.is_finite() {
-            self.optimizer.undo_step();
-            let infinite = |g: &Option<Tensor>| g.as_ref().is_some_and(|g| !g.is_finite().unwrap_or(true));
-            let name = self.model.params().iter().zip(&grads).find(|(_, g)| infinite(g));
-            let what = name.map_or("gradient norm".into(), |(p, _)| format!("gradient of {}", p.name));
-            return Err(self.not_finite(step, &what, batches, tokens));
-        }
+        // the step is handed out: what the host reads, it reads only now
+        let (loss, grad_norm) = self.read(Some((batches, &grads)))?;
         let knobs = Knobs::of(&self.model.config().attention);
+        let shares = attended.iter().map(AttendedTokens::share).collect::<dash_core::Result<Vec<_>>>()?;
+        let shares: Vec<f64> = shares.into_iter().flatten().collect();
         let attended = (!shares.is_empty()).then(|| total(&shares) / shares.len() as f64);
         knobs::control(&config.router, &mut self.model, attended);
         let mut routers = Vec::new();
@@ -132,15 +164,56 @@ impl Trainer {
             let indexer_gradient = gradient.map_or(Ok(0.0), |g| ops::grad_norm(g.device(), [g])?.item())?;
             routers.push(LayerStats { layer, router, indexer_gradient });
         }
-        Ok(StepStats { loss: total(&values), grad_norm, lr, routers, knobs, attended })
+        Ok(Some(StepStats { loss, grad_norm, lr, routers, knobs, attended }))
     }
 
-    /// Refuses weights or optimizer state that are not finite: they must not reach a checkpoint, because a run that continues
+    /// Reads what [`Trainer::step`] has left unread, and waits for the device.
+    ///
+    /// # Errors
+    /// As [`Trainer::step`].
+    pub fn settle(&mut self) -> Result<()> {
+        if self.unread.is_empty() {
+            return Ok(());
+        }
+        let device = self.model.device().clone();
+        device.enter(|| self.read(None).map(|_| ()))
+    }
+
+    /// Loss and gradient norm of the last update, after those of all that were not read. `now` are batches and gradients of the last
+    /// one where it is read at once.
+    fn read(&mut self, now: Option<(&[Batch], &[Option<Tensor>])>) -> Result<(f64, f64)> {
+        let mut last = (0.0, 0.0);
+        let unread = std::mem::take(&mut self.unread);
+        let count = unread.len() as u64;
+        for (i, handed) in unread.iter().enumerate() {
+            let Handed { step, batches, losses, grad_norm, .. } = handed;
+            let (batches, grads) = now.filter(|_| i + 1 == unread.len()).unwrap_or((batches, &[]));
+            let values = losses.iter().map(Tensor::item).collect::<dash_core::Result<Vec<f64>>>()?;
+            last = (total(&values), grad_norm.item()?);
+            let bad = values.iter().position(|loss| !loss.is_finite());
+            if bad.is_none() && last.1.is_finite() {
+                continue;
+            }
+            // neither this update nor a later one has changed anything
+            self.optimizer.undo_steps(count - i as u64);
+            if let Some(bad) = bad {
+                return Err(self.not_finite(*step, "loss", &batches[bad..=bad], counted(batches)));
+            }
+            let infinite = |g: &Option<Tensor>| g.as_ref().is_some_and(|g| !g.is_finite().unwrap_or(true));
+            let name = self.model.params().iter().zip(grads).find(|(_, g)| infinite(g));
+            let what = name.map_or("gradient norm".into(), |(p, _)| format!("gradient of {}", p.name));
+            return Err(self.not_finite(*step, &what, batches, counted(batches)));
+        }
+        Ok(last)
+    }
+
+    /// Refuses updates, weights or optimizer state that are not finite: they must not reach a checkpoint, because a run that continues
     /// from there never recovers. A gradient can be finite and its update not, for example with a learning rate beyond f32.
     ///
     /// # Errors
     /// A failed run that names the first parameter and the step of the checkpoint that is good.
-    pub fn check_weights(&self, step: u64, saved: Option<u64>) -> Result<()> {
+    pub fn check_weights(&mut self, step: u64, saved: Option<u64>) -> Result<()> {
+        self.settle()?;
         let mut bad = None;
         for (i, p) in self.model.params().iter().enumerate() {
             if !(p.value.is_finite()? && self.optimizer.is_finite(i)?) {

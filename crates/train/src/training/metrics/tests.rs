@@ -40,6 +40,11 @@ fn stats(routers: Vec<LayerStats>, attended: Option<f64>) -> StepStats {
     StepStats { loss: 2.5, grad_norm: 0.75, lr: 1e-3, routers, knobs, attended }
 }
 
+/// Of a run on a CPU.
+fn pace(config: &Config, tokens_per_s: f64, s: &StepStats) -> Pace {
+    Pace::of(config, &dash_core::Device::cpu(1).unwrap(), tokens_per_s, s)
+}
+
 /// (tag, number) of a step.
 fn events(folder: &Path, step: i64) -> Vec<(String, f64)> {
     let all = scalars(&folder.join("tensorboard")).into_iter().filter(|(s, ..)| *s == step);
@@ -56,7 +61,8 @@ fn a_train_line_holds_means_over_layers_and_the_work_of_a_token() {
     let config = config(&[]);
     let mut metrics = Metrics::open(dir.path(), 0, true).unwrap();
     let s = stats(vec![layer(0, 0.5, 2.0, (0.25, 3.0)), layer(1, 0.75, 3.0, (0.75, 2.0))], Some(0.4));
-    metrics.train(&config, 5, 960, 1234.4, &s);
+    let pace = Pace { mfu: Some(0.25), memory: Some(1 << 20), ..pace(&config, 1234.4, &s) };
+    metrics.train(&config, (5, 960), &pace, &s);
     let text = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
     let line: Value = serde_json::from_str(&text).unwrap();
     let attended = 0.4 * 24.5;
@@ -68,6 +74,8 @@ fn a_train_line_holds_means_over_layers_and_the_work_of_a_token() {
         ("grad_norm", 0.75),
         ("tokens", 960.0),
         ("tokens_per_s", 1234.0),
+        ("mfu", 0.25),
+        ("gpu_memory_bytes", 1048576.0),
         ("density", 0.625),
         ("active_chunks", 2.5),
         ("empty", 0.375),
@@ -119,7 +127,8 @@ fn a_knob_has_a_card_where_something_moves_it() {
     let cards = |set: &[&str]| {
         let dir = tempfile::tempdir().unwrap();
         let mut metrics = Metrics::open(dir.path(), 0, true).unwrap();
-        metrics.train(&config(set), 1, 1, 1.0, &stats(vec![layer(0, 0.5, 2.0, (0.0, 0.0))], Some(0.4)));
+        let (config, s) = (config(set), stats(vec![layer(0, 0.5, 2.0, (0.0, 0.0))], Some(0.4)));
+        metrics.train(&config, (1, 1), &pace(&config, 1.0, &s), &s);
         let events = events(dir.path(), 1);
         ["alpha", "gamma"].map(|knob| events.iter().any(|(tag, _)| *tag == format!("router/mean/{knob}")))
     };
@@ -132,7 +141,8 @@ fn a_knob_has_a_card_where_something_moves_it() {
 fn dense_attention_attends_everything_visible() {
     let dir = tempfile::tempdir().unwrap();
     let mut metrics = Metrics::open(dir.path(), 0, false).unwrap();
-    metrics.train(&config(&["model.attention.kind=dense"]), 1, 192, 10.0, &stats(Vec::new(), None));
+    let (config, s) = (config(&["model.attention.kind=dense"]), stats(Vec::new(), None));
+    metrics.train(&config, (1, 192), &pace(&config, 10.0, &s), &s);
     let text = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
     let line: Value = serde_json::from_str(&text).unwrap();
     assert_eq!((&line["density"], &line["attended_tokens"]), (&json!(1.0), &json!(24.5)));

@@ -102,22 +102,23 @@ impl Optimizer {
         self.state[i].iter().try_fold(true, |all, x| Ok(all && x.is_finite()?))
     }
 
-    /// One update. A parameter without a gradient stays as it is. Returns the gradient's norm before clipping, a scalar on the
-    /// device: nothing is read on the host. If it or one of `losses`, scalars, is not finite, no parameter and no state is
-    /// changed; whoever reads that afterwards calls [`Optimizer::undo_step`].
+    /// One update. A parameter without a gradient stays as it is. Returns the gradient's norm before clipping and what the
+    /// gradients were multiplied by, scalars on the device: nothing is read on the host. If the norm or one of `finite`, scalars,
+    /// is not finite, neither is the factor, and no parameter and no state is changed; whoever reads that afterwards calls
+    /// [`Optimizer::undo_steps`]. With the factor of the update before among `finite`, no later update changes anything either.
     ///
     /// # Errors
     /// When shapes or devices differ.
     pub fn update(
         &mut self,
         params: &mut Params,
-        (grads, losses): (&[Option<Tensor>], &[Tensor]),
+        (grads, finite): (&[Option<Tensor>], &[Tensor]),
         lr: f64,
         o: &Optim,
-    ) -> Result<Tensor> {
+    ) -> Result<(Tensor, Tensor)> {
         let first = params.iter().next().ok_or_else(|| Error::invalid("optimizer", "there are no parameters"))?;
         let norm = grad_norm(first.value.device(), grads.iter().flatten())?;
-        let scale = clip_factor(&norm, o.clip, losses)?;
+        let scale = clip_factor(&norm, o.clip, finite)?;
         self.step += 1;
         for ((param, grad), state) in params.iter_mut().zip(grads).zip(&mut self.state) {
             let Some(grad) = grad else { continue };
@@ -125,12 +126,12 @@ impl Optimizer {
             let update = Update { settings: o, lr, weight_decay, step: self.step, scale: &scale };
             self.rule.update(&update, &mut param.value, state, grad)?;
         }
-        Ok(norm)
+        Ok((norm, scale))
     }
 
-    /// Takes the count of an update back that changed nothing.
-    pub fn undo_step(&mut self) {
-        self.step -= 1;
+    /// Takes the count of updates back that changed nothing.
+    pub fn undo_steps(&mut self, count: u64) {
+        self.step -= count;
     }
 }
 
