@@ -41,7 +41,7 @@ def check_logits(folder):
             if attention["kind"] == "topk":
                 mean = params.get(name + "indexer_q", torch.zeros(g * d, dtype=torch.float64)).reshape(g, d)
                 return O.topk(q, k, v, mean, attention["chunk_size"], attention["top"], attention["gamma"])
-            knobs = {n: attention[n] for n in ("alpha", "gamma", "sigma", "center")}
+            knobs = {n: attention[n] for n in ("alpha", "gamma", "sigma", "center", "forward_bias") if n in attention}
             qbar = params[name + "indexer_q"].reshape(g, d)
             return O.dash(q, k, v, qbar, attention["chunk_size"], diagonal=params.get(name + "diagonal"), **knobs)
 

@@ -1,5 +1,6 @@
 """Recomputes the validation loss of a finished run, independently: python check_loss.py RUN_DIR [--cache DIR] [--json]
 
+Above 400 lines: one file, so that it can be read and run alone.
 Needs numpy and Python 3.11, nothing of DashLab and no PyTorch: it reads config.toml, metrics.jsonl, the newest checkpoint
 (state.json, model.safetensors) and the validation shards by their formats, chooses the validation windows by the rule in
 `crates/data/src/loader.rs`, and runs a decoder in f64 that is written here once more from the equations. It compares loss,
@@ -134,6 +135,23 @@ def best(score, forced, visible, top):
     return (rank < top) & visible
 
 
+def tops(a, g, t):
+    """How many chunks a query attends, [g, t, 1]: `top`, or the layer's part of another run's budget as whole numbers whose sums over
+    positions and kv heads are those of its means."""
+    if "means" not in a:
+        return np.full((g, t, 1), a["top"])
+    sums = np.concatenate([[0.0], np.cumsum(a["means"])])
+    return np.diff(np.floor(sums + (np.arange(g)[:, None] + 0.5) / g))[..., None].astype(int)
+
+
+def mix(h, x):
+    """The output function of splitmix64, with its increment, of h + x."""
+    h = h + np.asarray(x, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    h = (h ^ (h >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return h ^ (h >> np.uint64(31))
+
+
 def chunk_scores(q, k, query, a, places):
     """gamma q . kbar / sqrt d for complete chunks before the own one, else minus infinity: [b, h, t, n]."""
     (b, g, t, d), s = k.shape, a["chunk_size"]
@@ -152,7 +170,8 @@ def dash(q, k, v, p, a):
     bias = np.log(np.where(support, w, 1.0))
     if a["center"] != "none":
         bias = np.where(support, bias - bias.sum(-1, keepdims=True) / np.maximum(support.sum(-1, keepdims=True), 1), 0.0)
-    bias = bias / a["sigma"]
+    # with forward_bias = false only its gradient is left
+    bias = bias / a["sigma"] if a.get("forward_bias", True) else 0.0 * bias
     if a["diagonal"]:
         bias = bias + places.own * p["diagonal"].reshape(1, g, 1, 1)
     chunks = support | places.own
@@ -164,7 +183,32 @@ def topk(q, k, v, p, a):
     places = Places(t, a["chunk_size"])
     query = p["indexer_q"] if a["indexer"] else np.zeros(g * d)
     mean = group_mean(softmax(chunk_scores(q, k, query, a, places)), g)
-    chunks = best(mean, places.own, places.visible, a["top"])
+    chunks = best(mean, places.own, places.visible, tops(a, g, t))
+    return read(q, k, v, places.tokens(chunks, h)), chunks
+
+
+def topk_bias(q, k, v, p, a):
+    (h, t, d), g = q.shape[1:], k.shape[1]
+    places = Places(t, a["chunk_size"])
+    z = chunk_scores(q, k, p["indexer_q"], a, places)
+    chunks = best(group_mean(softmax(z), g), places.own, places.visible, tops(a, g, t))
+    chosen = chunks & ~places.own
+    w = group_mean(softmax(np.where(heads_of(chosen, h), z, -np.inf)), g)
+    bias = np.where(chosen, np.log(np.where(chosen, np.maximum(w, 1e-300), 1.0)), 0.0)
+    return read(q, k, v, places.tokens(chunks, h), heads_of(bias[..., places.own_chunk], h)), chunks
+
+
+def random_chunks(q, k, v, a, layer):
+    """The own chunk, and of the earlier ones those whose hash of (seed, layer, kv head, position, chunk) is largest."""
+    (b, h, t, _), g = q.shape, k.shape[1]
+    places = Places(t, a["chunk_size"])
+    with np.errstate(over="ignore"):
+        key = mix(mix(np.uint64(0), a["seed"]), layer)
+        key = mix(mix(mix(key, np.arange(g)[:, None, None]), np.arange(t)[:, None]), np.arange(places.n))
+    # of unequal 64-bit numbers, as ranks: f64 would round some of them alike
+    rank = np.empty_like(key, float)
+    np.put_along_axis(rank, np.argsort(key, -1, kind="stable"), np.arange(places.n, dtype=float), -1)
+    chunks = np.broadcast_to(best(rank, places.own, places.visible, tops(a, g, t)), (b, g, t, places.n))
     return read(q, k, v, places.tokens(chunks, h)), chunks
 
 
@@ -231,8 +275,10 @@ def split(x, heads):
     return x.reshape(b, t, heads, -1).transpose(0, 2, 1, 3)
 
 
-def attention(x, p, m, a):
+def attention(x, p, m, a, layer):
     """[b, t, c] -> ([b, t, h * d], chosen chunks [b, g, t, n] where there are chunks)"""
+    if "budget" in a:
+        a = a | {"means": a["budget"][layer][: x.shape[1]]}
     b, t, _ = x.shape
     d = m["head_dim"]
     angle = np.arange(t)[:, None] * m["rope_theta"] ** (-np.arange(0, d, 2) / d)
@@ -252,6 +298,10 @@ def attention(x, p, m, a):
         o, chunks = dash(q, k, v, p, a)
     elif kind == "topk":
         o, chunks = topk(q, k, v, p, a)
+    elif kind == "topk-bias":
+        o, chunks = topk_bias(q, k, v, p, a)
+    elif kind == "random":
+        o, chunks = random_chunks(q, k, v, a, layer)
     elif kind == "infllmv2":
         o, chunks = infllmv2(q, k, v, a)
     elif kind == "nsa":
@@ -273,7 +323,7 @@ def forward(ids, targets, p, m, a):
         here = f"model.layers.{i}."
         layer = {name[len(here) :]: value for name, value in p.items() if name.startswith(here)}
         own = {name.removeprefix("self_attn."): value for name, value in layer.items()}
-        o, chunks = attention(norm(x, layer["input_layernorm.weight"], m["norm_eps"]), own, m, a)
+        o, chunks = attention(norm(x, layer["input_layernorm.weight"], m["norm_eps"]), own, m, a, i)
         routed.append(chunks)
         x = x + o @ layer["self_attn.o_proj.weight"].T
         y = norm(x, layer["post_attention_layernorm.weight"], m["norm_eps"])
@@ -314,6 +364,10 @@ def recomputed(run, cache=None):
     for knob, value in (state.get("knobs") or {}).items():
         if value is not None:
             a[knob] = value  # a schedule or a controller moved it
+    yoke = run / "yoke.json"
+    if yoke.is_file() and "budget" in (took := json.loads(yoke.read_text())):
+        fits = [p for p in took["budget"]["lengths"] if p["length"] >= d["seq_len"]]
+        a["budget"] = min(fits, key=lambda p: p["length"])["layers"]
     folder = Path(cache or d["cache"]) / state["data_hash"].split("+")[0]
     shards = [Shard(path) for path in sorted(folder.glob("val-*.shard"))]
     if not shards:

@@ -1,6 +1,7 @@
 //! Embedding, blocks, final norm, loss: the life of a token in one file.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use dash_core::ops::{
     RopeTable, embedding, index_select, linear, linear_add, linear_cross_entropy, reshape, rmsnorm, swiglu, token_nll,
@@ -8,6 +9,7 @@ use dash_core::ops::{
 use dash_core::{DType, Device, Error, Ids, Result, Tape, Tensor, Var};
 
 use crate::attention::{Attention, Inputs, Knob, Layer, Reroute, attend};
+use crate::budget::Budget;
 use crate::cache::{Cache, LayerCache};
 use crate::config::ModelConfig;
 use crate::params::{Params, Places, parameters};
@@ -16,6 +18,7 @@ use crate::trace::RouterTrace;
 /// A decoder: configuration, parameters and rotary angles.
 pub struct Model {
     config: ModelConfig,
+    budget: Option<Arc<Budget>>,
     params: Params,
     places: Places,
     rope: RopeTable,
@@ -57,7 +60,7 @@ impl Model {
         let (device, dtype) = (first.value.device(), first.value.dtype());
         let rope = RopeTable::new(device, dtype, positions, config.head_dim, config.rope_theta)?;
         let places = Places::of(&config);
-        Ok(Model { config, params, places, rope })
+        Ok(Model { config, budget: None, params, places, rope })
     }
 
     /// Its configuration.
@@ -104,8 +107,30 @@ impl Model {
         let params = Params::from_named(&config, self.vocab(), find);
         let params = params.map_err(|e| Error::invalid("attention", e.to_string()))?;
         self.places = Places::of(&config);
-        (self.config, self.params) = (config, params);
+        (self.config, self.params, self.budget) = (config, params, None);
         Ok(())
+    }
+
+    /// From now on queries attend as many chunks as another run did, instead of the attention's own number. Another attention ends it.
+    ///
+    /// # Errors
+    /// When the attention has no number of chunks to change, or the budget does not fit the model.
+    pub fn set_budget(&mut self, budget: Arc<Budget>) -> Result<()> {
+        let (layers, kind) = (self.config.layers, self.config.attention.kind());
+        let misfit = match self.config.attention.chunk_size() {
+            Some(size) if self.config.attention.takes_budget() => budget.misfit(layers, size, self.positions()),
+            _ => Some(format!("the attention is {kind}, which has no number of chunks to replace")),
+        };
+        if let Some(why) = misfit {
+            return Err(Error::invalid("budget", why));
+        }
+        self.budget = Some(budget);
+        Ok(())
+    }
+
+    /// What [`Model::set_budget`] set.
+    pub fn budget(&self) -> Option<&Budget> {
+        self.budget.as_deref()
     }
 
     /// Changes alpha and gamma where the attention has them as knobs.
@@ -177,7 +202,8 @@ impl Model {
                 Reroute::Random(seed) => Reroute::Random(seed.wrapping_add(layer as u64)),
                 oracle => oracle.clone(),
             });
-            let block = Block { config: c.clone(), rope: self.rope.clone(), layer, batch, tokens: t, reroute };
+            let (rope, budget) = (self.rope.clone(), self.budget.clone());
+            let block = Block { config: c.clone(), rope, budget, layer, batch, tokens: t, reroute };
             let (y, trace) = if recompute {
                 block.recomputed(tape, params, &x)?
             } else {
@@ -294,6 +320,7 @@ impl Model {
 struct Block {
     config: ModelConfig,
     rope: RopeTable,
+    budget: Option<Arc<Budget>>,
     layer: usize,
     batch: usize,
     tokens: usize,
@@ -321,7 +348,8 @@ impl Block {
         let k = inputs.rotated_heads(tape, wk, c.kv_heads)?;
         let v = inputs.heads(tape, wv, c.kv_heads)?;
         let own = c.attention.project(tape, &inputs)?;
-        let inputs = Inputs { q: &q, k: &k, v: &v, own: &own, reroute: self.reroute.as_ref(), cache };
+        let (budget, reroute) = (self.budget.as_deref(), self.reroute.as_ref());
+        let inputs = Inputs { q: &q, k: &k, v: &v, own: &own, layer, budget, reroute, cache };
         let (o, trace) = attend(tape, &c.attention, &inputs)?;
         let o = reshape(tape, &o, &[self.batch, self.tokens, c.heads * c.head_dim])?;
         let x = linear_add(tape, &o, wo, x)?;

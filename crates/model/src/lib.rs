@@ -4,6 +4,7 @@
 //! registry in [`attention`].
 
 pub mod attention;
+mod budget;
 mod cache;
 mod config;
 mod decoder;
@@ -14,7 +15,10 @@ mod load;
 mod params;
 mod trace;
 
-pub use attention::{Attention, Dash, Dense, InfLlmV2, Nsa, TokenEntmax, TopK, VARIANTS, kinds};
+pub use attention::{
+    Attention, Dash, Dense, InfLlmV2, Nsa, RandomChunks, TokenEntmax, TopK, TopKBias, VARIANTS, kinds,
+};
+pub use budget::{Budget, Profile};
 pub use cache::{Cache, LayerCache};
 pub use config::{Compute, ModelConfig};
 pub use decoder::{Forward, Model};

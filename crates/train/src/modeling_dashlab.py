@@ -1,5 +1,5 @@
-"""Models that DashLab exports, in plain PyTorch: a Llama decoder whose attention is dense, top-k, DashAttention, token-level
-entmax, InfLLM v2 or NSA. Loaded by `transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
+"""Models that DashLab exports, in plain PyTorch: a Llama decoder whose attention is dense, top-k (also with
+a bias), DashAttention, token-level entmax, InfLLM v2, NSA or random chunks. Loaded by `transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`.
 
 Written to be read and to agree: scores of every new token with every kept one exist. Shapes: q [b, h, t, d] of the new tokens;
 k, v [b, g, T, d] of all; chunks of s tokens, n = ceil(T / s). Row i of a sequence is its token number i, padding left out, on
@@ -181,7 +181,8 @@ def dash(q, k, v, query, diagonal, a, f, kept):
     if a["center"] != "none":
         mean = bias.sum(-1, keepdim=True) / support.sum(-1, keepdim=True).clamp_min(1)
         bias = (bias - mean).masked_fill(~support, 0.0)
-    bias = bias / a["sigma"]
+    # a model may have been trained with the gradient of a bias that is not there
+    bias = bias / a["sigma"] if a.get("forward_bias", True) else torch.zeros_like(bias)
     if diagonal is not None:
         bias = bias + own * wide(diagonal).reshape(1, g, 1, 1)
     return read(q, k, v, tokens_of(support | own, f, s, h), per_head(bias[..., chunk_of(f, s)], h))
@@ -194,6 +195,43 @@ def topk(q, k, v, query, a, f, kept):
     mean = group_sum(entmax(scores, 1.0), g)
     chunk, of = chunks(f, s)
     chosen = best(mean, own.expand_as(mean), (chunk <= of).expand_as(mean), a["top"])
+    return read(q, k, v, tokens_of(chosen, f, s, h))
+
+
+def topk_bias(q, k, v, query, a, f, kept):
+    h, g, s = q.shape[1], k.shape[1], a["chunk_size"]
+    scores, own = route(q, k, query, a, f, kept)
+    chunk, of = chunks(f, s)
+    mean = group_sum(entmax(scores, 1.0), g)
+    chosen = best(mean, own.expand_as(mean), (chunk <= of).expand_as(mean), a["top"])
+    earlier = chosen & ~own
+    w = group_sum(entmax(scores.masked_fill(~per_head(earlier, h), float("-inf")), 1.0), g) / (h // g)
+    bias = torch.where(earlier, w.clamp_min(1e-37), 1.0).log()
+    return read(q, k, v, tokens_of(chosen, f, s, h), per_head(bias[..., chunk_of(f, s)], h))
+
+
+def mix(h, x):
+    """The output function of splitmix64, with its increment, of h + x; 64 bits as signed numbers, whose products wrap."""
+    signed = lambda n: n - (1 << 64)
+    right = lambda n, by: (n >> by) & ((1 << (64 - by)) - 1)
+    h = h + x + signed(0x9E3779B97F4A7C15)
+    h = (h ^ right(h, 30)) * signed(0xBF58476D1CE4E5B9)
+    h = (h ^ right(h, 27)) * signed(0x94D049BB133111EB)
+    return h ^ right(h, 31)
+
+
+def random_chunks(q, k, v, a, layer, f):
+    """The own chunk, and of the earlier ones those whose hash of (seed, layer, kv head, position, chunk) is largest."""
+    h, g, s = q.shape[1], k.shape[1], a["chunk_size"]
+    chunk, own = chunks(f, s)
+    number = lambda n: torch.tensor(n, device=q.device)
+    key = mix(mix(number(0), number(a["seed"])), number(layer))
+    key = mix(mix(mix(key, torch.arange(g, device=q.device)[:, None, None]), f.p), chunk)
+    # as ranks: the largest number of 64 bits without a sign first
+    order = torch.sort(key ^ (-(1 << 63)), dim=-1, stable=True).indices
+    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(len(chunk), device=q.device).expand_as(order))
+    rank = rank.to(torch.float64)
+    chosen = best(rank, (chunk == own).expand_as(rank), (chunk <= own).expand_as(rank), a["top"])
     return read(q, k, v, tokens_of(chosen, f, s, h))
 
 
@@ -229,15 +267,15 @@ def infllmv2(q, k, v, a, f, kept):
 
 
 class Attention(nn.Module):
-    def __init__(self, c):
+    def __init__(self, c, layer):
         super().__init__()
-        self.c, self.a = c, c.dashlab["attention"]
+        self.c, self.a, self.layer = c, c.dashlab["attention"], layer
         h, g, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
         linear = lambda heads: nn.Linear(c.hidden_size, heads * d, bias=False)
         self.q_proj, self.k_proj, self.v_proj = linear(h), linear(g), linear(g)
         self.o_proj = nn.Linear(h * d, c.hidden_size, bias=False)
         kind = self.a["kind"]
-        if kind == "dash" or (kind == "topk" and self.a.get("indexer")):
+        if kind in ("dash", "topk-bias") or (kind == "topk" and self.a.get("indexer")):
             self.indexer_q = nn.Parameter(torch.zeros(g * d))
         if self.a.get("diagonal"):
             self.diagonal = nn.Parameter(torch.zeros(g))
@@ -291,6 +329,10 @@ class Attention(nn.Module):
             o = dash(q, k, v, self.indexer_q, getattr(self, "diagonal", None), a, f, kept)
         elif kind == "topk":
             o = topk(q, k, v, getattr(self, "indexer_q", None), a, f, kept)
+        elif kind == "topk-bias":
+            o = topk_bias(q, k, v, self.indexer_q, a, f, kept)
+        elif kind == "random":
+            o = random_chunks(q, k, v, a, self.layer, f)
         elif kind == "infllmv2":
             o = infllmv2(q, k, v, a, f, kept)
         elif kind == "nsa":
@@ -322,10 +364,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, c):
+    def __init__(self, c, layer):
         super().__init__()
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = Attention(c)
+        self.self_attn = Attention(c, layer)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
 
@@ -339,7 +381,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.c = c
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
-        self.layers = nn.ModuleList(Block(c) for _ in range(c.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(c, i) for i in range(c.num_hidden_layers))
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.angles = None
 

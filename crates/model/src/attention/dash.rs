@@ -1,12 +1,13 @@
 //! DashAttention (arXiv 2605.18753): learned chunk summaries, entmax routing, and attention to the routed chunks with the
 //! log-probability of each as a bias, differentiable end to end.
 
-use dash_core::ops::attention::{Center, Entmax, RouterGradient, chunk_summary, entmax_routing_after};
-use dash_core::{Error, Result, Tape};
+use dash_core::ops::attention::{Center, Entmax, RouterGradient, entmax_routing_after};
+use dash_core::{Error, Result, Tape, Tensor, Var};
 
 use super::keys::{Range, Value, settings};
-use super::{Attended, Attention, Chunks, Cost, Export, Inputs, Knob, Loader, Preset, Spec, Variant};
+use super::{Attended, Attention, Chunks, Cost, Export, GradientTo, Inputs, Knob, Loader, Preset, Spec, Variant};
 use crate::config::ModelConfig;
+use crate::error::ConfigError;
 use crate::params::{Group, Init, ParamSpec};
 use crate::trace::RouterTrace;
 
@@ -31,8 +32,12 @@ settings! {
         sigma: f64 = 1.0, Range::positive("it divides the bias");
         /// What is subtracted from log w: nothing, its mean over the support, or that mean without a gradient.
         center: Center = Center::None, Range::ANY;
-        /// What the gradient of the bias does: all of it, nothing, or that of softmax in the place of entmax.
+        /// What the gradient of the bias does: all of it, nothing, that of softmax in the place of entmax, all of it with the other sign, or a random vector of its norm for every query and head.
         router_gradient: RouterGradient = RouterGradient::Full, Range::ANY;
+        /// What gets that gradient: all of it, the queries, the chunk summaries (keys and learned query), their learned query alone, or all but that query, which then stays zero.
+        gradient_to: GradientTo = GradientTo::All, Range::ANY;
+        /// The bias is in the forward pass. Without it the scores there have no bias, as with an infinite sigma, and its gradient is that of the sigma given.
+        forward_bias: bool = true, Range::ANY;
         /// A learned bias of the own chunk, one a kv head.
         diagonal: bool = false, Range::ANY;
     }
@@ -57,6 +62,41 @@ pub static SPEC: Spec = Spec {
             name: "dash-ste",
             about: "The same forward pass, the gradient of softmax through the choice.",
             values: &[("router_gradient", Value::Name("straight-through"))],
+        },
+        Preset {
+            name: "dash-gradient-only",
+            about: "No bias in the forward pass, its gradient as if there were.",
+            values: &[("forward_bias", Value::Flag(false))],
+        },
+        Preset {
+            name: "dash-placebo",
+            about: "The same forward pass, a random gradient of the same norm through the choice.",
+            values: &[("router_gradient", Value::Name("placebo"))],
+        },
+        Preset {
+            name: "dash-flipped",
+            about: "The same forward pass, the gradient through the choice with the other sign.",
+            values: &[("router_gradient", Value::Name("flipped"))],
+        },
+        Preset {
+            name: "dash-q-only",
+            about: "The same forward pass, the gradient through the choice to the queries alone.",
+            values: &[("gradient_to", Value::Name("q"))],
+        },
+        Preset {
+            name: "dash-summaries-only",
+            about: "The same forward pass, the gradient through the choice to the summaries alone.",
+            values: &[("gradient_to", Value::Name("summaries"))],
+        },
+        Preset {
+            name: "dash-indexer-only",
+            about: "The same forward pass, the gradient through the choice to the learned query of the summaries alone.",
+            values: &[("gradient_to", Value::Name("indexer"))],
+        },
+        Preset {
+            name: "dash-frozen",
+            about: "Summaries stay means: no gradient to their learned query.",
+            values: &[("gradient_to", Value::Name("all-but-indexer"))],
         },
     ],
     keys: Dash::KEYS,
@@ -86,6 +126,9 @@ impl Dash {
         }
         if self.diagonal {
             return Some("it has a learned diagonal".into());
+        }
+        if !self.forward_bias {
+            return Some("it has no bias in the forward pass".into());
         }
         if self.center == Center::None && self.sigma != 1.0 {
             return Some(format!("sigma is {} without centring, the package has 1", self.sigma));
@@ -130,7 +173,19 @@ impl Variant for Dash {
     }
 
     fn gradient_is_exact(&self) -> bool {
-        self.router_gradient == RouterGradient::Full
+        self.router_gradient == RouterGradient::Full && self.gradient_to == GradientTo::All && self.forward_bias
+    }
+
+    fn check(&self) -> std::result::Result<(), ConfigError> {
+        if self.router_gradient == RouterGradient::Stopped && self.gradient_to != GradientTo::All {
+            let what = "means nothing to router_gradient = \"stopped\", which gives nobody a gradient; remove one of them";
+            return Err(ConfigError::new("model.attention.gradient_to", what.to_string()));
+        }
+        if self.diagonal && !self.forward_bias {
+            let what = "false leaves no bias in the forward pass, but diagonal = true is one; remove one of them";
+            return Err(ConfigError::new("model.attention.forward_bias", what.to_string()));
+        }
+        Ok(())
     }
 
     fn adopt(&mut self, _own: &Attention, has: &dyn Fn(&str) -> bool) {
@@ -164,11 +219,20 @@ impl Variant for Dash {
             other => return Err(Error::invalid("dash", format!("{} parameters, not 1 or 2", other.len()))),
         };
         let (q, k) = (tape.watch(ROUTER_Q, x.q)?, tape.watch(ROUTER_K, x.k)?);
-        let s = self.chunk_size;
-        let kbar = x.pooled(tape, "kbar", &k, (s, s), |k| chunk_summary(tape, k, qbar, s))?;
-        let routing = entmax_routing_after(x.past(), tape, &q, &kbar, diagonal, self.entmax())?;
+        let (q, kbar) = self.gradient_to.operands(tape, x, [&q, &k, qbar], self.chunk_size)?;
+        let mut routing = entmax_routing_after(x.past(), tape, &q, &kbar, diagonal, self.entmax())?;
+        if !self.forward_bias {
+            routing.bias = gradient_of(tape, &routing.bias)?;
+        }
         let (out, routes) = x.attend_to(tape, routing.routes.clone(), Some(routing.bias.clone()))?;
         let trace = if x.reroute.is_some() { RouterTrace::hard(routes) } else { RouterTrace::soft(routing) };
         Ok((out, Some(trace)))
     }
+}
+
+/// Zeros with the gradient of `bias`: b - sg(b), where sg has no gradient.
+fn gradient_of(tape: &Tape, bias: &Var) -> Result<Var> {
+    let (value, id) = (&bias.value, bias.id());
+    let zeros = Tensor::zeros(value.device(), value.shape(), value.dtype())?;
+    tape.record("gradient_of", zeros, move |dy, grads| grads.add(id, dy))
 }

@@ -4,12 +4,13 @@
 use std::cell::RefCell;
 
 use dash_core::ops::attention::{
-    Routes, Seen, Span, block_attention, cached_attention, dense_attention, span_attention,
+    Routes, Seen, Span, Top, block_attention, cached_attention, dense_attention, span_attention,
 };
 use dash_core::ops::{RopeTable, linear, reshape, rope};
 use dash_core::{Error, Result, Tape, Tensor, Var};
 
 use super::Reroute;
+use crate::budget::Budget;
 use crate::cache::LayerCache;
 use crate::config::ModelConfig;
 
@@ -46,6 +47,24 @@ impl Layer<'_> {
     }
 }
 
+/// How many chunks each query attends, its own included.
+pub(super) enum Tops {
+    /// The same number for all.
+    All(usize),
+    /// `[g, t]`
+    Each(Vec<u32>),
+}
+
+impl Tops {
+    /// For the ops.
+    pub(super) fn top(&self) -> Top<'_> {
+        match self {
+            Tops::All(top) => Top::All(*top),
+            Tops::Each(tops) => Top::Each(tops),
+        }
+    }
+}
+
 /// Names under which a layer's keys and values are kept.
 const KEYS: [&str; 2] = ["k", "v"];
 
@@ -59,6 +78,10 @@ pub struct Inputs<'a> {
     pub v: &'a Var,
     /// What [`super::Variant::project`] returned.
     pub own: &'a [Var],
+    /// Number of the layer.
+    pub layer: usize,
+    /// How many chunks another run attended, where the number of chunks is that and not the variant's.
+    pub budget: Option<&'a Budget>,
     /// Who chooses the chunks in the place of the variant's own router.
     pub reroute: Option<&'a Reroute>,
     /// What is kept of tokens before these, and will be of these: generation has it.
@@ -69,6 +92,18 @@ impl Inputs<'_> {
     /// Tokens before the first query whose keys and values are kept.
     pub fn past(&self) -> usize {
         self.cache.map_or(0, |cache| cache.borrow().past())
+    }
+
+    /// How many chunks each query attends: `top`, or what the budget says.
+    ///
+    /// # Errors
+    /// When the budget has no layer or no position like these.
+    pub(super) fn tops(&self, top: usize) -> Result<Tops> {
+        let (t, kv_heads) = (self.q.value.shape()[1], self.k.value.shape()[2]);
+        match self.budget {
+            None => Ok(Tops::All(top)),
+            Some(budget) => budget.tops(self.layer, kv_heads, self.past(), t).map(Tops::Each),
+        }
     }
 
     /// Softmax attention to every token up to the query's own.

@@ -6,7 +6,7 @@ use std::fmt;
 use dash_core::ops::attention::{Center, RouterGradient};
 use serde::Serialize;
 
-use super::Variant;
+use super::{GradientTo, Variant};
 use crate::error::ConfigError;
 
 /// What a key holds.
@@ -195,7 +195,22 @@ macro_rules! choice_setting {
     };
 }
 choice_setting!(Center, "none" = None, "mean" = Mean, "mean-detached" = MeanDetached);
-choice_setting!(RouterGradient, "full" = Full, "stopped" = Stopped, "straight-through" = StraightThrough);
+choice_setting!(
+    RouterGradient,
+    "full" = Full,
+    "stopped" = Stopped,
+    "straight-through" = StraightThrough,
+    "flipped" = Flipped,
+    "placebo" = Placebo
+);
+choice_setting!(
+    GradientTo,
+    "all" = All,
+    "q" = Queries,
+    "summaries" = Summaries,
+    "indexer" = Indexer,
+    "all-but-indexer" = AllButIndexer
+);
 
 /// Keys with their values.
 #[derive(Debug, Clone, Default)]

@@ -1,6 +1,7 @@
 //! The attention variants: one file each, and one line each in the registry.
 
 mod custom;
+mod gradient_to;
 mod inputs;
 pub mod keys;
 mod reference;
@@ -11,6 +12,7 @@ mod windows;
 
 pub use custom::Custom;
 pub use dash::{ROUTER_K, ROUTER_Q};
+pub use gradient_to::GradientTo;
 pub use inputs::{Inputs, Layer};
 pub use reference::{KeyDoc, describe, reference};
 pub use reroute::Reroute;
@@ -68,6 +70,8 @@ registry! {
     token_entmax: TokenEntmax,
     infllmv2: InfLlmV2,
     nsa: Nsa,
+    topk_bias: TopKBias,
+    random: RandomChunks,
 }
 
 impl Default for Attention {
@@ -173,6 +177,11 @@ impl Attention {
     /// A knob, to be moved, where the variant has it.
     pub fn knob_mut(&mut self, knob: Knob) -> Option<&mut f64> {
         self.registered_mut().and_then(|variant| variant.knob_mut(knob))
+    }
+
+    /// See [`Variant::seed_mut`].
+    pub fn seed_mut(&mut self) -> Option<&mut usize> {
+        self.registered_mut()?.seed_mut()
     }
 
     /// The value of a knob, where the variant has it.

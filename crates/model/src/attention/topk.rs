@@ -56,6 +56,10 @@ impl Variant for TopK {
         Some(Chunks { size: self.chunk_size, top: Some(self.top) })
     }
 
+    fn takes_budget(&self) -> bool {
+        true
+    }
+
     fn adopt(&mut self, _own: &Attention, has: &dyn Fn(&str) -> bool) {
         self.indexer = has(INDEXER);
     }
@@ -67,7 +71,7 @@ impl Variant for TopK {
         let qbar = constants.leaf(x.own.first().map_or_else(zeros, |q| Ok(q.value.clone()))?);
         let s = self.chunk_size;
         let kbar = x.pooled(&constants, "kbar", x.k, (s, s), |k| chunk_summary(&constants, k, &qbar, s))?;
-        let routes = topk_routing_after(x.past(), &x.q.value, &kbar.value, s, self.top, self.gamma)?;
+        let routes = topk_routing_after(x.past(), &x.q.value, &kbar.value, s, x.tops(self.top)?.top(), self.gamma)?;
         let (out, routes) = x.attend_to(tape, routes, None)?;
         Ok((out, Some(RouterTrace::hard(routes))))
     }

@@ -185,6 +185,16 @@ pub trait Variant: Settings + Send + Sync {
         None
     }
 
+    /// What its random choices follow from, where it has some; 0 in a configuration stands for the seed of the run.
+    fn seed_mut(&mut self) -> Option<&mut usize> {
+        None
+    }
+
+    /// Whether it attends a number of chunks that [`Inputs::budget`] may change.
+    fn takes_budget(&self) -> bool {
+        false
+    }
+
     /// Whether backward computes the gradient of the function that forward computes.
     fn gradient_is_exact(&self) -> bool {
         true

@@ -31,6 +31,13 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     check_place(&args.out)?;
     // no GPU is needed for one sequence
     let loaded = Loaded::open(&args.model, None, Some("cpu"))?;
+    if loaded.model.budget().is_some() {
+        return Err(Failure::request(format!(
+            "{}: attends as many chunks as another run by layer and position (router.budget_from), and an export has no place for that \
+             table; evaluate the run itself with `train eval`",
+            args.model.display()
+        )));
+    }
     let sample = sample(&loaded);
     // a name that ends in "/" or ".." has no file name to write beside
     let out = match args.out.is_symlink() {

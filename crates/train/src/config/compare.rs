@@ -74,6 +74,12 @@ pub struct Arm {
     /// Arm whose learning rate this one takes, instead of having its own chosen by tuning runs.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub rate_of: String,
+    /// Arm whose run of the same seed gives the number of attended chunks (`router.budget_from`); it runs first.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub budget_of: String,
+    /// Arm whose run of the same seed gives gamma of every update (`router.gamma_from`); it runs first.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub gamma_of: String,
 }
 
 /// More seeds than anybody runs: a slip of the keyboard lists no billion runs.

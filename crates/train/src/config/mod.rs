@@ -149,12 +149,23 @@ impl Config {
     fn resolve(mut self, path: &Path, place: &str) -> Result<Self, LoadError> {
         self.model.resolve();
         self.optim.resolve();
+        self.set_seed(self.run.seed);
         if self.run.name.is_empty() {
             self.run.name = path.file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
         }
         match self.check() {
             Ok(()) => Ok(self),
             Err(e) => Err(LoadError::new(place, e)),
+        }
+    }
+
+    /// Another seed of the run, which is that of the attention's random choices, too, unless they have one of their own.
+    pub fn set_seed(&mut self, seed: u64) {
+        let before = std::mem::replace(&mut self.run.seed, seed);
+        if let Some(own) = self.model.attention.seed_mut()
+            && (*own == 0 || *own as u64 == before)
+        {
+            *own = seed as usize;
         }
     }
 }

@@ -1,7 +1,9 @@
 //! `[router]`: the attention's knobs, alpha and gamma, over the steps, and the attended share that a controller holds.
 
-use dash_model::Attention;
+use std::path::PathBuf;
+
 use dash_model::attention::Knob;
+use dash_model::{Attention, VARIANTS};
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, positive, wrong};
@@ -19,6 +21,12 @@ pub struct RouterPlan {
     /// Attended tokens over visible tokens, (t + 1) / 2 a query, that the controller holds by changing gamma.
     #[serde(alias = "target_density", skip_serializing_if = "Option::is_none")]
     pub target_share: Option<f64>,
+    /// gamma of every update as another run had it: the folder of a run that has ended. Between two updates that it logged, gamma lies on a line in its logarithm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gamma_from: Option<PathBuf>,
+    /// As many attended chunks by layer and position as another run had at its end, in the place of `model.attention.top`: the folder of a run that has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_from: Option<PathBuf>,
 }
 
 /// Linear from one value to another over the first `steps` updates, then constant.
@@ -59,12 +67,14 @@ impl RouterPlan {
             ("router.alpha", Knob::Alpha, self.alpha.is_some()),
             ("router.gamma", Knob::Gamma, self.gamma.is_some()),
             ("router.target_share", Knob::Gamma, self.target_share.is_some()),
+            ("router.gamma_from", Knob::Gamma, self.gamma_from.is_some()),
         ];
         if let Some((key, knob, _)) = moved.iter().find(|(_, knob, on)| *on && attention.knob(*knob).is_none()) {
             let what =
                 format!("moves {knob}, but the attention is {}, which has no such knob; remove it", attention.kind());
             return wrong(key, what);
         }
+        self.check_sources(attention)?;
         for (key, knob, ramp) in [("router.alpha", Knob::Alpha, self.alpha), ("router.gamma", Knob::Gamma, self.gamma)]
         {
             if let Some(r) = ramp {
@@ -91,6 +101,28 @@ impl RouterPlan {
             }
         }
         Ok(())
+    }
+
+    /// What is taken from another run.
+    fn check_sources(&self, attention: &Attention) -> Result<(), ConfigError> {
+        if self.budget_from.is_some() && !attention.takes_budget() {
+            let takers = VARIANTS.iter().filter(|v| v.with(&[]).takes_budget()).map(|v| v.kind).collect::<Vec<_>>();
+            let what = format!(
+                "gives every query a number of chunks, but the attention is {}, which has no such number; take one of {}",
+                attention.kind(),
+                takers.join(", ")
+            );
+            return wrong("router.budget_from", what);
+        }
+        let other = [("router.gamma", self.gamma.is_some()), ("router.target_share", self.target_share.is_some())];
+        if let (true, Some((key, _))) = (self.gamma_from.is_some(), other.iter().find(|(_, on)| *on)) {
+            return wrong(key, "cannot move gamma while gamma_from replays that of another run; remove one of them");
+        }
+        let empty = [("router.gamma_from", &self.gamma_from), ("router.budget_from", &self.budget_from)];
+        match empty.iter().find(|(_, path)| path.as_ref().is_some_and(|p| p.as_os_str().is_empty())) {
+            Some((key, _)) => wrong(key, "is empty; name the folder of a run that has ended, or leave it out"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -120,5 +152,27 @@ mod tests {
         };
         assert_eq!(both.check(&dash, 256).unwrap_err().key, "router.gamma");
         assert!(RouterPlan::default().check(&dense, 256).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_be_taken_from_another_run_is_told() {
+        let of = |kind: &str| Attention::preset(kind).unwrap();
+        let budget = RouterPlan { budget_from: Some("runs/a".into()), ..Default::default() };
+        for kind in ["topk", "topk-bias", "random"] {
+            assert!(budget.check(&of(kind), 256).is_ok());
+        }
+        let ConfigError { key, what } = budget.check(&of("dash"), 256).unwrap_err();
+        assert!(
+            key == "router.budget_from" && what.contains("the attention is dash") && what.contains("topk-bias"),
+            "{what}"
+        );
+        let gamma = RouterPlan { gamma_from: Some("runs/a".into()), ..Default::default() };
+        assert!(gamma.check(&of("dash-stopped"), 256).is_ok());
+        assert_eq!(gamma.check(&of("topk"), 256).unwrap_err().key, "router.gamma_from");
+        let both = RouterPlan { target_share: Some(0.7), ..gamma };
+        let ConfigError { key, what } = both.check(&of("dash"), 256).unwrap_err();
+        assert!(key == "router.target_share" && what.contains("gamma_from"), "{what}");
+        let empty = RouterPlan { budget_from: Some("".into()), ..Default::default() };
+        assert!(empty.check(&of("topk"), 256).unwrap_err().what.contains("is empty"));
     }
 }

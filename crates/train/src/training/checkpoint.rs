@@ -20,6 +20,7 @@ use super::optim::{Optimizer, rule};
 use super::state::Newer;
 pub use super::state::{State, read_state};
 use super::trainer::Trainer;
+use super::yoke::Yoke;
 use crate::config::Config;
 use crate::files::{sync_folder, write_synced};
 
@@ -239,6 +240,10 @@ pub fn load_model(folder: &Path, config: &Config, device: &Device) -> anyhow::Re
     {
         model.set_knobs(knobs.alpha, knobs.gamma);
     }
+    // a replayed gamma is among the knobs
+    if config.router.budget_from.is_some() {
+        Yoke::taken(folder, config)?.set(&mut model)?;
+    }
     Ok(model)
 }
 
@@ -264,5 +269,8 @@ pub fn load(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<(
     if let Some(name) = tensors.keys().min() {
         bail!("{}: {name} belongs to no parameter of this model", path.display());
     }
-    Ok((Trainer::of(model, optimizer), state))
+    let yoke = Yoke::taken(folder, config)?;
+    let mut trainer = Trainer::of(model, optimizer);
+    trainer.yoke = yoke;
+    Ok((trainer, state))
 }

@@ -81,6 +81,20 @@ impl ValidationSet {
         task.or(self.batches.first()).expect("a validation set holds text or a task")
     }
 
+    /// All sequences by their length, ascending.
+    pub fn by_length(&self) -> Vec<(usize, Vec<&Batch>)> {
+        let mut all: Vec<(usize, Vec<&Batch>)> =
+            self.task.iter().flat_map(TaskSet::by_length).map(|(t, batches)| (t, batches.iter().collect())).collect();
+        if !self.batches.is_empty() {
+            match all.iter_mut().find(|(t, _)| *t == self.seq_len) {
+                Some((_, batches)) => batches.extend(&self.batches),
+                None => all.push((self.seq_len, self.batches.iter().collect())),
+            }
+        }
+        all.sort_by_key(|(t, _)| *t);
+        all
+    }
+
     /// Evaluates a model.
     ///
     /// # Errors

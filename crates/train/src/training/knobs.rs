@@ -94,9 +94,9 @@ pub fn merged(all: &[&RouterStats]) -> Option<RouterStats> {
     })
 }
 
-/// Before update `step`: what the schedules say, on top of what is in force.
-pub fn apply(plan: &RouterPlan, model: &mut Model, step: u64) {
-    model.set_knobs(plan.alpha.map(|r| r.at(step)), plan.gamma.map(|r| r.at(step)));
+/// Before update `step`: what the schedules and the replayed gamma of another run say, on top of what is in force.
+pub fn apply(plan: &RouterPlan, replayed: Option<f64>, model: &mut Model, step: u64) {
+    model.set_knobs(plan.alpha.map(|r| r.at(step)), plan.gamma.map(|r| r.at(step)).or(replayed));
 }
 
 /// After an update that attended `share` of what is visible: moves gamma towards the target.
@@ -208,10 +208,12 @@ mod tests {
         let dash = Dash { chunk_size: 2, gamma: 4.0, ..Dash::default() };
         let mut model = reader(dash.into(), 1, 8, &Pull { q: &[], k: &[] });
         let ramp = |from, to| Some(Ramp { from, to, steps: 4 });
-        let plan = RouterPlan { alpha: ramp(1.25, 1.5), gamma: ramp(1.0, 2.0), target_share: None };
-        apply(&plan, &mut model, 3);
+        let plan = RouterPlan { alpha: ramp(1.25, 1.5), gamma: ramp(1.0, 2.0), ..Default::default() };
+        apply(&plan, None, &mut model, 3);
         assert_eq!(Knobs::of(&model.config().attention), Some(Knobs { alpha: Some(1.375), gamma: Some(1.5) }));
         assert_eq!(Knobs::of(&Dense {}.into()), None);
+        apply(&RouterPlan::default(), Some(3.5), &mut model, 4);
+        assert_eq!(Knobs::of(&model.config().attention), Some(Knobs { alpha: Some(1.375), gamma: Some(3.5) }));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Start at [`trainer::Trainer::step`], one update as a function; [`run::train`] is the run around it.
 
 pub mod accumulate;
+pub mod budget;
 mod card;
 pub mod checkpoint;
 pub mod convert;
@@ -30,3 +31,4 @@ pub mod tasks;
 mod tensorboard;
 pub mod text;
 pub mod trainer;
+pub mod yoke;

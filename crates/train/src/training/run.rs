@@ -18,6 +18,7 @@ use super::provenance;
 use super::schedule::learning_rate;
 use super::session::{Parts, Session};
 use super::trainer::Trainer;
+use super::yoke::Yoke;
 use crate::config::{Config, Difference, Effect};
 use crate::console::{self, tell};
 use crate::failure::{Failure, Result};
@@ -157,7 +158,10 @@ fn stand(
 pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
     let began = Instant::now();
     let folder = config.folder();
-    continues(&folder, start.resume)?;
+    if !continues(&folder, start.resume)? {
+        // before anything is prepared
+        Yoke::of(config)?;
+    }
     preflight::check_fits(config, 1, start.force)?;
     let device = device(config)?;
     preflight::check_fits_gpu(config, &device, 1, start.force)?;
@@ -192,6 +196,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         replace_file(&folder.join("tokenizer.json"), tokenizer.json().as_bytes())?;
     }
     provenance::record(&folder, &device, trainer.optimizer.step, resumes)?;
+    trainer.yoke.record(&folder)?;
     // last, because it is what makes the folder a run
     replace_file(&folder.join("config.toml"), config.to_toml().as_bytes())?;
     let state = State::new(trainer.optimizer.step, tokens, config.run.seed, data, data_hash);

@@ -6,6 +6,7 @@ use dash_data::Loader;
 use dash_model::{Generation, Sampling};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use super::budget;
 use super::checkpoint::{Checkpoints, State};
 use super::eval::ValidationSet;
 use super::material::Material;
@@ -151,6 +152,7 @@ impl<'a> Session<'a> {
             }
         }
         self.bar.finish_and_clear();
+        budget::record(&config.folder(), &self.parts.trainer.model, &self.parts.set.by_length())?;
         tell!(
             "done: {} steps in {}, {}",
             config.run.steps,

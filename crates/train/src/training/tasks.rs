@@ -143,6 +143,11 @@ impl TaskSet {
         self.0.iter().find(|(l, _)| *l == length).map_or(&[], |(_, b)| b)
     }
 
+    /// All sequences by their length.
+    pub fn by_length(&self) -> impl Iterator<Item = (usize, &[Batch])> {
+        self.0.iter().map(|(length, batches)| (*length, &batches[..]))
+    }
+
     /// Evaluates a model.
     ///
     /// # Errors

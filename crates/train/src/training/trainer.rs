@@ -8,6 +8,7 @@ use super::accumulate::{Tree, leaf, total};
 use super::knobs::{self, AttendedTokens, Knobs, merged};
 use super::optim::Optimizer;
 use super::schedule::learning_rate;
+use super::yoke::Yoke;
 use crate::config::Config;
 use crate::failure::{Failure, Result};
 
@@ -19,6 +20,8 @@ pub struct Trainer {
     pub optimizer: Optimizer,
     /// Updates handed to the device whose figures the host has not read yet, the oldest first.
     unread: Vec<Handed>,
+    /// What the run took from another one.
+    pub yoke: Yoke,
 }
 
 /// An update that was handed to the device.
@@ -80,17 +83,19 @@ impl Trainer {
     /// Fresh weights and moments.
     ///
     /// # Errors
-    /// When no model can be built from the configuration.
+    /// When no model can be built from the configuration, or a run that it names gives nothing to take.
     pub fn new(config: &Config, device: &Device) -> Result<Self> {
         let (c, t) = (&config.model, config.positions());
-        let model = Model::new(c.clone(), config.data.vocab_size, t, config.run.seed, device, DType::F32)?;
+        let mut model = Model::new(c.clone(), config.data.vocab_size, t, config.run.seed, device, DType::F32)?;
         let optimizer = Optimizer::new(&config.optim, model.params())?;
-        Ok(Trainer::of(model, optimizer))
+        let yoke = Yoke::of(config)?;
+        yoke.set(&mut model)?;
+        Ok(Trainer { yoke, ..Trainer::of(model, optimizer) })
     }
 
     /// Of weights and moments.
     pub fn of(model: Model, optimizer: Optimizer) -> Self {
-        Trainer { model, optimizer, unread: Vec::new() }
+        Trainer { model, optimizer, unread: Vec::new(), yoke: Yoke::default() }
     }
 
     /// One update from `batches`, which together are the global batch. The loss is normalised by the number of tokens of
@@ -115,7 +120,7 @@ impl Trainer {
         let step = self.optimizer.step + 1;
         let lr = learning_rate(&config.optim, step, config.run.steps);
         let tokens = counted(batches);
-        knobs::apply(&config.router, &mut self.model, step);
+        knobs::apply(&config.router, self.yoke.gamma_at(step), &mut self.model, step);
         let mut sums = Tree::new(leaf(batches.len()));
         let (mut losses, mut attended) = (Vec::with_capacity(batches.len()), Vec::new());
         let mut stats: Vec<Vec<Option<RouterStats>>> = Vec::new();

@@ -17,3 +17,4 @@ mod run;
 mod sandbox;
 #[cfg(unix)]
 mod trouble;
+mod yoke;

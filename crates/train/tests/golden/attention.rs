@@ -64,7 +64,7 @@ fn run_on(
     };
     let leaves: Vec<Var> = names.iter().map(leaf).collect();
     let [q, k, v, own @ ..] = &leaves[..] else { panic!("{}: q, k and v come first", g.name) };
-    let out = f(&t, &Inputs { q, k, v, own, reroute: None, cache: None }).unwrap();
+    let out = f(&t, &Inputs { q, k, v, own, layer: 0, budget: None, reroute: None, cache: None }).unwrap();
     let mut results = vec![("out".to_string(), swap(&out.value))];
     let grads = t.backward_from(&out, swap(&input("grad_out"))).unwrap();
     for (name, leaf) in names.iter().zip(&leaves) {

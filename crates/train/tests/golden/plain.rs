@@ -3,8 +3,8 @@
 
 use dash_core::ops::attention::{Center, HostRoutes, RouterGradient};
 use dash_core::{Ids, Result, Tape, Tensor, Var, ops};
-use dash_model::attention::{self, Inputs};
-use dash_model::{Attention, Dash, Nsa};
+use dash_model::attention::{self, GradientTo, Inputs};
+use dash_model::{Attention, Dash, Nsa, TopKBias};
 
 /// The plain twin of a variant. A hard choice is data: the plain formula attends what the engine chose.
 pub fn attend(t: &Tape, a: &Attention, x: &Inputs) -> Result<Var> {
@@ -13,7 +13,10 @@ pub fn attend(t: &Tape, a: &Attention, x: &Inputs) -> Result<Var> {
         Attention::Dense(_) => dense(t, x.q, x.k, x.v),
         Attention::TokenEntmax(c) => token_entmax(t, x.q, x.k, x.v, c.alpha),
         Attention::Dash(c) => dash(t, x.q, x.k, x.v, &x.own[0], x.own.get(1), c),
-        Attention::TopK(_) | Attention::InfLlmV2(_) => listed(t, x.q, x.k, x.v, &chosen()?.routes().to_host()?),
+        Attention::TopKBias(c) => topk_bias(t, x, &chosen()?.routes().to_host()?, c),
+        Attention::TopK(_) | Attention::InfLlmV2(_) | Attention::RandomChunks(_) => {
+            listed(t, x.q, x.k, x.v, &chosen()?.routes().to_host()?)
+        }
         Attention::Nsa(c) => nsa(t, x, &chosen()?.routes().to_host()?, c),
         Attention::Custom(c) => panic!("{c:?} is not in the registry, so no golden file names it"),
     }
@@ -76,14 +79,18 @@ pub fn dense(t: &Tape, q: &Var, k: &Var, v: &Var) -> Result<Var> {
 
 /// Attention to a given list without a bias.
 pub fn listed(t: &Tape, q: &Var, k: &Var, v: &Var, list: &HostRoutes) -> Result<Var> {
-    let s = dims(q, k);
+    masked(t, q, k, v, &tokens_of(dims(q, k), list), None)
+}
+
+/// The tokens of each query's chunks, `[b, h, t, t]`.
+fn tokens_of(s: Dims, list: &HostRoutes) -> Vec<bool> {
     let mut allowed = Vec::with_capacity(s.b * s.h * s.t * s.t);
     for i in 0..s.b * s.h * s.t {
         let (batch, head, query) = (i / (s.h * s.t), i / s.t % s.h, i % s.t);
         let chunks = list.chunks_of(batch, s.head_of()[head], query);
         allowed.extend((0..s.t).map(|j| j <= query && chunks.contains(&((j / list.chunk_size()) as u32))));
     }
-    masked(t, q, k, v, &allowed, None)
+    allowed
 }
 
 fn summaries(t: &Tape, k: &Var, qbar: &Var, s: usize) -> Result<Var> {
@@ -105,8 +112,9 @@ pub fn dash(t: &Tape, q: &Var, k: &Var, v: &Var, qbar: &Var, diagonal: Option<&V
         return dense_with_diagonal(t, q, k, v, diagonal);
     }
     let constant = |x: Tensor| t.leaf(x);
-    let kbar = select(t, &summaries(t, k, qbar, s)?, 1, &e.head_of())?;
-    let scores = ops::matmul(t, &heads_first(t, q)?, &ops::transpose(t, &kbar, &[0, 1, 3, 2])?)?;
+    let [of_q, of_k, of_qbar] = who_gets(t, [q, k, qbar], c.gradient_to);
+    let kbar = select(t, &summaries(t, &of_k, &of_qbar, s)?, 1, &e.head_of())?;
+    let scores = ops::matmul(t, &heads_first(t, &of_q)?, &ops::transpose(t, &kbar, &[0, 1, 3, 2])?)?;
     let scores = ops::scale(t, &scores, c.gamma / (e.d as f64).sqrt())?;
     let hidden: Vec<bool> = (0..e.t * n).map(|i| i % n >= i / n / s).collect();
     let scores = fill(t, &scores, &hidden, f64::NEG_INFINITY)?;
@@ -133,9 +141,7 @@ pub fn dash(t: &Tape, q: &Var, k: &Var, v: &Var, qbar: &Var, diagonal: Option<&V
         logw = ops::sub(t, &logw, &ops::reshape(t, &mu, &[e.b, e.g, e.t, 1])?)?;
     }
     let mut bias = ops::scale(t, &fill(t, &logw, &off, 0.0)?, 1.0 / c.sigma)?;
-    if c.router_gradient == RouterGradient::Stopped {
-        bias = constant(bias.value.clone());
-    }
+    bias = with_gradient(t, bias, c)?;
     // from chunks to tokens; the own chunk has no bias, or the diagonal's
     let chunk_of: Vec<usize> = (0..e.t).map(|j| (j / s).min(n - 1)).collect();
     let on = |i: usize, j: usize| j / s < n && !off[i * n + j / s];
@@ -151,6 +157,67 @@ pub fn dash(t: &Tape, q: &Var, k: &Var, v: &Var, qbar: &Var, diagonal: Option<&V
         allowed.extend((0..e.t).map(|j| j <= query && (j / s == query / s || routed[row * e.t + j])));
     }
     masked(t, q, k, v, &allowed, Some(&bias))
+}
+
+/// The bias with the gradient, and with the value, that the settings leave it.
+fn with_gradient(t: &Tape, mut bias: Var, c: &Dash) -> Result<Var> {
+    let constant = |x: &Var| t.leaf(x.value.clone());
+    if c.router_gradient == RouterGradient::Stopped {
+        bias = constant(&bias);
+    }
+    if c.router_gradient == RouterGradient::Flipped {
+        bias = ops::sub(t, &ops::scale(t, &constant(&bias), 2.0)?, &bias)?;
+    }
+    if !c.forward_bias {
+        bias = ops::sub(t, &bias, &constant(&bias))?;
+    }
+    Ok(bias)
+}
+
+/// Queries, keys and the summaries' query for the scores, each a constant where it gets no gradient of theirs.
+fn who_gets(t: &Tape, x: [&Var; 3], to: GradientTo) -> [Var; 3] {
+    let gets = match to {
+        GradientTo::All => [true, true, true],
+        GradientTo::Queries => [true, false, false],
+        GradientTo::Summaries => [false, true, true],
+        GradientTo::Indexer => [false, false, true],
+        GradientTo::AllButIndexer => [true, true, false],
+    };
+    std::array::from_fn(|i| if gets[i] { x[i].clone() } else { t.leaf(x[i].value.clone()) })
+}
+
+/// The chosen chunks with the logarithm of softmax over the earlier ones of them as a bias.
+fn topk_bias(t: &Tape, x: &Inputs, list: &HostRoutes, c: &TopKBias) -> Result<Var> {
+    let e = dims(x.q, x.k);
+    let (s, n, group) = (c.chunk_size, e.t / c.chunk_size, e.h / e.g);
+    if n == 0 {
+        return dense(t, x.q, x.k, x.v);
+    }
+    let kbar = select(t, &summaries(t, x.k, &x.own[0], s)?, 1, &e.head_of())?;
+    let scores = ops::matmul(t, &heads_first(t, x.q)?, &ops::transpose(t, &kbar, &[0, 1, 3, 2])?)?;
+    let scores = ops::scale(t, &scores, c.gamma / (e.d as f64).sqrt())?;
+    // [b, g, t, n]
+    let mut off = Vec::with_capacity(e.b * e.g * e.t * n);
+    for i in 0..e.b * e.g * e.t {
+        let query = i % e.t;
+        let chunks = list.chunks_of(i / (e.g * e.t), i / e.t % e.g, query);
+        off.extend((0..n).map(|chunk| chunk >= query / s || !chunks.contains(&(chunk as u32))));
+    }
+    let row = |head: usize| (head / e.h * e.g + e.head_of()[head % e.h]) * e.t * n;
+    let hidden: Vec<bool> = (0..e.b * e.h).flat_map(|head| off[row(head)..][..e.t * n].iter().copied()).collect();
+    let p = ops::softmax(t, &fill(t, &scores, &hidden, f64::NEG_INFINITY)?)?;
+    let p = ops::sum_axis(t, &ops::reshape(t, &p, &[e.b, e.g, group, e.t, n])?, 2)?;
+    let w = ops::scale(t, &p, 1.0 / group as f64)?;
+    let mut bias = ops::ln(t, &fill(t, &w, &off, 1.0)?)?;
+    if c.router_gradient == RouterGradient::Stopped {
+        bias = t.leaf(bias.value.clone());
+    }
+    let chunk_of: Vec<usize> = (0..e.t).map(|j| (j / s).min(n - 1)).collect();
+    let bare: Vec<bool> =
+        (0..e.b * e.g * e.t * e.t).map(|i| i % e.t / s >= n || off[i / e.t * n + i % e.t / s]).collect();
+    let bias = fill(t, &select(t, &bias, 3, &chunk_of)?, &bare, 0.0)?;
+    let bias = select(t, &bias, 1, &e.head_of())?;
+    masked(t, x.q, x.k, x.v, &tokens_of(e, list), Some(&bias))
 }
 
 /// Adds `diagonal [g]` to the bias `[b, g, t, t]` of the own chunk's tokens.

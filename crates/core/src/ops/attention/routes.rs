@@ -55,6 +55,16 @@ impl Routes {
         device: &Device,
         extents: (usize, usize, usize),
         chunk_size: usize,
+        choose: impl FnMut(usize, usize, usize, &mut Vec<u32>),
+    ) -> Result<Self> {
+        Self::from_choice_after(device, extents, (0, chunk_size), choose)
+    }
+
+    /// [`Routes::from_choice`] for queries of which the first stands at position `first`.
+    pub(super) fn from_choice_after(
+        device: &Device,
+        extents: (usize, usize, usize),
+        (first, chunk_size): (usize, usize),
         mut choose: impl FnMut(usize, usize, usize, &mut Vec<u32>),
     ) -> Result<Self> {
         let (batch, kv_heads, queries) = extents;
@@ -64,7 +74,7 @@ impl Routes {
             let (row, query) = (i / queries, i % queries);
             let before = chunks.len();
             choose(row / kv_heads, row % kv_heads, query, &mut chunks);
-            chunks.push((query / chunk_size) as u32);
+            chunks.push(((first + query) / chunk_size) as u32);
             let ascend = chunks[before..].is_sorted_by(|a, b| a < b);
             ensure!(ascend, "routes", "query {query} chose {:?}: they must ascend to its own", &chunks[before..]);
             offsets.push(entries32("routes", chunks.len())?);
@@ -72,12 +82,13 @@ impl Routes {
         match device {
             Device::Cpu(cpu) => {
                 let (offsets, chunks) = (cpu.copy(&offsets), cpu.copy(&chunks));
-                Ok(Self::cpu(BlockList::new(cpu, extents, (0, chunk_size), offsets, chunks)))
+                Ok(Self::cpu(BlockList::new(cpu, extents, (first, chunk_size), offsets, chunks)))
             }
-            Device::Cuda(gpu) => Ok(Self::cuda(BlockMask::from_host(
-                gpu,
-                &HostRoutes { extents, first: 0, chunk_size, offsets, chunks },
-            )?)),
+            Device::Cuda(gpu) => {
+                ensure!(first == 0, "routes", "no kernel of this GPU routes after {first} kept tokens");
+                let host = HostRoutes { extents, first, chunk_size, offsets, chunks };
+                Ok(Self::cuda(BlockMask::from_host(gpu, &host)?))
+            }
         }
     }
 

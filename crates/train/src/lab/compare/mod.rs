@@ -104,15 +104,24 @@ struct Pool<'a> {
     force: bool,
 }
 
-impl Pool<'_> {
+impl<'a> Pool<'a> {
     /// Starts as many as there is room for, none after a signal.
     fn fill(&mut self, interrupt: &Interrupt) -> Result<()> {
         while !interrupt.requested() && !self.free.is_empty() {
-            let Some(run) = self.waiting.pop() else { break };
+            let Some(run) = self.next() else { break };
             let place = self.free.pop().expect("one is free");
             self.active.push((run, run.start(place, self.force)?, place));
         }
         Ok(())
+    }
+
+    /// The next run none of whose sources waits or goes on. One whose source failed starts, and says what it lacks.
+    fn next(&mut self) -> Option<&'a Run> {
+        let ended = |name: &String| {
+            !self.waiting.iter().copied().chain(self.active.iter().map(|(run, ..)| *run)).any(|run| run.name() == *name)
+        };
+        let at = self.waiting.iter().rposition(|run| run.after.iter().all(ended))?;
+        Some(self.waiting.remove(at))
     }
 
     /// Asks all to save and end.

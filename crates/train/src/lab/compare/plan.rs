@@ -18,12 +18,52 @@ pub struct Plan {
     pub own_baselines: Vec<(String, String)>,
     /// Arms that take the learning rate of another one: (arm, the other).
     pub rates_of: Vec<(String, String)>,
+    /// Arms that take something of another one's run of the same seed.
+    pub yokes: Vec<YokedArm>,
     /// `[compare]`, with the seeds and the baseline of the command line.
     pub rules: Compare,
     /// Folder of everything.
     pub out: PathBuf,
     /// The command that was given, to repeat it.
     pub command: String,
+}
+
+/// An arm whose runs take something of those of another one.
+#[derive(Debug, Clone)]
+pub struct YokedArm {
+    /// The arm.
+    pub arm: String,
+    /// The arm it takes from.
+    pub of: String,
+    /// What it takes.
+    pub takes: Takes,
+}
+
+/// What an arm takes of another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// The number of attended chunks.
+    Budget,
+    /// gamma of every update.
+    Gamma,
+}
+
+impl Takes {
+    /// Its key in `[[compare.arm]]`.
+    fn key(self) -> &'static str {
+        match self {
+            Takes::Budget => "budget_of",
+            Takes::Gamma => "gamma_of",
+        }
+    }
+
+    /// Names the run in a configuration.
+    fn set(self, config: &mut Config, run: PathBuf) {
+        match self {
+            Takes::Budget => config.router.budget_from = Some(run),
+            Takes::Gamma => config.router.gamma_from = Some(run),
+        }
+    }
 }
 
 /// What the command line asks for.
@@ -48,6 +88,8 @@ fn chosen(table: &Compare, arms: &[String]) -> Result<Vec<Arm>> {
         set: vec![format!("model.attention.kind={name}")],
         baseline: String::new(),
         rate_of: String::new(),
+        budget_of: String::new(),
+        gamma_of: String::new(),
     };
     let known = || table.arm.iter().map(|a| a.name.as_str()).chain(kinds()).collect::<Vec<_>>().join(", ");
     match (arms.is_empty(), table.arm.is_empty()) {
@@ -99,6 +141,37 @@ fn others(chosen: &[Arm], all: bool, key: &str, of: impl Fn(&Arm) -> &str) -> Re
             let what = format!("arm {:?}: its {key} {:?} is none of the arms", arm.name, of(arm));
             return Err(Failure::request(what));
         }
+    }
+    Ok(out)
+}
+
+/// Arms that take something of another one. The other one may be left out by `--arms`, where its runs are there.
+fn yoked(chosen: &[Arm], rules: &Compare, resolved: &[(String, Config)]) -> Result<Vec<YokedArm>> {
+    let mut out = Vec::new();
+    let takes = |arm: &Arm| [(Takes::Budget, arm.budget_of.clone()), (Takes::Gamma, arm.gamma_of.clone())];
+    for (arm, (takes, of)) in chosen.iter().flat_map(|arm| takes(arm).map(|what| (arm, what))) {
+        if of.is_empty() {
+            continue;
+        }
+        let (name, key) = (&arm.name, takes.key());
+        let refuse = |what: String| Err(Failure::request(format!("arm {name:?}: its {key} {of:?} {what}")));
+        let Some(other) = chosen.iter().chain(&rules.arm).find(|a| a.name == of) else {
+            return refuse("is none of the arms".into());
+        };
+        if of == *name || !(other.budget_of.is_empty() && other.gamma_of.is_empty()) {
+            return refuse("takes something of another arm itself; name one that does not".into());
+        }
+        if !rules.learning_rates.is_empty() && arm.rate_of.is_empty() {
+            return refuse(
+                "has one run a seed, at one learning rate; give the arm a rate_of instead of tuning it".into(),
+            );
+        }
+        if let Some((_, config)) = resolved.iter().find(|(arm, _)| arm == name) {
+            let mut config = config.clone();
+            takes.set(&mut config, of.clone().into());
+            config.check().map_err(|e| Failure::request(format!("arm {name:?}: {key}: {e}")))?;
+        }
+        out.push(YokedArm { arm: name.clone(), of, takes });
     }
     Ok(out)
 }
@@ -167,9 +240,10 @@ impl Plan {
             let what = format!("arm {arm:?}: its rate_of {other:?} has no learning rate of its own");
             return Err(Failure::request(what));
         }
+        let yokes = yoked(&chosen, &rules, &resolved)?;
         let out = || base.run.dir.join(format!("compare-{}", base.run.name));
         let out = request.out.map_or_else(out, Path::to_path_buf);
-        let plan = Plan { arms: resolved, own_baselines, rates_of, rules, out, command: command.into() };
+        let plan = Plan { arms: resolved, own_baselines, rates_of, yokes, rules, out, command: command.into() };
         plan.check_contrast()?;
         Ok(plan)
     }
@@ -227,6 +301,7 @@ impl Plan {
             config: self.out.join("configs").join(format!("{name}.toml")),
             log: self.out.join("logs").join(format!("{name}.log")),
             steps: config.run.steps,
+            after: Vec::new(),
         };
         (run, config)
     }
@@ -237,8 +312,17 @@ impl Plan {
         for i in 0..self.rules.seeds {
             for (arm, config) in &self.arms {
                 let mut config = config.clone();
-                config.run.seed += i;
-                out.push(self.run(arm, &config, "runs", &format!("{arm}-s{}", config.run.seed)));
+                config.set_seed(config.run.seed + i);
+                let seed = config.run.seed;
+                let mut after = Vec::new();
+                for yoke in self.yokes.iter().filter(|y| y.arm == *arm) {
+                    let source = format!("{}-s{seed}", yoke.of);
+                    yoke.takes.set(&mut config, self.out.join("runs").join(&source));
+                    after.push(source);
+                }
+                let (mut run, config) = self.run(arm, &config, "runs", &format!("{arm}-s{seed}"));
+                run.after = after;
+                out.push((run, config));
             }
         }
         out

@@ -67,6 +67,8 @@ pub struct Run {
     pub log: PathBuf,
     /// Updates that it makes.
     pub steps: u64,
+    /// Names of runs that have to end first: it takes something of them.
+    pub after: Vec<String>,
 }
 
 impl Run {

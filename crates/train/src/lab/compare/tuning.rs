@@ -57,7 +57,7 @@ impl Plan {
             for (arm, config) in self.tuned() {
                 for &rate in &rules.learning_rates {
                     let mut config = config.clone();
-                    config.run.seed = seed;
+                    config.set_seed(seed);
                     config.optim.lr = rate;
                     if rules.tuning_steps > 0 {
                         config.run.steps = rules.tuning_steps;

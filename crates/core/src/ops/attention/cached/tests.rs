@@ -1,5 +1,5 @@
 use super::*;
-use crate::ops::attention::{block_attention, dense_attention, span_attention, topk_routing, topk_routing_after};
+use crate::ops::attention::{Top, block_attention, dense_attention, span_attention, topk_routing, topk_routing_after};
 use crate::ops::index_select;
 use crate::testing::{device, normal, relative_error};
 use crate::{DType, Device, Ids, Tape};
@@ -75,7 +75,7 @@ fn routes_agree_with_the_whole_sequence_and_choose_the_same_chunks() {
     for with_bias in [true, false] {
         agrees(if with_bias { &whole } else { &plain }, |past, new| {
             let q = rows(&q.value, past..past + new);
-            let own = topk_routing_after(past, &q, &rows(&kbar, 0..(past + new) / 4), 4, 3, 1.0).unwrap();
+            let own = topk_routing_after(past, &q, &rows(&kbar, 0..(past + new) / 4), 4, Top::All(3), 1.0).unwrap();
             let host = own.to_host().unwrap();
             let mut numbers = Vec::new();
             for (kv, query) in (0..2).flat_map(|kv| (0..new).map(move |query| (kv, query))) {
@@ -103,7 +103,7 @@ fn what_does_not_fit_is_refused() {
     let routes = topk_routing(&q, &kbar, 4, 3, 1.0).unwrap();
     let one = rows(&q, 3..4);
     assert!(error(&one, &k, 3, Seen::Routes(&routes, None)).contains("not (3, (1, 2, 1))"));
-    let later = topk_routing_after(3, &one, &rows(&kbar, 0..1), 4, 3, 1.0).unwrap();
+    let later = topk_routing_after(3, &one, &rows(&kbar, 0..1), 4, Top::All(3), 1.0).unwrap();
     let tape = Tape::inference();
     let [one, k1, v1] = [one, rows(&k, 3..4), rows(&v, 3..4)].map(|x| tape.leaf(x));
     let refused = block_attention(&tape, &one, &k1, &v1, &later, None).unwrap_err().to_string();

@@ -59,7 +59,7 @@ pub fn entmax_routing_backward(
     let outputs = [&dq, &means, &offsets, &own, &squares].map(Arg::Buffer);
     let (_, sizes, rest) = scored.cut();
     let chunk = [Arg::int(settings.chunk_size)];
-    let numbers = [factor(settings, d), Arg::F32(settings.alpha as f32), Arg::F32(settings.sigma as f32)];
+    let numbers = [factor(settings, d), Arg::F32(settings.alpha as f32), Arg::F32(settings.backward_sigma() as f32)];
     let flag = |x: bool| Arg::Int(i32::from(x));
     let flags = [flag(settings.center == Center::Mean), flag(straight), flag(stopped)];
     let args =
@@ -95,7 +95,7 @@ fn key_side(scored: &Scored, inputs: &[Arg], settings: Entmax, straight: bool) -
     let partial = device.alloc(scored.op, Kind::F32, segments * b * n * g * d)?;
     let (_, sizes, rest) = scored.cut();
     let sizes = [&[Arg::int(b)], &sizes[..], &[Arg::int(settings.chunk_size), rest[0]]].concat();
-    let numbers = [factor(settings, d), Arg::F32(settings.alpha as f32), Arg::F32(settings.sigma as f32)];
+    let numbers = [factor(settings, d), Arg::F32(settings.alpha as f32), Arg::F32(settings.backward_sigma() as f32)];
     let args =
         [&scored.operands()[..], inputs, &[Arg::Buffer(&partial)], &sizes, &numbers, &[Arg::Int(i32::from(straight))]]
             .concat();

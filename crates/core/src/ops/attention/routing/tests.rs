@@ -2,6 +2,7 @@ use super::*;
 use crate::device::Device;
 use crate::number::DType;
 use crate::ops::{self, attention::chunk_summary, entmax::entmax_row};
+use crate::tape::Tape;
 use crate::testing::{check_grad, device, normal};
 
 fn settings() -> Entmax {

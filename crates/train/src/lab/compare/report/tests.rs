@@ -38,6 +38,7 @@ fn plan(arms: &[&str], rules: Compare) -> Plan {
         arms: arms.iter().map(|name| (name.to_string(), config.clone())).collect(),
         own_baselines: Vec::new(),
         rates_of: Vec::new(),
+        yokes: Vec::new(),
         rules: Compare { baseline: arms[0].into(), ..rules },
         out: PathBuf::new(),
         command: "train compare --config c.toml".into(),

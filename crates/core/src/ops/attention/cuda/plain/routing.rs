@@ -128,7 +128,7 @@ pub fn entmax_backward(
     let seen: Option<(CudaBuffer, CudaBuffer)> = watched.then(fresh).transpose()?;
     let inputs = [&p, &w, mask.cells(), mask.first(), dbias, &ds, &own, &squares].map(Arg::Buffer);
     let both = seen.as_ref().map_or([Arg::Null; 2], |(scores, pairs)| [scores, pairs].map(Arg::Buffer));
-    let numbers = [real(kind, s.sigma), Arg::Int((s.center == Center::Mean).into()), real(kind, s.alpha)];
+    let numbers = [real(kind, s.backward_sigma()), Arg::Int((s.center == Center::Mean).into()), real(kind, s.alpha)];
     let tail = [Arg::int(s.chunk_size), numbers[0], numbers[1], numbers[2], Arg::Int(straight.into())];
     let args = [&inputs[..], &both, &query_args(dims, n), &tail].concat();
     for_queries(device, kind, "route_backward", dims, &args)?;

@@ -2,7 +2,7 @@ use super::super::super::Dims;
 use super::super::super::engine::interleave;
 use super::super::super::list::BlockList;
 use super::super::{Center, Entmax, RouterGradient};
-use super::concat;
+use super::{concat, placebo};
 use crate::device::cpu::matrix::MatRef;
 use crate::device::cpu::simd::{self, simd};
 use crate::device::{Buffer, CpuDevice, CpuNumber, Shared};
@@ -35,6 +35,8 @@ struct Sums<T> {
 
 /// One query of one kv head, and what its scores' gradients are spread over.
 struct Query<'a, T> {
+    /// number of its first head among those of all queries
+    first_head: usize,
     /// the chunks of its support
     chunks: &'a [u32],
     /// `[group, d]`
@@ -65,7 +67,7 @@ simd! {
 
 simd! {
     /// dq += ds_c kbar_c and dkbar_c += ds_c q over the listed chunks.
-    fn spread<T>(chunks: &[u32], ds: &[T], factor: T, q: &[T], kbar: MatRef<T>, dq: &mut [T], dkbar: &mut [T]) {
+    pub(super) fn spread<T>(chunks: &[u32], ds: &[T], factor: T, q: &[T], kbar: MatRef<T>, dq: &mut [T], dkbar: &mut [T]) {
         let d = q.len();
         for (&c, &ds) in chunks.iter().zip(ds) {
             let ds = ds * factor;
@@ -115,13 +117,14 @@ impl<T: CpuNumber> Backward<'_, T> {
                 continue;
             }
             dlogw.clear();
-            dlogw.extend(dbias[routed.clone()].iter().map(|&db| db / T::of(self.settings.sigma)));
+            dlogw.extend(dbias[routed.clone()].iter().map(|&db| db / T::of(self.settings.backward_sigma())));
             if self.settings.center == Center::Mean {
                 let mean = simd::sum(&dlogw) / T::of(dlogw.len() as f64);
                 dlogw.iter_mut().for_each(|x| *x -= mean);
             }
             let chunks = &list.chunks_of(batch, kv, query)[..routed.len()];
-            let at = Query { chunks, q: &self.q[place..][..group * d], dq, kbar, dkbar: &mut *dkbar };
+            let first_head = place / d;
+            let at = Query { first_head, chunks, q: &self.q[place..][..group * d], dq, kbar, dkbar: &mut *dkbar };
             if self.settings.gradient == RouterGradient::StraightThrough {
                 self.straight_through(at, query / self.settings.chunk_size, &dlogw, kept, sums);
             } else {
@@ -146,6 +149,10 @@ impl<T: CpuNumber> Backward<'_, T> {
         ds.resize(routed.len(), T::ZERO);
         for head in 0..group {
             score_gradient(heads, group, head, &weights[routed.clone()], dlogw, self.settings.alpha, ds);
+            if self.settings.gradient == RouterGradient::Placebo {
+                let inside = |e: usize| heads[e * group + head] > T::ZERO;
+                placebo::replace(ds, inside, at.first_head + head);
+            }
             sums.squares += simd::dot(ds, ds).f64();
             if self.keep_scores {
                 ds.iter().enumerate().for_each(|(e, &ds)| sums.scores[kept + e * group + head] = ds);
@@ -244,7 +251,7 @@ pub fn backward<T: CpuNumber>(
 }
 
 /// `parts` pieces of `len`, also when `len` is 0.
-fn split<T>(mut x: &mut [T], len: usize, parts: usize) -> Vec<&mut [T]> {
+pub(super) fn split<T>(mut x: &mut [T], len: usize, parts: usize) -> Vec<&mut [T]> {
     (0..parts)
         .map(|_| {
             let (head, tail) = std::mem::take(&mut x).split_at_mut(len);

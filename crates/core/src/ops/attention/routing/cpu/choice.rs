@@ -3,7 +3,7 @@
 use super::super::super::engine::SCORE_TILE;
 use super::super::super::list::BlockList;
 use super::super::super::{Dims, Span};
-use super::super::{Pooling, WindowChoice};
+use super::super::{Pooling, Top, WindowChoice};
 use super::{for_tiles, list_of, mean_of_rows};
 use crate::device::{CpuDevice, CpuNumber};
 use crate::error::Result;
@@ -95,7 +95,7 @@ pub fn windows<T: CpuNumber>(
     list_of(device, "window_routing", dims, (past, chunk_size), &parts)
 }
 
-/// The list of the `top` best of `n` chunks, the own one included. `past` tokens stand before the first query.
+/// The list of the best of `n` chunks, `top` a query, the own one included. `past` tokens stand before the first query.
 ///
 /// # Errors
 /// As [`windows`].
@@ -104,12 +104,12 @@ pub fn topk<T: CpuNumber>(
     dims: Dims,
     (past, n): (usize, usize),
     (q, kbar): (&[T], &[T]),
-    (chunk_size, top): (usize, usize),
+    (chunk_size, top): (usize, Top),
     gamma: f64,
 ) -> Result<BlockList> {
     let group = dims.group();
     let visible = |query: usize| (past + query) / chunk_size;
-    let parts = for_tiles(device, dims, n, visible, (q, kbar), gamma, |_, first, scores, part| {
+    let parts = for_tiles(device, dims, n, visible, (q, kbar), gamma, |kv, first, scores, part| {
         let (mut mean, mut order) = (device.alloc::<T>(n), Vec::with_capacity(n));
         for r in 0..SCORE_TILE.min(dims.t - first) {
             let own = visible(first + r);
@@ -120,7 +120,7 @@ pub fn topk<T: CpuNumber>(
             mean_of_rows(rows, n, &mut mean[..own]);
             order.clear();
             order.extend(0..own as u32);
-            keep_best(&mut order, &mean, top - 1);
+            keep_best(&mut order, &mean, top.of(kv, first + r, dims.t) - 1);
             part.counts.push(order.len() as u32 + 1);
             part.chunks.extend(&order);
             part.chunks.push(own as u32);

@@ -3,10 +3,13 @@
 mod backward;
 mod choice;
 mod entmax;
+mod placebo;
+mod softmax_bias;
 
 pub use backward::backward;
 pub use choice::{topk, windows};
 pub use entmax::forward;
+pub use softmax_bias::{bias_backward, bias_of};
 
 use super::super::engine::{SCORE_TILE, scale_row};
 use super::super::list::BlockList;
