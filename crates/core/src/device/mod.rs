@@ -12,7 +12,7 @@ pub use cpu::level::{Level, level};
 pub use cpu::{Buffer, CpuData, CpuDevice, multiply_add_probe};
 pub(crate) use cpu::{CpuElement, CpuNumber, Shared};
 pub use cuda::{CudaData, CudaDevice, CudaOptions};
-pub use gemm::{Accumulate, Gemm};
+pub use gemm::{Accumulate, Gemm, NoResidual};
 
 use crate::error::Result;
 

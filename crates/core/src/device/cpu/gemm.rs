@@ -36,7 +36,7 @@ impl Gemm {
             rs_b: b.row_stride,
             c: c.data.as_mut_ptr(),
             rs_c: c.row_stride,
-            accumulate,
+            accumulate: accumulate.adds(),
             prefetch: false,
         };
         // SAFETY: the asserts bound every element of [m, k], [k, n] and [m, n], and C is borrowed mutably.
@@ -82,7 +82,7 @@ fn narrow<T: CpuNumber>(gemm: Gemm, a: MatRef<T>, b: MatRef<T>, c: MatMut<T>) {
     let Gemm { m, n, k, accumulate } = gemm;
     for i in 0..m {
         let row = &mut c.data[i * c.row_stride..][..n];
-        if !accumulate {
+        if !accumulate.adds() {
             row.fill(T::ZERO);
         }
         for p in 0..k {
@@ -97,7 +97,7 @@ fn narrow<T: CpuNumber>(gemm: Gemm, a: MatRef<T>, b: MatRef<T>, c: MatMut<T>) {
 /// N columns of C, as many rows at a time as there are.
 #[inline(always)]
 fn columns<T: CpuNumber, const N: usize>(gemm: Gemm, a: MatRef<T>, b: MatRef<T>, c: MatMut<T>) {
-    let Gemm { m, k, accumulate, .. } = gemm;
+    let (Gemm { m, k, .. }, accumulate) = (gemm, gemm.accumulate.adds());
     let MatMut { data: c, row_stride } = c;
     let mut i = 0;
     while i + MR <= m {
@@ -123,7 +123,7 @@ simd! {
         let Gemm { m, n, k, accumulate } = gemm;
         let MatMut { data: c, row_stride } = c;
         if k == 0 {
-            if !accumulate {
+            if !accumulate.adds() {
                 (0..m).for_each(|i| c[i * row_stride..][..n].fill(T::ZERO));
             }
             return;
@@ -150,6 +150,7 @@ simd! {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::Accumulate;
     use crate::rng::Rng;
 
     #[test]
@@ -169,7 +170,7 @@ mod tests {
                 let start: Vec<T> = (0..m * (n + 1)).map(|_| T::of(rng.normal())).collect();
                 let mat = if transposed { MatRef::rows(&a, m).t() } else { MatRef::rows(&a, k) };
                 let mut c = start.clone();
-                let gemm = Gemm { m, n, k, accumulate };
+                let gemm = Gemm { m, n, k, accumulate: Accumulate::existing_if(accumulate) };
                 gemm.run(mat, MatRef::rows(&b, n + 3), MatMut::rows(&mut c, n + 1));
                 for i in 0..m {
                     for j in 0..n {

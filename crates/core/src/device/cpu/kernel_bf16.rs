@@ -118,7 +118,7 @@ impl Gemm {
     pub fn run_bf16<T: CpuNumber>(self, kernels: Bf16Kernels<T>, a: MatRef<T>, b: Panels<T>, c: MatMut<T>) {
         let Gemm { m, n, k, accumulate } = self;
         if m == 0 || n == 0 || k == 0 {
-            assert!(accumulate || m == 0 || n == 0, "an empty product is added, never stored");
+            assert!(accumulate.adds() || m == 0 || n == 0, "an empty product is added, never stored");
             return;
         }
         a.assert_holds("a", m, k);
@@ -134,7 +134,7 @@ impl Gemm {
                 rs_b: NR,
                 c: c.data[j..].as_mut_ptr(),
                 rs_c: c.row_stride,
-                accumulate,
+                accumulate: accumulate.adds(),
                 prefetch: false,
             };
             // SAFETY: the asserts bound every element; C is borrowed mutably, so it aliases neither operand.

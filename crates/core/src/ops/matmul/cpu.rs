@@ -155,8 +155,8 @@ impl<'a, T: CpuNumber, F: Format<T>> Product<'a, T, F> {
                     Panels { data: &own_b, stride: here * width }
                 }
             };
-            let existing = matches!(accumulate, Accumulate::Existing) && part == 0;
-            let size = Gemm { m: rows, n: cols, k: here, accumulate: existing || p > part * depth };
+            let begun = (accumulate.adds() && part == 0) || p > part * depth;
+            let size = Gemm { m: rows, n: cols, k: here, accumulate: Accumulate::existing_if(begun) };
             let block = RawPanels { c: first, row_stride, panel_stride: width };
             // SAFETY: `a` and the panels hold `here` packed numbers of every row and column; C, or the parts, hold m rows
             // each, no two tasks share a block of them, and they are borrowed mutably.

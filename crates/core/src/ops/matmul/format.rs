@@ -5,7 +5,7 @@ use crate::device::cpu::level::{Level, level};
 use crate::device::cpu::matrix::{MatMut, MatRef, Panels, PanelsMut, holds};
 use crate::device::cpu::simd::{self, simd};
 use crate::device::cpu::transpose::transpose_into;
-use crate::device::{CpuNumber, Gemm};
+use crate::device::{Accumulate, CpuNumber, Gemm};
 
 use super::cpu::{MC, k_per_pass};
 
@@ -61,7 +61,7 @@ pub(super) unsafe fn run_panels<T: CpuNumber, F: Format<T>>(
             rs_b: width,
             c: c.c.wrapping_add(panel * c.panel_stride),
             rs_c: c.row_stride,
-            accumulate,
+            accumulate: accumulate.adds(),
             prefetch: true,
         };
         // SAFETY: the caller's contract; the panel was sliced.
@@ -83,7 +83,7 @@ impl Gemm {
     ) {
         let Gemm { m, n, k, accumulate } = self;
         if m == 0 || n == 0 || k == 0 {
-            assert!(accumulate || m == 0 || n == 0, "an empty product is added, never stored");
+            assert!(accumulate.adds() || m == 0 || n == 0, "an empty product is added, never stored");
             return;
         }
         let width = format.panel_width();
@@ -97,7 +97,8 @@ impl Gemm {
         for i in (0..m).step_by(MC) {
             for p in (0..k).step_by(k_per_pass(a)) {
                 let c = RawPanels { c: c[i * row_stride..].as_mut_ptr(), row_stride, panel_stride };
-                let size = Gemm { m: MC.min(m - i), n, k: k_per_pass(a).min(k - p), accumulate: accumulate || p > 0 };
+                let (m, k) = (MC.min(m - i), k_per_pass(a).min(k - p));
+                let size = Gemm { m, n, k, accumulate: Accumulate::existing_if(accumulate.adds() || p > 0) };
                 let b = Panels { data: &b.data[p * width..], stride: b.stride };
                 // SAFETY: the asserts bound every element of A and of the last panel of C, before which all other elements lie, since
                 // panels are at least their width apart; C is borrowed mutably.
@@ -216,7 +217,7 @@ impl<T: CpuNumber> Format<T> for FullFormat {
                 let panel = std::slice::from_raw_parts(x.b, (kp - 1) * x.rs_b + n);
                 let c = std::slice::from_raw_parts_mut(x.c, n);
                 let a = MatRef { data: row, row_stride: 0, col_stride: x.cs_a };
-                let size = Gemm { m: 1, n, k: kp, accumulate: x.accumulate };
+                let size = Gemm { m: 1, n, k: kp, accumulate: Accumulate::existing_if(x.accumulate) };
                 size.run(a, MatRef::rows(panel, x.rs_b), MatMut::rows(c, n));
             }
         }

@@ -3,7 +3,7 @@ use super::softmax::{Lanes, differentiate, row_dot};
 use super::tile::{QueryTile, are_contiguous, gather, scatter};
 use super::{BACKWARD_TASKS, HeadTile, Pass, QUERY_TILE, Step, Visits, interleave, owner};
 use crate::device::cpu::simd::prefetch_rows;
-use crate::device::{Buffer, CpuDevice, CpuNumber, Shared};
+use crate::device::{Accumulate, Buffer, CpuDevice, CpuNumber, Shared};
 use crate::number::Compute;
 use crate::ops::attention::Dims;
 
@@ -153,11 +153,11 @@ impl<T: CpuNumber, V: Visits> Backward<'_, T, V> {
             let len = group * d;
             if are_contiguous(queries) {
                 let dq = &mut s.dq[queries[0] as usize * len..];
-                s.products.over_keys((m, keys), &s.ds, key_rhs, dq, true);
+                s.products.over_keys((m, keys), &s.ds, key_rhs, dq, Accumulate::Existing);
             } else {
                 // through a copy, so that the sums run in the same order as in place
                 gather(&s.dq, queries, len, &mut s.step_dq);
-                s.products.over_keys((m, keys), &s.ds, key_rhs, &mut s.step_dq, true);
+                s.products.over_keys((m, keys), &s.ds, key_rhs, &mut s.step_dq, Accumulate::Existing);
                 scatter(&s.step_dq[..m * d], queries, len, &mut s.dq);
             }
             s.products.over_rows(keys, &s.ds, q_rows, dk);

@@ -4,7 +4,7 @@ use super::operands::{LhsRows, Products, RhsBlocks};
 use super::softmax::{Lanes, absorb, accumulate, scale_into};
 use super::tile::{QueryTile, are_contiguous, gather, scatter};
 use super::{HeadTile, Pass, QUERY_TILE, Step, Visits};
-use crate::device::{Buffer, CpuDevice, CpuNumber};
+use crate::device::{Accumulate, Buffer, CpuDevice, CpuNumber};
 use crate::number::Compute;
 use crate::ops::attention::Dims;
 
@@ -88,7 +88,7 @@ impl<T: CpuNumber, V: Visits> Forward<'_, T, V> {
             absorb(&mut s.scores, keys, &s.lanes, self.pass.scale, &mut s.step_max, &mut s.step_sum, &mut s.factors);
             scatter(&s.step_max, queries, group, &mut s.max);
             scatter(&s.step_sum, queries, group, &mut s.sum);
-            s.products.over_keys((m, keys), &s.scores, value, &mut s.new, false);
+            s.products.over_keys((m, keys), &s.scores, value, &mut s.new, Accumulate::Overwrite);
             let len = group * d;
             if are_contiguous(queries) {
                 accumulate(&mut s.acc[queries[0] as usize * len..][..m * d], &s.factors, &s.new, d);

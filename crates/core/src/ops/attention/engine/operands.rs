@@ -7,8 +7,7 @@ use crate::device::cpu::kernel_f32::NR;
 use crate::device::cpu::matrix::{MatMut, MatRef, Panels};
 use crate::device::cpu::simd::LANES;
 use crate::device::cpu::transpose::transpose_into;
-use crate::device::{Buffer, CpuDevice};
-use crate::device::{CpuNumber, Gemm};
+use crate::device::{Accumulate, Buffer, CpuDevice, CpuNumber, Gemm, NoResidual};
 use crate::ops::attention::Dims;
 
 /// Keys or values `[b, t, g, d]` as the left operands of products over d.
@@ -166,7 +165,7 @@ impl<T: CpuNumber> Products<T> {
         x: &[T],
         b: RhsBlock<T>,
         c: &mut [T],
-        accumulate: bool,
+        accumulate: Accumulate<NoResidual>,
     ) {
         let (lanes, n, c) = (self.lanes, self.d, MatMut::rows(c, self.d));
         match (self.bf16, b) {

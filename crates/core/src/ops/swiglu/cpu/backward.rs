@@ -2,7 +2,7 @@ use super::{BACKWARD_ROWS, Extents, FEATURES, PackedWeight, ROW_BLOCK, cut, part
 use crate::device::cpu::kernel_f32::NR;
 use crate::device::cpu::matrix::{MatRef, Panels, PanelsMut};
 use crate::device::cpu::simd::{add_into, simd};
-use crate::device::{Buffer, CpuDevice, CpuNumber, Gemm};
+use crate::device::{Accumulate, Buffer, CpuDevice, CpuNumber, Gemm};
 use crate::ops::matmul::{Format, padded_stride};
 
 /// Distance of rows of dgate and dup: 13 lines, so that a column of theirs reaches every set of the first cache.
@@ -139,7 +139,8 @@ impl<T: CpuNumber, F: Format<T>> Backward<'_, T, F> {
             Panels { data: h_packed, stride: mp * width }
         };
         let ddown = PanelsMut { data: &mut task.ddown[at..], row_stride: own, panel_stride: width };
-        Gemm { m: c, n, k: mp, accumulate: !first_rows }.run_packed(format, rows.dy_t, h, ddown);
+        let of_rows = Accumulate::existing_if(!first_rows);
+        Gemm { m: c, n, k: mp, accumulate: of_rows }.run_packed(format, rows.dy_t, h, ddown);
         // dG = dgate^T x and dx = dgate G, then the same of up
         let x_stride = c.next_multiple_of(width);
         let x = Panels { data: &self.x_panels[rows.i0.div_ceil(F::PACK) * x_stride..], stride: mp * width };
@@ -149,10 +150,11 @@ impl<T: CpuNumber, F: Format<T>> Backward<'_, T, F> {
             let d = MatRef::rows(d, D_STRIDE);
             let d_t = format.pack_a(d.t(), n, m, d_t_packed);
             let dw = PanelsMut { data: &mut dw[at * c..], row_stride: c, panel_stride: width };
-            Gemm { m: n, n: c, k: mp, accumulate: !first_rows }.run_packed(format, d_t, x, dw);
+            Gemm { m: n, n: c, k: mp, accumulate: of_rows }.run_packed(format, d_t, x, dw);
             let d = format.pack_a(d, m, n, d_packed);
             let dx = PanelsMut { data: &mut *dx, row_stride: c, panel_stride: width };
-            let size = Gemm { m, n: c, k: n.div_ceil(F::PACK), accumulate: !is_first || !first_features };
+            let accumulate = Accumulate::existing_if(!is_first || !first_features);
+            let size = Gemm { m, n: c, k: n.div_ceil(F::PACK), accumulate };
             size.run_packed(format, d, weight.from(j / F::PACK, 0), dx);
         }
     }

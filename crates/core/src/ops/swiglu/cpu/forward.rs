@@ -2,7 +2,7 @@ use super::{Extents, FEATURES, PackedWeight, ROW_BLOCK, features, parts, sigmoid
 use crate::device::cpu::kernel_f32::NR;
 use crate::device::cpu::matrix::{MatRef, PanelsMut};
 use crate::device::cpu::simd::{add_into, simd};
-use crate::device::{Buffer, CpuDevice, CpuNumber, Gemm};
+use crate::device::{Accumulate, Buffer, CpuDevice, CpuNumber, Gemm};
 use crate::ops::matmul::Format;
 
 simd! {
@@ -61,7 +61,7 @@ impl<T: CpuNumber, F: Format<T>> Forward<'_, T, F> {
                 activate(width, gate, up, &mut h[p * width..], FEATURES);
             }
             let h = format.pack_a(MatRef::rows(&h, FEATURES), m, n, &mut h_scratch);
-            let size = Gemm { m, n: c, k: n.div_ceil(F::PACK), accumulate: j > j0 };
+            let size = Gemm { m, n: c, k: n.div_ceil(F::PACK), accumulate: Accumulate::existing_if(j > j0) };
             let y = PanelsMut { data: &mut *y, row_stride: c, panel_stride: width };
             size.run_packed(format, h, self.down_t.from(j / F::PACK, 0), y);
         }
