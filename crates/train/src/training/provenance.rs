@@ -1,13 +1,14 @@
 //! `provenance.json` of a run folder: what started the run and what went on with it, one entry for each process, oldest first.
 //!
-//! A run has the same bits on the same build and instruction set. Where a later process had another, its entry says so.
+//! A run has the same bits on the same build and instruction set, and on a GPU on the same card with the same libraries. Where a
+//! later process had another, its entry says so.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use dash_core::Device;
+use dash_core::{CudaDevice, Device};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -41,6 +42,9 @@ pub struct Start {
     pub threads: usize,
     /// Versions of the compiler and of the packages that decide bits.
     pub packages: BTreeMap<String, String>,
+    /// Versions of the driver and the libraries of a GPU; of none where the CPU trains.
+    #[serde(default)]
+    pub libraries: BTreeMap<String, String>,
     /// The host's processor, as the system names it.
     pub processor: String,
     /// The host's system and its kind of processor.
@@ -51,6 +55,10 @@ impl Start {
     fn now(device: &Device, step: u64) -> Self {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let owned = |(name, version): (&str, &str)| (name.to_string(), version.to_string());
+        let (name, libraries) = match device {
+            Device::Cpu(_) => (device.name().into(), BTreeMap::new()),
+            Device::Cuda(gpu) => (format!("{gpu:?}"), libraries(gpu)),
+        };
         Start {
             time: utc(seconds),
             step,
@@ -58,13 +66,11 @@ impl Start {
             version: env!("CARGO_PKG_VERSION").into(),
             commit: program::commit().unwrap_or("unknown").into(),
             changed: program::changed(),
-            device: match device {
-                Device::Cpu(_) => device.name().into(),
-                Device::Cuda(gpu) => format!("{gpu:?}"),
-            },
+            device: name,
             instruction_set: program::instruction_set().into(),
             threads: threads(device),
             packages: program::packages().map(owned).collect(),
+            libraries,
             processor: processor(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         }
@@ -81,14 +87,17 @@ impl Start {
             ("processor", self.processor.clone()),
             ("system", self.system.clone()),
         ];
-        all.extend(self.packages.iter().map(|(name, version)| (name.as_str(), version.clone())));
+        let versions = self.libraries.iter().chain(&self.packages);
+        all.extend(versions.map(|(name, version)| (name.as_str(), version.clone())));
         all
     }
 
-    /// Build and machine in a line: `version 0.1.0, commit 1234567890, device cpu, instruction set AVX2, processor AMD EPYC`.
+    /// Build and machine in a line, with the libraries of a GPU: `version 0.1.0, commit 1234567890, device cpu, instruction set AVX2,
+    /// processor AMD EPYC`.
     pub fn maker(&self) -> String {
-        let values = self.decides().into_iter().take(5).map(|(name, value)| format!("{name} {value}"));
-        values.collect::<Vec<_>>().join(", ")
+        let told = |name: &str| name != "system" && !self.packages.contains_key(name);
+        let values = self.decides().into_iter().filter(|(name, _)| told(name));
+        values.map(|(name, value)| format!("{name} {value}")).collect::<Vec<_>>().join(", ")
     }
 
     /// What is other than at an earlier start, `instruction set AVX2 -> AVX-512`; empty where nothing is.
@@ -112,6 +121,19 @@ fn utc(seconds: u64) -> String {
     let (month, carry) = if month < 10 { (month + 3, 0) } else { (month - 9, 1) };
     let year = year + era * 400 + carry;
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", second / 3600, second / 60 % 60, second % 60)
+}
+
+/// Versions of what a GPU's bits depend on besides the card.
+fn libraries(gpu: &CudaDevice) -> BTreeMap<String, String> {
+    let module = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    let named = gpu.versions().map(|(name, version)| (name.to_string(), version));
+    named.into_iter().chain([("NVIDIA driver".to_string(), driver(&module))]).collect()
+}
+
+/// The driver's version in /proc/driver/nvidia/version, a number with points; else `unknown`.
+fn driver(text: &str) -> String {
+    let is_version = |word: &&str| word.contains('.') && word.split('.').all(|part| part.parse::<u32>().is_ok());
+    text.split_whitespace().find(is_version).unwrap_or("unknown").to_string()
 }
 
 /// The name in /proc/cpuinfo, whose lines differ between kinds of processors; else `unknown`.
@@ -162,7 +184,7 @@ pub fn record(folder: &Path, device: &Device, step: u64, resumes: bool) -> anyho
     let changes = last.map_or(String::new(), |last| now.changes_since(&last));
     if !changes.is_empty() {
         tell!(
-            "note: other than at the last start: {changes}. The same bits are promised for the same build and instruction set only"
+            "note: other than at the last start: {changes}. The same bits are promised for the same build and instruction set only, on a GPU for the same card and libraries"
         );
     }
     all.push(serde_json::to_value(now)?);
@@ -240,6 +262,34 @@ mod tests {
         assert!(text.contains("\"later\": 1") && read(dir.path()).unwrap().len() == 3);
         record(dir.path(), &device, 0, false).unwrap();
         assert_eq!(read(dir.path()).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn other_libraries_of_a_gpu_are_said() {
+        let dir = tempfile::tempdir().unwrap();
+        record(dir.path(), &Device::cpu(1).unwrap(), 0, false).unwrap();
+        let mut first = read(dir.path()).unwrap().remove(0);
+        assert_eq!(first.libraries, BTreeMap::new());
+        // as a build before this key wrote it
+        let mut value = serde_json::to_value(&first).unwrap();
+        value.as_object_mut().unwrap().remove("libraries").unwrap();
+        assert_eq!(serde_json::from_value::<Start>(value).unwrap(), first);
+
+        let versions = |nvrtc: &str, cublas: &str| {
+            [("NVRTC", nvrtc), ("cuBLASLt", cublas)].map(|(name, v)| (name.to_string(), v.to_string())).into()
+        };
+        first.device = "cuda:0 (NVIDIA H100 80GB HBM3)".into();
+        first.libraries = versions("13.0", "13.0.2");
+        assert!(first.maker().ends_with(", NVRTC 13.0, cuBLASLt 13.0.2"), "{}", first.maker());
+        let mut second = first.clone();
+        assert_eq!(second.changes_since(&first), "");
+        second.libraries = versions("13.0", "13.4.1");
+        assert_eq!(second.changes_since(&first), "cuBLASLt 13.0.2 -> 13.4.1");
+        assert!(lines(&[first, second]).join("\n").contains("cuBLASLt 13.0.2 -> 13.4.1"));
+
+        let file = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs-builder@U22)\n\
+                    GCC version:  gcc version 12.3.0 (Ubuntu 12.3.0-1ubuntu1~22.04)\n";
+        assert_eq!((driver(file), driver("")), ("580.95.05".into(), "unknown".into()));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::{c_int, c_void};
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use super::api::{Address, Blas, Heuristic, Pointer};
@@ -152,11 +153,15 @@ fn check(call: &str, status: c_int) -> Result<()> {
     if status == 0 { Ok(()) } else { Err(fail()) }
 }
 
+/// Opens the library's file.
+pub(super) fn file(folders: &[PathBuf]) -> Result<File> {
+    let names = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so", "cublasLt64_13.dll"];
+    File::open("cuBLASLt of CUDA 12 or 13 (pip install nvidia-cublas has it)", &names, folders)
+}
+
 impl Library {
     fn open(device: &CudaDevice) -> Result<Self> {
-        let names = ["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so", "cublasLt64_13.dll"];
-        let what = "cuBLASLt of CUDA 12 or 13 (pip install nvidia-cublas has it)";
-        let blas = Blas::load(&File::open(what, &names, &device.0.options.folders)?)?;
+        let blas = Blas::load(&file(&device.0.options.folders)?)?;
         let (mut handle, mut workspace) = (std::ptr::null_mut(), 0);
         // SAFETY: the library writes one handle, the driver one address; the device's context is current.
         unsafe {

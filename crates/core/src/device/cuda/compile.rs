@@ -107,6 +107,11 @@ impl Compiler {
         Ok(compiler)
     }
 
+    /// `13.0`.
+    pub fn version(&self) -> String {
+        format!("{}.{}", self.version.0, self.version.1)
+    }
+
     fn check(&self, call: &str, status: c_int) -> Result<()> {
         let fail = || Error::device("cuda", format!("{call} failed with status {status} in {self:?}"));
         if status == 0 { Ok(()) } else { Err(fail()) }

@@ -12,6 +12,7 @@ mod compile;
 mod data;
 mod launch;
 mod library;
+mod versions;
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_int};
