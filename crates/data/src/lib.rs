@@ -18,7 +18,7 @@ pub use loader::{Batch, Loader, LoaderState, Mixture, ValidationText};
 pub use prepare::{Prepared, Progress, Settings, Source, prepare};
 pub use report::Report;
 pub use shard::{Shard, ShardWriter};
-pub use task::{Example, IGNORE, Question, Task, TaskKind};
+pub use task::{Example, IGNORE, Question, Shortcut, Task, TaskKind};
 pub use tokenizer::{
     Bos, END_OF_TEXT, Encoded, SpecialToken, SpecialTokens, TextStream, Tokenizer, Treatment, Unknown,
 };

@@ -20,12 +20,14 @@
 mod mqar;
 mod order;
 mod records;
+mod shortcut;
 
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::rng::{below, choose, stream};
 use records::Records;
+pub use shortcut::Shortcut;
 
 /// The target of a position whose next token is not asked for.
 pub const IGNORE: u32 = u32::MAX;

@@ -2,7 +2,7 @@
 
 use super::*;
 
-fn task(kind: TaskKind) -> Task {
+pub(super) fn task(kind: TaskKind) -> Task {
     let records = matches!(kind, TaskKind::Recall | TaskKind::Needle | TaskKind::PhoneBook);
     Task {
         kind,
