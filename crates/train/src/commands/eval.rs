@@ -134,6 +134,26 @@ fn print(v: &Validation) -> Result<()> {
     print_line!("loss {:.4} nats, {} over {} tokens", v.loss, v.summary(), v.tokens)?;
     for r in &v.task {
         print_line!("length {:>6}: {} answers, density {:.3}", r.length, shares(&r.score), r.density)?;
+        print_line!("  without matching a key: accuracy {:.3}", r.shortcut.accuracy)?;
+        for (i, (score, shortcut)) in r.by_question.iter().zip(&r.shortcut.by_question).enumerate() {
+            print_line!(
+                "  question {:>14}: accuracy {:.3}, without matching a key {shortcut:.3}",
+                i + 1,
+                score.accuracy()
+            )?;
+        }
+        for s in &r.spent {
+            print_line!(
+                "  layer {:>17}: {:.1} tokens in the first half, {:.1} in the second, {:.1} where it asks; the answer's chunk in {:.3} of \
+                 the lists, by chance {:.3}",
+                s.layer,
+                s.first_half,
+                s.second_half,
+                s.asked,
+                s.recall,
+                s.chance
+            )?;
+        }
         for (below, score) in &r.by_distance {
             print_line!("  distance below {below:>6}: {}", shares(score))?;
         }

@@ -45,7 +45,15 @@ impl Config {
     }
 
     fn check_task(&self) -> Result<(), ConfigError> {
-        let Some(task) = &self.task else { return Ok(()) };
+        let Some(task) = &self.task else {
+            return match self.eval.stop {
+                Some(_) => wrong("eval.stop", "means nothing without [task]; a text is never solved"),
+                None => Ok(()),
+            };
+        };
+        if self.eval.stop.is_some() && self.eval.every == 0 {
+            return wrong("eval.stop", "means nothing without validations on the way; set eval.every");
+        }
         for &length in task.eval_lengths.iter().chain([&self.data.seq_len]) {
             task.check(length, self.data.vocab_size).or_else(|(key, what)| wrong(&format!("task.{key}"), what))?;
         }

@@ -27,6 +27,9 @@ pub struct Compare {
     pub solved: f64,
     /// Validations in a row that have to reach `solved`; the run has solved the task at the last of them.
     pub checks: u64,
+    /// Validations that a run goes on for after it solved its task, before it stops. Without it every run makes all its updates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_after: Option<u64>,
     /// File with the criteria, written before the first run; the report tells its hash and whether it was committed and has changed.
     pub criteria: PathBuf,
     /// Seeds that settings were chosen with, here or elsewhere; none of them is a seed of the comparison.
@@ -50,6 +53,7 @@ impl Default for Compare {
             alpha: 0.05,
             solved: 0.9,
             checks: 2,
+            stop_after: None,
             criteria: PathBuf::new(),
             tuning_seeds: Vec::new(),
             learning_rates: Vec::new(),

@@ -25,7 +25,7 @@ pub struct Difference {
 }
 
 /// Keys that start with one of these change less than the weights; all others may change them.
-const EFFECTS: [(&str, Effect); 9] = [
+const EFFECTS: [(&str, Effect); 10] = [
     ("run.threads", Effect::Nothing),
     ("run.dir", Effect::Nothing),
     ("run.name", Effect::Nothing),
@@ -33,6 +33,7 @@ const EFFECTS: [(&str, Effect); 9] = [
     ("log.", Effect::Nothing),
     ("checkpoint.", Effect::Nothing),
     ("model.recompute", Effect::Nothing),
+    ("eval.stop", Effect::Weights),
     ("eval.", Effect::Figures),
     ("probe.", Effect::Figures),
 ];

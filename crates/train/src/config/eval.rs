@@ -16,11 +16,26 @@ pub struct Eval {
     pub sample_tokens: usize,
     /// What that text continues; empty: the first tokens of the validation text.
     pub sample_prompt: String,
+    /// Ends a run before `run.steps`, once its task is solved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop: Option<Stop>,
+}
+
+/// When a run has done enough.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stop {
+    /// Accuracy at the training length that counts as solved, above 0 and at most 1.
+    pub accuracy: f64,
+    /// Validations in a row that have to reach it, at least 1.
+    pub checks: u64,
+    /// Validations after the last of these, before the run stops.
+    pub after: u64,
 }
 
 impl Default for Eval {
     fn default() -> Self {
-        Eval { every: 100, batches: 8, sample_tokens: 48, sample_prompt: String::new() }
+        Eval { every: 100, batches: 8, sample_tokens: 48, sample_prompt: String::new(), stop: None }
     }
 }
 
@@ -36,7 +51,15 @@ impl Eval {
                 format!("{} is above 2^32 - 1; a number above the batches of the text means all of it", self.batches);
             return wrong("eval.batches", what);
         }
-        Ok(())
+        match self.stop {
+            Some(s) if !(s.accuracy > 0.0 && s.accuracy <= 1.0) => {
+                wrong("eval.stop", format!("accuracy {} is not above 0 and at most 1", s.accuracy))
+            }
+            Some(Stop { checks: 0, .. }) => {
+                wrong("eval.stop", "checks is 0; at least one validation shows that a task is solved")
+            }
+            _ => Ok(()),
+        }
     }
 }
 

@@ -50,8 +50,9 @@ const TABLES: [(&str, &str, &str); 11] = [
 
 /// Further structs that a key's value is made of.
 #[cfg(test)]
-const PARTS: [(&str, &str, &str); 2] = [
+const PARTS: [(&str, &str, &str); 3] = [
     ("A ramp, for `router.alpha` and `router.gamma`", "Ramp", include_str!("router.rs")),
+    ("`eval.stop`", "Stop", include_str!("eval.rs")),
     ("`[[compare.arm]]`", "Arm", include_str!("compare.rs")),
 ];
 
@@ -97,6 +98,7 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("optim.beta2", "0 to below 1", "1.0"),
     ("optim.eps", "above 0", "0.0"),
     ("eval.batches", "at least 1", "0"),
+    ("eval.stop", "see below", "{accuracy=0.0,checks=1,after=0}"),
     ("checkpoint.keep_last", "at least 1", "0"),
     ("log.every", "at least 1", "0"),
     ("probe.sequences", "at least 1", "0"),
@@ -180,7 +182,7 @@ fn type_of(kind: &str) -> String {
         "bool" => "boolean".into(),
         "String" => "text".into(),
         "PathBuf" => "path".into(),
-        "Ramp" => "ramp".into(),
+        "Ramp" | "Stop" => kind.to_lowercase(),
         "Attention" => "table, see below".into(),
         _ if kind.starts_with("Option<") => type_of(&inner(kind).unwrap()),
         _ if kind.starts_with("Vec<") => format!("list of {}", type_of(&inner(kind).unwrap())),

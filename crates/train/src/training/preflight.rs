@@ -259,7 +259,10 @@ pub fn matmul_rate(device: &Device, compute: Compute) -> dash_core::Result<f64> 
 
 /// The text and the task that a run of `total` tokens sees.
 fn material(config: &Config, train_tokens: usize, total: f64) -> String {
-    let task = config.task.as_ref().map(|t| format!("task {}", word(&t.kind)));
+    let task = config.task.as_ref().map(|t| {
+        let shortcut = t.shortcut(config.data.seq_len, config.data.vocab_size).accuracy;
+        format!("task {} ({shortcut:.3} of its answers without matching a key)", word(&t.kind))
+    });
     let text = (train_tokens > 0).then(|| {
         let epochs = total / train_tokens as f64;
         format!("{:.1} M tokens of text ({epochs:.2} epochs)", train_tokens as f64 / 1e6)

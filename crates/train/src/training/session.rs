@@ -14,6 +14,7 @@ use super::metrics::Metrics;
 use super::pace::Pace;
 use super::preflight;
 use super::probe::Probe;
+use super::stop::Watch;
 use super::tasks::RouterChoice;
 use super::text::continue_text;
 use super::trainer::{StepStats, Trainer};
@@ -92,6 +93,8 @@ pub(super) struct Session<'a> {
     first: u64,
     /// Whether the router has been looked at for leaving nothing out.
     looked: bool,
+    /// Whether the run has done enough, where it has a rule for that.
+    watch: Option<Watch>,
 }
 
 impl<'a> Session<'a> {
@@ -111,7 +114,14 @@ impl<'a> Session<'a> {
         bar.reset_eta();
         let probe = Probe::new(parts.set.first_batch(), config.probe.sequences);
         let checkpoints = Checkpoints::of(&folder);
-        Ok(Session { checkpoints, metrics, probe, bar, speed: Speed::new(), first, looked: false, parts })
+        let mut watch = Watch::of(config);
+        watch.iter_mut().for_each(|watch| _ = watch.recall(&folder, first));
+        Ok(Session { checkpoints, metrics, probe, bar, speed: Speed::new(), first, looked: false, watch, parts })
+    }
+
+    /// Whether the run has done enough before its last update.
+    fn enough(&self) -> bool {
+        self.watch.is_some_and(|watch| watch.ended())
     }
 
     /// Trains to the end.
@@ -120,7 +130,7 @@ impl<'a> Session<'a> {
     /// See [`Failure`]: a run that failed, or one that a signal stopped after saving.
     pub fn run(mut self) -> Result<()> {
         let config = self.parts.config;
-        while self.parts.trainer.optimizer.step < config.run.steps {
+        while self.parts.trainer.optimizer.step < config.run.steps && !self.enough() {
             let step = self.parts.trainer.optimizer.step + 1;
             let mut due = Due::at(config, step);
             if let Some(stats) = self.update(step, due.log)?.filter(|_| due.log) {
@@ -139,13 +149,14 @@ impl<'a> Session<'a> {
             if due.validation {
                 self.validate()?;
             }
+            due.save |= self.enough();
             if due.save {
                 self.save()?;
             }
             if due.any() {
                 self.speed = Speed::new();
             }
-            if stop && step < config.run.steps {
+            if stop && step < config.run.steps && !self.enough() {
                 self.bar.finish_and_clear();
                 tell!("interrupted at step {step}, saved; continue with --resume");
                 return Err(Failure::Interrupted);
@@ -153,9 +164,14 @@ impl<'a> Session<'a> {
         }
         self.bar.finish_and_clear();
         budget::record(&config.folder(), &self.parts.trainer.model, &self.parts.set.by_length())?;
+        let (made, all) = (self.parts.trainer.optimizer.step, config.run.steps);
+        let solved = if made < all {
+            format!(" of {all}, enough because the task is solved (eval.stop)")
+        } else {
+            String::new()
+        };
         tell!(
-            "done: {} steps in {}, {}",
-            config.run.steps,
+            "done: {made} steps{solved} in {}, {}",
             preflight::duration(self.parts.began.elapsed().as_secs_f64()),
             config.folder().display()
         );
@@ -202,6 +218,7 @@ impl<'a> Session<'a> {
         let step = state.step;
         let v = set.run(&trainer.model, RouterChoice::Own)?;
         state.validation_loss = Some(v.loss);
+        self.watch.iter_mut().for_each(|watch| watch.saw(&v.task));
         let sample = match (config.eval.sample_tokens, &material.tokenizer) {
             (0, _) | (_, None) => None,
             (n, Some(tokenizer)) => {

@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 
 use dash_core::ops::attention::HostRoutes;
-use dash_data::{Batch, Question, Task};
+use dash_data::{Batch, Question, Shortcut, Task};
 use dash_model::attention::Reroute;
 use dash_model::{Attention, Model, RouterTrace};
 use serde_json::{Value, json};
 
+use super::spent::{Spent, Tally};
 use crate::config::Config;
 use crate::failure::Result;
 
@@ -60,10 +61,15 @@ impl Score {
         self.unseen += !seen as usize;
     }
 
+    /// Right answers over questions.
+    pub fn accuracy(&self) -> f64 {
+        self.right as f64 / self.asked.max(1) as f64
+    }
+
     fn json(&self) -> Value {
         let share = |n: usize| n as f64 / self.asked.max(1) as f64;
         json!({
-            "asked": self.asked, "accuracy": share(self.right), "router_missed": share(self.missed),
+            "asked": self.asked, "accuracy": self.accuracy(), "router_missed": share(self.missed),
             "reader_missed": share(self.misread), "unseen": share(self.unseen),
         })
     }
@@ -80,6 +86,12 @@ pub struct LengthResult {
     pub score: Score,
     /// By distance from the question to its evidence: key is the power of two that the distance is below.
     pub by_distance: BTreeMap<usize, Score>,
+    /// By the number of the question in its sequence.
+    pub by_question: Vec<Score>,
+    /// What a model reaches that never matches a key.
+    pub shortcut: Shortcut,
+    /// What each routed layer attends, and where; empty if dense.
+    pub spent: Vec<Spent>,
     /// Attended chunks / visible chunks; 1 if dense.
     pub density: f64,
     /// The same by layer; empty if dense.
@@ -95,6 +107,14 @@ impl LengthResult {
         line["length"] = json!(self.length);
         line["loss"] = json!(self.loss);
         line["density"] = json!(self.density);
+        line["shortcut"] = json!(self.shortcut.accuracy);
+        let questions = self.by_question.iter().zip(&self.shortcut.by_question).enumerate();
+        line["by_question"] = questions
+            .map(|(i, (score, shortcut))| {
+                json!({"question": i + 1, "asked": score.asked, "accuracy": score.accuracy(), "shortcut": shortcut})
+            })
+            .collect();
+        line["layers"] = self.spent.iter().map(Spent::json).collect();
         let rows = self.by_distance.iter().map(|(below, score)| {
             let mut row = score.json();
             row["distance_below"] = json!(below);
@@ -105,8 +125,15 @@ impl LengthResult {
     }
 }
 
-/// Fixed sequences at every length, that training never draws.
-pub struct TaskSet(Vec<(usize, Vec<Batch>)>);
+/// Fixed sequences of one length, that training never draws.
+struct Length {
+    length: usize,
+    batches: Vec<Batch>,
+    shortcut: Shortcut,
+}
+
+/// Those of every length.
+pub struct TaskSet(Vec<Length>);
 
 /// Whether some layer attends the evidence's chunk when it asks, or its window reaches it; everything is attended where nothing
 /// routes.
@@ -131,21 +158,22 @@ impl TaskSet {
         lengths.extend(&task.eval_lengths);
         lengths.sort_unstable();
         lengths.dedup();
-        let batches = |length: usize| {
+        let of = |length: usize| {
             let batch = (d.batch_size * d.seq_len / length).max(1);
-            (length, Batch::evaluation(task, length, d.vocab_size, batch, task.eval_sequences))
+            let batches = Batch::evaluation(task, length, d.vocab_size, batch, task.eval_sequences);
+            Length { length, batches, shortcut: task.shortcut(length, d.vocab_size) }
         };
-        TaskSet(lengths.into_iter().map(batches).collect())
+        TaskSet(lengths.into_iter().map(of).collect())
     }
 
     /// The sequences of the training length.
     pub fn batches(&self, length: usize) -> &[Batch] {
-        self.0.iter().find(|(l, _)| *l == length).map_or(&[], |(_, b)| b)
+        self.0.iter().find(|l| l.length == length).map_or(&[], |l| &l.batches)
     }
 
     /// All sequences by their length.
     pub fn by_length(&self) -> impl Iterator<Item = (usize, &[Batch])> {
-        self.0.iter().map(|(length, batches)| (*length, &batches[..]))
+        self.0.iter().map(|l| (l.length, &l.batches[..]))
     }
 
     /// Evaluates a model.
@@ -153,44 +181,62 @@ impl TaskSet {
     /// # Errors
     /// When the model has no positions for a length.
     pub fn run(&self, model: &Model, router: RouterChoice) -> Result<Vec<LengthResult>> {
-        let c = model.config();
-        let one = |(length, batches): &(usize, Vec<Batch>)| -> Result<LengthResult> {
-            let sequences = batches.iter().map(|b| b.batch).sum::<usize>() as f64;
-            let (mut score, mut by_distance) = (Score::default(), BTreeMap::<usize, Score>::new());
-            let (mut loss, mut listed, mut layers) = (0.0, 0.0, vec![0.0; c.layers]);
-            for b in batches {
-                let rows: Vec<usize> = b.questions.iter().map(|q| q.sequence * length + q.at).collect();
-                let reroute = router.of(&b.questions);
-                let (logits, routers) = model.logits_at(&model.ids(&b.inputs, b.batch)?, &rows, reroute.as_ref())?;
-                let logits = logits.to_f64()?;
-                let host = |trace: &Option<RouterTrace>| trace.as_ref().map(|t| t.routes().to_host()).transpose();
-                let lists = routers.iter().map(host).collect::<dash_core::Result<Vec<_>>>()?;
-                for ((q, &row), logits) in b.questions.iter().zip(&rows).zip(logits.chunks_exact(model.vocab())) {
-                    let answer = b.targets[row] as usize;
-                    let top = logits.iter().copied().fold(f64::MIN, f64::max);
-                    let best = logits.iter().position(|&x| x == top);
-                    loss += top + logits.iter().map(|x| (x - top).exp()).sum::<f64>().ln() - logits[answer];
-                    let (right, seen) = (best == Some(answer), seen(&c.attention, &lists, c.kv_heads, q));
-                    score.add(right, seen);
-                    by_distance.entry((q.at - q.evidence + 1).next_power_of_two()).or_default().add(right, seen);
+        self.0.iter().map(|length| length.run(model, router)).collect()
+    }
+}
+
+impl Length {
+    fn run(&self, model: &Model, router: RouterChoice) -> Result<LengthResult> {
+        let (c, length) = (model.config(), self.length);
+        let sequences = self.batches.iter().map(|b| b.batch).sum::<usize>() as f64;
+        let (mut score, mut by_distance) = (Score::default(), BTreeMap::<usize, Score>::new());
+        let (mut by_question, mut spent) = (Vec::new(), vec![None; c.layers]);
+        let (mut loss, mut listed, mut layers) = (0.0, 0.0, vec![0.0; c.layers]);
+        for b in &self.batches {
+            let rows: Vec<usize> = b.questions.iter().map(|q| q.sequence * length + q.at).collect();
+            let reroute = router.of(&b.questions);
+            let (logits, routers) = model.logits_at(&model.ids(&b.inputs, b.batch)?, &rows, reroute.as_ref())?;
+            let logits = logits.to_f64()?;
+            let host = |trace: &Option<RouterTrace>| trace.as_ref().map(|t| t.routes().to_host()).transpose();
+            let lists = routers.iter().map(host).collect::<dash_core::Result<Vec<_>>>()?;
+            let mut number = (0, 0);
+            for ((q, &row), logits) in b.questions.iter().zip(&rows).zip(logits.chunks_exact(model.vocab())) {
+                let answer = b.targets[row] as usize;
+                let top = logits.iter().copied().fold(f64::MIN, f64::max);
+                let best = logits.iter().position(|&x| x == top);
+                loss += top + logits.iter().map(|x| (x - top).exp()).sum::<f64>().ln() - logits[answer];
+                let (right, seen) = (best == Some(answer), seen(&c.attention, &lists, c.kv_heads, q));
+                score.add(right, seen);
+                by_distance.entry((q.at - q.evidence + 1).next_power_of_two()).or_default().add(right, seen);
+                number = if number.0 == q.sequence { (q.sequence, number.1 + 1) } else { (q.sequence, 1) };
+                if by_question.len() < number.1 {
+                    by_question.push(Score::default());
                 }
-                for (layer, trace) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?))) {
-                    let (stats, share) = (trace.stats()?, b.batch as f64 / sequences);
-                    layers[layer] += stats.density * share;
-                    listed += stats.tokens * share / c.layers as f64;
-                }
+                by_question[number.1 - 1].add(right, seen);
             }
-            Ok(LengthResult {
-                length: *length,
-                loss: loss / score.asked.max(1) as f64,
-                score,
-                by_distance,
-                density: if listed == 0.0 { 1.0 } else { layers.iter().sum::<f64>() / c.layers as f64 },
-                layers: if listed == 0.0 { Vec::new() } else { layers },
-                listed,
-            })
-        };
-        self.0.iter().map(one).collect()
+            for (layer, trace) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?))) {
+                let (stats, share) = (trace.stats()?, b.batch as f64 / sequences);
+                layers[layer] += stats.density * share;
+                listed += stats.tokens * share / c.layers as f64;
+            }
+            for (spent, list) in spent.iter_mut().zip(&lists) {
+                let Some(list) = list else { continue };
+                spent.get_or_insert_with(Tally::default).add(list, &b.questions);
+            }
+        }
+        let spent = spent.into_iter().enumerate().filter_map(|(layer, tally)| Some(tally?.spent(layer)));
+        Ok(LengthResult {
+            length,
+            loss: loss / score.asked.max(1) as f64,
+            score,
+            by_distance,
+            by_question,
+            shortcut: self.shortcut.clone(),
+            spent: spent.collect(),
+            density: if listed == 0.0 { 1.0 } else { layers.iter().sum::<f64>() / c.layers as f64 },
+            layers: if listed == 0.0 { Vec::new() } else { layers },
+            listed,
+        })
     }
 }
 

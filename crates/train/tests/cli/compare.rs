@@ -217,6 +217,65 @@ fn a_declared_comparison_tunes_decides_and_tells_a_changed_rule_first() {
 }
 
 #[test]
+fn runs_stop_when_they_have_solved_their_task_and_are_finished() {
+    let s = Sandbox::new();
+    let task = "task={kind=\"recall\",pairs=3,queries=2,eval_sequences=64}";
+    // a guess among the values is right often enough
+    let rules = "compare={seeds=1,primary=\"time-to-solve\",solved=0.01,checks=1,stop_after=2}";
+    let set = [task, "data.vocab_size=40", "run.steps=60", "eval.every=3", rules];
+    let arms = ["compare", "--arms", "dense,dash"];
+    let o = s.run(&arms, &set);
+    succeeded(&o);
+    let folder = s.path("runs/compare-test");
+    let text = fs::read_to_string(folder.join("report.md")).unwrap();
+    assert!(!text.contains("Attention:** dash") && !text.contains("mean over the run |"), "{text}");
+    for part in [
+        "stops 2 validations after",
+        "shortcut, simulated",
+        "Accuracy by question",
+        "Where the budget goes",
+        "Gamma and clipping",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    for arm in ["dense", "dash"] {
+        let run = folder.join("runs").join(format!("{arm}-s0"));
+        let record = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+        let lines = record.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap());
+        let checks: Vec<(u64, f64)> = lines
+            .filter(|l| l["split"] == "val")
+            .map(|l| (l["step"].as_u64().unwrap(), l["task"][0]["accuracy"].as_f64().unwrap()))
+            .collect();
+        let solved = checks.iter().position(|c| c.1 >= 0.01).unwrap();
+        assert_eq!(checks.len(), solved + 3, "{arm}: {checks:?}");
+        assert!(checks[solved + 2].0 < 60);
+        // nothing is left to do for a run that has done enough
+        let config = folder.join("configs").join(format!("{arm}-s0.toml"));
+        let o = std::process::Command::new(env!("CARGO_BIN_EXE_train"))
+            .args(["--config", config.to_str().unwrap(), "--resume"])
+            .current_dir(s.dir.path())
+            .output()
+            .unwrap();
+        succeeded(&o);
+        let told = String::from_utf8_lossy(&o.stderr).into_owned();
+        assert!(told.contains(&format!("done: {} steps of 60, enough", checks[solved + 2].0)), "{told}");
+        assert_eq!(fs::read_to_string(run.join("metrics.jsonl")).unwrap(), record);
+    }
+    let o = s.run(&arms, &set);
+    assert!(String::from_utf8_lossy(&o.stderr).contains("2 runs of 60 steps, 2 finished already"));
+    // a text is never solved
+    failed(&s.run(&["compare"], &["compare={stop_after=3}"]), 2, &["compare.stop_after: means nothing without [task]"]);
+    failed(
+        &s.run(&[], &["eval.stop={accuracy=0.9,checks=2,after=0}"]),
+        2,
+        &["eval.stop: means nothing without [task]"],
+    );
+    let stop = |rule: &str| s.run(&[], &[task, "data.vocab_size=40", &format!("eval.stop={rule}")]);
+    failed(&stop("{accuracy=1.5,checks=2,after=0}"), 2, &["eval.stop: accuracy 1.5 is not above 0 and at most 1"]);
+    failed(&stop("{accuracy=0.9,checks=0,after=0}"), 2, &["eval.stop: checks is 0"]);
+}
+
+#[test]
 fn declarations_that_no_run_can_satisfy_are_refused() {
     let s = Sandbox::new();
     let refused = |rules: &str, words: &[&str]| {

@@ -126,6 +126,10 @@ pub fn measures(config: &Config) -> Vec<Measure> {
     let loss = if text { "validation loss (nats a token)" } else { "loss of the answers (nats)" };
     out.push(measure("loss", loss.into(), Kind::Loss, String::new(), Take::Last));
     out.push(measure("mean loss", format!("{loss}, mean over the run"), Kind::Loss, String::new(), Take::Mean));
+    // runs that stop when they are solved have means over different updates
+    if config.compare.as_ref().is_some_and(|c| c.stop_after.is_some()) || config.eval.stop.is_some() {
+        out.retain(|m| m.take != Take::Mean);
+    }
     let primary = config.compare.as_ref().map_or("", |c| c.primary.as_str());
     // stable: the others keep their order
     out.sort_by_key(|m| m.key != primary);

@@ -6,8 +6,9 @@ use dash_model::kinds;
 
 use super::measure::{Measure, measures};
 use super::run::Run;
-use crate::config::{Arm, Compare, Config};
+use crate::config::{Arm, Compare, Config, Stop};
 use crate::failure::{Failure, Result};
+use crate::training::stop::Watch;
 
 /// Arms resolved to configurations.
 #[derive(Debug, Clone)]
@@ -202,6 +203,9 @@ fn check_rules(rules: &Compare, first_seed: u64, measured: &[Measure]) -> Result
             rules.primary
         )));
     }
+    if rules.stop_after.is_some() && !measured.iter().any(|m| m.key == "time-to-solve") {
+        return Err(Failure::request("compare.stop_after: means nothing without [task]; a text is never solved"));
+    }
     if !rules.criteria.as_os_str().is_empty() && !rules.criteria.is_file() {
         return Err(Failure::request(format!(
             "compare.criteria: {} is no file; write what would count for and against down before the first run",
@@ -294,6 +298,9 @@ impl Plan {
         config.run.name = name.into();
         config.run.dir = self.out.join(folder);
         config.run.threads = 1;
+        if let Some(after) = self.rules.stop_after {
+            config.eval.stop = Some(Stop { accuracy: self.rules.solved, checks: self.rules.checks, after });
+        }
         let run = Run {
             arm: arm.into(),
             seed: config.run.seed,
@@ -302,6 +309,7 @@ impl Plan {
             log: self.out.join("logs").join(format!("{name}.log")),
             steps: config.run.steps,
             after: Vec::new(),
+            stop: Watch::of(&config),
         };
         (run, config)
     }

@@ -13,6 +13,7 @@ use crate::config::{Config, Effect};
 use crate::failure::{Failure, Result};
 use crate::training::checkpoint::{self, Checkpoints};
 use crate::training::material::Material;
+use crate::training::stop::Watch;
 
 /// Begins the last line of a log whose process has ended.
 const ENDED: &str = "ended with ";
@@ -23,7 +24,7 @@ const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// All steps.
+    /// All steps, or as many as its rule to stop asks for.
     Done,
     /// Fewer: stopped, or not started.
     Unfinished,
@@ -65,10 +66,12 @@ pub struct Run {
     pub config: PathBuf,
     /// Where its output goes.
     pub log: PathBuf,
-    /// Updates that it makes.
+    /// Updates that it makes at most.
     pub steps: u64,
     /// Names of runs that have to end first: it takes something of them.
     pub after: Vec<String>,
+    /// When it stops before that.
+    pub stop: Option<Watch>,
 }
 
 impl Run {
@@ -86,7 +89,8 @@ impl Run {
     /// How it ended, or where it stands: its checkpoint, and the exit status that [`Run::ended`] wrote down. What the run said
     /// is only quoted.
     pub fn outcome(&self) -> Outcome {
-        if self.saved() == Some(self.steps) {
+        let enough = |step: u64| self.stop.and_then(|mut watch| watch.recall(&self.folder, step)) == Some(step);
+        if self.saved().is_some_and(|step| step == self.steps || enough(step)) {
             return Outcome::Done;
         }
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
@@ -209,12 +213,13 @@ pub fn check_pairs(runs: &[Run], hash: &str) -> Result<()> {
                 state.data_hash
             )));
         }
-        let (seen, first) = *tokens.get_or_insert((state.tokens, &run.folder));
-        if state.tokens != seen {
+        // runs may stop before their last update: what an update sees has to be the same
+        let each = state.tokens / state.step.max(1);
+        let (seen, first) = *tokens.get_or_insert((each, &run.folder));
+        if each != seen {
             return Err(Failure::request(format!(
-                "{}: saw {} tokens, {} saw {seen}; runs of different length cannot be paired. Choose another --out",
+                "{}: saw {each} tokens an update, {} saw {seen}; runs of different length cannot be paired. Choose another --out",
                 run.folder.display(),
-                state.tokens,
                 first.display()
             )));
         }

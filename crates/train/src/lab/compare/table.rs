@@ -86,6 +86,14 @@ impl Rows {
                 for (key, value) in object(result).iter().filter(|(k, _)| *k != "length") {
                     push(key, &at, value);
                 }
+                for (list, key) in [("by_question", "question"), ("layers", "layer")] {
+                    for part in result[list].as_array().into_iter().flatten() {
+                        let at = format!("{at} {key}={}", part[key]);
+                        for (name, value) in object(part).iter().filter(|(k, _)| *k != key) {
+                            push(name, &at, value);
+                        }
+                    }
+                }
                 for bin in result["by_distance"].as_array().into_iter().flatten() {
                     let at = format!("{at} distance<{}", bin["distance_below"]);
                     for (key, value) in object(bin).iter().filter(|(k, _)| *k != "distance_below") {
@@ -181,6 +189,16 @@ impl Rows {
             out.entry(r.step).or_default().push(r.value);
         }
         out.into_iter().collect()
+    }
+
+    /// The same where runs stop at different updates: a run that has stopped keeps its last value up to the last step of any arm.
+    pub fn held_curve(&self, arm: &str, split: &str, metric: &str, at: &str) -> Vec<(u64, Vec<f64>)> {
+        let steps: BTreeSet<u64> = self.of(split, metric, at).map(|r| r.step).collect();
+        let runs = self.curves(arm, split, metric, at);
+        let value = |run: &[(f64, f64)], step: u64| run.iter().rev().find(|p| p.0 <= step as f64).map(|p| p.1);
+        let all =
+            steps.into_iter().map(|step| (step, runs.iter().filter_map(|run| value(run, step)).collect::<Vec<_>>()));
+        all.filter(|(_, values)| !values.is_empty()).collect()
     }
 
     /// The same seed by seed, for pictures: (step, value).

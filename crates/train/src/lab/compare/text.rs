@@ -5,7 +5,8 @@ use crate::lab::stats::Estimate;
 
 /// Number and error, rounded to two digits of the error.
 pub fn rounded(x: f64, error: f64) -> (String, String) {
-    if !(error > 0.0 && error.is_finite() && x.is_finite()) {
+    // below the rounding of a mean an error is none
+    if !(error > 1e-12 * x.abs() && error.is_finite() && x.is_finite()) {
         return (trimmed(x), trimmed(error));
     }
     let decimals = 1 - error.log10().floor() as i32;
@@ -58,6 +59,7 @@ mod tests {
     fn two_digits_of_the_error() {
         for ((x, error), wanted) in [
             ((0.35812, 0.20349), ("0.36", "0.20")),
+            ((0.97, 3e-16), ("0.97", "3e-16")),
             ((1.483972, 0.0554), ("1.484", "0.055")),
             ((1253.0, 347.0), ("1250", "350")),
             ((16.0, 4.2), ("16.0", "4.2")),

@@ -70,7 +70,7 @@ const PULL: Pull =
 /// | `5 0 6 0 0 0 0 1` | 0 | chunk 1 | 6 | missed |
 /// | `6 0 6 6 0 0 0 1` | 0 | chunk 1 | 6 | right, unseen |
 /// | `0 0 0 0 0 0 5 1` | 6 | all: none has data | 5, of the own chunk | right |
-fn sequences() -> Vec<(usize, Vec<Batch>)> {
+fn sequences() -> Vec<Length> {
     let of = |rows: &[([u32; 8], usize)]| {
         let inputs: Vec<u32> = rows.iter().flat_map(|r| r.0).collect();
         let mut targets = vec![dash_data::IGNORE; inputs.len()];
@@ -83,7 +83,8 @@ fn sequences() -> Vec<(usize, Vec<Batch>)> {
     };
     let first = of(&[([0, 0, 5, 0, 0, 0, 0, 1], 2), ([0, 0, 5, 6, 0, 0, 0, 1], 2)]);
     let second = of(&[([5, 0, 6, 0, 0, 0, 0, 1], 0), ([6, 0, 6, 6, 0, 0, 0, 1], 0), ([0, 0, 0, 0, 0, 0, 5, 1], 6)]);
-    vec![(8, vec![first, second])]
+    let shortcut = Shortcut { accuracy: 0.25, by_question: vec![0.25] };
+    vec![Length { length: 8, batches: vec![first, second], shortcut }]
 }
 
 fn evaluate(attention: impl Into<Attention>, router: RouterChoice) -> LengthResult {
@@ -145,7 +146,7 @@ fn the_sets_of_a_task_have_every_length_once_and_as_many_sequences_as_asked() {
     let config = config(&[&set[..], &more[..]].concat());
     let tasks = TaskSet::new(config.task.as_ref().unwrap(), &config);
     let sizes = |length: usize| tasks.batches(length).iter().map(|b| (b.batch, b.inputs.len())).collect::<Vec<_>>();
-    assert_eq!(tasks.0.iter().map(|(length, _)| *length).collect::<Vec<_>>(), [32, 64, 128]);
+    assert_eq!(tasks.0.iter().map(|l| l.length).collect::<Vec<_>>(), [32, 64, 128]);
     // about 4 x 64 tokens at once
     assert_eq!(sizes(32), [(5, 160)]);
     assert_eq!(sizes(64), [(4, 256), (1, 64)]);
@@ -161,6 +162,18 @@ fn a_result_is_written_with_the_shares_of_its_distances() {
     let far = &line["by_distance"][1];
     assert_eq!((&far["distance_below"], &far["accuracy"], &far["unseen"]), (&json!(8), &json!(0.5), &json!(0.5)));
     assert_eq!(line["by_distance"].as_array().unwrap().len(), 2);
+    assert_eq!(line["shortcut"], 0.25);
+    assert_eq!(line["by_question"], json!([{"question": 1, "asked": 5, "accuracy": 0.6, "shortcut": 0.25}]));
+    // queries 0 to 3 attend 1 2 3 4 tokens; the others 5 6 7 and 4 or 8. 4 or 8 where it asks. Evidence in an earlier chunk: seen in 2 of
+    // 4 lists, which hold 1 of 3 earlier chunks
+    let layer = &line["layers"][0];
+    let close = |key: &str, want: f64| super::tests::close(layer[key].as_f64().unwrap(), want);
+    assert_eq!((&layer["layer"], line["layers"].as_array().unwrap().len()), (&json!(0), 1));
+    close("tokens_first_half", 2.5);
+    close("tokens_second_half", (5.0 + 6.0 + 7.0 + (4.0 * 4.0 + 8.0) / 5.0) / 4.0);
+    close("tokens_asked", 4.8);
+    close("answer_recall", 0.5);
+    close("answer_chance", 1.0 / 3.0);
     assert!(line["density"].as_f64().unwrap() < 1.0 && line["loss"].as_f64().unwrap() > 0.0);
 }
 

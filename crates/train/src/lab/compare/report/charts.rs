@@ -9,6 +9,8 @@ use crate::lab::stats::Estimate;
 struct Charts<'a> {
     arms: Vec<&'a str>,
     rows: &'a Rows,
+    /// Whether runs stop when they are solved.
+    stops: bool,
     out: Vec<(String, Drawn)>,
 }
 
@@ -66,9 +68,12 @@ impl Charts<'_> {
 
     /// A figure over the updates.
     fn curves(&mut self, name: &str, title: &str, y: &str, (split, metric, at): (&str, &str, &str)) {
-        let rows = self.rows;
+        let (rows, stops) = (self.rows, self.stops);
         let points = |arm: &str| {
-            let curve = rows.curve(arm, split, metric, at);
+            let curve = match stops {
+                true => rows.held_curve(arm, split, metric, at),
+                false => rows.curve(arm, split, metric, at),
+            };
             curve.into_iter().map(|(step, v)| pointed(metric, step as f64, &v)).collect()
         };
         let runs = |arm: &str| {
@@ -154,7 +159,12 @@ impl Charts<'_> {
 
 /// Accuracy and loss over the updates.
 pub fn learning(study: &Study) -> Vec<(String, Drawn)> {
-    let mut charts = Charts { arms: study.plan.names(), rows: &study.results.finished, out: Vec::new() };
+    let mut charts = Charts {
+        arms: study.plan.names(),
+        rows: &study.results.finished,
+        stops: study.plan.rules.stop_after.is_some(),
+        out: Vec::new(),
+    };
     if study.plan.base().task.is_some() {
         let length = format!("length={}", study.plan.base().data.seq_len);
         charts.curves("accuracy", "accuracy at the training length", "accuracy", ("val", "accuracy", &length));
@@ -165,7 +175,12 @@ pub fn learning(study: &Study) -> Vec<(String, Drawn)> {
 
 /// All other pictures.
 pub fn others(study: &Study) -> Section {
-    let mut charts = Charts { arms: study.plan.names(), rows: &study.results.finished, out: Vec::new() };
+    let mut charts = Charts {
+        arms: study.plan.names(),
+        rows: &study.results.finished,
+        stops: study.plan.rules.stop_after.is_some(),
+        out: Vec::new(),
+    };
     charts.curves("training-loss", "training loss", "nats", ("train", "loss", ""));
     charts.curves("gamma", "gamma", "factor on the routing scores", ("train", "gamma", ""));
     charts.densities();

@@ -8,6 +8,7 @@ mod repeat;
 mod study;
 mod survival;
 mod tables;
+mod task;
 #[cfg(test)]
 mod tests;
 
@@ -132,6 +133,12 @@ fn warnings(study: &Study, notes: &Notes) -> Vec<String> {
         let what = "several builds or processors trained the runs; a seed has the same bits on one of them only";
         out.push(format!("Not one machine: {what}."));
     }
+    if let Some(shortcut) = task::shortcut(study).filter(|a| *a >= study.plan.rules.solved) {
+        out.push(format!(
+            "compare.solved is {}, and a model that never matches a key reaches {shortcut:.3}: solved says nothing.",
+            study.plan.rules.solved
+        ));
+    }
     for choice in study.choices.iter().filter(|c| c.at_edge() && c.tried.len() > 1) {
         out.push(format!(
             "The best learning rate of {} is {}, at the edge of those tried; a better one may lie beyond it.",
@@ -152,7 +159,10 @@ impl Report {
         let mut sections = vec![contrasts::table(study, 0), tables::seeds(study), tables::summary(study)];
         sections.extend(survival::section(study));
         sections.extend((1..study.measures.len()).map(|i| contrasts::table(study, i)));
-        sections.extend([tables::budget(study), tables::errors(study)]);
+        sections.push(tables::budget(study));
+        sections.extend([task::spent(study), task::knobs(study)].into_iter().flatten());
+        sections.push(tables::errors(study));
+        sections.extend(task::questions(study));
         sections.extend(tables::faults(study));
         sections.extend(tables::gradients(study));
         sections.extend(tables::rates(study));

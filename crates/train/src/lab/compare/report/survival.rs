@@ -3,6 +3,7 @@
 use super::super::contrast::Contrast;
 use super::super::text::{number, probability};
 use super::study::{Section, Study};
+use super::task;
 use crate::lab::chart::{Chart, Drawn, Line, Point, Style};
 use crate::lab::stats::{Time, kaplan_meier, median, restricted_mean};
 
@@ -71,8 +72,14 @@ pub fn section(study: &Study) -> Option<Section> {
         1 => "one validation".to_string(),
         n => format!("{n} validations in a row"),
     };
+    let shortcut = task::shortcut(study)
+        .map_or(String::new(), |a| format!("A model that never matches a key reaches {a:.3} (shortcut, simulated). "));
+    let stops = rules.stop_after.map_or(String::new(), |n| {
+        format!("A run stops {n} validations after it has solved the task; its last values are those of then. ")
+    });
     let note = format!(
-        "Solved: an accuracy of at least {} at the training length in {checks}; the time is the update of the last of them. A run that never \
+        "Solved: an accuracy of at least {} at the training length in {checks}; the time is the update of the last of them. {shortcut}{stops}A \
+         run that never \
          did is censored at its last planned update, {}, and so is one that failed. Restricted mean: the mean time up to that update, the \
          area below the Kaplan-Meier curve; its differences, paired by seed, are in the table of the time to solve. Log-rank: the exact \
          unpaired test against the baseline, over all divisions of these runs into two groups; in brackets the smallest p that these \
