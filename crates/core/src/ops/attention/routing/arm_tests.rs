@@ -216,7 +216,7 @@ fn random_chunks_are_uniform_fixed_and_differ_by_place() {
     let random = Random { seed: 5, layer: 1, chunk_size: 4 };
     let of = |random, t, past| random_routing(&dev, (2, 2, t), past, random, Top::All(3)).unwrap().to_host().unwrap();
     let list = of(random, 400, 0);
-    let mut counts = vec![0; 50];
+    let mut counts = [0; 50];
     for (kv, query) in (0..2).flat_map(|kv| (0..400).map(move |q| (kv, q))) {
         let chunks = list.chunks_of(0, kv, query);
         assert_eq!(chunks, list.chunks_of(1, kv, query), "sequences of a batch have the same");
