@@ -77,11 +77,11 @@ mod tests {
 
     /// Number of the validation, from 1, at which a run ends.
     fn ends(mut watch: Watch, accuracies: &[f64]) -> Option<usize> {
-        let mut ended = |a: &f64| {
+        let ended = |a: &f64| {
             watch.count(*a);
             watch.ended()
         };
-        accuracies.iter().position(|a| ended(a)).map(|i| i + 1)
+        accuracies.iter().position(ended).map(|i| i + 1)
     }
 
     #[test]
