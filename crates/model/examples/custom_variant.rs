@@ -24,6 +24,7 @@ struct LinearBias {
     slope: f64,
 }
 
+/// What there is to know of the variant without a value of it.
 pub static SPEC: Spec = Spec {
     kind: "linear-bias",
     about: "Softmax attention with a learned linear bias on the distance.",
@@ -130,6 +131,7 @@ pub fn train(steps: usize) -> Result<(f64, f64)> {
     Ok((losses[0], losses[steps]))
 }
 
+/// Checks the gradient, then trains.
 pub fn main() -> Result<()> {
     // every element of every input against central differences in f64
     let device = dash_core::testing::device();

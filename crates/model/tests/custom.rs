@@ -1,7 +1,6 @@
 //! A variant of another crate: the one of the example.
 
 #[path = "../examples/custom_variant.rs"]
-#[allow(missing_docs, reason = "the example documents what its reader meets")]
 mod example;
 
 use dash_core::rng::Rng;
