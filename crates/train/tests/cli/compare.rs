@@ -165,6 +165,10 @@ fn a_declared_comparison_tunes_decides_and_tells_a_changed_rule_first() {
     succeeded(&o);
     let told = String::from_utf8_lossy(&o.stderr).into_owned();
     assert!(
+        told.contains("warning: budgets may differ: training decides what dash attends, dense attends 24.5"),
+        "{told}"
+    );
+    assert!(
         told.contains("learning rates: 8 runs of 4 steps") && told.contains("learning rate of dash: 0.00"),
         "{told}"
     );
@@ -197,6 +201,9 @@ fn a_declared_comparison_tunes_decides_and_tells_a_changed_rule_first() {
     let again = fs::read_to_string(s.path("again/report.md")).unwrap();
     let tables = |t: &str| t.lines().filter(|l| l.starts_with('|')).map(str::to_string).collect::<Vec<_>>();
     assert!(tables(&text).len() > 30 && tables(&again) == tables(&text));
+    let builds =
+        |t: &str| t.lines().filter(|l| l.starts_with("Trained by version")).map(str::to_string).collect::<Vec<_>>();
+    assert!(builds(&text).len() == 1 && builds(&again) == builds(&text), "{again}");
 
     // another rule or another text of the criteria is told in the first line
     let other = [task, "data.vocab_size=40", "run.steps=6", "eval.every=2", changed.as_str()];
@@ -360,7 +367,10 @@ fn a_run_of_a_killed_comparison_saves_and_its_comparison_goes_on() {
     let text = error_of(&command("run.steps=3000").output().unwrap(), 0);
     assert!(text.contains("dense-s0 done"), "{text}");
     let said = fs::read_to_string(s.path("cmp/runs/dense-s0/run.log")).unwrap();
-    assert!(said.contains("saved; continue with --resume") && said.contains("resuming from"), "{said}");
+    assert!(
+        said.contains("saved; continue with: ") && !said.contains("--with-parent") && said.contains("resuming from"),
+        "{said}"
+    );
     let left = fs::read_dir(s.path("cmp/runs/dense-s0/checkpoints")).unwrap().map(|e| e.unwrap().path());
     assert!(!left.into_iter().any(|p| is_hidden(&p)), "a leftover stays");
 }

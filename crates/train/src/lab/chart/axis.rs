@@ -26,7 +26,8 @@ impl Axis {
     /// With room at both ends, a share of the range.
     pub fn padded(self, share: f64) -> Self {
         let size = self.low.abs().max(self.high.abs());
-        let room = ((self.high - self.low) * share).max(1e-3 * size).max(1e-9);
+        // around zero alone there is no size to go by
+        let room = if size == 0.0 { 1.0 } else { ((self.high - self.low) * share).max(1e-3 * size).max(1e-9) };
         Axis { low: self.low - room, high: self.high + room, ..self }
     }
 

@@ -38,6 +38,8 @@ pub struct Forest {
 
 const ROW: f64 = 44.0;
 const TOP: f64 = 44.0;
+/// Height of a row's name and number, above its interval.
+const WORDS: f64 = 19.0;
 
 impl Forest {
     /// Draws it; `None` without a number to show.
@@ -66,10 +68,15 @@ impl Forest {
             let (left, right) = (at(-margin), at(margin));
             picture.bar((left, TOP - 6.0), (right - left, bottom - TOP + 6.0), "z");
         }
-        picture.path(&[(at(0.0), TOP - 6.0), (at(0.0), bottom)], "a", "");
-        picture.text((at(0.0) - 6.0, 36.0), Anchor::End, "m", &clipped(&format!("← {}", self.sides.0), at(0.0) - 12.0));
-        let room = WIDTH - at(0.0) - 12.0;
-        picture.text((at(0.0) + 6.0, 36.0), Anchor::Start, "m", &clipped(&format!("{} →", self.sides.1), room));
+        // beside each row's words, not through them
+        for i in 0..self.rows.len() {
+            let top = TOP + ROW * i as f64;
+            picture.path(&[(at(0.0), top + WORDS), (at(0.0), top + ROW)], "a", "");
+        }
+        // at the edges, where neither is cut, however near an edge zero lies
+        let room = WIDTH / 2.0 - 20.0;
+        picture.text((14.0, 36.0), Anchor::Start, "m", &clipped(&format!("← {}", self.sides.0), room));
+        picture.text((WIDTH - 14.0, 36.0), Anchor::End, "m", &clipped(&format!("{} →", self.sides.1), room));
         picture.path(&[(14.0, bottom), (WIDTH - 14.0, bottom)], "a", "");
         for tick in axis.ticks(5) {
             picture.path(&[(at(tick), bottom), (at(tick), bottom + 4.0)], "a", "");
@@ -126,5 +133,10 @@ mod tests {
         assert_eq!(drawn.inline.matches("<circle").count(), 2);
         assert!(drawn.inline.contains("class=\"z\"") && !drawn.inline.contains("NaN"));
         assert!(forest(f64::NAN, Vec::new()).draw().is_none());
+        // zero at the edge of the axis cuts neither side's word, and its line begins below the row's words
+        let far = forest(0.9, vec![0.8, 1.0]).draw().unwrap().inline;
+        assert!(far.contains("← worse") && far.contains("better →"), "{far}");
+        let zero = far.lines().find(|l| l.starts_with("<path class=\"a\"")).unwrap();
+        assert!(zero.contains(&format!(" {}L", TOP + WORDS)), "{zero}");
     }
 }

@@ -63,6 +63,8 @@ pub struct Style {
     pub log_x: bool,
     /// Logarithmic y; what is not positive is not drawn.
     pub log_y: bool,
+    /// y from 0 to 1, whatever the values are.
+    pub unit_y: bool,
     /// How points are joined.
     pub join: Join,
 }
@@ -108,7 +110,12 @@ impl Chart {
         let runs = self.lines.iter().flat_map(|l| &l.runs).flatten().filter(|_| !hide_bands);
         let shown = all().flat_map(|p| if hide_bands { [p.y, f64::NAN, f64::NAN] } else { [p.y, p.low, p.high] });
         let x = Axis::over(all().map(|p| p.x), self.style.log_x)?.padded(0.02);
-        let y = Axis::over(shown.chain(runs.map(|r| r.1)), self.style.log_y)?.padded(0.05);
+        let mut shown: Vec<f64> = shown.chain(runs.map(|r| r.1)).collect();
+        // an axis over nothing but zeros would tell a billionth
+        if self.style.unit_y || (!self.style.log_y && shown.iter().all(|y| *y == 0.0 || y.is_nan())) {
+            shown.extend([0.0, 1.0]);
+        }
+        let y = Axis::over(shown, self.style.log_y)?.padded(0.05);
         let places = legend(&self.lines);
         let rows = places.iter().map(|p| p.1 + 1).max().unwrap_or(0);
         let height = 306.0 + 17.0 * rows as f64;
@@ -216,6 +223,16 @@ mod tests {
     fn a_chart_without_numbers_is_none() {
         assert!(chart(&[(1.0, f64::NAN)], Style::default()).draw().is_none());
         assert!(chart(&[(1.0, -2.0)], Style { log_y: true, ..Style::default() }).draw().is_none());
+    }
+
+    #[test]
+    fn an_axis_of_shares_goes_from_0_to_1_and_one_of_zeros_is_no_billionth() {
+        let solved =
+            chart(&[(1.0, 0.0), (2.0, 0.25)], Style { unit_y: true, ..Style::default() }).draw().unwrap().inline;
+        let zeros = chart(&[(1.0, 0.0), (2.0, 0.0)], Style::default()).draw().unwrap().inline;
+        for picture in [solved, zeros] {
+            assert!(picture.contains(">0<") && picture.contains(">1<") && !picture.contains("e-"), "{picture}");
+        }
     }
 
     #[test]

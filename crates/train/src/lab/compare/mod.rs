@@ -3,6 +3,7 @@
 //! Every run is the ordinary `train` command in a process of its own with one thread (a run's bits do not depend on it, and
 //! independent runs use the cores better than one run does) or on a GPU, so an arm that diverges takes nothing along, and an interrupted
 //! comparison resumes run by run from their checkpoints.
+mod budget;
 mod contrast;
 mod criteria;
 mod measure;
@@ -245,6 +246,7 @@ pub fn compare(plan: &Plan, jobs: &Jobs, interrupt: impl FnOnce() -> anyhow::Res
         )));
     }
     jobs.check_cards(plan)?;
+    budget::before(plan).iter().for_each(|what| tell!("warning: {what}"));
     let data = Material::of(plan.base())?;
     let _lock = RunLock::take(&plan.out)?;
     settle(plan.tuning_runs().into_iter().chain(plan.runs()));

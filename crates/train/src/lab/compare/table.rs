@@ -19,7 +19,7 @@ pub struct Row {
     pub split: String,
     /// What it is.
     pub metric: String,
-    /// Where: empty, `layer=2`, `length=256` or `length=256 distance<64`.
+    /// Where: empty, `layer=2`, `length=256` or `length=256 distance<64`; of `trained_by` build and machine, `version 0.1.0; commit ...`.
     pub at: String,
     /// The number.
     pub value: f64,
@@ -46,6 +46,9 @@ impl Results {
 /// All rows of a comparison.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rows(pub Vec<Row>);
+
+/// The metric of a row whose place says which build and machine trained the run.
+const MAKER: &str = "trained_by";
 
 const HEAD: &str = "arm,seed,step,split,metric,at,value";
 
@@ -118,6 +121,20 @@ impl Rows {
     pub fn push_run(&mut self, arm: &str, seed: u64, step: u64, metric: &str, value: f64) {
         let (arm, split, metric) = (arm.into(), "run".into(), metric.into());
         self.0.push(Row { arm, seed, step, split, metric, at: String::new(), value });
+    }
+
+    /// Adds a build and machine that trained a run, in words: in the place of a number it has 1.
+    pub fn push_maker(&mut self, arm: &str, seed: u64, step: u64, maker: &str) {
+        // a field holds no comma and no quote
+        let at = maker.replace(", ", "; ").replace([',', '"', '\n', '\r'], " ");
+        let (arm, split, metric) = (arm.into(), "run".into(), MAKER.into());
+        self.0.push(Row { arm, seed, step, split, metric, at, value: 1.0 });
+    }
+
+    /// Builds and machines of all runs, one a run and build.
+    pub fn makers(&self) -> impl Iterator<Item = String> + '_ {
+        let own = self.0.iter().filter(|r| r.split == "run" && r.metric == MAKER);
+        own.map(|r| r.at.replace("; ", ", "))
     }
 
     /// As CSV. No field holds a comma or a quote: arms are checked, the rest is ours.

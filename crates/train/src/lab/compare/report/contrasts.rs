@@ -1,9 +1,10 @@
 //! Arms against their baselines: tables, the forest plot and the paired plot.
 
+use super::super::budget;
 use super::super::contrast::Contrast;
 use super::super::measure::Kind;
 use super::super::text::{number, probability, rounded};
-use super::study::{Section, Study};
+use super::study::{Section, Study, Table};
 use crate::lab::chart::{Drawn, Forest, Pairs, Panel, Row, trimmed};
 
 /// `+0.36 (0.16 to 0.56)`
@@ -86,34 +87,55 @@ fn cells(c: &Contrast) -> Vec<String> {
     ]
 }
 
+/// What the columns of all tables of comparisons mean, said once, below the first one.
+fn columns(study: &Study) -> String {
+    let margin = study.plan.rules.margin.filter(|_| !study.plan.rules.primary.is_empty());
+    let equivalent = margin.map_or(String::new(), |m| {
+        format!(" Equivalent: p of two one-sided tests against the margin of {}.", trimmed(m))
+    });
+    format!(
+        "A difference is arm minus baseline, seed by seed. Holm: p corrected for all comparisons of the table{}. Sign-flip: exact p and, in \
+         brackets, the smallest that so many pairs can give.{equivalent} Could have shown: the smallest true difference found four times of \
+         five, and in brackets the same where the deviation lies at the upper end of its interval.",
+        if study.contrasts[0].iter().any(|c| c.declared) { " but the declared one" } else { "" },
+    )
+}
+
+/// Removes the columns with these heads that hold nothing in any row.
+fn without_empty(table: &mut Table, heads: &[&str]) {
+    for head in heads {
+        let Some(i) = table.head.iter().position(|h| h == head) else { continue };
+        if table.rows.iter().all(|row| row[i] == "-") {
+            table.head.remove(i);
+            table.rows.iter_mut().for_each(|row| _ = row.remove(i));
+        }
+    }
+}
+
+/// `104 against 50.5` for every comparison, where a budget differs from its baseline's.
+fn attended(study: &Study) -> Option<Vec<String>> {
+    let of = |arm: &str| budget::measured(&study.results.finished, arm);
+    let pairs: Vec<_> = study.contrasts[0].iter().map(|c| of(&c.arm).zip(of(&c.baseline))).collect();
+    let unequal = pairs.iter().flatten().any(|(a, b)| budget::differ(*a, *b));
+    let told =
+        |pair: Option<(f64, f64)>| pair.map_or("-".into(), |(a, b)| format!("{} against {}", trimmed(a), trimmed(b)));
+    unequal.then(|| pairs.into_iter().map(told).collect())
+}
+
 /// The comparisons by a measure.
 pub fn table(study: &Study, i: usize) -> Section {
     let m = &study.measures[i];
     let primary = m.key == study.plan.rules.primary;
     let title = format!("{}: {}", if primary { "Primary outcome" } else { "Exploratory" }, m.title);
-    let student = "The interval and p are of Student's paired t test.";
+    let student = "Interval and p: Student's paired t test.";
     let how = match m.kind {
         Kind::Loss => student,
         // more pairs than can be enumerated
         Kind::Accuracy | Kind::Time if study.contrasts[i].iter().any(|c| !c.exact && c.pairs.len() > 1) => student,
         Kind::Accuracy | Kind::Time => {
-            "The interval and p are of the exact sign-flip test; the interval has the level that so many pairs give, and a t \
-             interval would describe such values badly."
+            "Interval and p: exact sign-flip test, at the level that so many pairs give; a t interval would describe such values badly."
         }
     };
-    let note = format!(
-        "A difference is arm minus baseline, seed by seed. {how} Holm: p corrected for all comparisons of this table{}. Sign-flip: exact \
-         p and, in brackets, the smallest that so many pairs can give. Equivalent: p of two one-sided tests against the margin{}. Could \
-         have shown: the smallest true difference found four times of five, and in brackets the same where the deviation lies at the upper \
-         end of its interval.",
-        if study.contrasts[i].iter().any(|c| c.declared) { " but the declared one" } else { "" },
-        study
-            .plan
-            .rules
-            .margin
-            .filter(|_| primary)
-            .map_or(" (none is declared)".into(), |m| format!(" of {}", trimmed(m))),
-    );
     let head = [
         "arm",
         "against",
@@ -128,8 +150,17 @@ pub fn table(study: &Study, i: usize) -> Section {
         "higher in",
         "could have shown",
     ];
-    let section = Section::new(&title).with_table(head, study.contrasts[i].iter().map(cells).collect());
+    let mut section = Section::new(&title).with_table(head, study.contrasts[i].iter().map(cells).collect());
+    if let Some(table) = &mut section.table {
+        without_empty(table, &["equivalent"]);
+        if let Some(column) = attended(study).filter(|_| i == 0) {
+            table.head.insert(3, "attended tokens".into());
+            table.rows.iter_mut().zip(column).for_each(|(row, cell)| row.insert(3, cell));
+        }
+    }
     let name = format!("pairs-{}", m.key.replace([' ', '='], "-"));
     let charts = if i == 0 { paired(study, i) } else { None };
+    let note =
+        if i == 0 { format!("{} {how}", columns(study)) } else { format!("Columns as in the first table. {how}") };
     section.with_chart(&name, charts).with_note(&note)
 }

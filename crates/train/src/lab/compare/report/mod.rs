@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+use super::budget;
 use super::contrast::{ENOUGH, contrasts};
 use super::criteria;
 use super::plan::Plan;
@@ -26,7 +27,7 @@ use crate::files::replace_file;
 use study::{Notes, Report, Study};
 
 impl Notes {
-    fn of(plan: &Plan, runs: &[Run]) -> Result<Self> {
+    fn of(plan: &Plan, runs: &[Run], rows: &Rows) -> Result<Self> {
         let tell = |run: &Run| match run.outcome() {
             Outcome::Done => None,
             Outcome::Unfinished => Some(format!(
@@ -46,7 +47,7 @@ impl Notes {
         Ok(Notes {
             unfinished: runs.iter().filter_map(tell).collect(),
             criteria: criteria::status(plan, &plan.out)?,
-            builds: repeat::builds(runs),
+            builds: repeat::builds(rows),
         })
     }
 }
@@ -65,6 +66,9 @@ pub fn rows(plan: &Plan, runs: &[Run]) -> Result<Rows> {
         let arm = run.arm.split('@').next().unwrap_or_default();
         let rate = run.arm.split('@').nth(1).and_then(|r| r.parse().ok());
         let config = plan.arms.iter().find(|(name, _)| name == arm).map_or(plan.base(), |(_, config)| config);
+        for maker in repeat::makers(run) {
+            rows.push_maker(&run.arm, run.seed, step, &maker);
+        }
         let mut push = |metric: &str, value: f64| rows.push_run(&run.arm, run.seed, step, metric, value);
         push("finished", (outcome == Outcome::Done) as u8 as f64);
         push("failed", matches!(outcome, Outcome::Failed(_)) as u8 as f64);
@@ -83,9 +87,10 @@ pub fn rows(plan: &Plan, runs: &[Run]) -> Result<Rows> {
 /// When a record cannot be read or a file cannot be written.
 pub fn write(plan: &Plan, runs: &[Run], tuning: &[Run]) -> Result<PathBuf> {
     let mut all = rows(plan, runs)?;
+    let notes = Notes::of(plan, runs, &all)?;
     all.0.extend(rows(plan, tuning)?.0);
     replace_file(&plan.out.join("results.csv"), all.csv().as_bytes())?;
-    save(plan, &Report::new(plan, &Results::of(all), &Notes::of(plan, runs)?))
+    save(plan, &Report::new(plan, &Results::of(all), &notes))
 }
 
 /// Writes the report of published rows; the runs need not be there.
@@ -108,7 +113,8 @@ pub fn write_from(plan: &Plan, path: &Path) -> Result<PathBuf> {
     std::fs::create_dir_all(&plan.out).with_context(|| format!("{} cannot be created", plan.out.display()))?;
     // the record of what was declared lies beside the rows
     let folder = path.parent().unwrap_or(&plan.out);
-    let notes = Notes { criteria: criteria::status(plan, folder)?, ..Notes::default() };
+    let own = Rows(results.all.0.iter().filter(|r| !r.arm.contains('@')).cloned().collect());
+    let notes = Notes { criteria: criteria::status(plan, folder)?, builds: repeat::builds(&own), ..Notes::default() };
     save(plan, &Report::new(plan, &results, &notes))
 }
 
@@ -129,6 +135,7 @@ fn warnings(study: &Study, notes: &Notes) -> Vec<String> {
     if (study.plan.rules.seeds as usize) < ENOUGH {
         out.push(format!("Fewer than {ENOUGH} seeds: the numbers are reported, nothing is decided."));
     }
+    out.extend(budget::after(study.plan, &study.results.finished));
     if notes.builds.len() > 1 {
         let what = "several builds or processors trained the runs; a seed has the same bits on one of them only";
         out.push(format!("Not one machine: {what}."));

@@ -11,13 +11,20 @@ impl Table {
         self.rows.iter().for_each(|r| _ = writeln!(out, "| {} |", r.join(" | ")));
     }
 
+    /// Every cell names its column, so that a narrow page can show a row as a card; the more columns, the wider a page that does.
     fn html(&self, out: &mut String) {
-        let cells = |kind: &str, row: &[String]| {
-            row.iter().map(|c| format!("<{kind}>{}</{kind}>", escape(c))).collect::<String>()
+        let class = match self.head.len() {
+            0..=3 => "few",
+            4..=7 => "some",
+            _ => "many",
         };
-        let head = cells("th", &self.head);
-        let _ = writeln!(out, "<div class=\"wide\"><table><thead><tr>{head}</tr></thead><tbody>");
-        self.rows.iter().for_each(|r| _ = writeln!(out, "<tr>{}</tr>", cells("td", r)));
+        let head: String = self.head.iter().map(|c| format!("<th>{}</th>", escape(c))).collect();
+        let _ = writeln!(out, "<div class=\"wide\"><table class=\"{class}\"><thead><tr>{head}</tr></thead><tbody>");
+        for row in &self.rows {
+            let cell = |(name, c): (&String, &String)| format!("<td data-of=\"{}\">{}</td>", escape(name), escape(c));
+            let cells: String = self.head.iter().zip(row).map(cell).collect();
+            let _ = writeln!(out, "<tr>{cells}</tr>");
+        }
         *out += "</tbody></table></div>\n";
     }
 }

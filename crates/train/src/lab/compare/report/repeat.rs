@@ -3,24 +3,26 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::run::Run;
+use super::super::table::Rows;
 use super::study::{Notes, Section, Study};
 use crate::config::word;
 use crate::training::provenance;
 use dash_data::TaskKind;
 
-/// Builds and machines of runs that say so, with the number of runs of each.
-pub fn builds(runs: &[Run]) -> Vec<String> {
+/// Builds and machines that trained a run, as its folder says: a run that went on elsewhere has several. A list that cannot be read
+/// is told by `train eval`.
+pub fn makers(run: &Run) -> BTreeSet<String> {
+    let starts = provenance::read(&run.folder).unwrap_or_default();
+    starts.iter().map(provenance::Start::maker).collect()
+}
+
+/// Builds and machines of runs whose rows say so, with the number of runs of each.
+pub fn builds(rows: &Rows) -> Vec<String> {
     let mut counts = BTreeMap::<String, usize>::new();
-    for run in runs {
-        // a run that went on elsewhere has several; a list that cannot be read is told by `train eval`
-        let starts = provenance::read(&run.folder).unwrap_or_default();
-        let own: BTreeSet<String> = starts.iter().map(provenance::Start::maker).collect();
-        own.into_iter().for_each(|build| *counts.entry(build).or_default() += 1);
-    }
-    counts
-        .into_iter()
-        .map(|(build, n)| format!("Trained by {build} ({n} {})", if n == 1 { "run" } else { "runs" }))
-        .collect()
+    rows.makers().for_each(|build| *counts.entry(build).or_default() += 1);
+    let told =
+        |(build, n): (String, usize)| format!("Trained by {build} ({n} {})", if n == 1 { "run" } else { "runs" });
+    counts.into_iter().map(told).collect()
 }
 
 /// What was compared, and how to do it again.
@@ -55,13 +57,13 @@ pub fn section(study: &Study, notes: &Notes) -> Section {
         lines.push(format!("tuning seeds, none of which is a seed of the comparison: {seeds}"));
     }
     match notes.builds.is_empty() {
-        true => lines.push("build and machine: not recorded in the run folders".into()),
+        true => lines.push("build and machine: not recorded".into()),
         false => lines.extend(notes.builds.iter().cloned()),
     }
     let mut section = Section::new("How to repeat it").with_note(&format!(
         "{} Seed by seed, arms start from equal weights wherever both have a parameter, and see the same sequences in the same order. Every \
-         number here is computed from results.csv beside this file; `--rows results.csv` with the command above makes the report again \
-         from it alone. Thin lines in pictures are single runs, bands 95 % intervals over seeds.",
+         number here is computed from results.csv beside this file, which names build and machine, too; `--rows results.csv` with the \
+         command above makes the report again from it and, where criteria were declared, criteria.json beside it. Thin lines in pictures are single runs, bands 95 % intervals over seeds.",
         notes.criteria.file
     ));
     section.lines = lines;

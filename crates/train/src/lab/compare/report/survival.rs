@@ -38,7 +38,7 @@ fn curves(study: &Study, i: usize) -> Option<Drawn> {
         x: "update".into(),
         y: "share of runs (1 − Kaplan-Meier)".into(),
         lines: with_runs.map(line).collect(),
-        style: Style::default(),
+        style: Style { unit_y: true, ..Style::default() },
     };
     chart.draw()
 }

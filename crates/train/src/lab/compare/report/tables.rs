@@ -21,6 +21,20 @@ fn of_arm(study: &Study, m: &Measure, arm: &str) -> Vec<(u64, f64)> {
     m.values(study.results, arm, &study.plan.rules)
 }
 
+/// A mean with the smallest and the largest value, `0.62 (0.3 to 0.95)`: for shares, which a t interval of a few seeds would put outside
+/// 0 to 1, and for times.
+fn spread(values: &[f64]) -> String {
+    let e = Estimate::of(values);
+    let (low, high) = values.iter().fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(*x), h.max(*x)));
+    let of = |x: f64| rounded(x, e.deviation).0;
+    match values.len() {
+        0 => "no run finished".into(),
+        1 => format!("{} (one seed)", trimmed(e.mean)),
+        _ if low == high => format!("{} in all", trimmed(low)),
+        _ => format!("{} ({} to {})", of(e.mean), of(low), of(high)),
+    }
+}
+
 /// Every value of the first measure, raw.
 pub fn seeds(study: &Study) -> Section {
     let (m, arms) = (&study.measures[0], study.plan.names());
@@ -50,16 +64,10 @@ pub fn seeds(study: &Study) -> Section {
 pub fn summary(study: &Study) -> Section {
     let cell = |m: &Measure, arm: &str| {
         let v = values(&of_arm(study, m, arm));
-        let e = Estimate::of(&v);
         match m.kind {
-            Kind::Loss => plus_minus(&e),
+            Kind::Loss => plus_minus(&Estimate::of(&v)),
             // a mean of all or nothing has no interval worth the name
-            _ if v.is_empty() => "no run finished".into(),
-            _ => {
-                let (low, high) = v.iter().fold((f64::MAX, f64::MIN), |(l, h), x| (l.min(*x), h.max(*x)));
-                let of = |x: f64| rounded(x, e.deviation).0;
-                format!("{} ({} to {})", of(e.mean), of(low), of(high))
-            }
+            Kind::Accuracy | Kind::Time => spread(&v),
         }
     };
     let row = |arm: &str| {
@@ -83,7 +91,8 @@ pub fn summary(study: &Study) -> Section {
 /// What every arm spends.
 pub fn budget(study: &Study) -> Section {
     let row = |arm: &str| {
-        let cell = |split: &str, metric: &str| plus_minus(&last(study, arm, split, metric, ""));
+        let all = |split: &str, metric: &str| values(&study.results.finished.last(arm, split, metric, ""));
+        let cell = |split: &str, metric: &str| spread(&all(split, metric));
         let whole = |metric: &str| number(last(study, arm, "run", metric, "").mean);
         let parameters = format!("{:.0}", last(study, arm, "run", "parameters", "").mean);
         vec![
@@ -92,13 +101,14 @@ pub fn budget(study: &Study) -> Section {
             whole("learning_rate"),
             cell("val", "attended_tokens"),
             cell("val", "density"),
-            cell("train", "flops_per_token"),
+            plus_minus(&last(study, arm, "train", "flops_per_token", "")),
         ]
     };
     let head = ["arm", "parameters", "learning rate", "attended tokens", "density", "FLOPs a token"];
     Section::new("Budget").with_table(head, study.plan.names().into_iter().map(row).collect()).with_note(
-        "Attended tokens: mean number of keys of a query at the last validation, all branches together, averaged over layers, key/value \
-         heads and queries; dense (t + 1) / 2. Density: attended chunks / visible chunks. FLOPs a token, forward and backward, at the last \
+        "Mean over finished seeds, in brackets the smallest and the largest. Attended tokens: mean number of keys of a query at the last \
+         validation, all branches together, averaged over layers, key/value heads and queries; dense (t + 1) / 2. Density: attended chunks / \
+         visible chunks. FLOPs a token, forward and backward, at the last \
          update: 6 x matrix elements + 12 h d x layers x attended tokens + 2 h d x layers x scored chunks or windows.",
     )
 }
@@ -131,7 +141,7 @@ pub fn faults(study: &Study) -> Option<Section> {
     let mut rows = Vec::new();
     for at in &lengths {
         for arm in study.plan.names() {
-            let cell = |metric: &str| plus_minus(&last(study, arm, "val", metric, at));
+            let cell = |metric: &str| spread(&values(&study.results.finished.last(arm, "val", metric, at)));
             let mut row = vec![at.replace('=', " "), arm.to_string()];
             row.extend(["accuracy", "router_missed", "reader_missed", "unseen"].map(cell));
             rows.push(row);
@@ -139,7 +149,7 @@ pub fn faults(study: &Study) -> Option<Section> {
     }
     let head = ["length", "arm", "right", "router missed", "reader missed", "unseen"];
     Some(Section::new("Whose fault").with_table(head, rows).with_note(
-        "Shares of all questions, mean ± half the 95 % t interval. Router missed: wrong, and no layer attended the chunk that holds the answer \
+        "Shares of all questions: mean over finished seeds, in brackets the smallest and the largest. Router missed: wrong, and no layer attended the chunk that holds the answer \
          when it was asked. Reader missed: wrong although some layer did. Unseen: no layer did, right or wrong.",
     ))
 }
@@ -160,11 +170,14 @@ pub fn gradients(study: &Study) -> Option<Section> {
     let mut rows = Vec::new();
     for at in study.results.finished.places("probe", "router_share_q") {
         for arm in study.plan.names() {
-            let e = |metric: &str| last(study, arm, "probe", metric, &at);
-            if e("captured_mass").n == 0 {
+            let of = |metric: &str| values(&study.results.finished.last(arm, "probe", metric, &at));
+            if of("captured_mass").is_empty() {
                 continue;
             }
-            let cell = |(metric, _): &(&str, &str)| if e(metric).n == 0 { "-".into() } else { plus_minus(&e(metric)) };
+            let cell = |(metric, _): &(&str, &str)| match of(metric).as_slice() {
+                [] => "-".into(),
+                all => spread(all),
+            };
             let mut row = vec![at.replace('=', " "), arm.to_string()];
             row.extend(PROBED.iter().map(cell));
             rows.push(row);
@@ -174,7 +187,7 @@ pub fn gradients(study: &Study) -> Option<Section> {
         return None;
     }
     let mut section = Section::new("Gradient through the router, last probe").with_table([], rows).with_note(
-        "Share: |through the router| / (|through the router| + |through the tokens|). Cosine between the two. Pairs with gradient: share of \
+        "Mean over finished seeds, in brackets the smallest and the largest. Share: |through the router| / (|through the router| + |through the tokens|). Cosine between the two. Pairs with gradient: share of \
          the visible (query, earlier chunk) pairs whose score has one. Dead chunks: share of chunks that no later query chose. Captured mass: \
          share of dense attention's probability that lies in the chosen chunks.",
     );

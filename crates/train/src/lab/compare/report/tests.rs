@@ -140,6 +140,60 @@ fn what_was_not_declared_explores_and_what_was_changed_is_told_first() {
 }
 
 #[test]
+fn unequal_budgets_stand_in_the_box_and_in_the_first_table() {
+    let attends = |tokens: f64| {
+        let mut all = rows(&[("a", &LOW), ("b", &HIGH)]);
+        for r in all.0.iter_mut().filter(|r| r.arm == "b" && r.metric == "attended_tokens") {
+            r.value = tokens;
+        }
+        report_of(primary(), all)
+    };
+    let r = attends(10.0);
+    assert_eq!(cell(&r, PRIMARY, "b", "attended tokens"), "10 against 20");
+    let told = r.warnings.join("\n");
+    // 20 of 32.5 tokens that a query sees
+    let wanted =
+        ["Unequal budgets: b attended 10 tokens a query, a 20", "\"router.target_share=0.6154\"", "[[compare.arm]] b"];
+    assert!(wanted.iter().all(|part| told.contains(part)), "{told}");
+    let equal = attends(20.9);
+    let head = |r: &Report| r.sections[0].table.as_ref().unwrap().head.clone();
+    assert!(
+        equal.warnings.is_empty() && !head(&equal).contains(&"attended tokens".to_string()),
+        "{:?}",
+        equal.warnings
+    );
+    assert!(head(&attends(21.1)).contains(&"attended tokens".to_string()), "above 5 %");
+}
+
+#[test]
+fn the_columns_are_explained_once_and_shares_stay_between_0_and_1() {
+    let mut all = rows(&[("a", &LOW[..3]), ("b", &HIGH[..3])]);
+    for (seed, value) in [0.0, 0.0, 0.66].into_iter().enumerate() {
+        let (arm, at) = ("b".to_string(), "length=64".to_string());
+        let (split, metric) = ("val".into(), "router_missed".into());
+        all.0.push(Row { arm, seed: seed as u64, step: 30, split, metric, at, value });
+    }
+    let r = report_of(primary(), all);
+    assert_eq!(r.markdown().matches("A difference is arm minus baseline").count(), 1);
+    let faults = r.sections.iter().find(|s| s.title == "Whose fault").unwrap().table.as_ref().unwrap();
+    let row = faults.rows.iter().find(|row| row[1] == "b").unwrap();
+    // 0.22, with a t interval of 0.95 to either side
+    assert_eq!(row[3], "0.22 (0.00 to 0.66)");
+}
+
+#[test]
+fn who_trained_the_runs_is_in_the_rows() {
+    let mut all = rows(&[("a", &LOW), ("b", &HIGH)]);
+    let maker = "version 0.1.0, commit 1234567890, device cpu, processor A, B \"C\"";
+    all.push_maker("a", 0, 30, maker);
+    all.push_maker("b", 0, 30, maker);
+    let read = Rows::from_csv(&all.csv()).unwrap();
+    assert_eq!(read, all);
+    let told = super::repeat::builds(&read);
+    assert_eq!(told, ["Trained by version 0.1.0, commit 1234567890, device cpu, processor A, B  C  (2 runs)"]);
+}
+
+#[test]
 fn a_failed_run_never_solved_its_task() {
     let mut all = rows(&[("a", &HIGH), ("b", &HIGH)]);
     all.0.retain(|r| !(r.arm == "b" && r.seed == 4 && r.metric == "finished"));
