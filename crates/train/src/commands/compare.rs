@@ -8,6 +8,7 @@ use super::config_args::ConfigArgs;
 use crate::console::print_line;
 use crate::failure::{Failure, Result};
 use crate::lab::compare::{Jobs, Plan, Request, compare, report_of, report_only};
+use crate::program::quoted;
 use crate::signals::Interrupt;
 
 /// Arguments.
@@ -42,12 +43,6 @@ pub struct CompareArgs {
     /// Start although memory or disk seem too small for the runs
     #[arg(long)]
     pub force: bool,
-}
-
-/// A word as a shell takes it.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:@+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.into() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 /// The command that repeats the comparison: what decides its numbers, not how it was run. That it ran on GPUs does, which ones
@@ -111,16 +106,4 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     let each = if args.devices.is_empty() { std::thread::available_parallelism().map_or(1, usize::from) } else { 1 };
     let each = if args.jobs == 0 { each } else { args.jobs };
     compare(&plan, &Jobs { each, cards: args.devices.clone(), force: args.force }, Interrupt::install)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_are_quoted_where_a_shell_needs_it() {
-        assert_eq!(quoted("run.steps=3"), "run.steps=3");
-        assert_eq!(quoted("router={}"), "'router={}'");
-        assert_eq!(quoted("it's"), r"'it'\''s'");
-    }
 }

@@ -1,9 +1,11 @@
 //! `eval`: what a trained model costs and whose fault its errors are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use dash_data::Tokenizer;
+use dash_model::Attention;
+use dash_model::attention::keys::Key;
 use serde_json::json;
 
 use super::config_args::OptionalConfig;
@@ -66,6 +68,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let set = material.validation(&loaded.config)?;
     let mut model = loaded.model;
+    let trained = model.config().attention;
     if let Some(kind) = args.kind.as_deref() {
         let attended = set.run(&model, RouterChoice::Own)?.attended;
         let config = Config { model: model.config().clone(), ..loaded.config.clone() };
@@ -84,14 +87,15 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let v = set.run(&model, args.router)?;
     if !args.json {
-        print(&v)?;
+        print_line!("{}", evaluated(&loaded.folder, &trained, &model.config().attention, args.router))?;
+        print(&v, loaded.config.data.seq_len)?;
         for line in provenance::lines(&loaded.starts) {
             print_line!("{line}")?;
         }
         return Ok(());
     }
     let line = json!({
-        "model": loaded.folder, "attention": model.config().attention, "router": format!("{:?}", args.router).to_lowercase(),
+        "model": loaded.folder, "attention": model.config().attention, "router": name(args.router),
         "loss": v.loss, "perplexity": v.loss.exp(), "bits_per_byte": v.bits_per_byte, "tokens": v.tokens, "density": v.density,
         "layer_density": v.layers, "attended_tokens": v.attended, "loss_by_position": v.by_position,
         "corpus": material.hash, "corpus_changed": changed, "provenance": loaded.starts,
@@ -100,12 +104,36 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     print_line!("{line}")
 }
 
+/// Who chose the chunks: `own`, `random` or `oracle`.
+fn name(router: RouterChoice) -> String {
+    format!("{router:?}").to_lowercase()
+}
+
+/// An attention with its keys: `dash (chunk_size 8, alpha 1.5)`.
+fn described(attention: &Attention) -> String {
+    let key = |key: &Key| Some(format!("{} {}", key.name, attention.value(key.name)?));
+    let keys: Vec<String> = attention.keys().iter().filter_map(key).collect();
+    if keys.is_empty() { attention.kind().into() } else { format!("{} ({})", attention.kind(), keys.join(", ")) }
+}
+
+/// What was evaluated: `model runs/a, attention topk (chunk_size 8, top 3) in the place of dash (...), router own`.
+fn evaluated(model: &Path, trained: &Attention, with: &Attention, router: RouterChoice) -> String {
+    let instead = if trained == with {
+        String::new()
+    } else {
+        format!(" in the place of {}, which it was trained with", described(trained))
+    };
+    let router = name(router);
+    format!("model {}, attention {}{instead}, router {router}", model.display(), described(with))
+}
+
 /// The material that the model was trained with, and whether its text has changed since.
 fn own_material(loaded: &Loaded) -> Result<(Material, bool)> {
     let trained = loaded.data_hash();
-    let material = Material::of_trained(&loaded.config, trained)?;
+    let places = loaded.places();
+    let material = Material::of_trained(&places, trained)?;
     let Some(trained) = trained.filter(|hash| *hash != material.hash) else { return Ok((material, false)) };
-    let stored = Material::stored(&loaded.config, trained)?;
+    let stored = Material::stored(&places.config, trained)?;
     tell!(
         "warning: the corpus changed since training ({trained} -> {}); {}",
         material.hash,
@@ -130,8 +158,11 @@ fn shares(s: &Score) -> String {
 }
 
 /// For people.
-fn print(v: &Validation) -> Result<()> {
+fn print(v: &Validation, seq_len: usize) -> Result<()> {
     print_line!("loss {:.4} nats, {} over {} tokens", v.loss, v.summary(), v.tokens)?;
+    let visible = (seq_len as f64 + 1.0) / 2.0;
+    let share = 100.0 * v.attended / visible;
+    print_line!("attended tokens {:.1} a query, {share:.1} % of the {visible} that it sees on average", v.attended)?;
     for r in &v.task {
         print_line!("length {:>6}: {} answers, density {:.3}", r.length, shares(&r.score), r.density)?;
         print_line!("  without matching a key: accuracy {:.3}", r.shortcut.accuracy)?;

@@ -8,7 +8,7 @@ use dash_core::rng::Rng;
 use crate::console::{print_line, tell};
 use crate::failure::{Failure, Result};
 use crate::files::replace_folder;
-use crate::training::export::export;
+use crate::training::export::{Sample, export};
 use crate::training::loaded::Loaded;
 use crate::training::material::Material;
 
@@ -51,15 +51,16 @@ pub fn run(args: &ExportArgs) -> Result<()> {
 }
 
 /// What the proof of parity is computed on: a validation window, or any ids where the corpus is gone; the proof holds for both.
-fn sample(loaded: &Loaded) -> Vec<u32> {
+fn sample(loaded: &Loaded) -> Sample {
     let config = &loaded.config;
-    let window = Material::of_trained(config, loaded.data_hash()).and_then(|m| m.validation(config));
+    let window = Material::of_trained(&loaded.places(), loaded.data_hash()).and_then(|m| m.validation(config));
     match window {
-        Ok(set) => set.first().0.to_vec(),
+        Ok(set) => Sample { ids: set.first().0.to_vec(), validates: true },
         Err(_) => {
             tell!("the corpus cannot be read: the proof of parity is computed on random ids");
             let mut rng = Rng::new(0);
-            (0..config.data.seq_len).map(|_| rng.below(config.data.vocab_size) as u32).collect()
+            let ids = (0..config.data.seq_len).map(|_| rng.below(config.data.vocab_size) as u32).collect();
+            Sample { ids, validates: false }
         }
     }
 }

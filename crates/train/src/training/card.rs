@@ -32,7 +32,7 @@ fn usage(export: &Export) -> String {
 }
 
 /// What it was trained on and how, as a table.
-fn training(loaded: &Loaded) -> String {
+fn training(loaded: &Loaded, attended: Option<f64>) -> String {
     let (c, m) = (&loaded.config, &loaded.config.model);
     let data = match (&c.task, c.data.source) {
         (Some(task), _) => format!("synthetic task `{}`", word(&task.kind)),
@@ -72,14 +72,24 @@ fn training(loaded: &Loaded) -> String {
             format!("`{}` {}", m.attention.kind(), keys.join(", "))
         }),
     ]);
+    if let Some(attended) = attended {
+        let visible = (c.data.seq_len as f64 + 1.0) / 2.0;
+        let share = 100.0 * attended / visible;
+        rows.push((
+            "attended tokens",
+            format!(
+                "{attended:.1} a query, {share:.1} % of the {visible} that it sees on average, in a validation sequence"
+            ),
+        ));
+    }
     rows.iter().fold("| | |\n|---|---|\n".to_string(), |mut out, (name, value)| {
         _ = writeln!(out, "| {name} | {} |", value.replace('|', "\\|"));
         out
     })
 }
 
-/// The whole README.md.
-pub fn card(loaded: &Loaded, export: &Export) -> String {
+/// The whole README.md. `attended` is the mean number of keys that a query of a validation sequence attends, where there is one.
+pub fn card(loaded: &Loaded, export: &Export, attended: Option<f64>) -> String {
     let (c, positions) = (&loaded.config, loaded.config.data.seq_len);
     format!(
         "{}\n# {}\n\n{}\n\n## Use\n\n{}\n## Training\n\n{}\nEvery setting is in `config.toml`.\n\n## Limits\n\nTrained from scratch on \
@@ -91,6 +101,6 @@ pub fn card(loaded: &Loaded, export: &Export) -> String {
         c.run.name.replace('\n', " "),
         export.note,
         usage(export),
-        training(loaded),
+        training(loaded, attended),
     )
 }

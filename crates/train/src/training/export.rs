@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::card::card;
 use super::checkpoint::write_safetensors;
+use super::knobs::attended_share;
 use super::loaded::Loaded;
 use crate::config::Config;
 
@@ -22,7 +23,7 @@ fn config_json(loaded: &Loaded, export: &Export, ids: &SpecialIds) -> Value {
         "hidden_size": m.width, "intermediate_size": m.ffn, "num_hidden_layers": m.layers,
         "num_attention_heads": m.heads, "num_key_value_heads": m.kv_heads, "head_dim": m.head_dim, "hidden_act": "silu",
         "max_position_embeddings": config.data.seq_len, "initializer_range": m.init_std, "rms_norm_eps": m.norm_eps,
-        "rope_theta": m.rope_theta, "rope_scaling": null,
+        "rope_theta": m.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta},
         "attention_bias": false, "attention_dropout": 0.0, "mlp_bias": false, "tie_word_embeddings": m.tie_embeddings,
         "bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad, "use_cache": true,
@@ -67,11 +68,19 @@ impl SpecialIds {
     }
 }
 
+/// What an export computes with.
+pub struct Sample {
+    /// A sequence at least.
+    pub ids: Vec<u32>,
+    /// Whether they are of the validation, and not drawn because the text is gone.
+    pub validates: bool,
+}
+
 /// Writes the folder.
 ///
 /// # Errors
 /// When a file cannot be written.
-pub fn export(loaded: &Loaded, sample: &[u32], out: &Path) -> anyhow::Result<()> {
+pub fn export(loaded: &Loaded, sample: &Sample, out: &Path) -> anyhow::Result<()> {
     let (config, model) = (&loaded.config, &loaded.model);
     let tokenizer = loaded.tokenizer.as_ref();
     let export = config.model.attention.export(&config.model, config.data.seq_len);
@@ -106,8 +115,17 @@ pub fn export(loaded: &Loaded, sample: &[u32], out: &Path) -> anyhow::Result<()>
         "transformers_version": "4.56.0",
     });
     write("generation_config.json", &pretty(generation)?)?;
-    write("parity.safetensors", &parity(model, config, sample)?)?;
-    write("README.md", card(loaded, &export).as_bytes())
+    write("parity.safetensors", &parity(model, config, &sample.ids)?)?;
+    let attended = if sample.validates { Some(attended(model, &sample.ids[..config.data.seq_len])?) } else { None };
+    write("README.md", card(loaded, &export, attended).as_bytes())
+}
+
+/// Mean keys that a query of a sequence attends.
+fn attended(model: &Model, ids: &[u32]) -> dash_core::Result<f64> {
+    let (t, ids) = (ids.len(), model.ids(ids, 1)?);
+    let (_, traces) = model.nll((&ids, &ids), None)?;
+    let listed = attended_share(&traces)?.map_or(0.0, |share| share * (t as f64 + 1.0) / 2.0);
+    Ok(model.config().attention.attended(t, listed))
 }
 
 /// ids and logits of a text of several chunks, ragged at the end where the sequence allows it.

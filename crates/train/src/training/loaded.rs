@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::checkpoint::{self, Checkpoints};
 use super::device::device as open_device;
 use super::eval::model_folder;
+use super::places::{Found, found};
 use super::provenance;
 use crate::config::Config;
 use crate::console::tell;
@@ -46,6 +47,10 @@ impl Trained {
 pub struct Loaded {
     /// Where its weights are.
     pub folder: PathBuf,
+    /// The folder of the run or the export that it belongs to.
+    home: PathBuf,
+    /// Whether its data are those of a configuration that was given, whose paths are meant from here.
+    given: bool,
     /// Its configuration.
     pub config: Config,
     /// What its training was; none in a folder that an earlier build exported.
@@ -111,7 +116,15 @@ impl Loaded {
         // the values that training ended with, where a schedule or a controller moved them
         config.model = model.config().clone();
         let trained = Trained::of(&folder);
-        Ok(Loaded { folder, config, trained, starts, tokenizer, model })
+        Ok(Loaded { folder, home, given: data.is_some(), config, trained, starts, tokenizer, model })
+    }
+
+    /// Where its data are, wherever this process was started.
+    pub fn places(&self) -> Found {
+        if self.given {
+            return Found { config: self.config.clone(), looked: String::new() };
+        }
+        found(&self.config, &self.home, &self.starts, self.data_hash())
     }
 
     /// What it was trained on, where that is known.

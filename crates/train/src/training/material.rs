@@ -1,12 +1,16 @@
 //! What a run reads.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dash_data::{Loader, LoaderState, Prepared, Progress, Shard, Source, Tokenizer, prepare};
+use dash_data::{Loader, LoaderState, Prepared, Progress, Report, Shard, Source, Tokenizer, prepare};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::eval::ValidationSet;
+use super::places::Found;
+use super::preflight::{count, size};
 use crate::config::Config;
 use crate::console::tell;
 use crate::failure::{Failure, Result};
@@ -15,19 +19,70 @@ use crate::failure::{Failure, Result};
 ///
 /// # Errors
 /// As [`dash_data::prepare`].
-pub fn prepared(config: &Config) -> Result<Prepared> {
+pub fn prepare_corpus(config: &Config) -> Result<Prepared> {
     let mut stages = Stages::new(config.data.vocab_size);
     let prepared = prepare(&config.data_settings(), |p| stages.show(p));
     stages.bar.finish_and_clear();
     let prepared = prepared?;
-    if prepared.fresh {
-        for (reason, n) in &prepared.report.left_out {
-            tell!("left out: {n} ({reason})");
-        }
-    }
     // at every start: they are about what the run trains on
     prepared.notes.iter().for_each(|note| tell!("note: {note}"));
     Ok(prepared)
+}
+
+/// The same, and tells what was taken of a corpus that was not prepared before.
+fn prepared(config: &Config) -> Result<Prepared> {
+    let prepared = prepare_corpus(config)?;
+    if prepared.fresh {
+        taken(config, &prepared).iter().for_each(|line| tell!("{line}"));
+    }
+    Ok(prepared)
+}
+
+/// Files of a text by their extension, or packages: `3 .txt (40.1 kB), 1 .jsonl (11.2 kB)`.
+fn kinds(source: Source, report: &Report) -> String {
+    let mut kinds = BTreeMap::<String, (usize, u64)>::new();
+    for (name, bytes) in &report.sources {
+        let kind = match (source, Path::new(name).extension()) {
+            (Source::Cargo, _) => "packages".to_string(),
+            (Source::Text, Some(extension)) => format!(".{}", extension.to_string_lossy().to_lowercase()),
+            (Source::Text, None) => "without extension".to_string(),
+        };
+        let (n, sum) = kinds.entry(kind).or_default();
+        (*n, *sum) = (*n + 1, *sum + bytes);
+    }
+    kinds.into_iter().map(|(kind, (n, bytes))| format!("{n} {kind} ({})", size(bytes))).collect::<Vec<_>>().join(", ")
+}
+
+/// What was taken of a corpus, how it was split, and what was left out, a line each.
+pub fn taken(config: &Config, p: &Prepared) -> Vec<String> {
+    let (d, r) = (&config.data, &p.report);
+    let tokens = |shards: &[Arc<Shard>]| count(shards.iter().map(|s| s.len()).sum::<usize>() as f64);
+    let share = 100.0 * r.validation_bytes as f64 / r.bytes.max(1) as f64;
+    let rule = match d.source {
+        Source::Cargo => "whole packages",
+        Source::Text => "small documents by a hash of their content, and the end of each large one",
+    };
+    let learned = match r.vocabulary_bytes {
+        0 => "given by data.tokenizer".to_string(),
+        bytes => format!("learned from {}", size(bytes)),
+    };
+    let mut lines = vec![
+        format!("taken: {} documents, {}, from {}", r.documents, size(r.bytes), kinds(d.source, r)),
+        format!(
+            "split: {} of text ({share:.1} %) for validation, {rule} (data.validation_share = {}, at most {} tokens)",
+            size(r.validation_bytes),
+            d.validation_share,
+            d.validation_tokens
+        ),
+        format!(
+            "tokens: {} for training, {} for validation; vocabulary of {}, {learned}",
+            tokens(&p.train),
+            tokens(&p.validation),
+            p.tokenizer.vocab_size()
+        ),
+    ];
+    lines.extend(r.left_out.iter().map(|(reason, n)| format!("left out: {n} ({reason})")));
+    lines
 }
 
 /// Shows a preparation: a bar on a terminal, elsewhere a line a stage and one every ten seconds.
@@ -46,12 +101,11 @@ impl Stages {
     }
 
     fn show(&mut self, progress: Progress) {
-        let mb = |bytes: u64| bytes as f64 / 1e6;
         let (message, share) = match progress {
             Progress::Reading(done, all) => ("reading the corpus".to_string(), Some((done, all))),
             Progress::Learning(bytes, all) => {
-                let (bytes, all, n) = (mb(bytes), mb(all), self.vocab_size);
-                (format!("learning a vocabulary of {n} from {bytes:.1} MB of {all:.1} MB"), None)
+                let (bytes, all, n) = (size(bytes), size(all), self.vocab_size);
+                (format!("learning a vocabulary of {n} from {bytes} of {all}"), None)
             }
             Progress::Encoding(done, all) => ("encoding".to_string(), Some((done, all))),
             Progress::Waiting => ("waiting for another process that prepares the same corpus".to_string(), None),
@@ -74,7 +128,7 @@ impl Stages {
         }
         if self.bar.is_hidden() && (new || self.told.elapsed() >= Duration::from_secs(10)) {
             match share.filter(|(done, _)| *done > 0) {
-                Some((done, all)) => tell!("{message}, {:.1} of {:.1} MB", mb(done), mb(all)),
+                Some((done, all)) => tell!("{message}, {} of {}", size(done), size(all)),
                 None => tell!("{message}"),
             }
             self.told = Instant::now();
@@ -104,7 +158,7 @@ impl Material {
     /// Prepares the text of a configuration, where it reads any.
     ///
     /// # Errors
-    /// As [`prepared`], or when the tokenizer has another size than the configuration.
+    /// As [`prepare_corpus`], or when the tokenizer has another size than the configuration.
     pub fn of(config: &Config) -> Result<Self> {
         if !config.reads_text() {
             let hash = task_hash(config).unwrap_or_default();
@@ -113,12 +167,13 @@ impl Material {
         Material::of_text(config, prepared(config)?)
     }
 
-    /// As [`Material::of`] for a model that was trained on the material called `trained`: where the text or the tokenizer that
-    /// the configuration names is gone, its shards in `data.cache` take their place.
+    /// As [`Material::of`] for a model that was trained on the material called `trained`, from where its data were found: where the text
+    /// or the tokenizer that the configuration names is gone, its shards in `data.cache` take their place.
     ///
     /// # Errors
     /// As [`Material::of`]; where the shards are gone, too, the error says where they were looked for.
-    pub fn of_trained(config: &Config, trained: Option<&str>) -> Result<Self> {
+    pub fn of_trained(found: &Found, trained: Option<&str>) -> Result<Self> {
+        let config = &found.config;
         let d = &config.data;
         let lost = |path: &std::path::Path| !path.as_os_str().is_empty() && !path.exists();
         let gone = d.source == Source::Cargo || lost(&d.path) || lost(&d.tokenizer);
@@ -133,9 +188,12 @@ impl Material {
             return Ok(material);
         }
         let (Failure::Request(e) | Failure::Run(e)) = failure else { return Err(failure) };
-        let looked = d.cache.display();
+        let looked =
+            if found.looked.is_empty() { String::new() } else { format!(", looked for from {}", found.looked) };
         let what = format!(
-            "neither the text of the run nor what was prepared from it is there ({looked}); restore one of them"
+            "neither the text of the run nor what was prepared from it is there ({}{looked}); restore one of them, or start the command \
+             where the run was started",
+            d.cache.display()
         );
         Err(Failure::Request(e.context(what)))
     }

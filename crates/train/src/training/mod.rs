@@ -20,6 +20,7 @@ pub mod material;
 pub mod metrics;
 pub mod optim;
 pub mod pace;
+pub mod places;
 pub mod preflight;
 pub mod probe;
 pub mod provenance;

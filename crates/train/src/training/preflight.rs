@@ -151,6 +151,24 @@ fn check_compute(compute: Compute, cpu_can: bool) -> Result<()> {
     Ok(())
 }
 
+/// A number of tokens for people: as many digits as it needs.
+pub fn count(n: f64) -> String {
+    match n {
+        n if n < 1e4 => format!("{n:.0}"),
+        n if n < 1e6 => format!("{:.1} k", n / 1e3),
+        n => format!("{:.1} M", n / 1e6),
+    }
+}
+
+/// A size of text for people.
+pub fn size(bytes: u64) -> String {
+    match bytes as f64 {
+        n if n < 1e4 => format!("{n:.0} bytes"),
+        n if n < 1e6 => format!("{:.1} kB", n / 1e3),
+        n => format!("{:.1} MB", n / 1e6),
+    }
+}
+
 /// Bytes for people.
 fn bytes(n: f64) -> String {
     if n < 1e9 { format!("{:.0} MB", n / 1e6) } else { format!("{:.1} GB", n / 1e9) }
@@ -265,7 +283,7 @@ fn material(config: &Config, train_tokens: usize, total: f64) -> String {
     });
     let text = (train_tokens > 0).then(|| {
         let epochs = total / train_tokens as f64;
-        format!("{:.1} M tokens of text ({epochs:.2} epochs)", train_tokens as f64 / 1e6)
+        format!("{} tokens of text ({epochs:.2} epochs)", count(train_tokens as f64))
     });
     text.into_iter().chain(task).collect::<Vec<_>>().join(" and ")
 }
@@ -304,7 +322,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
     Ok(format!(
         "run       {}\n\
          model     {:.2} M parameters, {} layers, width {}, {} heads, {} kv heads, attention {attention}\n\
-         data      {}; this run sees {:.1} M tokens, {per_step} a step\n\
+         data      {}; this run sees {} tokens, {per_step} a step\n\
          compute   {:.1} GFLOP a step{assumed}; {}, {:.0} GFLOP/s in a matrix product\n\
          memory    about {:.0} MB{mapped}\n\
          time      about {}\n",
@@ -315,7 +333,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
         config.model.heads,
         config.model.kv_heads,
         material(config, train_tokens, total),
-        total / 1e6,
+        count(total),
         step_flops / 1e9,
         match (device, peak(device, config.model.compute)) {
             (Device::Cpu(cpu), _) => format!("{} threads", cpu.threads()),
@@ -344,6 +362,12 @@ pub fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn small_numbers_of_tokens_and_bytes_keep_their_digits() {
+        assert_eq!([960.0, 14_211.0, 2_250_000.0].map(count), ["960", "14.2 k", "2.2 M"]);
+        assert_eq!([12, 51_300, 2_400_000].map(size), ["12 bytes", "51.3 kB", "2.4 MB"]);
+    }
 
     #[test]
     fn bf16_is_refused_where_nothing_multiplies_it() {

@@ -4,7 +4,7 @@
 //! later process had another, its entry says so.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
@@ -26,6 +26,9 @@ pub struct Start {
     pub time: String,
     /// Updates that the run had made by then.
     pub step: u64,
+    /// The folder in which it was started, from which relative paths of the configuration are meant; empty in earlier entries.
+    #[serde(default)]
+    pub folder: PathBuf,
     /// The command line, program first.
     pub command: Vec<String>,
     /// Version of the program.
@@ -62,6 +65,7 @@ impl Start {
         Start {
             time: utc(seconds),
             step,
+            folder: std::env::current_dir().unwrap_or_default(),
             command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
             version: env!("CARGO_PKG_VERSION").into(),
             commit: program::commit().unwrap_or("unknown").into(),

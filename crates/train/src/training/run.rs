@@ -13,6 +13,7 @@ use super::eval::unigram_loss;
 use super::knobs::initial_gamma;
 use super::lock::RunLock;
 use super::material::Material;
+use super::places::found_to_resume;
 use super::preflight;
 use super::provenance;
 use super::schedule::learning_rate;
@@ -114,9 +115,6 @@ fn stand(
     }
     let (matter, neutral): (Vec<_>, Vec<_>) = differences.into_iter().partition(|d| d.effect == Effect::Weights);
     let names = |d: Vec<Difference>| d.into_iter().map(|d| d.text).collect::<Vec<_>>().join("; ");
-    if !neutral.is_empty() {
-        tell!("resuming with {}", names(neutral));
-    }
     let (newest, damaged) = checkpoints.newest().map_err(Failure::Request)?;
     for d in &damaged {
         tell!("warning: checkpoint {d}; using the one before");
@@ -130,10 +128,19 @@ fn stand(
         changes += &format!("{separator}prepared corpus: {} -> {data_hash}", state.data_hash);
     }
     if !changes.is_empty() && !start.allow_changes {
+        let (from, to) = (old.run.steps, config.run.steps);
+        let longer = if to > from {
+            format!("for a longer run say --extend {to} instead of --resume and leave the rest as it was; else ")
+        } else {
+            String::new()
+        };
         return Err(Failure::request(format!(
-            "{}: the run was started differently ({changes}); restore that, or add --allow-changes to continue anyway",
+            "{}: the run was started differently ({changes}); {longer}restore that, or add --allow-changes to continue anyway",
             folder.display()
         )));
+    }
+    if !neutral.is_empty() {
+        tell!("resuming with {}", names(neutral));
     }
     let Some(path) = newest else {
         if !damaged.is_empty() {
@@ -147,8 +154,16 @@ fn stand(
     if start.extend {
         tell_extension(&old, config, state.step)?;
     }
-    tell!("resuming from {} (step {})", path.display(), state.step);
+    if state.step < config.run.steps {
+        tell!("resuming from {} (step {})", path.display(), state.step);
+    }
     Ok(Stand { trainer, data: state.data, tokens: state.tokens })
+}
+
+/// Writes the tokenizer of a text into the run's folder.
+fn restore_tokenizer(material: &Material, folder: &Path) -> Result<()> {
+    let Some(tokenizer) = &material.tokenizer else { return Ok(()) };
+    Ok(replace_file(&folder.join("tokenizer.json"), tokenizer.json().as_bytes())?)
 }
 
 /// Trains.
@@ -170,7 +185,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         Some(_) => {
             let newest = Checkpoints::of(&folder).newest().map_err(Failure::Request)?.0;
             let trained = newest.and_then(|path| checkpoint::read_state(&path).ok()).map(|state| state.data_hash);
-            Material::of_trained(config, trained.as_deref())?
+            Material::of_trained(&found_to_resume(config, &folder, trained.as_deref()), trained.as_deref())?
         }
     };
     let data_hash = material.hash.clone();
@@ -179,6 +194,16 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     let resumes = continues(&folder, start.resume)?;
     console::record_to(&folder.join("run.log"));
     let Stand { mut trainer, data, tokens } = stand(config, (start, resumes), &folder, &data_hash, &device)?;
+    if resumes && trainer.optimizer.step >= config.run.steps {
+        // a finished run may have lost it
+        restore_tokenizer(&material, &folder)?;
+        let (made, all) = (trainer.optimizer.step, config.run.steps);
+        tell!(
+            "{}: already finished, {made} of {all} updates; --extend STEPS goes on up to STEPS in all",
+            folder.display()
+        );
+        return Ok(());
+    }
     let interrupt = interrupt()?;
     let loader = material.loader(config, data)?;
     let set = material.validation(config)?;
@@ -192,9 +217,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         tell!("unigram   {unigram:.3} nats a token is what the validation text costs without context");
     }
 
-    if let Some(tokenizer) = &material.tokenizer {
-        replace_file(&folder.join("tokenizer.json"), tokenizer.json().as_bytes())?;
-    }
+    restore_tokenizer(&material, &folder)?;
     provenance::record(&folder, &device, trainer.optimizer.step, resumes)?;
     trainer.yoke.record(&folder)?;
     // last, because it is what makes the folder a run

@@ -21,6 +21,7 @@ use super::trainer::{StepStats, Trainer};
 use crate::config::Config;
 use crate::console::{self, tell};
 use crate::failure::{Failure, Result};
+use crate::program;
 use crate::signals::Interrupt;
 
 /// What is due after an update.
@@ -158,7 +159,7 @@ impl<'a> Session<'a> {
             }
             if stop && step < config.run.steps && !self.enough() {
                 self.bar.finish_and_clear();
-                tell!("interrupted at step {step}, saved; continue with --resume");
+                tell!("interrupted at step {step}, saved; continue with: {}", program::command_to_resume());
                 return Err(Failure::Interrupted);
             }
         }
@@ -202,7 +203,7 @@ impl<'a> Session<'a> {
         let Parts { config, state, .. } = &self.parts;
         let pace = Pace::of(config, self.parts.trainer.model.device(), self.speed.rate(), stats);
         self.metrics.train(config, (state.step, state.tokens), &pace, stats);
-        if !self.looked && state.step >= settled_at(config) {
+        if !self.looked && settled_at(config).is_some_and(|settled| state.step >= settled) {
             self.looked = true;
             if let Some(warning) = hardly_sparse(config, state.step, stats) {
                 say(&self.bar, warning);
@@ -285,15 +286,16 @@ const HARDLY_SPARSE: f64 = 0.9;
 /// Updates that a soft router takes to show what it does, however short the warmup.
 const SETTLED: u64 = 50;
 
-/// The update from which a router's density says something about the run. A number of chunks does not depend on the weights. A soft
-/// choice does: a fresh router scores all chunks alike and attends nearly all of them, so it is looked at when learning rate, alpha
-/// and gamma are where the configuration leads them, or at the run's end.
-fn settled_at(config: &Config) -> u64 {
+/// The update from which a router's density says something about the run; none in a run that ends before. A number of chunks does not
+/// depend on the weights. A soft choice does: a fresh router scores all chunks alike and attends nearly all of them, so it is looked at
+/// when learning rate, alpha and gamma are where the configuration leads them.
+fn settled_at(config: &Config) -> Option<u64> {
     if config.model.attention.top().is_some() {
-        return 1;
+        return Some(1);
     }
     let ramps = [config.router.alpha, config.router.gamma].into_iter().flatten().map(|ramp| ramp.steps);
-    ramps.chain([config.optim.warmup_steps, SETTLED]).max().unwrap_or(SETTLED).min(config.run.steps)
+    let settled = ramps.chain([config.optim.warmup_steps, SETTLED]).max().unwrap_or(SETTLED);
+    (settled <= config.run.steps).then_some(settled)
 }
 
 /// What to do about a run whose router leaves nothing out.
@@ -304,12 +306,14 @@ fn hardly_sparse(config: &Config, step: u64, s: &StepStats) -> Option<String> {
     let what = match (attention.top(), config.router.target_share) {
         (Some(_), _) => "lower model.attention.top or chunk_size".to_string(),
         (None, Some(target)) => {
-            format!("the controller is to bring it to {:.0} % of tokens and has not yet", 100.0 * target)
+            format!("wait: the controller is to bring it to {:.0} % of tokens and has not yet", 100.0 * target)
         }
         (None, None) => "raise model.attention.gamma, lower chunk_size, or set router.target_share".to_string(),
     };
     Some(format!(
-        "density {density:.2} at step {step}: hardly sparse, of {chunks} chunks almost all are attended; {what}"
+        "attends {:.0} % of chunks at step {step}: hardly sparse. That is the mean over layers and queries of attended over visible chunks, \
+         {chunks} at the end of a sequence; the share of tokens is the same of single tokens. To change it, {what}",
+        100.0 * density
     ))
 }
 
@@ -358,15 +362,15 @@ mod tests {
     #[test]
     fn a_soft_router_is_looked_at_when_nothing_leads_it_any_more() {
         let dash = config(&["model.attention.kind=dash"]);
-        assert_eq!(settled_at(&dash), SETTLED);
+        assert_eq!(settled_at(&dash), Some(SETTLED));
         let mut long = dash.clone();
         long.optim.warmup_steps = 120;
-        assert_eq!(settled_at(&long), 120);
+        assert_eq!(settled_at(&long), Some(120));
         long.router.alpha = Some(Ramp { from: 1.25, to: 1.5, steps: 300 });
-        assert_eq!(settled_at(&long), 300);
-        long.run.steps = 30;
-        assert_eq!(settled_at(&long), 30, "the end of a short run");
+        assert_eq!(settled_at(&long), Some(300));
+        long.run.steps = 299;
+        assert_eq!(settled_at(&long), None, "a run that ends on the way");
         // the number of chunks is in the configuration
-        assert_eq!(settled_at(&config(&["model.attention.kind=topk"])), 1);
+        assert_eq!(settled_at(&config(&["model.attention.kind=topk"])), Some(1));
     }
 }

@@ -58,7 +58,12 @@ fn sigterm_saves_and_exits_130_and_the_resumed_run_has_the_same_bits() {
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
     kill(&mut child, "TERM");
-    failed(&child.wait_with_output().unwrap(), 130, &["interrupted at step", "--resume"]);
+    let told = error_of(&child.wait_with_output().unwrap(), 130);
+    let again = told.split_once("saved; continue with: ").expect(&told).1.lines().next().unwrap();
+    assert!(
+        again.contains("--config ") && again.contains("--set run.name=stopped") && again.ends_with(" --resume"),
+        "{again}"
+    );
     assert_eq!(s.checkpoints("stopped").len(), 1);
     assert!(whole == s.train("stopped", &set, true));
 }
@@ -121,7 +126,10 @@ fn resuming_something_else_is_refused_unless_told() {
         let all: Vec<&str> = ["run.name=x"].iter().chain(set).copied().collect();
         s.command(&[], &all).arg("--resume").args(more).output().unwrap()
     };
-    failed(&resume(&["run.steps=12"], &[]), 2, &["run.steps: 10 -> 12", "--allow-changes"]);
+    let refused = resume(&["run.steps=12", "eval.every=7"], &[]);
+    failed(&refused, 2, &["run.steps: 10 -> 12", "--extend 12 instead of --resume", "--allow-changes"]);
+    assert!(!String::from_utf8_lossy(&refused.stderr).contains("resuming with"), "what is refused does not resume");
+    failed(&resume(&["run.steps=8"], &[]), 2, &["run.steps: 10 -> 8", "--allow-changes"]);
     succeeded(&resume(&["run.steps=10", "eval.batches=1"], &[]));
     let corpus = s.path("corpus.txt");
     fs::write(&corpus, fs::read_to_string(&corpus).unwrap() + "one line more\n").unwrap();
@@ -168,7 +176,8 @@ fn resume_auto_starts_or_continues_and_extend_says_what_happens_to_the_schedule(
     error_of(&run(&["--resume=auto"], &["run.steps=10"]), 0);
     assert_eq!(s.saved().last().unwrap(), "step-00000010");
     let text = error_of(&run(&["--resume=auto"], &["run.steps=10"]), 0);
-    assert!(text.contains("resuming from") && text.contains("(step 10)"), "{text}");
+    assert!(text.contains("already finished, 10 of 10 updates; --extend STEPS goes on"), "{text}");
+    assert!(!text.contains("resuming"), "{text}");
     // the same command with another length is not silently another schedule
     assert!(error_of(&run(&["--resume"], &["run.steps=15"]), 2).contains("run.steps: 10 -> 15"));
     let text = error_of(&run(&["--extend", "10"], &[]), 2);

@@ -70,6 +70,19 @@ fn the_model_of_a_run_is_evaluated_continues_a_text_and_is_exported() {
     let told = s.metrics("test");
     assert_eq!(of_run["loss"], told.iter().rfind(|l| l["split"] == "val").unwrap()["loss"]);
     assert_eq!(of_run["loss_by_position"].as_array().unwrap().len(), 48);
+    // what was evaluated, and what it attends
+    let told = s.out(&["eval", "--model", "runs/test"]);
+    let first = told.lines().next().unwrap();
+    assert!(first.starts_with("model runs/test/checkpoints/step-00000020, attention dash (chunk_size 8, "), "{told}");
+    assert!(first.ends_with(", router own"), "{first}");
+    let attended = of_run["attended_tokens"].as_f64().unwrap();
+    assert!(told.contains(&format!("attended tokens {attended:.1} a query, ")), "{told}");
+    let other = s.out(&["eval", "--model", "runs/test", "--as", "topk", "--top", "2", "--router", "random"]);
+    assert!(
+        other.starts_with("model runs/test/checkpoints/step-00000020, attention topk (chunk_size 8, top 2, "),
+        "{other}"
+    );
+    assert!(other.contains(" in the place of dash (") && other.lines().next().unwrap().ends_with(", router random"));
     let text = |seed: &str| {
         let prompt = ["--prompt", "the router", "--max-tokens", "12", "--seed", seed];
         s.out(&[&["generate", "--model", "runs/test"], &prompt[..]].concat())
@@ -104,6 +117,46 @@ fn the_model_of_a_run_is_evaluated_continues_a_text_and_is_exported() {
     let parity = safetensors::SafeTensors::deserialize(&bytes).unwrap();
     assert_eq!(parity.tensor("ids").unwrap().shape(), [1, 37]);
     assert_eq!(parity.tensor("logits").unwrap().shape(), [1, 37, 300]);
+}
+
+#[test]
+fn a_model_is_evaluated_and_resumed_from_any_folder_and_after_its_project_moved() {
+    let s = Sandbox::new();
+    let project = s.path("project");
+    fs::create_dir(&project).unwrap();
+    fs::rename(s.path("corpus.txt"), project.join("corpus.txt")).unwrap();
+    let started = |set: &[&str]| s.command(&[], set).current_dir(&project).output().unwrap();
+    succeeded(&started(&["run.steps=10"]));
+    let told = fs::read_to_string(project.join("runs/test/metrics.jsonl")).unwrap();
+    let told: Value = serde_json::from_str(told.lines().rfind(|l| l.contains("\"val\"")).unwrap()).unwrap();
+    let eval = |model: &std::path::Path| -> Value {
+        let o = s.bin(&["eval", "--model", model.to_str().unwrap(), "--json"]);
+        succeeded(&o);
+        serde_json::from_slice(&o.stdout).unwrap()
+    };
+    assert_eq!(eval(&project.join("runs/test"))["loss"], told["loss"]);
+    assert!(!s.path("data").exists(), "nothing is prepared a second time");
+    // the run alone has moved: its record has the folder it was started in
+    fs::rename(project.join("runs/test"), s.path("taken")).unwrap();
+    assert_eq!(eval(&s.path("taken"))["loss"], told["loss"]);
+    fs::rename(s.path("taken"), project.join("runs/test")).unwrap();
+    // everything has moved: it is found above the run
+    let moved = s.path("moved");
+    fs::rename(&project, &moved).unwrap();
+    assert_eq!(eval(&moved.join("runs/test"))["loss"], told["loss"]);
+    let dir = format!("run.dir={}", moved.join("runs").display());
+    let longer = s.command(&[], &[&dir]).args(["--extend", "12"]).output().unwrap();
+    succeeded(&longer);
+    assert!(moved.join("runs/test/checkpoints/step-00000012").is_dir());
+    // where nothing is found, what was looked for is told
+    fs::rename(moved.join("data"), s.path("hidden")).unwrap();
+    fs::remove_file(moved.join("corpus.txt")).unwrap();
+    let lost = s.bin(&["eval", "--model", moved.join("runs/test").to_str().unwrap()]);
+    failed(
+        &lost,
+        2,
+        &["looked for from", s.dir.path().to_str().unwrap(), project.to_str().unwrap(), moved.to_str().unwrap()],
+    );
 }
 
 #[test]
@@ -214,7 +267,7 @@ fn a_run_that_is_hardly_sparse_is_told_and_tokens_are_not_chunks() {
     let learning = ["run.steps=60", "optim.warmup_steps=10", "optim.lr=1e-2", "log.every=5"];
     let dense = run("full", &[&learning[..], &["model.attention.gamma=0.01"]].concat());
     assert_eq!(dense.matches("hardly sparse").count(), 1, "{dense}");
-    assert!(dense.contains("density 1.00 at step 50: hardly sparse"), "{dense}");
+    assert!(dense.contains("attends 100 % of chunks at step 50: hardly sparse"), "{dense}");
     assert!(dense.contains("raise model.attention.gamma"), "{dense}");
     // a fresh router attends everything, whatever it learns
     let fresh = run("fresh", &learning);
@@ -222,7 +275,7 @@ fn a_run_that_is_hardly_sparse_is_told_and_tokens_are_not_chunks() {
     // the number of chunks is known from the first update on
     let hard = run("hard", &["run.steps=2", "model.attention={kind=\"topk\",chunk_size=16,top=8}"]);
     assert!(
-        hard.contains("density 1.00 at step 1: hardly sparse") && hard.contains("lower model.attention.top"),
+        hard.contains("attends 100 % of chunks at step 1: hardly sparse") && hard.contains("lower model.attention.top"),
         "{hard}"
     );
     let sparse = run("sparse", &["run.steps=2", "model.attention.gamma=1e4"]);
