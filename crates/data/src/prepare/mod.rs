@@ -202,6 +202,18 @@ fn given(path: &Path, settings: &Settings) -> Result<Tokenizer> {
     Ok(tokenizer)
 }
 
+/// Bytes of text that nothing is learned from, whatever the vocabulary: a share of a twentieth validates a single sequence at best.
+const FEW: u64 = 4096;
+
+fn too_small(settings: &Settings, bytes: u64) -> DataError {
+    let what = format!(
+        "{bytes} bytes of text are too few to learn a vocabulary of {} from, to train on and to validate on; bring more text: some \
+         hundred thousand bytes are a start",
+        settings.vocab_size
+    );
+    DataError::content(&settings.path, what)
+}
+
 /// Text that the size of a token and the fit of a vocabulary are estimated from.
 const PROBE: usize = 1 << 20;
 
@@ -234,7 +246,9 @@ fn fill(
         None => {
             report.vocabulary_bytes = texts.iter().map(|t| t.len() as u64).sum();
             progress(Progress::Learning(report.vocabulary_bytes, report.bytes));
-            Tokenizer::learn(texts.iter().map(String::as_str), settings.vocab_size, settings.treatment)?
+            let learned = Tokenizer::learn(texts.iter().map(String::as_str), settings.vocab_size, settings.treatment);
+            // a smaller vocabulary would not help: what is left then validates nothing
+            learned.map_err(|e| if report.bytes < FEW { too_small(settings, report.bytes) } else { e })?
         }
     };
     let share = share(settings, &tokenizer, &texts, report.bytes)?;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use dash_model::attention::find;
 
-use crate::config::{about, sections, template};
+use crate::config::{about, nearest, sections, template};
 use crate::console::print_results;
 use crate::failure::{Failure, Result};
 
@@ -34,7 +34,9 @@ pub struct ConfigKeyArgs {
 pub fn init(args: &InitArgs) -> Result<()> {
     let Some((spec, _)) = find(&args.kind) else {
         let known = dash_model::kinds().join(", ");
-        return Err(Failure::request(format!("--kind: {:?} is none of {known}", args.kind)));
+        let meant = nearest(&args.kind, dash_model::kinds().into_iter());
+        let meant = meant.map_or(String::new(), |m| format!("; did you mean {m}?"));
+        return Err(Failure::request(format!("--kind: {:?} is none of {known}{meant}", args.kind)));
     };
     let text = args.text.as_ref().map(|path| {
         path.to_str().ok_or_else(|| Failure::request(format!("--text {}: is no UTF-8 name", path.display())))

@@ -14,8 +14,10 @@ mod train;
 
 use std::process::ExitCode;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::config::sections;
 use crate::console;
 use crate::failure::{Failure, Result};
 use crate::lab::verify::verify_resume;
@@ -123,7 +125,7 @@ it the earliest tokens drop out and every new one takes a pass over all others."
 /// Parses, runs, reports.
 pub fn main() -> ExitCode {
     crate::signals::survive_file_limits();
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|e| wrong_arguments(e));
     console::set_quiet(cli.quiet);
     match dispatch(&cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -135,6 +137,37 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.status())
         }
     }
+}
+
+/// Says what is wrong with the arguments, and ends the process: clap's words, and what it cannot know.
+fn wrong_arguments(mut e: clap::Error) -> ! {
+    let text = |value: Option<&ContextValue>| match value {
+        Some(ContextValue::String(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let (argument, command) = (text(e.get(ContextKind::InvalidArg)), text(e.get(ContextKind::InvalidSubcommand)));
+    if e.kind() == ErrorKind::UnknownArgument && argument.starts_with("--") {
+        let own = argument.trim_start_matches('-').replace('-', "_");
+        let has = |s: &crate::config::reference::Section| s.keys.iter().any(|k| k.name == own);
+        let tables = sections().into_iter().filter(has).map(|s| format!("--set {}.{own}=VALUE", s.place));
+        let keys: Vec<String> = tables.collect();
+        // `--seed` for compare's `--seeds` is a slip; what is less alike is no guess worth making
+        let near = strsim::jaro_winkler(&argument, &text(e.get(ContextKind::SuggestedArg))) > 0.95;
+        if !keys.is_empty() && !near {
+            e.remove(ContextKind::SuggestedArg);
+            let tip = format!("`{argument}` is a key of the configuration: {}", keys.join(" or "));
+            e.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+        }
+    }
+    if e.kind() == ErrorKind::InvalidSubcommand
+        && e.get(ContextKind::SuggestedSubcommand).is_none()
+        && !command.is_empty()
+    {
+        let names = Cli::command().get_subcommands().map(|c| c.get_name().to_string()).collect::<Vec<_>>().join(", ");
+        let tip = format!("without a command it trains: `train --config FILE`; the commands are {names}");
+        e.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    e.exit()
 }
 
 fn dispatch(cli: &Cli) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dash_data::{Mixture, Settings, Source, Task, Treatment};
+use dash_data::{Mixture, Settings, Task, Treatment};
 use dash_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +72,7 @@ impl Config {
         let here = || std::env::current_dir().unwrap_or_else(|_| ".".into());
         Settings {
             source: self.data.source,
-            path: if self.data.source == Source::Cargo { here() } else { self.data.path.clone() },
+            path: if self.data.path.as_os_str().is_empty() { here() } else { self.data.path.clone() },
             extensions: self.data.extensions.clone(),
             vocab_size: self.data.vocab_size,
             vocab_bytes: self.data.vocab_bytes,

@@ -32,11 +32,12 @@ pub use eval::{Checkpoint, Eval, Log, Stop};
 pub use file::Config;
 pub use optim::{DECAY_FRACTION, MIN_LR_RATIO, Optim, OptimKind, Schedule};
 pub use probe::ProbePlan;
+pub use problems::nearest;
 pub use router::{Ramp, RouterPlan};
 pub use run::{DeviceName, Run};
 pub use template::{about, template};
 
-use set::{apply, with_suggestion};
+use set::{apply, explained};
 
 /// How a configuration writes a choice: `phone-book`.
 pub fn word(choice: &impl Serialize) -> String {
@@ -102,7 +103,7 @@ impl Config {
     /// As [`Config::load`].
     pub fn from_text(text: &str, set: &[String], path: &Path) -> Result<Self, LoadError> {
         let place = path.display().to_string();
-        let explain = |e: &toml::de::Error| LoadError::new(&place, with_suggestion(e.to_string().trim_end()));
+        let explain = |e: &toml::de::Error| LoadError::new(&place, explained(e.to_string().trim_end()));
         let mut table: Table = text.parse().map_err(|e| explain(&e))?;
         check_names(&table, &place)?;
         rename(&mut table);
@@ -119,7 +120,7 @@ impl Config {
         // from the text where nothing is on top of it, so that a message shows the line
         let config: Result<Config, _> =
             if set.is_empty() { toml::from_str(text) } else { Value::Table(table).try_into() };
-        let mut config = config.map_err(|e| LoadError::new(&where_, with_suggestion(e.to_string().trim_end())))?;
+        let mut config = config.map_err(|e| LoadError::new(&where_, explained(e.to_string().trim_end())))?;
         // a name that is none is told by the check of the table
         if let (false, Ok(device)) = (gives_compute, config.run.device_name()) {
             config.model.compute = device.default_compute();
@@ -140,7 +141,7 @@ impl Config {
         {
             optim::drop_unread(optim);
             let config: Result<Config, _> = Value::Table(table).try_into();
-            let explain = |e: toml::de::Error| LoadError::new(&place, with_suggestion(e.to_string().trim_end()));
+            let explain = |e: toml::de::Error| LoadError::new(&place, explained(e.to_string().trim_end()));
             return config.map_err(explain)?.resolve(&path, &place);
         }
         Config::load(&path, &[])
@@ -229,7 +230,22 @@ mod tests {
         assert!(error(&swap("steps = 3", "stpes = 3"), &[]).contains("did you mean `steps`?"));
         assert!(error(&swap("chunk_size = 8", "chunksize = 8"), &[]).contains("did you mean `chunk_size`?"));
         assert!(error(MINIMAL, &["optim.learning=1"]).contains("unknown field `learning`"));
-        assert!(error(&swap("steps = 3", "steps = \"x\""), &[]).contains("invalid type: string \"x\", expected u64"));
+        assert!(
+            error(&swap("steps = 3", "steps = \"x\""), &[])
+                .contains("\"x\" is text, where an integer, 0 or above is taken")
+        );
+        assert!(error(MINIMAL, &["optim.lr=fast"]).contains("optim.lr: \"fast\" is text, where a number is taken"));
+        assert!(error(MINIMAL, &["run.steps=0.5"]).contains("run.steps: 0.5 is not an integer, 0 or above"));
+        assert!(error(MINIMAL, &["run.steps=-1"]).contains("run.steps: -1 is not an integer, 0 or above"));
+        assert!(error(MINIMAL, &["model.tie_embeddings=1"]).contains("model.tie_embeddings: 1 is not true or false"));
+        assert!(error(MINIMAL, &["model.attention.kind=dahs"]).contains("did you mean `dash`?"));
+        assert!(error(MINIMAL, &["steps=10"]).contains("unknown field `steps`; did you mean `run.steps`?"));
+        assert!(error(MINIMAL, &["learning_rate=1"]).contains("did you mean `optim.lr`?"));
+        let every = error(MINIMAL, &["every=1"]);
+        assert!(
+            every.contains("did you mean `eval.every`, `checkpoint.every`, `log.every`, `probe.every`?"),
+            "{every}"
+        );
         assert!(
             error(&swap("heads = 2", "heads = 3"), &["model.head_dim=8", "model.kv_heads=2"])
                 .contains("model.kv_heads: 2 does not divide heads = 3")

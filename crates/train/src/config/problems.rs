@@ -74,6 +74,18 @@ struct Found<'a> {
 }
 
 impl Found<'_> {
+    /// A key that stands in no table: the tables that have one of this name, or of what it is called elsewhere.
+    fn homeless(&mut self, sections: &[Section], given: &str) {
+        let own = ELSEWHERE.iter().find(|(other, _)| *other == given).map_or(given, |(_, own)| own);
+        let has = |s: &&Section| s.keys.iter().any(|k| k.name == own);
+        let keys: Vec<String> = sections.iter().filter(has).map(|s| format!("`{}.{own}`", s.place)).collect();
+        if keys.is_empty() {
+            return self.unknown("", given, sections.iter().map(|s| s.place));
+        }
+        let at = line_of(self.text, "", given);
+        self.lines.push(format!("{at}unknown field `{given}`; did you mean {}?", keys.join(", ")));
+    }
+
     fn unknown<'n>(&mut self, place: &str, given: &str, names: impl Iterator<Item = &'n str> + Clone) {
         let at = line_of(self.text, place, given);
         let table = if place.is_empty() { "the file".to_string() } else { format!("[{place}]") };
@@ -123,7 +135,7 @@ pub fn of(sections: &[Section], file: &Table, text: &str) -> Option<String> {
     let mut found = Found { text, lines: Vec::new() };
     let places = || sections.iter().map(|s| s.place);
     for given in file.keys().filter(|given| !places().any(|place| place == *given)) {
-        found.unknown("", given, places());
+        found.homeless(sections, given);
     }
     sections.iter().for_each(|section| found.section(section, file));
     found.attention(file);

@@ -4,6 +4,7 @@ use dash_model::Attention;
 use toml::{Table, Value};
 
 use super::error::LoadError;
+use super::problems::nearest;
 
 /// Keys that hold text: `--set run.name=7` and `--set run.name=nan` mean what they say.
 const TEXT_KEYS: [&str; 7] =
@@ -44,18 +45,64 @@ pub fn apply(table: &mut Table, assignment: &str) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// Adds the nearest expected key to serde's complaint about an unknown one.
-pub fn with_suggestion(message: &str) -> String {
-    let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_string).collect::<Vec<_>>();
-    let Some(at) = message.find("unknown field").or_else(|| message.find("unknown variant")) else {
+/// What the parser says of a value, in words for people: what stands there, what is taken, and which name was meant.
+pub fn explained(message: &str) -> String {
+    let (message, key) = match message.rsplit_once("\nin `") {
+        Some((what, key)) => (what.to_string(), key.trim_end().trim_end_matches('`')),
+        None => (message.to_string(), ""),
+    };
+    let told = with_suggestion(&of_type(&message));
+    // a message that begins with a key names a finer one
+    if key.is_empty() || told.starts_with(key) { told } else { format!("{key}: {told}") }
+}
+
+/// `invalid type: string "fast", expected f64` in the words of the configuration's reference.
+fn of_type(message: &str) -> String {
+    let Some(at) = ["invalid type: ", "invalid value: "].iter().find_map(|start| message.find(start)) else {
         return message.to_string();
     };
-    let names = quoted(&message[at..]);
-    let Some((given, expected)) = names.split_first() else { return message.to_string() };
-    let nearest =
-        expected.iter().max_by(|a, b| strsim::jaro_winkler(given, a).total_cmp(&strsim::jaro_winkler(given, b)));
-    match nearest {
-        Some(key) if strsim::jaro_winkler(given, key) > 0.7 => format!("{message}; did you mean `{key}`?"),
-        _ => message.to_string(),
+    let (before, what) = message.split_at(at);
+    let Some((given, wanted)) = what.split_once(": ").and_then(|(_, rest)| rest.rsplit_once(", expected ")) else {
+        return message.to_string();
+    };
+    let wanted = match wanted {
+        "f64" => "a number",
+        "u64" | "usize" | "u32" => "an integer, 0 or above",
+        "a boolean" => "true or false",
+        "a string" | "path string" => "text",
+        "a sequence" => "a list",
+        other => other,
+    };
+    let given = match given.split_once(' ').unwrap_or((given, "")) {
+        ("string", text) => format!("{text} is text"),
+        ("integer" | "boolean", value) => format!("{} is", value.trim_matches('`')),
+        ("floating", value) => format!("{} is", value.trim_start_matches("point ").trim_matches('`')),
+        _ => format!("a {given} is"),
+    };
+    let instead = if given.ends_with("text") { ", where " } else { " not " };
+    let end = if instead == " not " { "" } else { " is taken" };
+    format!("{before}{given}{instead}{wanted}{end}")
+}
+
+/// Adds the name that was meant to a complaint about one that is none of those that are taken.
+fn with_suggestion(message: &str) -> String {
+    let quoted = |text: &str| text.split('`').skip(1).step_by(2).map(str::to_string).collect::<Vec<_>>();
+    let (given, known) = match message.find("unknown field").or_else(|| message.find("unknown variant")) {
+        Some(at) => match quoted(&message[at..]).split_first() {
+            Some((given, known)) => (given.clone(), known.to_vec()),
+            None => return message.to_string(),
+        },
+        // `model.attention.kind: "dahs" is none of dense, topk`
+        None => match message.split_once("\" is none of ") {
+            Some((before, known)) if !known.contains('"') => {
+                let given = before.rsplit('"').next().unwrap_or_default();
+                (given.to_string(), known.lines().next().unwrap_or_default().split(", ").map(str::to_string).collect())
+            }
+            _ => return message.to_string(),
+        },
+    };
+    match nearest(&given, known.iter().map(String::as_str)) {
+        Some(name) => format!("{message}; did you mean `{name}`?"),
+        None => message.to_string(),
     }
 }

@@ -2,7 +2,7 @@
 
 use dash_model::{Attention, kinds};
 
-use crate::config::Config;
+use crate::config::{Config, nearest};
 use crate::failure::{Failure, Result};
 
 /// What `--as` asks for.
@@ -23,7 +23,8 @@ pub fn other_attention(config: &Config, asked: &Other, attended: f64) -> Result<
     let kind = asked.kind;
     let own = &config.model.attention;
     let Some(other) = Attention::preset(kind) else {
-        return Err(Failure::request(format!("--as: {kind:?} is none of {}", kinds().join(", "))));
+        let meant = nearest(kind, kinds().into_iter()).map_or(String::new(), |m| format!("; did you mean {m}?"));
+        return Err(Failure::request(format!("--as: {kind:?} is none of {}{meant}", kinds().join(", "))));
     };
     let t = config.data.seq_len;
     let size = asked.chunk_size.or(own.chunk_size()).or(other.chunk_size()).unwrap_or(1);

@@ -10,7 +10,7 @@ fn wrong_requests_are_told_before_any_work() {
     let s = Sandbox::new();
     let cases: [(&[&str], &[&str]); 9] = [
         (&["optim.learning_rate=1"], &["unknown field `learning_rate`", "did you mean `lr`?"]),
-        (&["run.steps=many"], &["invalid type", "expected u64"]),
+        (&["run.steps=many"], &["run.steps: \"many\" is text, where an integer"]),
         (&["model.kv_heads=3"], &["model.kv_heads: 3 does not divide heads = 4"]),
         (&["model.head_dim=7"], &["model.head_dim: 7 is odd"]),
         (&["model.attention.chunk_size=48"], &["leaves nothing to route"]),
@@ -28,6 +28,9 @@ fn wrong_requests_are_told_before_any_work() {
     // no machine has that many: on one without a GPU the driver is missing, on one with a GPU the number is too large
     failed(&s.run(&[], &["run.device=cuda:63"]), 2, &["run.device = \"cuda:63\"", "run.device = \"cpu\" needs no GPU"]);
     assert!(!s.path("runs").exists(), "a GPU is looked for before a run begins");
+    fs::write(s.path("tiny.txt"), "hello world\n").unwrap();
+    let tiny = error_of(&s.run(&[], &["data.path=tiny.txt"]), 2);
+    assert!(tiny.contains("12 bytes of text are too few") && !tiny.contains("ask for"), "{tiny}");
     failed(&s.bin(&["--config", "missing.toml"]), 2, &["missing.toml", "cannot be read"]);
     failed(&s.bin(&["eval", "--model", "."]), 2, &["holds no model"]);
 }
@@ -39,6 +42,20 @@ fn a_vocabulary_that_does_not_match_the_tokenizer_is_told() {
     let tokenizer = format!("data.tokenizer={}", s.data().join("tokenizer.json").display());
     failed(&s.run(&[], &[&tokenizer, "data.vocab_size=310"]), 2, &["has 300 entries, data.vocab_size is 310"]);
     succeeded(&s.run(&[], &[&tokenizer]));
+}
+
+#[test]
+fn arguments_that_are_keys_and_commands_that_are_none_are_told_what_to_do() {
+    let s = Sandbox::new();
+    let seed = s.told(2, &["--seed", "3"]);
+    assert!(seed.contains("--set run.seed=VALUE") && !seed.contains("--extend'"), "{seed}");
+    assert!(s.told(2, &["compare", "--seed", "3"]).contains("'--seeds'"));
+    assert!(s.told(2, &["evla"]).contains("'eval'"));
+    let none = s.told(2, &["trian"]);
+    assert!(none.contains("train --config FILE") && none.contains("verify-resume"), "{none}");
+    failed(&s.run(&["compare", "--arms", "dense,dahs"], &[]), 2, &["did you mean dash?"]);
+    failed(&s.run(&[], &["model.attention.kind=dahs"]), 2, &["did you mean `dash`?"]);
+    failed(&s.run(&[], &["steps=10"]), 2, &["did you mean `run.steps`?"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use dash_model::kinds;
 
 use super::measure::{Measure, measures};
 use super::run::Run;
-use crate::config::{Arm, Compare, Config, Stop};
+use crate::config::{Arm, Compare, Config, Stop, nearest};
 use crate::failure::{Failure, Result};
 use crate::training::stop::Watch;
 
@@ -100,7 +100,12 @@ fn chosen(table: &Compare, arms: &[String]) -> Result<Vec<Arm>> {
             let find = |name: &String| match table.arm.iter().find(|a| a.name == *name) {
                 Some(arm) => Ok(arm.clone()),
                 None if kinds().contains(&name.as_str()) => Ok(preset(name)),
-                None => Err(Failure::request(format!("--arms: {name:?} is none of {}", known()))),
+                None => {
+                    let arms = || table.arm.iter().map(|a| a.name.as_str());
+                    let meant = nearest(name, arms().chain(kinds()).collect::<Vec<_>>().into_iter());
+                    let meant = meant.map_or(String::new(), |m| format!("; did you mean {m}?"));
+                    Err(Failure::request(format!("--arms: {name:?} is none of {}{meant}", known())))
+                }
             };
             arms.iter().map(find).collect()
         }
