@@ -4,6 +4,7 @@ mod bench;
 mod compare;
 #[cfg(unix)]
 mod export;
+mod figures;
 #[cfg(unix)]
 mod generate;
 mod guide;
