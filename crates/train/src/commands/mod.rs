@@ -155,6 +155,7 @@ fn wrong_arguments(mut e: clap::Error) -> ! {
         let near = strsim::jaro_winkler(&argument, &text(e.get(ContextKind::SuggestedArg))) > 0.95;
         if !keys.is_empty() && !near {
             e.remove(ContextKind::SuggestedArg);
+            e.insert(ContextKind::Usage, ContextValue::StyledStr(Cli::command().render_usage()));
             let tip = format!("`{argument}` is a key of the configuration: {}", keys.join(" or "));
             e.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
         }

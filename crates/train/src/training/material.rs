@@ -67,7 +67,10 @@ pub fn taken(config: &Config, p: &Prepared) -> Vec<String> {
         bytes => format!("learned from {}", size(bytes)),
     };
     let mut lines = vec![
-        format!("taken: {} documents, {}, from {}", r.documents, size(r.bytes), kinds(d.source, r)),
+        match r.documents {
+            1 => format!("taken: 1 document, {}, from {}", size(r.bytes), kinds(d.source, r)),
+            n => format!("taken: {n} documents, {}, from {}", size(r.bytes), kinds(d.source, r)),
+        },
         format!(
             "split: {} of text ({share:.1} %) for validation, {rule} (data.validation_share = {}, at most {} tokens)",
             size(r.validation_bytes),

@@ -16,14 +16,15 @@ pub struct Found {
     pub looked: String,
 }
 
-/// Folders that relative paths may be meant from: this process's own, those in which the run was started, the newest first, and those
-/// above the model, the nearest first.
-fn bases(home: &Path, starts: &[Start]) -> Vec<PathBuf> {
+/// Folders that relative paths are meant from: this process's own, those in which the run was started, the newest first, and the one that
+/// the run lies in as its own configuration says, which is another one where a project moved.
+fn meant(config: &Config, home: &Path, starts: &[Start]) -> Vec<PathBuf> {
     let here = std::env::current_dir().unwrap_or_default();
     let started = starts.iter().rev().map(|s| s.folder.clone()).filter(|f| f.is_absolute());
-    let home = std::fs::canonicalize(home).unwrap_or_else(|_| here.join(home));
+    let own = config.folder();
+    let moved = home.ancestors().nth(own.components().count()).filter(|_| own.is_relative() && home.ends_with(&own));
     let mut out: Vec<PathBuf> = Vec::new();
-    for base in std::iter::once(here).chain(started).chain(home.ancestors().skip(1).map(Path::to_path_buf)) {
+    for base in std::iter::once(here).chain(started).chain(moved.map(Path::to_path_buf)) {
         if !out.contains(&base) {
             out.push(base);
         }
@@ -31,19 +32,22 @@ fn bases(home: &Path, starts: &[Start]) -> Vec<PathBuf> {
     out
 }
 
-/// Finds the data of a configuration: from the first folder that has the shards of the material called `trained`, else from the first
-/// that has the text, else from this process's own. `home` is the folder of the run or the export.
+/// Finds the data of a configuration: from the first folder that has the shards of the material called `trained`, the folders above the
+/// model among them, else from the first of those that are meant that has the text, else from this process's own. (A text of the same
+/// name in any folder above would be taken for the run's.) `home` is the folder of the run or the export.
 pub fn found(config: &Config, home: &Path, starts: &[Start], trained: Option<&str>) -> Found {
-    let (d, bases) = (&config.data, bases(home, starts));
+    let home = std::fs::canonicalize(home).unwrap_or_else(|_| home.to_path_buf());
+    let (d, meant) = (&config.data, meant(config, &home, starts));
+    let above: Vec<PathBuf> = home.ancestors().skip(1).map(Path::to_path_buf).collect();
     let key = trained.and_then(|hash| hash.split('+').next()).unwrap_or_default();
     let has_shards = |base: &&PathBuf| !key.is_empty() && base.join(&d.cache).join(key).join("report.json").is_file();
     let has_text = |base: &&PathBuf| match d.source {
         Source::Text => base.join(&d.path).exists(),
         Source::Cargo => base.join("Cargo.lock").is_file(),
     };
-    let base = bases.iter().find(has_shards).or_else(|| bases.iter().find(has_text));
+    let base = meant.iter().chain(&above).find(has_shards).or_else(|| meant.iter().find(has_text));
     let mut config = config.clone();
-    if let Some(base) = base.filter(|base| **base != bases[0]) {
+    if let Some(base) = base.filter(|base| **base != meant[0]) {
         let d = &mut config.data;
         d.cache = base.join(&d.cache);
         // for the workspace's dependencies the folder itself, see `Config::data_settings`
@@ -52,8 +56,8 @@ pub fn found(config: &Config, home: &Path, starts: &[Start], trained: Option<&st
             d.tokenizer = base.join(&d.tokenizer);
         }
     }
-    let looked = bases.iter().map(|b| b.display().to_string()).collect::<Vec<_>>().join(", ");
-    Found { config, looked }
+    let looked = meant.iter().map(|b| b.display().to_string()).collect::<Vec<_>>().join(", ");
+    Found { config, looked: format!("{looked}; shards also above {}", home.display()) }
 }
 
 /// As [`found`] for a run that goes on: a text that the configuration names and that is there from here is meant, whatever the run was

@@ -96,6 +96,18 @@ fn tell_extension(old: &Config, new: &Config, done: u64) -> Result<()> {
     Ok(())
 }
 
+/// Refuses to go on with other settings; a longer run is another request than changed settings.
+fn started_differently(folder: &Path, changes: &str, (from, to): (u64, u64)) -> Failure {
+    let longer = match to > from {
+        true => format!("for a longer run say --extend {to} instead of --resume and leave the rest as it was; else "),
+        false => String::new(),
+    };
+    Failure::request(format!(
+        "{}: the run was started differently ({changes}); {longer}restore that, or add --allow-changes to continue anyway",
+        folder.display()
+    ))
+}
+
 /// A fresh start, or the newest whole checkpoint.
 fn stand(
     config: &Config,
@@ -128,16 +140,7 @@ fn stand(
         changes += &format!("{separator}prepared corpus: {} -> {data_hash}", state.data_hash);
     }
     if !changes.is_empty() && !start.allow_changes {
-        let (from, to) = (old.run.steps, config.run.steps);
-        let longer = if to > from {
-            format!("for a longer run say --extend {to} instead of --resume and leave the rest as it was; else ")
-        } else {
-            String::new()
-        };
-        return Err(Failure::request(format!(
-            "{}: the run was started differently ({changes}); {longer}restore that, or add --allow-changes to continue anyway",
-            folder.display()
-        )));
+        return Err(started_differently(folder, &changes, (old.run.steps, config.run.steps)));
     }
     if !neutral.is_empty() {
         tell!("resuming with {}", names(neutral));

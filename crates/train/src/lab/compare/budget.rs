@@ -10,9 +10,13 @@ use dash_model::Attention;
 /// Attended tokens that differ by more than this share of the smaller are no equal budgets.
 const ALIKE: f64 = 0.05;
 
-/// Mean keys that a query of the training length attends, where the configuration alone decides them: `None` where a router does.
+/// Mean keys that a query of the training length attends, where the configuration alone decides them: `None` where a router or another
+/// run does.
 fn planned(config: &Config) -> Option<f64> {
     let (t, attention) = (config.data.seq_len, &config.model.attention);
+    if config.router.budget_from.is_some() {
+        return None;
+    }
     let held = config.router.target_share.map(|share| share * visible(config));
     held.or(attention.listed(t)).map(|listed| attention.attended(t, listed))
 }
@@ -129,7 +133,7 @@ mod tests {
     fn plan(arms: Vec<(String, Config)>) -> Plan {
         let rules = Compare { baseline: arms[0].0.clone(), ..Compare::default() };
         let (own_baselines, rates_of) = (Vec::new(), Vec::new());
-        Plan { arms, own_baselines, rates_of, rules, out: PathBuf::new(), command: String::new() }
+        Plan { arms, own_baselines, rates_of, yokes: Vec::new(), rules, out: PathBuf::new(), command: String::new() }
     }
 
     #[test]
