@@ -41,6 +41,11 @@ impl<'a> Operand<'a> {
         Operand { buffer, first: 0, row_stride: width, transposed: false, batch_stride: 0 }
     }
 
+    /// A batch of matrices `[rows, columns]`, one behind the other.
+    pub fn matrices(buffer: &'a CudaBuffer, rows: usize, columns: usize) -> Self {
+        Operand { batch_stride: rows * columns, ..Operand::rows(buffer, columns) }
+    }
+
     /// The transpose of it.
     pub fn t(self) -> Self {
         Operand { transposed: !self.transposed, ..self }

@@ -2,24 +2,21 @@
 
 use crate::device::cuda::{CudaBuffer, CudaDevice, Kind, Operand};
 use crate::device::{Accumulate, Gemm};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::ops::cuda::wide;
 use crate::tape::{Grads, Var};
 
-/// m, n and k.
-pub type Extents = (usize, usize, usize);
-
-/// a [m, k] times b [k, n], on top of `below` where there is one: `[m, n]`.
+/// a [m, k] times b [k, n], on top of a residual where there is one: a new matrix `[m, n]`.
 ///
 /// # Errors
-/// When kinds or extents do not fit, or memory runs out.
-pub fn product(
-    op: &'static str,
-    (m, n, k): Extents,
-    a: Operand,
-    b: Operand,
-    below: Option<&CudaBuffer>,
-) -> Result<CudaBuffer> {
+/// When kinds or extents do not fit, memory runs out, or the product shall be added to what a new matrix does not have.
+pub fn product(op: &'static str, size: Gemm<Accumulate<&CudaBuffer>>, a: Operand, b: Operand) -> Result<CudaBuffer> {
+    let Gemm { m, n, k, accumulate } = size;
+    let below = match accumulate {
+        Accumulate::Overwrite => None,
+        Accumulate::Residual(below) => Some(below),
+        Accumulate::Existing => return Err(Error::invalid(op, "a new matrix has nothing that is added to")),
+    };
     let device = a.buffer.device();
     let mut c = device.alloc(op, wide(a.buffer.kind()), m * n)?;
     if k == 0 {
@@ -30,7 +27,7 @@ pub fn product(
         return Ok(c);
     }
     let accumulate = below.map_or(Accumulate::Overwrite, |x| Accumulate::Residual(Operand::rows(x, n)));
-    device.gemm(Gemm::new(m, n, k).with(accumulate), a, b, Operand::rows(&c, n))?;
+    device.gemm(size.with(accumulate), a, b, Operand::rows(&c, n))?;
     Ok(c)
 }
 
@@ -43,51 +40,41 @@ pub fn add_product(
     gpu: &CudaDevice,
     grads: &mut Grads,
     var: &Var,
-    (m, n, k): Extents,
-    (a, b): (Operand, Operand),
+    size: Gemm,
+    a: Operand,
+    b: Operand,
 ) -> Result<()> {
-    let (mut d, add) = grads.begin(var)?;
-    add_to((d.cuda_mut(op, gpu)?.full_mut()?, add), (m, n, k), a, b)?;
+    let (mut d, begun) = grads.begin(var)?;
+    let size = size.with(Accumulate::existing_if(begun));
+    product_into(d.cuda_mut(op, gpu)?.full_mut()?, size, a, b)?;
     grads.add(var.id(), d)
 }
 
-/// Writes a [m, k] times b [k, n], or (`true`) adds it to what is there.
+/// Writes a [m, k] times b [k, n] to `sum [m, n]`, or adds it to what is there.
 ///
 /// # Errors
 /// As [`product`].
-pub fn add_to((sum, add): (&mut CudaBuffer, bool), (m, n, k): Extents, a: Operand, b: Operand) -> Result<()> {
-    if k == 0 {
-        return if add { Ok(()) } else { sum.fill_bytes(0) };
+pub fn product_into(sum: &mut CudaBuffer, size: Gemm, a: Operand, b: Operand) -> Result<()> {
+    let adds = size.accumulate.adds();
+    if size.k == 0 {
+        return if adds { Ok(()) } else { sum.fill_bytes(0) };
     }
-    let c = Operand::rows(sum, n);
-    let accumulate = if add { Accumulate::Existing } else { Accumulate::Overwrite };
-    a.buffer.device().gemm(Gemm::new(m, n, k).with(accumulate), a, b, c)
+    let c = Operand::rows(sum, size.n);
+    a.buffer.device().gemm(size.with(Accumulate::existing_if(adds)), a, b, c)
 }
 
-/// a [m, k] times b [k, n] for each of a batch, both of one kind, either transposed as it lies: `[batch, m, n]`.
+/// a [m, k] times b [k, n] for each of a batch, both of one kind: a new `[batch, m, n]`.
 ///
 /// # Errors
 /// As [`product`].
-pub fn batched(
-    op: &'static str,
-    batch: usize,
-    (m, n, k): Extents,
-    (a, a_transposed): (&CudaBuffer, bool),
-    (b, b_transposed): (&CudaBuffer, bool),
-) -> Result<CudaBuffer> {
-    let device = a.device();
-    let mut c = device.alloc(op, a.kind(), batch * m * n)?;
+pub fn batched(op: &'static str, batch: usize, size: Gemm, a: Operand, b: Operand) -> Result<CudaBuffer> {
+    let (Gemm { m, n, k, .. }, device) = (size, a.buffer.device());
+    let mut c = device.alloc(op, a.buffer.kind(), batch * m * n)?;
     if k == 0 {
         c.fill_bytes(0)?;
         return Ok(c);
     }
-    let lying = |x, rows: usize, columns: usize, transposed: bool| {
-        let row_stride = if transposed { rows } else { columns };
-        Operand { buffer: x, first: 0, row_stride, transposed, batch_stride: rows * columns }
-    };
-    let gemm = Gemm::new(m, n, k).with(Accumulate::Overwrite);
-    let out = Operand { batch_stride: m * n, ..Operand::rows(&c, n) };
-    device.gemm_batched(batch, gemm, lying(a, m, k, a_transposed), lying(b, k, n, b_transposed), out)?;
+    device.gemm_batched(batch, size.with(Accumulate::Overwrite), a, b, Operand::matrices(&c, m, n))?;
     Ok(c)
 }
 

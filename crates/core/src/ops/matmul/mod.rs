@@ -65,8 +65,9 @@ fn linear_with(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option
     }, Cuda(_, [xs, ws, below]) => {
         let kind = cuda::operand_kind(compute, xs);
         let (a, b) = (Operand::rows(xs.of_kind(kind)?, inner), Operand::rows(ws.of_kind(kind)?, inner).t());
-        let below = residual.map(|_| below.full()).transpose()?;
-        Tensor::from_cuda(&shape, cuda::product(op, (rows, out, inner), a, b, below)?)
+        let accumulate = if residual.is_some() { Accumulate::Residual(below.full()?) } else { Accumulate::Overwrite };
+        let y = cuda::product(op, Gemm::new(rows, out, inner).with(accumulate), a, b)?;
+        Tensor::from_cuda(&shape, y)
     });
     let (x, w, residual) = (x.clone(), w.clone(), residual.map(Var::id));
     tape.record(op, y, move |dy, grads| {
@@ -78,8 +79,8 @@ fn linear_with(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option
             let kind = cuda::operand_kind(compute, xs);
             let g = Operand::rows(g.of_kind(kind)?, out);
             let (xs, ws) = (Operand::rows(xs.of_kind(kind)?, inner), Operand::rows(ws.of_kind(kind)?, inner));
-            cuda::add_product(op, gpu, grads, &w, (out, inner, rows), (g.t(), xs))?;
-            cuda::add_product(op, gpu, grads, &x, (rows, inner, out), (g, ws))?;
+            cuda::add_product(op, gpu, grads, &w, Gemm::new(out, inner, rows), g.t(), xs)?;
+            cuda::add_product(op, gpu, grads, &x, Gemm::new(rows, inner, out), g, ws)?;
         });
         match residual {
             Some(id) => grads.add(id, dy),
@@ -125,8 +126,8 @@ pub fn matmul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
         let operands = |i: usize| (MatRef::rows(&x[i * m * k..], k), MatRef::rows(&w[i * k * n..], n));
         batched::<T>(cpu, &shape, batch, Gemm::new(m, n, k), operands)
     }, Cuda(_, [x, w]) => {
-        let operands = ((x.full()?, false), (w.full()?, false));
-        Tensor::from_cuda(&shape, cuda::batched("matmul", batch, (m, n, k), operands.0, operands.1)?)
+        let (x, w) = (Operand::matrices(x.full()?, m, k), Operand::matrices(w.full()?, k, n));
+        Tensor::from_cuda(&shape, cuda::batched("matmul", batch, Gemm::new(m, n, k), x, w)?)
     });
     let (a, b) = (a.clone(), b.clone());
     tape.record("matmul", y, move |dy, grads| {
@@ -136,10 +137,11 @@ pub fn matmul(tape: &Tape, a: &Var, b: &Var) -> Result<Var> {
             grads.add(a.id(), batched::<T>(cpu, a.value.shape(), batch, Gemm::new(m, k, n), da))?;
             grads.add(b.id(), batched::<T>(cpu, b.value.shape(), batch, Gemm::new(k, n, m), db))
         }, Cuda(_, [g, x, w]) => {
-            let (g, x, w) = (g.full()?, x.full()?, w.full()?);
-            let da = cuda::batched("matmul", batch, (m, k, n), (g, false), (w, true))?;
+            let g = Operand::matrices(g.full()?, m, n);
+            let (x, w) = (Operand::matrices(x.full()?, m, k), Operand::matrices(w.full()?, k, n));
+            let da = cuda::batched("matmul", batch, Gemm::new(m, k, n), g, w.t())?;
             grads.add(a.id(), Tensor::from_cuda(a.value.shape(), da))?;
-            let db = cuda::batched("matmul", batch, (k, n, m), (x, true), (g, false))?;
+            let db = cuda::batched("matmul", batch, Gemm::new(k, n, m), x.t(), g)?;
             grads.add(b.id(), Tensor::from_cuda(b.value.shape(), db))
         })
     })

@@ -1,10 +1,10 @@
 //! The layer as three products with an elementwise kernel between them.
 
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Operand, Source, Unit};
-use crate::device::{Accumulate, Gemm};
+use crate::device::{Accumulate, Gemm, NoResidual};
 use crate::error::Result;
 use crate::ops::cuda::{same, same_len, wide};
-use crate::ops::matmul::cuda::{add_to, product};
+use crate::ops::matmul::cuda::{product, product_into};
 
 static SOURCE: Source = Source { name: "swiglu", text: include_str!("kernel.cu") };
 
@@ -71,11 +71,12 @@ pub fn forward(
     };
     let (gate, up) = (hidden(gate)?, hidden(up)?);
     let h = activate(&gate, &up)?;
-    let y = product(op, (rows, c, f), Operand::rows(&h, f), Operand::rows(down, f).t(), residual)?;
+    let size = Gemm::new(rows, c, f).with(residual.map_or(Accumulate::Overwrite, Accumulate::Residual));
+    let y = product(op, size, Operand::rows(&h, f), Operand::rows(down, f).t())?;
     Ok((y, gate, up))
 }
 
-/// Gradients: dx `[rows, c]` in full, and those of the three weights, written or (`true`) added to.
+/// Gradients: dx `[rows, c]` in full, and those of the three weights, written or added to.
 ///
 /// # Errors
 /// As [`forward`].
@@ -85,16 +86,16 @@ pub fn backward(
     [gate, up, down]: [&CudaBuffer; 3],
     [kept_gate, kept_up]: [&CudaBuffer; 2],
     (rows, c, f): (usize, usize, usize),
-    [dgates, dups, ddowns]: [(&mut CudaBuffer, bool); 3],
+    [dgates, dups, ddowns]: [(&mut CudaBuffer, Accumulate<NoResidual>); 3],
 ) -> Result<CudaBuffer> {
     let (op, device, of) = ("swiglu", x.device(), Operand::rows);
     let dh = device.alloc(op, x.kind(), rows * f)?;
     device.gemm(Gemm::new(rows, f, c).with(Accumulate::Overwrite), of(dy, c), of(down, f), of(&dh, f))?;
     let [dgate, dup, h] = activate_backward(&dh, kept_gate, kept_up)?;
-    add_to(ddowns, (c, f, rows), of(dy, c).t(), of(&h, f))?;
-    add_to(dgates, (f, c, rows), of(&dgate, f).t(), of(x, c))?;
-    add_to(dups, (f, c, rows), of(&dup, f).t(), of(x, c))?;
-    let dx = product(op, (rows, c, f), of(&dgate, f), of(gate, c), None)?;
+    product_into(ddowns.0, Gemm::new(c, f, rows).with(ddowns.1), of(dy, c).t(), of(&h, f))?;
+    product_into(dgates.0, Gemm::new(f, c, rows).with(dgates.1), of(&dgate, f).t(), of(x, c))?;
+    product_into(dups.0, Gemm::new(f, c, rows).with(dups.1), of(&dup, f).t(), of(x, c))?;
+    let dx = product(op, Gemm::new(rows, c, f).with(Accumulate::Overwrite), of(&dgate, f), of(gate, c))?;
     device.gemm(Gemm::new(rows, c, f).with(Accumulate::Existing), of(&dup, f), of(up, c), of(&dx, c))?;
     Ok(dx)
 }
@@ -102,6 +103,7 @@ pub fn backward(
 #[cfg(test)]
 mod tests {
     use super::super::swiglu;
+    use crate::device::Accumulate;
     use crate::device::cuda::Kind;
     use crate::ops::cuda::testing::{Bound, compare, cuda, reference, tensors};
 
@@ -133,7 +135,8 @@ mod tests {
                 let fresh = |n| device.cuda().alloc("swiglu", to, n).unwrap();
                 let mut dw = [fresh(f * c), device.cuda().zeros("swiglu", to, f * c).unwrap(), fresh(c * f)];
                 let [dg, du, dd] = dw.each_mut();
-                let (kept, into) = ([&gates, &ups], [(dg, false), (du, true), (dd, false)]);
+                let into = [(dg, Accumulate::Overwrite), (du, Accumulate::Existing), (dd, Accumulate::Overwrite)];
+                let kept = [&gates, &ups];
                 let dx = super::backward(&on[5], &on[0], weights, kept, (rows, c, f), into).unwrap();
                 for (got, want) in [&dx, &dw[0], &dw[1], &dw[2]].into_iter().zip(&grads) {
                     compare(&name, got, want, bound);

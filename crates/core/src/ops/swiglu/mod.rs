@@ -13,6 +13,7 @@ mod tests;
 
 use crate::device::cpu::kernel_f32::NR;
 use crate::device::cuda::{CudaBuffer, Kind};
+use crate::device::{Accumulate, NoResidual};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::ops::matmul::{Bf16Format, FEW_ROWS, FullFormat};
@@ -101,8 +102,8 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
             let weights = [gates.of_kind(kind)?, ups.of_kind(kind)?, downs.of_kind(kind)?];
             let kept = [kept_gate.of_kind(kind)?, kept_up.of_kind(kind)?];
             let mut d = [grads.begin(gate)?, grads.begin(up)?, grads.begin(down)?];
-            let [g, u, w] = d.each_mut().map(|(d, add)| -> Result<(&mut CudaBuffer, bool)> {
-                Ok((d.cuda_mut(op, gpu)?.full_mut()?, *add))
+            let [g, u, w] = d.each_mut().map(|(d, begun)| -> Result<(&mut CudaBuffer, Accumulate<NoResidual>)> {
+                Ok((d.cuda_mut(op, gpu)?.full_mut()?, Accumulate::existing_if(*begun)))
             });
             let dx = cuda::backward(dy.of_kind(kind)?, xs.of_kind(kind)?, weights, kept, size, [g?, u?, w?])?;
             grads.add(x.id(), Tensor::from_cuda(x.value.shape(), dx))?;

@@ -2,6 +2,7 @@
 //! and chunk sizes that the streaming kernels are not compiled for, and in the gradient checks. Memory grows with t^2.
 
 use super::{BlockMask, Gradients};
+use crate::device::Gemm;
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
 use crate::ops::attention::{Dims, Span};
@@ -60,28 +61,27 @@ impl Sees<'_> {
 #[derive(Clone, Copy)]
 struct View<'a>(&'a CudaBuffer, [usize; 5]);
 
-/// Sizes of a product for every batch and head; `div` heads share one of b's, `repeats` products of neighbouring heads add up.
+/// A product for every batch and head, which overwrites; `div` heads share one of b's, `repeats` products of neighbouring heads add up.
 #[derive(Clone, Copy)]
-struct Size {
-    m: usize,
-    n: usize,
-    k: usize,
+struct Batched {
+    gemm: Gemm,
     batch: usize,
     heads: usize,
     div: usize,
     repeats: usize,
 }
 
-fn product(op: &'static str, s: Size, a: View, b: View, c: View, factor: f64) -> Result<()> {
-    let (device, kind) = (c.0.device(), c.0.kind());
+fn product(op: &'static str, s: Batched, a: View, b: View, c: View, factor: f64) -> Result<()> {
+    let (device, kind, Gemm { m, n, k, accumulate }) = (c.0.device(), c.0.kind(), s.gemm);
     same(op, &[a.0, b.0, c.0])?;
-    ensure!(s.batch * s.heads <= 65535 && s.m.div_ceil(32) <= 65535, op, "{} sequences of {} rows", s.batch, s.m);
-    let sizes = [s.m, s.n, s.k, s.heads, s.div, s.repeats].map(Arg::int);
+    ensure!(s.batch * s.heads <= 65535 && m.div_ceil(32) <= 65535, op, "{} sequences of {m} rows", s.batch);
+    ensure!(!accumulate.adds(), op, "these products overwrite");
+    let sizes = [m, n, k, s.heads, s.div, s.repeats].map(Arg::int);
     let strides = |v: View| v.1.map(|n| Arg::Long(n as i64));
     let c_strides = [c.1[0], c.1[1], c.1[3]].map(|n| Arg::Long(n as i64));
     let buffers = [a.0, b.0, c.0].map(Arg::Buffer);
     let args = [&buffers[..], &sizes, &[real(kind, factor)], &strides(a), &strides(b), &c_strides].concat();
-    let blocks = [s.n.div_ceil(32), s.m.div_ceil(32), s.batch * s.heads];
+    let blocks = [n.div_ceil(32), m.div_ceil(32), s.batch * s.heads];
     // SAFETY: the kernel's parameters in order; the callers' strides stay inside their buffers.
     unsafe { device.kernel(&unit(kind), "product")?.launch(Grid { blocks, ..Grid::line(1, 256) }, &args) }
 }
@@ -112,7 +112,7 @@ fn scores(
     let [all, keys, scores] = [[b, t, h, d], [b, m, g, d], [b, h, t, m]].map(|shape| checked_numel(op, &shape));
     ensure!(q.len() == all? && k.len() == keys?, op, "{q:?} and {k:?} for {dims:?}, {m} keys");
     let out = q.device().alloc(op, q.kind(), scores?)?;
-    let size = Size { m: t, n: m, k: d, batch: b, heads: h, div: dims.group(), repeats: 1 };
+    let size = Batched { gemm: Gemm::new(t, m, d), batch: b, heads: h, div: dims.group(), repeats: 1 };
     product(op, size, tokens(q, t, h, d, 1), transposed(tokens(k, m, g, d, 1)), rows(&out, h, t, m, 1), factor)?;
     Ok(out)
 }
@@ -159,7 +159,7 @@ pub fn forward(dims: Dims, m: usize, [q, k, v]: [&CudaBuffer; 3], sees: Sees, al
     let (op, Dims { b, t, h, g, d }) = ("attention", dims);
     let p = probabilities(op, dims, m, (q, k), sees, alpha)?;
     let out = q.device().alloc(op, q.kind(), q.len())?;
-    let size = Size { m: t, n: d, k: m, batch: b, heads: h, div: dims.group(), repeats: 1 };
+    let size = Batched { gemm: Gemm::new(t, d, m), batch: b, heads: h, div: dims.group(), repeats: 1 };
     product(op, size, rows(&p, h, t, m, 1), tokens(v, m, g, d, 1), tokens(&out, t, h, d, 1), 1.0)?;
     Ok(out)
 }
@@ -182,7 +182,7 @@ pub fn backward(
     let [dq, dk, dv] = [q, k, v].map(|x| device.alloc(op, kind, x.len()));
     let (dq, dk, dv) = (dq?, dk?, dv?);
     // a kv head's gradient is the sum over its group
-    let keys = Size { m, n: d, k: t, batch: b, heads: g, div: 1, repeats: group };
+    let keys = Batched { gemm: Gemm::new(m, d, t), batch: b, heads: g, div: 1, repeats: group };
     let into = |x| tokens(x, m, g, d, 1);
     product(op, keys, transposed(rows(&p, h, t, m, group)), tokens(dout, t, h, d, group), into(&dv), 1.0)?;
     let ds = scores(op, dims, m, (dout, v), 1.0)?;
@@ -191,7 +191,7 @@ pub fn backward(
     let kernel = device.kernel(&unit(kind), "normalize_backward")?;
     // SAFETY: the kernel's parameters in order; a warp a row.
     unsafe { kernel.launch(Grid::line((b * h * t).div_ceil(8), 256), &args)? };
-    let size = Size { m: t, n: d, k: m, batch: b, heads: h, div: group, repeats: 1 };
+    let size = Batched { gemm: Gemm::new(t, d, m), batch: b, heads: h, div: group, repeats: 1 };
     product(op, size, rows(&ds, h, t, m, 1), tokens(k, m, g, d, 1), tokens(&dq, t, h, d, 1), 1.0)?;
     product(op, keys, transposed(rows(&ds, h, t, m, group)), tokens(q, t, h, d, group), into(&dk), 1.0)?;
     let dbias = match sees {

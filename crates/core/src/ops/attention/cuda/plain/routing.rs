@@ -1,6 +1,7 @@
 //! What chooses chunks, with whole rows of scores in memory: entmax with its gradient, top-k, windows.
 
-use super::{Sees, Size, normalize, probabilities, product, rows, scale, scores, tokens, transposed, unit};
+use super::{Batched, Sees, normalize, probabilities, product, rows, scale, scores, tokens, transposed, unit};
+use crate::device::Gemm;
 use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind};
 use crate::error::Result;
 use crate::ops::attention::cuda::BlockMask;
@@ -140,10 +141,10 @@ pub fn entmax_backward(
     } else {
         let [dq, dk] = [operands.0, operands.1].map(|x| device.alloc(op, kind, x.len()));
         let (dq, dk, factor) = (dq?, dk?, s.gamma * scale(d));
-        let size = Size { m: t, n: d, k: n, batch: b, heads: h, div: group, repeats: 1 };
+        let size = Batched { gemm: Gemm::new(t, d, n), batch: b, heads: h, div: group, repeats: 1 };
         let kbar = tokens(operands.1, n, g, d, 1);
         product(op, size, rows(&ds, h, t, n, 1), kbar, tokens(&dq, t, h, d, 1), factor)?;
-        let size = Size { m: n, n: d, k: t, batch: b, heads: g, div: 1, repeats: group };
+        let size = Batched { gemm: Gemm::new(n, d, t), batch: b, heads: g, div: 1, repeats: group };
         let q = tokens(operands.0, t, h, d, group);
         product(op, size, transposed(rows(&ds, h, t, n, group)), q, tokens(&dk, n, g, d, 1), factor)?;
         Some((dq, dk))
