@@ -134,9 +134,6 @@ impl Data {
 
     fn check_extensions(&self) -> Result<(), ConfigError> {
         let key = "data.extensions";
-        if self.source == Source::Cargo && self.extensions != extensions() {
-            return wrong(key, "means nothing to data.source = \"cargo\"; remove it, or set data.source = \"text\"");
-        }
         if self.extensions.is_empty() {
             return wrong(key, "is empty; name at least one extension, for example [\"txt\"]");
         }
@@ -154,6 +151,9 @@ impl Data {
             if self.extensions[..i].contains(extension) {
                 return wrong(key, format!("{extension:?} is named twice"));
             }
+        }
+        if self.source == Source::Cargo && self.extensions != extensions() {
+            return wrong(key, "means nothing to data.source = \"cargo\"; remove it, or set data.source = \"text\"");
         }
         Ok(())
     }
