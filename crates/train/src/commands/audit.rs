@@ -11,12 +11,15 @@ pub struct AuditArgs {
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
+    /// cpu, cuda or cuda:N. A GPU checks every op, the models and the solver with its kernels in f64
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
 }
 
 /// Runs the command.
 ///
 /// # Errors
-/// When a check misses.
+/// When there is no such device, or a check misses.
 pub fn run(args: &AuditArgs) -> Result<()> {
-    audit(args.json)
+    audit(&args.device, args.json)
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use dash_core::device::cpu_multiplies_bf16;
+use dash_core::ops::attention::cuda::why_whole_rows;
 use dash_core::{DType, Device, Tape, Tensor, ops};
 use dash_data::Shard;
 use dash_model::{Compute, Model, flops, parameters};
@@ -288,6 +289,18 @@ fn material(config: &Config, train_tokens: usize, total: f64) -> String {
     text.into_iter().chain(task).collect::<Vec<_>>().join(" and ")
 }
 
+/// Told once where attention on a GPU does not stream: its memory is not what [`gpu_memory_bytes`] counts.
+fn whole_rows(config: &Config, device: &Device) -> String {
+    let (m, heads) = (&config.model, (config.model.heads / config.model.kv_heads.max(1)).max(1));
+    let why = match device {
+        Device::Cpu(_) => None,
+        Device::Cuda(_) => why_whole_rows(m.compute.into(), m.head_dim, heads, m.attention.chunk_size()),
+    };
+    why.map_or(String::new(), |why| {
+        format!("warning   attention keeps whole rows of scores on this GPU ({why}): memory grows with the square of data.seq_len\n")
+    })
+}
+
 /// The report.
 ///
 /// # Errors
@@ -325,7 +338,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
          data      {}; this run sees {} tokens, {per_step} a step\n\
          compute   {:.1} GFLOP a step{assumed}; {}, {:.0} GFLOP/s in a matrix product\n\
          memory    about {:.0} MB{mapped}\n\
-         time      about {}\n",
+         time      about {}\n{}",
         config.folder().display(),
         params as f64 / 1e6,
         config.model.layers,
@@ -346,6 +359,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
             Device::Cuda(_) => gpu_memory_bytes(config, params) / 1e6,
         },
         duration(seconds),
+        whole_rows(config, device),
     ))
 }
 
@@ -361,7 +375,30 @@ pub fn duration(seconds: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
+    use crate::config::reference::SMALLEST;
+
+    #[test]
+    fn a_run_that_a_gpu_cannot_hold_is_told_the_largest_batch_that_fits() {
+        let set = ["run.device=cuda", "data.batch_size=100000", "data.seq_len=512"].map(String::from);
+        let config = Config::from_text(SMALLEST, &set, Path::new("small.toml")).unwrap();
+        let params = parameters(&config.model, config.data.vocab_size).unwrap();
+        let with = |batch_size| {
+            let data = crate::config::Data { batch_size, ..config.data.clone() };
+            Config { data, ..config.clone() }
+        };
+        let room = Room { have: 4e9, at_once: 2, place: "of cuda:0 (a card)".into(), need: gpu_memory_bytes };
+        let told = room.too_little(&config, params).expect("it does not fit");
+        assert!(told.contains("of cuda:0 (a card), 4.0 GB are free for each of 2 runs at a time"), "{told}");
+        let words: Vec<&str> = told.split_whitespace().collect();
+        let at = words.iter().position(|w| *w == "most").unwrap() + 1;
+        let most: usize = words[at].trim_end_matches(',').parse().unwrap();
+        assert!(room.too_little(&with(most), params).is_none() && room.too_little(&with(most + 1), params).is_some());
+        let none = Room { have: 1e6, ..room }.too_little(&config, params).unwrap();
+        assert!(none.contains("even one sequence takes"), "{none}");
+    }
 
     #[test]
     fn small_numbers_of_tokens_and_bytes_keep_their_digits() {

@@ -24,7 +24,8 @@ struct Constants {
     places: Ids,
     rope: ops::RopeTable,
     list: Routes,
-    entries: usize,
+    /// A number an entry of the list.
+    bias: Tensor,
 }
 
 impl Constants {
@@ -37,7 +38,7 @@ impl Constants {
             mask: Ids::mask(device, &[3], &[true, false, false])?,
             places: Ids::places(device, &[3, 0, 3])?,
             rope: ops::RopeTable::new(device, DType::F64, 7, 6, 1e4)?,
-            entries: list.to_host()?.len(),
+            bias: list.entries_from_host(&x(&[list.to_host()?.len()]).to_f64()?, DType::F64)?,
             list,
         })
     }
@@ -121,7 +122,7 @@ fn attention<'a>(x: Draw, c: &'a Constants) -> Vec<Case<'a>> {
         ),
         (
             "block_attention, with a bias",
-            vec![x(&[1, 61, 2, 3]), x(&[1, 61, 1, 3]), x(&[1, 61, 1, 3]), x(&[c.entries])],
+            vec![x(&[1, 61, 2, 3]), x(&[1, 61, 1, 3]), x(&[1, 61, 1, 3]), c.bias.clone()],
             Box::new(|t, v| block_attention(t, &v[0], &v[1], &v[2], &c.list, Some(&v[3]))),
         ),
     ];

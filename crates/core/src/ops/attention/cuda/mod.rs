@@ -70,9 +70,24 @@ pub fn units() -> Vec<Unit> {
 /// goes through [`plain`].
 pub(super) fn streams(compute: Compute, x: &CudaData, dims: Dims, chunk: Option<usize>) -> bool {
     Kind::of_operands(compute, x.dtype()) == Kind::Bf16
-        && padded("attention", dims.d).is_ok()
-        && (1..=16).contains(&dims.group())
-        && chunk.is_none_or(|chunk| CHUNKS.contains(&chunk))
+        && why_whole_rows(compute, dims.d, dims.group(), chunk).is_none()
+}
+
+/// Why attention and routing with heads of this width, so many query heads a kv head and chunks of this size hold whole rows of scores in a
+/// GPU's memory, which then grows with the square of the sequence; `None` where kernels stream them.
+pub fn why_whole_rows(compute: Compute, head_dim: usize, group: usize, chunk: Option<usize>) -> Option<String> {
+    if compute != Compute::Bf16 {
+        return Some("operands are not rounded to bf16".into());
+    }
+    if padded("attention", head_dim).is_err() {
+        return Some(format!("heads are {head_dim} wide: those of a multiple of 8 up to {} stream", WIDTHS[3]));
+    }
+    if !(1..=16).contains(&group) {
+        return Some(format!("{group} query heads share a kv head: 1 to 16 stream"));
+    }
+    chunk
+        .filter(|chunk| !CHUNKS.contains(chunk))
+        .map(|chunk| format!("chunks are {chunk} tokens: those of {CHUNKS:?} stream"))
 }
 
 /// A buffer, its first element that counts, and elements from token to token.
@@ -169,6 +184,25 @@ pub fn backward(
     let pass = Pass::listed("attention", dims, operands, mask, bias)?;
     let delta = pass.delta(o, dout)?;
     pass.backward(lse, &delta, dout)
+}
+
+#[cfg(test)]
+mod shapes {
+    use super::*;
+
+    #[test]
+    fn what_does_not_stream_says_why() {
+        let why = |compute, d, group, chunk| why_whole_rows(compute, d, group, chunk).unwrap_or_default();
+        assert_eq!(why(Compute::Bf16, 64, 4, Some(32)), "");
+        assert_eq!(why(Compute::Bf16, 24, 1, None), "");
+        assert!(why(Compute::Full, 64, 4, None).contains("not rounded to bf16"));
+        assert!(
+            why(Compute::Bf16, 20, 4, None).contains("heads are 20 wide")
+                && why(Compute::Bf16, 136, 1, None).contains("128")
+        );
+        assert!(why(Compute::Bf16, 64, 17, None).contains("17 query heads"));
+        assert!(why(Compute::Bf16, 64, 4, Some(20)).contains("chunks are 20 tokens"));
+    }
 }
 
 #[cfg(test)]

@@ -17,8 +17,6 @@ pub(super) static BACKWARD: Source = Source {
     text: concat!(include_str!("scores.cu"), include_str!("router_backward.cu")),
 };
 
-/// Chunks whose scores one block has room for: 16 rows of them, beside operands, in the shared memory of a Hopper.
-const MOST: usize = 2880;
 /// Rows of an operand in shared memory.
 const TILE: usize = 64;
 
@@ -205,7 +203,7 @@ impl<'a> Scored<'a> {
 
 /// Whether the streaming router takes these queries.
 pub(in crate::ops::attention) fn routes_stream(compute: Compute, q: &CudaData, dims: Dims, chunk: usize) -> bool {
-    super::streams(compute, q, dims, Some(chunk)) && dims.t / chunk <= MOST
+    super::streams(compute, q, dims, Some(chunk)) && scores_fit(q.device(), dims.d, dims.t / chunk, 0)
 }
 
 /// What routing found.
