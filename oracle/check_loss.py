@@ -198,6 +198,45 @@ def topk_bias(q, k, v, p, a):
     return read(q, k, v, places.tokens(chunks, h), heads_of(bias[..., places.own_chunk], h)), chunks
 
 
+def moba(q, k, v, a):
+    h = q.shape[1]
+    k, v = heads_of(k, h), heads_of(v, h)
+    places = Places(q.shape[2], a["chunk_size"])
+    z = chunk_scores(q, k, np.zeros(h * k.shape[3]), a, places)
+    chunks = best(softmax(z), places.own, places.visible, tops(a, h, q.shape[2]))
+    return read(q, k, v, places.tokens(chunks, h)), chunks
+
+
+def mass(q, k, v, a):
+    """The chunks with the most of softmax over the tokens before the own chunk."""
+    (h, t), g, s = q.shape[1:3], k.shape[1], a["chunk_size"]
+    places = Places(t, s)
+    earlier = places.own_chunk[None] < places.own_chunk[:, None]
+    p = group_mean(softmax(np.where(earlier, scores(q, k), -np.inf)), g)
+    p = np.concatenate([p, np.zeros((*p.shape[:3], places.n * s - t))], -1)
+    share = p.reshape(*p.shape[:3], places.n, s).sum(-1)
+    chunks = best(share, places.own, places.visible, tops(a, g, t))
+    return read(q, k, v, places.tokens(chunks, h)), chunks
+
+
+def landmark(q, k, v, p, a):
+    """Softmax over the chosen summaries and the own chunk's tokens; a chunk's share goes to its tokens by their softmax."""
+    (h, t, d), g, s = q.shape[1:], k.shape[1], a["chunk_size"]
+    places = Places(t, s)
+    # per query head, and the learned query of its kv head
+    query = np.repeat(p["indexer_q"].reshape(g, d), h // g, 0)
+    k, v = heads_of(k, h), heads_of(v, h)
+    r = chunk_scores(q, k, query, a, places)
+    chunks = best(r, places.own, places.visible, tops(a, h, t))
+    z = scores(q, k)
+    padded = np.concatenate([z, np.full((*z.shape[:3], places.n * s - t), -np.inf)], -1)
+    inside = padded.reshape(*z.shape[:3], places.n, s)
+    top = inside.max(-1, keepdims=True)
+    lse = (top + np.log(np.exp(inside - top).sum(-1, keepdims=True)))[..., 0]
+    bias = np.where(chunks & ~places.own, r - lse, 0.0)
+    return read(q, k, v, places.tokens(chunks, h), bias[..., places.own_chunk]), chunks
+
+
 def random_chunks(q, k, v, a, layer):
     """The own chunk, and of the earlier ones those whose hash of (seed, layer, kv head, position, chunk) is largest."""
     (b, h, t, _), g = q.shape, k.shape[1]
@@ -296,6 +335,12 @@ def attention(x, p, m, a, layer):
         o = read(q, k, v, Places(t).causal, weigh=lambda z: entmax(z, a["alpha"]))
     elif kind == "dash":
         o, chunks = dash(q, k, v, p, a)
+    elif kind == "topk" and a.get("per_head"):
+        o, chunks = moba(q, k, v, a)
+    elif kind == "mass":
+        o, chunks = mass(q, k, v, a)
+    elif kind == "landmark":
+        o, chunks = landmark(q, k, v, p, a)
     elif kind == "topk":
         o, chunks = topk(q, k, v, p, a)
     elif kind == "topk-bias":

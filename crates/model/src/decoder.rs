@@ -227,7 +227,22 @@ impl Model {
         (ids, targets): (&Ids, &Ids),
         divisor: f64,
     ) -> Result<(Var, Vec<Option<RouterTrace>>)> {
-        let f = self.forward(tape, leaves, ids)?;
+        self.loss_as(tape, leaves, (ids, targets), divisor, None)
+    }
+
+    /// [`Model::loss`] with another router in every layer.
+    ///
+    /// # Errors
+    /// As [`Model::loss`].
+    pub fn loss_as(
+        &self,
+        tape: &Tape,
+        leaves: &[Var],
+        (ids, targets): (&Ids, &Ids),
+        divisor: f64,
+        reroute: Option<&Reroute>,
+    ) -> Result<(Var, Vec<Option<RouterTrace>>)> {
+        let f = self.forward_as(tape, leaves, ids, reroute)?;
         tape.scope(|| "lm_head".into());
         let loss = linear_cross_entropy(tape, &f.hidden, self.head(leaves), targets, divisor)?;
         Ok((loss, f.routers))

@@ -139,7 +139,7 @@ fn a_stopped_bias_of_the_best_chunks_has_the_forward_bits_of_a_trained_one() {
         let (x, y) = (m.ids(&ids(1), 2).unwrap(), m.ids(&ids(2), 2).unwrap());
         m.nll((&x, &y), None).unwrap().1[0].as_ref().unwrap().routes().to_host().unwrap()
     };
-    let topk = TopK { chunk_size: 8, top: 3, gamma: 4.0, indexer: true };
+    let topk = TopK { chunk_size: 8, top: 3, gamma: 4.0, indexer: true, per_head: false };
     assert_eq!(choice(full.into()), choice(topk.into()));
 }
 

@@ -192,7 +192,7 @@ def topk(q, k, v, query, a, f, kept):
     h, g, d, s = q.shape[1], k.shape[1], k.shape[3], a["chunk_size"]
     query = k.new_zeros(g * d) if query is None else query
     scores, own = route(q, k, query, a, f, kept)
-    mean = group_sum(entmax(scores, 1.0), g)
+    mean = group_sum(entmax(scores, 1.0), h if a.get("per_head") else g)
     chunk, of = chunks(f, s)
     chosen = best(mean, own.expand_as(mean), (chunk <= of).expand_as(mean), a["top"])
     return read(q, k, v, tokens_of(chosen, f, s, h))
@@ -208,6 +208,28 @@ def topk_bias(q, k, v, query, a, f, kept):
     w = group_sum(entmax(scores.masked_fill(~per_head(earlier, h), float("-inf")), 1.0), g) / (h // g)
     bias = torch.where(earlier, w.clamp_min(1e-37), 1.0).log()
     return read(q, k, v, tokens_of(chosen, f, s, h), per_head(bias[..., chunk_of(f, s)], h))
+
+
+def mass(q, k, v, a, f):
+    """The chunks with the most of softmax over the tokens before the own chunk."""
+    h, g, s = q.shape[1], k.shape[1], a["chunk_size"]
+    chunk, own = chunks(f, s)
+    p = group_sum(entmax(scaled(q, k).masked_fill(chunk_of(f, s) >= own, float("-inf")), 1.0), g)
+    p = nn.functional.pad(p, (0, len(chunk) * s - p.shape[-1])).unflatten(-1, (len(chunk), s)).sum(-1)
+    chosen = best(p, (chunk == own).expand_as(p), (chunk <= own).expand_as(p), a["top"])
+    return read(q, k, v, tokens_of(chosen, f, s, h))
+
+
+def landmark(q, k, v, query, a, f, kept):
+    """Softmax over the chosen summaries and the own chunk's tokens; a chunk's share goes to its tokens by their softmax."""
+    h, g, s = q.shape[1], k.shape[1], a["chunk_size"]
+    r, own = route(q, k, query, a, f, kept)
+    chunk, of = chunks(f, s)
+    chosen = best(r, own.expand_as(r), (chunk <= of).expand_as(r), a["top"])
+    inside = nn.functional.pad(scaled(q, k), (0, len(chunk) * s - k.shape[2]), value=float("-inf"))
+    lse = inside.unflatten(-1, (len(chunk), s)).logsumexp(-1)
+    bias = (r - lse).masked_fill(~chosen | own, 0.0)
+    return read(q, k, v, tokens_of(chosen, f, s, h), bias[..., chunk_of(f, s)])
 
 
 def mix(h, x):
@@ -275,7 +297,7 @@ class Attention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj = linear(h), linear(g), linear(g)
         self.o_proj = nn.Linear(h * d, c.hidden_size, bias=False)
         kind = self.a["kind"]
-        if kind in ("dash", "topk-bias") or (kind == "topk" and self.a.get("indexer")):
+        if kind in ("dash", "topk-bias", "landmark") or (kind == "topk" and self.a.get("indexer")):
             self.indexer_q = nn.Parameter(torch.zeros(g * d))
         if self.a.get("diagonal"):
             self.diagonal = nn.Parameter(torch.zeros(g))
@@ -331,6 +353,10 @@ class Attention(nn.Module):
             o = topk(q, k, v, getattr(self, "indexer_q", None), a, f, kept)
         elif kind == "topk-bias":
             o = topk_bias(q, k, v, self.indexer_q, a, f, kept)
+        elif kind == "mass":
+            o = mass(q, k, v, a, f)
+        elif kind == "landmark":
+            o = landmark(q, k, v, self.indexer_q, a, f, kept)
         elif kind == "random":
             o = random_chunks(q, k, v, a, self.layer, f)
         elif kind == "infllmv2":

@@ -6,8 +6,8 @@ use std::cell::RefCell;
 use dash_core::ops::attention::{
     Routes, Seen, Span, Top, block_attention, cached_attention, dense_attention, span_attention,
 };
-use dash_core::ops::{RopeTable, linear, reshape, rope};
-use dash_core::{Error, Result, Tape, Tensor, Var};
+use dash_core::ops::{RopeTable, index_select, linear, reshape, rope};
+use dash_core::{Error, Ids, Result, Tape, Tensor, Var};
 
 use super::Reroute;
 use crate::budget::Budget;
@@ -104,6 +104,16 @@ impl Inputs<'_> {
             None => Ok(Tops::All(top)),
             Some(budget) => budget.tops(self.layer, kv_heads, self.past(), t).map(Tops::Each),
         }
+    }
+
+    /// `x [b, rows, g, d]` with a copy of its kv head for every query head, `[b, rows, h, d]`: what lets each choose chunks of its own.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub(super) fn for_each_head(&self, tape: &Tape, x: &Var) -> Result<Var> {
+        let (h, g) = (self.q.value.shape()[2], x.value.shape()[2]);
+        let heads: Vec<usize> = (0..h).map(|head| head / (h / g.max(1)).max(1)).collect();
+        index_select(tape, x, 2, &Ids::places(x.value.device(), &heads)?)
     }
 
     /// Softmax attention to every token up to the query's own.

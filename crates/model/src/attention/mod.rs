@@ -72,6 +72,8 @@ registry! {
     nsa: Nsa,
     topk_bias: TopKBias,
     random: RandomChunks,
+    mass: Mass,
+    landmark: Landmark,
 }
 
 impl Default for Attention {

@@ -84,7 +84,7 @@ fn a_model_is_converted_with_what_both_kinds_have() {
     let of = |attention: Attention| ModelConfig { attention, ..ModelConfig::new(1, 8, (2, 1), 8) };
     let dash = of(Dash { gamma: 8.0, diagonal: true, sigma: 3.0, ..Dash::default() }.into());
     let topk = Attention::converted("topk", &dash, 16, 5).unwrap();
-    assert_eq!(topk, TopK { chunk_size: 16, top: 5, gamma: 8.0, indexer: true }.into());
+    assert_eq!(topk, TopK { chunk_size: 16, top: 5, gamma: 8.0, indexer: true, per_head: false }.into());
     let released = Attention::converted("dash-released", &dash, 64, 5).unwrap();
     let want = Dash { gamma: 8.0, diagonal: true, sigma: 1e6, center: Center::Mean, ..Dash::default() };
     assert_eq!(released, want.into());

@@ -6,7 +6,7 @@ use dash_core::ops::attention::{chunk_summary, topk_routing_after};
 use dash_core::{Result, Tape, Tensor};
 
 use super::keys::{Range, Value, settings};
-use super::{Attended, Attention, Chunks, Cost, Inputs, Knob, Spec, Variant};
+use super::{Attended, Attention, Chunks, Cost, Inputs, Knob, Preset, Spec, Variant};
 use crate::config::ModelConfig;
 use crate::params::{INDEXER, ParamSpec};
 use crate::trace::RouterTrace;
@@ -22,6 +22,8 @@ settings! {
         gamma: f64 = 1.0, Knob::Gamma.range();
         /// Summaries use `indexer_q`, as a model that was trained as dash has it; it gets no gradient here.
         indexer: bool = false, Range::ANY;
+        /// Every query head chooses chunks of its own; keys and values are copied for it.
+        per_head: bool = false, Range::ANY;
     }
 }
 
@@ -29,7 +31,11 @@ settings! {
 pub static SPEC: Spec = Spec {
     kind: "topk",
     about: "The hard twin of dash: same summaries and scores, the best chunks, no bias, no gradient.",
-    presets: &[],
+    presets: &[Preset {
+        name: "moba",
+        about: "The gate of MoBA (arXiv 2502.13189): every query head has the chunks whose mean key it likes best.",
+        values: &[("per_head", Value::Flag(true))],
+    }],
     keys: TopK::KEYS,
     build: |given| TopK::from_given(given).into(),
     small: &[("chunk_size", Value::Size(4)), ("top", Value::Size(3))],
@@ -71,6 +77,14 @@ impl Variant for TopK {
         let qbar = constants.leaf(x.own.first().map_or_else(zeros, |q| Ok(q.value.clone()))?);
         let s = self.chunk_size;
         let kbar = x.pooled(&constants, "kbar", x.k, (s, s), |k| chunk_summary(&constants, k, &qbar, s))?;
+        if self.per_head {
+            let kbar = x.for_each_head(&constants, &kbar)?.value;
+            let [k, v] = [x.for_each_head(tape, x.k)?, x.for_each_head(tape, x.v)?];
+            let x = Inputs { k: &k, v: &v, ..*x };
+            let routes = topk_routing_after(x.past(), &x.q.value, &kbar, s, x.tops(self.top)?.top(), self.gamma)?;
+            let (out, routes) = x.attend_to(tape, routes, None)?;
+            return Ok((out, Some(RouterTrace::hard(routes))));
+        }
         let routes = topk_routing_after(x.past(), &x.q.value, &kbar.value, s, x.tops(self.top)?.top(), self.gamma)?;
         let (out, routes) = x.attend_to(tape, routes, None)?;
         Ok((out, Some(RouterTrace::hard(routes))))

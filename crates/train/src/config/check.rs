@@ -45,6 +45,10 @@ impl Config {
     }
 
     fn check_task(&self) -> Result<(), ConfigError> {
+        if self.router.oracle && (self.task.is_none() || self.model.attention.chunk_size().is_none()) {
+            let what = "attends the chunk that holds the answer: it needs a [task], which knows it, and an attention that chooses chunks";
+            return wrong("router.oracle", what);
+        }
         let Some(task) = &self.task else {
             return match self.eval.stop {
                 Some(_) => wrong("eval.stop", "means nothing without [task]; a text is never solved"),

@@ -27,6 +27,9 @@ pub struct RouterPlan {
     /// As many attended chunks by layer and position as another run had at its end, in the place of `model.attention.top`: the folder of a run that has ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_from: Option<PathBuf>,
+    /// In training and its validations a query that is asked something attends the chunk that holds the answer and its own, without a bias, whatever the router chose. The choice of the others stays, and has no gradient.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oracle: bool,
 }
 
 /// Linear from one value to another over the first `steps` updates, then constant.

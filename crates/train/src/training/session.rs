@@ -217,7 +217,8 @@ impl<'a> Session<'a> {
     fn validate(&mut self) -> Result<()> {
         let Parts { config, material, trainer, set, unigram, state, .. } = &mut self.parts;
         let step = state.step;
-        let v = set.run(&trainer.model, RouterChoice::Own)?;
+        let chooses = if config.router.oracle { RouterChoice::Oracle } else { RouterChoice::Own };
+        let v = set.run(&trainer.model, chooses)?;
         state.validation_loss = Some(v.loss);
         self.watch.iter_mut().for_each(|watch| watch.saw(&v.task));
         let sample = match (config.eval.sample_tokens, &material.tokenizer) {

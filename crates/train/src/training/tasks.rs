@@ -137,7 +137,7 @@ pub struct TaskSet(Vec<Length>);
 
 /// Whether some layer attends the evidence's chunk when it asks, or its window reaches it; everything is attended where nothing
 /// routes.
-fn seen(attention: &Attention, lists: &[Option<HostRoutes>], kv_heads: usize, q: &Question) -> bool {
+fn seen(attention: &Attention, lists: &[Option<HostRoutes>], q: &Question) -> bool {
     if q.at - q.evidence < attention.window() {
         return true;
     }
@@ -145,7 +145,7 @@ fn seen(attention: &Attention, lists: &[Option<HostRoutes>], kv_heads: usize, q:
         None => true,
         Some(list) => {
             let chunk = (q.evidence / list.chunk_size()) as u32;
-            (0..kv_heads).any(|kv| list.chunks_of(q.sequence, kv, q.at).contains(&chunk))
+            (0..list.extents().1).any(|kv| list.chunks_of(q.sequence, kv, q.at).contains(&chunk))
         }
     })
 }
@@ -205,7 +205,7 @@ impl Length {
                 let top = logits.iter().copied().fold(f64::MIN, f64::max);
                 let best = logits.iter().position(|&x| x == top);
                 loss += top + logits.iter().map(|x| (x - top).exp()).sum::<f64>().ln() - logits[answer];
-                let (right, seen) = (best == Some(answer), seen(&c.attention, &lists, c.kv_heads, q));
+                let (right, seen) = (best == Some(answer), seen(&c.attention, &lists, q));
                 score.add(right, seen);
                 by_distance.entry((q.at - q.evidence + 1).next_power_of_two()).or_default().add(right, seen);
                 number = if number.0 == q.sequence { (q.sequence, number.1 + 1) } else { (q.sequence, 1) };

@@ -1,13 +1,14 @@
 //! One update as a function: batches -> loss -> backward -> clip -> update.
 
-use dash_core::{DType, Device, Error, Ids, Tape, Tensor, ops};
+use dash_core::{DType, Device, Error, Ids, Tape, Tensor, Var, ops};
 use dash_data::Batch;
-use dash_model::{Model, RouterStats};
+use dash_model::{Model, RouterStats, RouterTrace};
 
 use super::accumulate::{Tree, leaf, total};
 use super::knobs::{self, AttendedTokens, Knobs, merged};
 use super::optim::Optimizer;
 use super::schedule::learning_rate;
+use super::tasks::RouterChoice;
 use super::yoke::Yoke;
 use crate::config::Config;
 use crate::failure::{Failure, Result};
@@ -128,8 +129,7 @@ impl Trainer {
         for batch in batches {
             let tape = Tape::new().computing(config.model.compute.into());
             let leaves = self.model.leaves(&tape);
-            let (ids, targets) = batch_ids(&self.model, batch)?;
-            let (loss, traces) = self.model.loss(&tape, &leaves, (&ids, &targets), tokens as f64)?;
+            let (loss, traces) = self.loss_of(config, (&tape, &leaves), batch, tokens as f64)?;
             losses.push(loss.value.clone());
             let mut grads = tape.backward(&loss)?;
             sums.push(leaves.iter().map(|leaf| grads.take(leaf)).collect::<Vec<Option<Tensor>>>())?;
@@ -170,6 +170,19 @@ impl Trainer {
             routers.push(LayerStats { layer, router, indexer_gradient });
         }
         Ok(Some(StepStats { loss, grad_norm, lr, routers, knobs, attended }))
+    }
+
+    /// The loss of a micro-batch, and what the routers chose or the oracle did in their place.
+    fn loss_of(
+        &self,
+        config: &Config,
+        (tape, leaves): (&Tape, &[Var]),
+        batch: &Batch,
+        tokens: f64,
+    ) -> dash_core::Result<(Var, Vec<Option<RouterTrace>>)> {
+        let (ids, targets) = batch_ids(&self.model, batch)?;
+        let oracle = config.router.oracle.then(|| RouterChoice::Oracle.of(&batch.questions)).flatten();
+        self.model.loss_as(tape, leaves, (&ids, &targets), tokens, oracle.as_ref())
     }
 
     /// Reads what [`Trainer::step`] has left unread, and waits for the device.

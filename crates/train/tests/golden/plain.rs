@@ -4,7 +4,7 @@
 use dash_core::ops::attention::{Center, HostRoutes, RouterGradient};
 use dash_core::{Ids, Result, Tape, Tensor, Var, ops};
 use dash_model::attention::{self, GradientTo, Inputs};
-use dash_model::{Attention, Dash, Nsa, TopKBias};
+use dash_model::{Attention, Dash, Landmark, Nsa, TopKBias};
 
 /// The plain twin of a variant. A hard choice is data: the plain formula attends what the engine chose.
 pub fn attend(t: &Tape, a: &Attention, x: &Inputs) -> Result<Var> {
@@ -13,8 +13,9 @@ pub fn attend(t: &Tape, a: &Attention, x: &Inputs) -> Result<Var> {
         Attention::Dense(_) => dense(t, x.q, x.k, x.v),
         Attention::TokenEntmax(c) => token_entmax(t, x.q, x.k, x.v, c.alpha),
         Attention::Dash(c) => dash(t, x.q, x.k, x.v, &x.own[0], x.own.get(1), c),
+        Attention::Landmark(c) => landmark(t, x, &chosen()?.routes().to_host()?, c),
         Attention::TopKBias(c) => topk_bias(t, x, &chosen()?.routes().to_host()?, c),
-        Attention::TopK(_) | Attention::InfLlmV2(_) | Attention::RandomChunks(_) => {
+        Attention::TopK(_) | Attention::InfLlmV2(_) | Attention::Mass(_) | Attention::RandomChunks(_) => {
             listed(t, x.q, x.k, x.v, &chosen()?.routes().to_host()?)
         }
         Attention::Nsa(c) => nsa(t, x, &chosen()?.routes().to_host()?, c),
@@ -87,7 +88,8 @@ fn tokens_of(s: Dims, list: &HostRoutes) -> Vec<bool> {
     let mut allowed = Vec::with_capacity(s.b * s.h * s.t * s.t);
     for i in 0..s.b * s.h * s.t {
         let (batch, head, query) = (i / (s.h * s.t), i / s.t % s.h, i % s.t);
-        let chunks = list.chunks_of(batch, s.head_of()[head], query);
+        // a list a kv head, or a query head
+        let chunks = list.chunks_of(batch, head * list.extents().1 / s.h, query);
         allowed.extend((0..s.t).map(|j| j <= query && chunks.contains(&((j / list.chunk_size()) as u32))));
     }
     allowed
@@ -217,6 +219,29 @@ fn topk_bias(t: &Tape, x: &Inputs, list: &HostRoutes, c: &TopKBias) -> Result<Va
         (0..e.b * e.g * e.t * e.t).map(|i| i % e.t / s >= n || off[i / e.t * n + i % e.t / s]).collect();
     let bias = fill(t, &select(t, &bias, 3, &chunk_of)?, &bare, 0.0)?;
     let bias = select(t, &bias, 1, &e.head_of())?;
+    masked(t, x.q, x.k, x.v, &tokens_of(e, list), Some(&bias))
+}
+
+/// Chosen chunks whose tokens share the weight of their summary: the bias r_c - log sum exp of a chunk's scores.
+fn landmark(t: &Tape, x: &Inputs, list: &HostRoutes, c: &Landmark) -> Result<Var> {
+    let e = dims(x.q, x.k);
+    let (s, n) = (c.chunk_size, e.t / c.chunk_size);
+    if n == 0 {
+        return dense(t, x.q, x.k, x.v);
+    }
+    let scale = 1.0 / (e.d as f64).sqrt();
+    let by_head = |x: &Var| select(t, x, 1, &e.head_of());
+    let (q, k) = (heads_first(t, x.q)?, by_head(&heads_first(t, x.k)?)?);
+    let kbar = by_head(&summaries(t, x.k, &x.own[0], s)?)?;
+    let of =
+        |keys: &Var, factor: f64| ops::scale(t, &ops::matmul(t, &q, &ops::transpose(t, keys, &[0, 1, 3, 2])?)?, factor);
+    let inside = of(&select(t, &k, 2, &(0..n * s).collect::<Vec<_>>())?, scale)?;
+    let inside = ops::exp(t, &ops::reshape(t, &inside, &[e.b, e.h, e.t, n, s])?)?;
+    let lse = ops::ln(t, &ops::sum_axis(t, &inside, 4)?)?;
+    let bias = ops::sub(t, &of(&kbar, scale * c.gamma)?, &ops::reshape(t, &lse, &[e.b, e.h, e.t, n])?)?;
+    let chunk_of: Vec<usize> = (0..e.t).map(|j| (j / s).min(n - 1)).collect();
+    let own: Vec<bool> = (0..e.t * e.t).map(|i| i % e.t / s >= i / e.t / s).collect();
+    let bias = fill(t, &select(t, &bias, 3, &chunk_of)?, &own, 0.0)?;
     masked(t, x.q, x.k, x.v, &tokens_of(e, list), Some(&bias))
 }
 

@@ -37,7 +37,7 @@ fn seen_is_what_some_layer_attends_when_it_asks() {
         Some(routes.unwrap().to_host().unwrap())
     };
     let topk: Attention = TopK::default().into();
-    let seen_by = |lists: &[Option<HostRoutes>], q: Question| seen(&topk, lists, 2, &q);
+    let seen_by = |lists: &[Option<HostRoutes>], q: Question| seen(&topk, lists, &q);
     let layer = [list(true)];
     assert!(seen_by(&layer, ask(1, 9, 0)) && seen_by(&layer, ask(1, 9, 3)), "both ends of chunk 0");
     assert!(!seen_by(&layer, ask(1, 9, 4)) && !seen_by(&layer, ask(1, 9, 7)), "chunk 1 was not chosen");
@@ -45,13 +45,13 @@ fn seen_is_what_some_layer_attends_when_it_asks() {
     assert!(!seen_by(&layer, ask(0, 9, 0)), "another sequence");
     assert!(!seen_by(&layer, ask(1, 8, 0)) && !seen_by(&layer, ask(1, 10, 0)), "another query");
     // the first kv head alone did not choose it
-    assert!(!seen(&topk, &layer, 1, &ask(1, 9, 0)));
+    assert!(!seen(&topk, &layer, &ask(1, 9, 0)));
     // some layer is enough, and one without chunks attends everything
     assert!(seen_by(&[list(false), list(true)], ask(1, 9, 0)) && !seen_by(&[list(false)], ask(1, 9, 0)));
     assert!(seen_by(&[list(false), None], ask(0, 9, 0)));
     // a sliding window of three holds the query and two tokens before it; the others have none
     let window: Attention = Nsa { window: 3, ..Nsa::default() }.into();
-    assert!(seen(&window, &[list(false)], 2, &ask(0, 9, 7)) && !seen(&window, &[list(false)], 2, &ask(0, 9, 6)));
+    assert!(seen(&window, &[list(false)], &ask(0, 9, 7)) && !seen(&window, &[list(false)], &ask(0, 9, 6)));
     assert!(
         [topk, Dash::default().into(), Dense {}.into(), InfLlmV2::default().into()].iter().all(|a| a.window() == 0)
     );

@@ -237,3 +237,48 @@ fn random_chunks_are_uniform_fixed_and_differ_by_place() {
     assert!(differs(Random { seed: 6, ..random }) > 300 && differs(Random { layer: 0, ..random }) > 300);
     assert!((0..400).filter(|&q| list.chunks_of(0, 0, q) != list.chunks_of(0, 1, q)).count() > 300);
 }
+
+#[test]
+fn grad_of_the_landmark_bias_to_queries_keys_and_summaries() {
+    let d = device();
+    for (top, gamma) in [(3, 1.0), (9, 2.0), (1, 1.0)] {
+        let inputs = [normal(&d, &[2, 22, 2, 3], 1), normal(&d, &[2, 22, 2, 3], 2), normal(&d, &[2, 5, 2, 3], 3)];
+        let routes = topk_routing(&inputs[0], &inputs[2], 4, top, gamma).unwrap();
+        check_grad(&inputs, |t, v| landmark_bias(t, [&v[0], &v[1], &v[2]], &routes, gamma));
+    }
+}
+
+/// Two chunks of two tokens: with e^b_c = e^r_c / sum e^s the weights of a chunk's tokens add up to e^r_c.
+#[test]
+fn tokens_of_a_chunk_share_the_weight_of_its_summary() {
+    let (dev, t) = (device(), Tape::new());
+    let leaf = |shape: &[usize], x: Vec<f64>| t.leaf(Tensor::from_vec(&dev, shape, x).unwrap());
+    let q = leaf(&[1, 6, 1, 1], vec![1.0; 6]);
+    let k = leaf(&[1, 6, 1, 1], vec![0.3, -0.7, 1.1, 0.2, 0.0, 0.0]);
+    let kbar = leaf(&[1, 3, 1, 1], vec![2.0, 0.5, 9.0]);
+    let routes = topk_routing(&q.value, &kbar.value, 2, 3, 1.0).unwrap();
+    let bias = landmark_bias(&t, [&q, &k, &kbar], &routes, 2.0).unwrap().value.to_f64().unwrap();
+    let [a, b, own] = bias[bias.len() - 3..] else { panic!() };
+    let sum = |x: f64, y: f64| x.exp() + y.exp();
+    assert!((a.exp() * sum(0.3, -0.7) - 4f64.exp()).abs() < 1e-12);
+    assert!((b.exp() * sum(1.1, 0.2) - 1f64.exp()).abs() < 1e-12 && own == 0.0);
+    let told = landmark_bias(&t, [&q, &q, &kbar], &routes, 0.0).unwrap_err().to_string();
+    assert!(told.contains("gamma is 0"), "{told}");
+}
+
+/// Chunks of two tokens with equal mean keys: the one with the largest key has the mass, which a mean does not see.
+#[test]
+fn mass_routing_finds_what_a_mean_hides() {
+    let dev = device();
+    let x = |shape: &[usize], x: Vec<f64>| Tensor::from_vec(&dev, shape, x).unwrap();
+    let q = x(&[1, 8, 1, 1], vec![1.0; 8]);
+    let k = x(&[1, 8, 1, 1], vec![1.0, 1.0, 4.0, -2.0, 1.5, 0.5, 9.0, 9.0]);
+    let of = |top| mass_routing(0, &q, &k, 2, Top::All(top)).unwrap().to_host().unwrap().chunks_of(0, 0, 7).to_vec();
+    // e^4 > e^1.5 + e^0.5 > 2 e; the own chunk is not scored
+    assert_eq!((of(2), of(3), of(9)), (vec![1, 3], vec![1, 2, 3], vec![0, 1, 2, 3]));
+    // queries after kept tokens see the same
+    let later = x(&[1, 2, 1, 1], vec![1.0; 2]);
+    let list = mass_routing(6, &later, &k, 2, Top::All(2)).unwrap().to_host().unwrap();
+    assert_eq!(list.chunks_of(0, 0, 1), [1, 3]);
+    assert!(mass_routing(0, &later, &k, 2, Top::All(2)).is_err());
+}

@@ -84,6 +84,29 @@ pub fn topk_routing_after(
     })
 }
 
+/// The chunks that hold most of each query's attention: softmax of q . k / sqrt d over the tokens of the complete chunks before its own,
+/// added up by chunk, the mean over the group; the `top` best with the own one, ties to the lower chunk. `k [b, past + t, g, d]` has the keys of
+/// the `past` tokens before the first query, too. The choice that a perfect router would make of a fixed number (the naive form of
+/// arXiv 2607.02980); it computes every score, and has no gradient.
+///
+/// # Errors
+/// When shapes do not fit, there is not one number above 0 a query, the device has no kernel for it, or there are 2^32 (query, chunk) pairs
+/// or more.
+pub fn mass_routing(past: usize, q: &Tensor, k: &Tensor, chunk_size: usize, top: Top) -> Result<Routes> {
+    let op = "mass_routing";
+    let [b, t, h, d] = q.dims(op)?;
+    let [bk, m, g, dk] = k.dims(op)?;
+    ensure!(chunk_size > 0, op, "a chunk has at least one token");
+    ensure!((b, d, past + t) == (bk, dk, m), op, "q is {:?} after {past} tokens, k is {:?}", q.shape(), k.shape());
+    let dims = Dims::new(op, [b, t, h, d], g)?;
+    top.check(op, g, t)?;
+    on_device!(op, [q, k]; Cpu<T>(cpu, [q, k]) => {
+        Ok(Routes::cpu(cpu::mass::<T>(cpu, dims, past, (q, k), (chunk_size, top))?))
+    }, Cuda(gpu, [_q, _k]) => {
+        Err(Error::invalid(op, format!("{gpu:?} has no kernel for the chunks of the largest mass; the CPU has one")))
+    })
+}
+
 /// How the scores of windows become the score of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pooling {

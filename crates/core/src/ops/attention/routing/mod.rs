@@ -12,13 +12,17 @@ mod arm_tests;
 mod choice;
 mod cpu;
 mod entmax;
+mod landmark_bias;
 mod random;
 mod softmax_bias;
 #[cfg(test)]
 mod tests;
 
-pub use choice::{Pooling, Top, WindowChoice, topk_routing, topk_routing_after, window_routing, window_routing_after};
+pub use choice::{
+    Pooling, Top, WindowChoice, mass_routing, topk_routing, topk_routing_after, window_routing, window_routing_after,
+};
 pub use entmax::{Center, Entmax, PAIRS, RouterGradient, SCORES, entmax_routing, entmax_routing_after};
+pub use landmark_bias::landmark_bias;
 pub use random::{Random, random_routing};
 pub use softmax_bias::softmax_bias;
 

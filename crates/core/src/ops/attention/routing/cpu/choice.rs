@@ -128,3 +128,48 @@ pub fn topk<T: CpuNumber>(
     });
     list_of(device, "topk_routing", dims, (past, chunk_size), &parts)
 }
+
+/// The list of the chunks with the largest share of softmax over all tokens before the own chunk, `top` a query with the own one. `past` tokens
+/// stand before the first query.
+///
+/// # Errors
+/// As [`windows`].
+pub fn mass<T: CpuNumber>(
+    device: &CpuDevice,
+    dims: Dims,
+    past: usize,
+    (q, k): (&[T], &[T]),
+    (chunk_size, top): (usize, Top),
+) -> Result<BlockList> {
+    let (group, m) = (dims.group(), past + dims.t);
+    let own = |query: usize| (past + query) / chunk_size;
+    let parts = for_tiles(
+        device,
+        dims,
+        m,
+        |query| own(query) * chunk_size,
+        (q, k),
+        1.0,
+        |kv, first, scores, part| {
+            let (mut mean, mut order) = (vec![T::ZERO; m / chunk_size], Vec::new());
+            for r in 0..SCORE_TILE.min(dims.t - first) {
+                let own = own(first + r);
+                mean.fill(T::ZERO);
+                for head in 0..group {
+                    let row = &mut scores[(r * group + head) * m..][..own * chunk_size];
+                    softmax_row(row);
+                    for (mean, tokens) in mean.iter_mut().zip(row.chunks_exact(chunk_size)) {
+                        tokens.iter().for_each(|&p| *mean += p);
+                    }
+                }
+                order.clear();
+                order.extend(0..own as u32);
+                keep_best(&mut order, &mean, top.of(kv, first + r, dims.t) - 1);
+                part.counts.push(order.len() as u32 + 1);
+                part.chunks.extend(&order);
+                part.chunks.push(own as u32);
+            }
+        },
+    );
+    list_of(device, "mass_routing", dims, (past, chunk_size), &parts)
+}

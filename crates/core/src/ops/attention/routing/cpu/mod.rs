@@ -3,12 +3,14 @@
 mod backward;
 mod choice;
 mod entmax;
+mod landmark;
 mod placebo;
 mod softmax_bias;
 
 pub use backward::backward;
-pub use choice::{topk, windows};
+pub use choice::{mass, topk, windows};
 pub use entmax::forward;
+pub use landmark::{landmark, landmark_backward};
 pub use softmax_bias::{bias_backward, bias_of};
 
 use super::super::engine::{SCORE_TILE, scale_row};
