@@ -26,16 +26,15 @@ pub fn read(run: &Path) -> anyhow::Result<Option<Budget>> {
     serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is damaged", path.display()))
 }
 
-/// Writes those of a model whose run has ended, over the sequences of each length, where it routes and they are not there yet.
+/// Writes those of a model whose run has ended, over the sequences of each length, where it routes; those of an earlier end go.
 ///
 /// # Errors
 /// When the model refuses the validation's sequences, or the file cannot be written.
 pub fn record(folder: &Path, model: &Model, by_length: &[(usize, Vec<&Batch>)]) -> Result<()> {
-    let path = folder.join(FILE);
-    let Some(chunk_size) = model.config().attention.chunk_size().filter(|_| !path.exists()) else { return Ok(()) };
+    let Some(chunk_size) = model.config().attention.chunk_size() else { return Ok(()) };
     let lengths = by_length.iter().map(|(t, batches)| profile(model, *t, batches));
     let budget = Budget { chunk_size, lengths: lengths.collect::<dash_core::Result<_>>()? };
-    Ok(replace_file(&path, &serde_json::to_vec(&budget).context("numbers are JSON")?)?)
+    Ok(replace_file(&folder.join(FILE), &serde_json::to_vec(&budget).context("numbers are JSON")?)?)
 }
 
 /// The means over sequences of `t` tokens.

@@ -151,6 +151,10 @@ impl<'a> Session<'a> {
                 self.validate()?;
             }
             due.save |= self.enough();
+            if step == config.run.steps || self.enough() {
+                // before the checkpoint that says that the run has ended
+                self.record_budget()?;
+            }
             if due.save {
                 self.save()?;
             }
@@ -164,7 +168,10 @@ impl<'a> Session<'a> {
             }
         }
         self.bar.finish_and_clear();
-        budget::record(&config.folder(), &self.parts.trainer.model, &self.parts.set.by_length())?;
+        if budget::read(&config.folder())?.is_none() {
+            // a run that an earlier build ended
+            self.record_budget()?;
+        }
         let (made, all) = (self.parts.trainer.optimizer.step, config.run.steps);
         let solved = if made < all {
             format!(" of {all}, enough because the task is solved (eval.stop)")
@@ -177,6 +184,11 @@ impl<'a> Session<'a> {
             config.folder().display()
         );
         Ok(())
+    }
+
+    fn record_budget(&self) -> Result<()> {
+        let Parts { config, trainer, set, .. } = &self.parts;
+        budget::record(&config.folder(), &trainer.model, &set.by_length())
     }
 
     /// One update, and the state after it; its figures where they were read.

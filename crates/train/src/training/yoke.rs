@@ -129,7 +129,7 @@ fn taken_budget(config: &Config, run: &Path) -> Result<Budget> {
 /// gamma of every update up to the configuration's last; between two logged updates on a line in its logarithm.
 fn taken_gamma(config: &Config, run: &Path) -> Result<Vec<f64>> {
     let key = "router.gamma_from";
-    check_run(key, run)?;
+    let source = check_run(key, run)?;
     let path = run.join("metrics.jsonl");
     let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
     let logged = logged_gamma(&text);
@@ -139,7 +139,9 @@ fn taken_gamma(config: &Config, run: &Path) -> Result<Vec<f64>> {
             run.display()
         )));
     };
-    if last < config.run.steps {
+    // one that ended because it had solved its task keeps its last gamma
+    let solved = source.eval.stop.is_some() && budget::read(run)?.is_some();
+    if last < config.run.steps && !solved {
         return Err(Failure::request(format!(
             "{key}: {} logged gamma up to update {last}, this run has {}; let it end, or lower run.steps",
             run.display(),

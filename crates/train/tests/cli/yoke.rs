@@ -135,3 +135,21 @@ fn a_yoked_arm_runs_after_the_run_of_its_seed() {
     refused("{name=\"a\",gamma_of=\"b\"},{name=\"b\",gamma_of=\"dash\"}", &["takes something of another arm itself"]);
     assert!(!s.path("other").exists());
 }
+
+#[test]
+fn the_oracle_routes_in_training_and_its_validations() {
+    let s = Sandbox::new();
+    failed(&s.run(&[], &["router.oracle=true"]), 2, &["router.oracle", "it needs a [task]"]);
+    failed(&s.run(&[], &with(&["router.oracle=true", "model.attention={kind=\"dense\"}"])), 2, &["router.oracle"]);
+    let kind = "model.attention={kind=\"topk\",chunk_size=8,top=1}";
+    let own = s.train("own", &with(&[kind]), false);
+    let oracle = s.train("oracle", &with(&[kind, "router.oracle=true"]), false);
+    assert!(own != oracle);
+    let unseen = |name: &str| {
+        let lines = s.metrics(name);
+        let last = lines.iter().rfind(|l| l["split"] == "val").unwrap().clone();
+        last["task"][0]["unseen"].as_f64().unwrap()
+    };
+    // with its own chunk alone a query sees no earlier answer
+    assert!(unseen("own") > 0.5 && unseen("oracle") == 0.0, "{} {}", unseen("own"), unseen("oracle"));
+}
