@@ -22,6 +22,17 @@ const SEED: u64 = 1;
 const BLOCK: u64 = 100_000;
 const SLOW: Duration = Duration::from_secs(1);
 
+/// The time that an input takes; the least of three if that was long, so that a busy machine is no fault.
+fn fastest(target: data::Target, input: &[u8]) -> Duration {
+    let time = || {
+        let start = Instant::now();
+        target(input);
+        start.elapsed()
+    };
+    let first = time();
+    if first <= SLOW { first } else { first.min(time()).min(time()) }
+}
+
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let number = |i: usize, other: u64| arguments.get(i).map_or(Some(other), |n| n.parse().ok());
@@ -42,11 +53,10 @@ fn main() -> ExitCode {
         if trace {
             fs::write(found.join("last"), &input).expect("written");
         }
-        let start = Instant::now();
-        let panicked = catch_unwind(AssertUnwindSafe(|| target(&input))).is_err();
-        if panicked || start.elapsed() > SLOW {
+        let time = catch_unwind(AssertUnwindSafe(|| fastest(target, &input)));
+        if !matches!(time, Ok(time) if time <= SLOW) {
             fs::write(found.join(i.to_string()), &input).expect("written");
-            println!("{name} {i}: {}", if panicked { "panic".into() } else { format!("{:?}", start.elapsed()) });
+            println!("{name} {i}: {}", time.map_or("panic".into(), |time| format!("{time:?}")));
             faults += 1;
             if faults >= 20 {
                 break;

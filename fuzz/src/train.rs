@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::LazyLock;
 
 use dash_core::Device;
-use dash_model::{Params, parse_tensors};
+use dash_model::{Described, Params, parse_tensors};
 use train::config::Config;
 use train::optim::Optimizer;
 use train::training::checkpoint::State;
@@ -15,7 +15,8 @@ use train::training::preflight;
 pub type Target = fn(&[u8]) -> bool;
 
 /// Name and function of each; the seeds lie in `corpus/NAME/`.
-pub const TARGETS: [(&str, Target); 3] = [("safetensors", safetensors), ("state", state), ("config", config)];
+pub const TARGETS: [(&str, Target); 4] =
+    [("safetensors", safetensors), ("model", model), ("state", state), ("config", config)];
 
 const CONFIG: &str = include_str!("../corpus/config/smallest.toml");
 
@@ -31,6 +32,19 @@ pub fn safetensors(data: &[u8]) -> bool {
     let take = |name: &str| tensors.get(name).cloned();
     let Ok(params) = Params::from_named(&config.model, config.data.vocab_size, take) else { return false };
     Optimizer::from_named(&config.optim, &params, 1, take).is_ok()
+}
+
+/// An exported folder: `config.json`, a zero byte, `model.safetensors`. A model that is taken reads four tokens.
+pub fn model(data: &[u8]) -> bool {
+    let (_, device) = &*SMALL;
+    let (json, weights) = data.split_at(data.iter().position(|&b| b == 0).unwrap_or(data.len()));
+    let Ok(described) = Described::parse(json, Path::new("config.json")) else { return false };
+    let weights = weights.get(1..).unwrap_or_default();
+    let Ok(model) = described.model(weights, Path::new("model.safetensors"), device) else { return false };
+    let ids: Vec<u32> = (0..4.min(model.positions() as u32)).map(|i| i % model.vocab() as u32).collect();
+    let ids = model.ids(&ids, 1).expect("a sequence of tokens");
+    model.last_logits(&ids).expect("ids below the vocabulary, no more than positions");
+    true
 }
 
 /// `state.json` of a checkpoint. What is read is written and read again as the same.

@@ -14,6 +14,14 @@ pub fn write_synced(path: &Path, bytes: &[u8]) -> Result<()> {
     file.sync_all()
 }
 
+/// Writes a file that only saves time: whole or not at all, first under the name `aside`. There is one such name for all, so that what a
+/// kill leaves is written over. A folder that cannot be written has none.
+pub fn write_hint(path: &Path, aside: &Path, text: &str) {
+    if std::fs::write(aside, text).and_then(|()| std::fs::rename(aside, path)).is_err() {
+        let _ = std::fs::remove_file(aside);
+    }
+}
+
 /// Makes a rename or a new file in a folder survive a power failure. Only Unix can open a folder; elsewhere the rename itself is what
 /// there is. The empty path is the current folder, as the parent of a relative name is.
 ///

@@ -6,17 +6,20 @@
 use std::path::Path;
 
 use dash_core::Device;
-use dash_model::Model;
+use dash_core::rng::Rng;
+use dash_model::{Generation, Model, Sampling, generate};
 
 /// The ids and the `count` most likely ones after them, each given all before it.
 pub fn continued(folder: &Path, ids: &[u32], count: usize) -> Result<Vec<u32>, Box<dyn std::error::Error>> {
     let model = Model::load(folder, &Device::cpu(0)?)?;
+    let likeliest = Sampling { temperature: 0.0, top_p: 1.0 };
+    let how = Generation { max_tokens: count, sampling: likeliest, cache: true };
     let mut ids = ids.to_vec();
-    for _ in 0..count {
-        let logits = model.last_logits(&model.ids(&ids, 1)?)?.to_f64()?;
-        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
-        ids.push(best.ok_or("a vocabulary without tokens")? as u32);
-    }
+    // without temperature nothing is drawn
+    generate(&model, &ids.clone(), how, &mut Rng::new(0), |id| {
+        ids.push(id);
+        true
+    })?;
     Ok(ids)
 }
 

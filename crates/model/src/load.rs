@@ -168,6 +168,9 @@ impl File {
     }
 }
 
+/// Rotary angles of a model at most, positions times head width: 2^28 take 1 GiB in f32, for 2 million tokens with heads of 128.
+const MOST_ANGLES: usize = 1 << 28;
+
 impl Model {
     /// The model of an exported folder, for sequences of up to its `max_position_embeddings` tokens, in f32. A Llama without
     /// `dashlab` in its `config.json` has dense attention.
@@ -177,26 +180,82 @@ impl Model {
     /// are not those of that configuration.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
         let (path, weights) = (folder.join("config.json"), folder.join("model.safetensors"));
-        let file = serde_json::from_slice::<File>(&read(&path)?);
-        let file = file.map_err(|e| LoadError::Damaged { path: path.clone(), what: e.to_string() })?;
-        let unfit = |path: &Path, what: String| LoadError::Unfit { path: path.to_path_buf(), what };
+        let described = Described::parse(&read(&path)?, &path)?;
+        described.model(&read(&weights)?, &weights, device)
+    }
+
+    /// The model of a configuration with the weights of a `model.safetensors`, for sequences of up to `positions` tokens. The file has
+    /// every parameter and nothing else; with tied embeddings `lm_head.weight` may be stored once more.
+    ///
+    /// # Errors
+    /// When the file is missing or damaged, or its tensors are not the parameters of that configuration.
+    pub fn from_file(
+        weights: &Path,
+        config: &ModelConfig,
+        vocab: usize,
+        positions: usize,
+        device: &Device,
+    ) -> Result<Self, LoadError> {
+        Described { config: config.clone(), vocab, positions }.model(&read(weights)?, weights, device)
+    }
+}
+
+/// A model before it has weights.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Described {
+    /// Extents and attention.
+    pub config: ModelConfig,
+    /// Tokens.
+    pub vocab: usize,
+    /// Longest sequence.
+    pub positions: usize,
+}
+
+impl Described {
+    /// From the bytes of a `config.json`; `path` names it in messages.
+    ///
+    /// # Errors
+    /// When it is no such file, or asks for something that this decoder does not compute.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, LoadError> {
+        let file = serde_json::from_slice::<File>(bytes);
+        let file = file.map_err(|e| LoadError::Damaged { path: path.to_path_buf(), what: e.to_string() })?;
+        let unfit = |what: String| LoadError::Unfit { path: path.to_path_buf(), what };
         let refusals = file.refusals();
         if !refusals.is_empty() {
-            return Err(unfit(&path, refusals.join("; ")));
+            return Err(unfit(refusals.join("; ")));
         }
         let config = file.model();
-        config.check().map_err(|e| unfit(&path, e.to_string()))?;
-        parameters(&config, file.vocab_size).map_err(|e| unfit(&path, e.to_string()))?;
-        let mut tensors = read_tensors(&weights, device)?;
-        let params = Params::from_named(&config, file.vocab_size, |name| tensors.remove(name));
-        let params = params.map_err(|e| unfit(&weights, e.to_string()))?;
+        config.check().map_err(|e| unfit(e.to_string()))?;
+        parameters(&config, file.vocab_size).map_err(|e| unfit(e.to_string()))?;
+        let positions = file.max_position_embeddings;
+        let most = MOST_ANGLES / config.head_dim;
+        if !(1..=most).contains(&positions) {
+            return Err(unfit(format!(
+                "max_position_embeddings is {positions}, expected 1 to {most} with heads of {}; a smaller one serves all texts up to its \
+                 length",
+                config.head_dim
+            )));
+        }
+        Ok(Described { config, vocab: file.vocab_size, positions })
+    }
+
+    /// With the bytes of a `model.safetensors`; `path` names it in messages.
+    ///
+    /// # Errors
+    /// As [`Model::from_file`].
+    pub fn model(self, bytes: &[u8], path: &Path, device: &Device) -> Result<Model, LoadError> {
+        let unfit = |what: String| LoadError::Unfit { path: path.to_path_buf(), what };
+        let Described { config, vocab, positions } = self;
+        let mut tensors = parse_tensors(bytes, path, device)?;
+        let params = Params::from_named(&config, vocab, |name| tensors.remove(name));
+        let params = params.map_err(|e| unfit(e.to_string()))?;
         if config.tie_embeddings {
             // some writers store the embedding once more under this name
             tensors.remove("lm_head.weight");
         }
         if let Some(name) = tensors.keys().min() {
-            return Err(unfit(&weights, format!("{name} belongs to no parameter of the model in config.json")));
+            return Err(unfit(format!("{name} belongs to no parameter of the model that the configuration describes")));
         }
-        Model::with_params(config, params, file.max_position_embeddings).map_err(|e| unfit(&path, e.to_string()))
+        Model::with_params(config, params, positions).map_err(|e| unfit(e.to_string()))
     }
 }

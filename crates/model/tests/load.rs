@@ -102,7 +102,12 @@ fn what_it_does_not_compute_is_told() {
     refused(&|json| json["num_hidden_layers"] = json!(2), "is missing");
     refused(&|json| json["vocab_size"] = json!(u64::MAX), "config.json");
     let dense = |json: &mut Value| json["dashlab"]["attention"] = json!({"kind": "dense"});
-    refused(&dense, "belongs to no parameter of the model in config.json");
+    refused(&dense, "belongs to no parameter of the model that the configuration describes");
+    let positions = |n: u64| move |json: &mut Value| json["max_position_embeddings"] = json!(n);
+    for n in [0, 1 << 40, u64::MAX] {
+        refused(&positions(n), &format!("max_position_embeddings is {n}, expected 1 to"));
+    }
+    written(folder.path(), &config, |_| {});
     fs::write(folder.path().join("model.safetensors"), "{").unwrap();
     let told = |what: &str| {
         let told = Model::load(folder.path(), &Device::cpu(1).unwrap()).map(|_| ()).unwrap_err().to_string();

@@ -66,6 +66,8 @@ struct Lines<'a> {
     number: u64,
     buffer: Vec<u8>,
     failed: bool,
+    /// whether a line in another encoding is passed over
+    folder: bool,
 }
 
 impl<'a> Lines<'a> {
@@ -98,6 +100,14 @@ impl<'a> Lines<'a> {
                 Some(true) => {}
             }
             let wrong = |what| DataError::content(&self.file.path, format!("line {}: {what}", self.number));
+            if let Err(e) = std::str::from_utf8(&self.buffer) {
+                if self.folder {
+                    return Ok(Some(Found::LeftOut("line that is not UTF-8".into())));
+                }
+                let at = e.valid_up_to();
+                let how = "convert the file to UTF-8 (iconv -f ISO-8859-1 -t UTF-8, with the encoding that it has)";
+                return Err(wrong(format!("byte {at} of the line is not valid UTF-8; {how}")));
+            }
             match parse(&self.buffer).map_err(wrong)? {
                 None => {}
                 Some(Found::Document(d)) => {
@@ -121,7 +131,7 @@ impl<'a> Iterator for Lines<'a> {
     }
 }
 
-/// The documents of a file.
-pub(super) fn documents(file: &SourceFile) -> Documents<'_> {
-    Box::new(Lines { file, reader: None, number: 0, buffer: Vec::new(), failed: false })
+/// The documents of a file. In a folder, a line that is not UTF-8 is left out.
+pub(super) fn documents(file: &SourceFile, folder: bool) -> Documents<'_> {
+    Box::new(Lines { file, reader: None, number: 0, buffer: Vec::new(), failed: false, folder })
 }

@@ -73,7 +73,7 @@ pub(crate) enum Corpus {
         files: Vec<SourceFile>,
         /// Reason to number of files that are left out for it.
         left_out: BTreeMap<String, usize>,
-        /// Whether a file that is no text at all may be passed over.
+        /// Whether a file that is no text, or none in UTF-8, is passed over.
         folder: bool,
     },
     /// Documents in memory: the dependencies.
@@ -117,7 +117,7 @@ impl Corpus {
                 let folder = *folder;
                 Box::new(files.iter().flat_map(move |f| match f.format {
                     Format::Text => text::documents(f, folder),
-                    Format::Jsonl => jsonl::documents(f),
+                    Format::Jsonl => jsonl::documents(f, folder),
                 }))
             }
             Corpus::Memory { documents, .. } => Box::new(documents.iter().map(|d| {

@@ -150,9 +150,28 @@ fn bad_text_is_told_with_its_place_and_a_remedy() {
     assert!(error(&f.put("c.jsonl.gz", b"\x1f\x8b")).contains("gunzip"));
     assert!(error(&f.put("c.json", b"[]")).contains(".jsonl"));
     assert!(error(&f.path().join("missing.txt")).contains("cannot be read"));
-    let folder = Folder::new();
-    folder.put("u.txt", b"\xff\xfea\x00b\x00");
-    assert!(error(folder.path()).contains("iconv -f UTF-16"), "UTF-16 is text, not binary");
+    let line = error(&f.put("l.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"caf\xe9\"}\n"));
+    assert!(line.contains("line 2: byte 13 of the line is not valid UTF-8") && line.contains("iconv -f"), "{line}");
+}
+
+#[test]
+fn one_file_in_another_encoding_does_not_end_a_folder() {
+    let f = Folder::new();
+    f.put("a.txt", "a");
+    f.put("latin.txt", b"caf\xe9");
+    f.put("wide.md", b"\xff\xfea\x00b\x00");
+    f.put("lines.jsonl", b"{\"text\": \"b\"}\n{\"text\": \"caf\xe9\"}\n{\"text\": \"c\"}\n");
+    // its bad byte lies far behind what is held at once
+    let mut large = "a line of a large file\n".repeat(1 + text::WHOLE as usize / 20).into_bytes();
+    assert!(large.len() as u64 > text::WHOLE);
+    large.push(0xe9);
+    f.put("z.txt", &large);
+    let (texts, left_out) = read(f.path()).unwrap();
+    assert_eq!(texts, ["a", "b", "c"]);
+    let told: Vec<(&str, usize)> = left_out.iter().map(|(k, n)| (k.as_str(), *n)).collect();
+    assert_eq!(told, [("UTF-16, not UTF-8", 1), ("line that is not UTF-8", 1), ("not UTF-8", 2)]);
+    let alone = error(&f.path().join("z.txt"));
+    assert!(alone.contains(&format!("byte {} is not valid UTF-8", large.len() - 1)), "{alone}");
 }
 
 #[test]

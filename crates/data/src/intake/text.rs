@@ -13,7 +13,7 @@ pub(super) const WHOLE: u64 = 4 << 20;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// The document of a file. In a folder, a file that is no text at all is left out.
+/// The document of a file. In a folder, a file that is no text, or none in UTF-8, is left out.
 pub(super) fn documents(file: &SourceFile, folder: bool) -> Documents<'_> {
     Box::new(std::iter::once_with(move || {
         let head = head(&file.path)?;
@@ -26,11 +26,18 @@ pub(super) fn documents(file: &SourceFile, folder: bool) -> Documents<'_> {
         }
         let mark = if head.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() as u64 } else { 0 };
         let text = if file.len > WHOLE {
+            // one pass more, so that a bad byte far behind is known before anything of the file is taken
+            if folder && !is_utf8(&file.path)? {
+                return Ok(other_encoding(&head));
+            }
             Text::File(file.path.clone(), file.len - mark)
         } else {
             let bytes = std::fs::read(&file.path).map_err(DataError::io(&file.path, "cannot be read"))?;
-            let text = String::from_utf8(bytes)
-                .map_err(|e| not_utf8(&file.path, e.utf8_error().valid_up_to() as u64, &head))?;
+            let text = match String::from_utf8(bytes) {
+                Ok(text) => text,
+                Err(_) if folder => return Ok(other_encoding(&head)),
+                Err(e) => return Err(not_utf8(&file.path, e.utf8_error().valid_up_to() as u64, &head)),
+            };
             let text = text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text);
             if text.trim().is_empty() {
                 return Ok(Found::LeftOut("empty".into()));
@@ -39,6 +46,20 @@ pub(super) fn documents(file: &SourceFile, folder: bool) -> Documents<'_> {
         };
         Ok(Found::Document(Document { source: Cow::Borrowed(&file.name), text, validation: None }))
     }))
+}
+
+/// Why a file of a folder is left out whose bytes are no UTF-8.
+fn other_encoding(head: &[u8]) -> Found<'static> {
+    Found::LeftOut(if is_utf16(head) { "UTF-16, not UTF-8" } else { "not UTF-8" }.into())
+}
+
+/// Whether a large file is UTF-8 to its end.
+fn is_utf8(path: &Path) -> Result<bool> {
+    match for_each_piece(path, |_, _| Ok(())) {
+        Ok(()) => Ok(true),
+        Err(DataError::Content { .. }) => Ok(false),
+        Err(e) => Err(e),
+    }
 }
 
 /// The first bytes of a file.
@@ -59,7 +80,9 @@ fn not_utf8(path: &Path, at: u64, head: &[u8]) -> DataError {
         [0x1f, 0x8b, ..] => "is compressed with gzip; decompress it first (gunzip)".to_string(),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => "is compressed with zstd; decompress it first (unzstd)".to_string(),
         h if is_utf16(h) => "is UTF-16; convert it (iconv -f UTF-16 -t UTF-8)".to_string(),
-        _ => format!("byte {at} is not valid UTF-8; convert the file to UTF-8 (for example with iconv)"),
+        _ => format!(
+            "byte {at} is not valid UTF-8; convert the file to UTF-8 (iconv -f ISO-8859-1 -t UTF-8, with the encoding that it has)"
+        ),
     };
     DataError::content(path, what)
 }

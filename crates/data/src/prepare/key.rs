@@ -13,6 +13,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use super::{Settings, Source};
 use crate::error::{DataError, Result};
+use crate::files::write_hint;
 use crate::intake::{Corpus, cargo};
 use crate::tokenizer::Tokenizer;
 
@@ -76,11 +77,7 @@ impl Index {
     pub fn remember(&self, key: &str) {
         let parent = self.path.parent().unwrap_or(Path::new("."));
         if self.settled && std::fs::create_dir_all(parent).is_ok() {
-            // one name for all: what a kill leaves is written over, and half of it is no key
-            let aside = self.path.with_extension("new");
-            if std::fs::write(&aside, key).and_then(|()| std::fs::rename(&aside, &self.path)).is_err() {
-                let _ = std::fs::remove_file(&aside);
-            }
+            write_hint(&self.path, &self.path.with_extension("new"), key);
         }
     }
 }

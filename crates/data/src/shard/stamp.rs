@@ -5,6 +5,8 @@ use std::fs::Metadata;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use crate::files::write_hint;
+
 /// A file changed this recently may be changed again within one tick of the file system's clock, without another time.
 const SETTLED: Duration = Duration::from_secs(2);
 
@@ -34,10 +36,5 @@ pub(super) fn holds(shard: &Path, metadata: &Metadata, header: u64) -> bool {
 pub(super) fn leave(shard: &Path, metadata: &Metadata, header: u64) {
     let settled = metadata.modified().is_ok_and(|t| SystemTime::now().duration_since(t).is_ok_and(|d| d >= SETTLED));
     let Some(text) = content(metadata, header).filter(|_| settled) else { return };
-    // one name for all: what a kill leaves is written over, and half of it is no stamp
-    let aside = shard.with_extension("verified-new");
-    // a stamp only saves time: a folder that cannot be written is checked again at the next start
-    if std::fs::write(&aside, text).and_then(|()| std::fs::rename(&aside, place(shard))).is_err() {
-        let _ = std::fs::remove_file(&aside);
-    }
+    write_hint(&place(shard), &shard.with_extension("verified-new"), &text);
 }

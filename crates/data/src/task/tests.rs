@@ -104,6 +104,24 @@ fn what_does_not_fit_is_told() {
 }
 
 #[test]
+fn the_ends_of_ranges_are_taken_and_what_lies_beyond_is_not() {
+    let fits = |t: &Task, len, vocab| t.check(len, vocab).is_ok();
+    // four pairs of four tokens; a third of 13 tokens less one is 4 names
+    let four = Task { pairs: 4, ..task(TaskKind::Mqar) };
+    assert!(fits(&four, 16, 13) && !fits(&four, 15, 13) && !fits(&four, 16, 12));
+    let power = |power| Task { power, ..task(TaskKind::Mqar) };
+    for (x, taken) in [(0.0, false), (1e-9, true), (16.0, true), (16.1, false), (f64::NAN, false), (-1.0, false)] {
+        assert_eq!(fits(&power(x), 64, 64), taken, "{x}");
+    }
+    let sequences = |n| Task { eval_sequences: n, ..task(TaskKind::Mqar) };
+    assert!(fits(&sequences(MOST_TOKENS / 64), 64, 64) && !fits(&sequences(MOST_TOKENS / 64 + 1), 64, 64));
+    let long = sequences(1).check(MOST_TOKENS + 1, 64).unwrap_err().1;
+    assert!(long.starts_with(&format!("sequences of {} tokens are above", MOST_TOKENS + 1)), "{long}");
+    let least: Task = serde_json::from_str("{\"kind\": \"sort\"}").unwrap();
+    assert_eq!((least.eval_sequences, least.pairs, least.value_tokens, least.share), (64, 8, 1, 1.0));
+}
+
+#[test]
 fn the_sequences_are_pinned() {
     // a change here is another task for every published result
     let mut hash = xxhash_rust::xxh3::Xxh3::new();

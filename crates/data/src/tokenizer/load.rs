@@ -36,6 +36,8 @@ struct Raw {
     pre_tokenizer: serde_json::Value,
     #[serde(default)]
     post_processor: serde_json::Value,
+    #[serde(default)]
+    decoder: serde_json::Value,
 }
 
 #[derive(Deserialize)]
@@ -61,7 +63,7 @@ pub(super) fn parse(json: String, origin: &Path, treatment: Treatment) -> Result
     let raw: Raw = serde_json::from_str(&json).map_err(|e| no(format!("is no tokenizer.json: {e}")))?;
     let mut inner = parse_inner(&json).map_err(|e| no(format!("is no tokenizer.json: {e}")))?;
     check_ids(&inner, &raw).map_err(no)?;
-    check_template(&raw.post_processor).map_err(no)?;
+    check_template(&raw.post_processor).and_then(|()| check_decoder(&raw.decoder)).map_err(no)?;
     let mut notes = switch_off(&mut inner);
     let mut changed = !notes.is_empty();
     let vocab = inner.get_vocab(true);
@@ -151,6 +153,17 @@ fn check_template(processor: &serde_json::Value) -> std::result::Result<(), Stri
     match list(&processor["single"]).iter().any(|piece| piece["Sequence"]["id"] == "B") {
         true => Err("its post-processor asks for a second text where there is one".into()),
         false => Ok(()),
+    }
+}
+
+/// A decoder that strips the end of tokens panics in the crate at the first token that is shorter than what it strips.
+fn check_decoder(decoder: &serde_json::Value) -> std::result::Result<(), String> {
+    decoder["decoders"].as_array().into_iter().flatten().try_for_each(check_decoder)?;
+    match decoder.get("stop") {
+        Some(stop) if stop != 0 => Err(format!(
+            "its decoder strips up to {stop} characters off the end of each token (\"stop\"), which is not supported; set that to 0"
+        )),
+        _ => Ok(()),
     }
 }
 

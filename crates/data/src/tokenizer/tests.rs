@@ -120,6 +120,22 @@ fn learning_is_deterministic_and_encoding_loses_nothing() {
 }
 
 #[test]
+fn a_decoder_that_strips_the_ends_of_tokens_is_refused() {
+    let mut t = word_level(true);
+    let strip = |stop: u64| json!({"type": "Strip", "content": " ", "start": 1, "stop": stop});
+    for stop in [1, u64::MAX] {
+        for decoder in [strip(stop), json!({"type": "Sequence", "decoders": [{"type": "Fuse"}, strip(stop)]})] {
+            t["decoder"] = decoder;
+            let told =
+                Tokenizer::parse(&t.to_string(), Path::new("t.json"), Treatment::default()).err().unwrap().to_string();
+            assert!(told.contains(&format!("strips up to {stop} characters")), "{told}");
+        }
+    }
+    t["decoder"] = strip(0);
+    assert!(Tokenizer::parse(&t.to_string(), Path::new("t.json"), Treatment::default()).is_ok());
+}
+
+#[test]
 fn too_little_text_and_too_small_a_vocabulary_are_told() {
     assert!(learn(&["ab"], 300).err().unwrap().to_string().contains("gives only"));
     assert!(learn(&["ab"], 100).err().unwrap().to_string().contains("below 257"));

@@ -28,7 +28,7 @@ pub struct CompareArgs {
     /// Folder of runs and report
     #[arg(long)]
     pub out: Option<PathBuf>,
-    /// Runs at a time, of one thread each; 0: one a core. With --devices: runs at a time on each GPU; 0: one
+    /// Runs at a time, of one thread each; 0: one a core, and one on a GPU. With --devices: runs at a time on each GPU
     #[arg(long, default_value_t = 0)]
     pub jobs: usize,
     /// GPUs to run on, for example 0,1; sets run.device=cuda for every run
@@ -103,7 +103,10 @@ pub fn run(args: &CompareArgs) -> Result<()> {
     if let Some(written) = written {
         return Ok(print_line!("{}", written.display())?);
     }
-    let each = if args.devices.is_empty() { std::thread::available_parallelism().map_or(1, usize::from) } else { 1 };
-    let each = if args.jobs == 0 { each } else { args.jobs };
+    let each = match args.jobs {
+        0 if plan.on_gpu() || !args.devices.is_empty() => 1,
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        jobs => jobs,
+    };
     compare(&plan, &Jobs { each, cards: args.devices.clone(), force: args.force }, Interrupt::install)
 }

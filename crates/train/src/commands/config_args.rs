@@ -9,7 +9,7 @@ use crate::config::{Config, LoadError};
 /// Where a configuration may be given.
 #[derive(Args)]
 pub struct OptionalConfig {
-    /// Configuration file (TOML)
+    /// Configuration file (TOML), or the folder of a run, which holds one
     #[arg(long)]
     pub config: Option<PathBuf>,
     /// Override one value, for example --set optim.lr=1e-3
@@ -20,7 +20,7 @@ pub struct OptionalConfig {
 /// Where one must be given.
 #[derive(Args)]
 pub struct ConfigArgs {
-    /// Configuration file (TOML)
+    /// Configuration file (TOML), or the folder of a run, which holds one
     #[arg(long)]
     pub config: PathBuf,
     /// Override one value, for example --set optim.lr=1e-3

@@ -96,7 +96,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     let line = json!({
         "model": loaded.folder, "attention": model.config().attention, "router": name(args.router),
-        "loss": v.loss, "perplexity": v.loss.exp(), "bits_per_byte": v.bits_per_byte, "tokens": v.tokens, "density": v.density,
+        "loss": v.loss, "loss_error": v.loss_error, "perplexity": v.loss.exp(), "bits_per_byte": v.bits_per_byte, "tokens": v.tokens, "density": v.density,
         "layer_density": v.layers, "attended_tokens": v.attended, "loss_by_position": v.by_position,
         "corpus": material.hash, "corpus_changed": changed, "provenance": loaded.starts,
         "task": v.task.iter().map(|r| r.json()).collect::<Vec<_>>(),
@@ -159,7 +159,8 @@ fn shares(s: &Score) -> String {
 
 /// For people.
 fn print(v: &Validation, seq_len: usize) -> Result<()> {
-    print_line!("loss {:.4} nats, {} over {} tokens", v.loss, v.summary(), v.tokens)?;
+    let error = v.loss_error.map_or(String::new(), |e| format!(" (standard error {e:.4})"));
+    print_line!("loss {:.4} nats{error}, {} over {} tokens", v.loss, v.summary(), v.tokens)?;
     let visible = (seq_len as f64 + 1.0) / 2.0;
     let share = 100.0 * v.attended / visible;
     print_line!("attended tokens {:.1} a query, {share:.1} % of the {visible} that it sees on average", v.attended)?;

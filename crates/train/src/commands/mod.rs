@@ -22,6 +22,7 @@ use crate::console;
 use crate::failure::{Failure, Result};
 use crate::lab::verify::verify_resume;
 use crate::program;
+use crate::training::limits::check_environment;
 use config_args::ConfigArgs;
 
 /// Pretrains small language models with DashAttention and its ablations.
@@ -37,6 +38,7 @@ use config_args::ConfigArgs;
   train init --text books/ > mine.toml      a configuration with every key, for your own text
   train --config mine.toml                  train; Ctrl-C saves
   train --config mine.toml --resume         go on
+  train --config runs/mine --resume         go on with a run, by its folder
   train config gamma                        what a key means
   train --config mine.toml --set optim.lr=1e-3 --set run.name=slower"
 )]
@@ -172,6 +174,7 @@ fn wrong_arguments(mut e: clap::Error) -> ! {
 }
 
 fn dispatch(cli: &Cli) -> Result<()> {
+    check_environment()?;
     match &cli.command {
         None => train::run(&cli.train),
         Some(Command::Init(args)) => init::init(args),

@@ -37,7 +37,12 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     if let Some(parent) = args.with_parent {
         end_with_parent(parent);
     }
-    let needed = || Failure::request("--config FILE is needed, for example --config configs/small.toml");
+    let needed = || {
+        Failure::request(
+            "--config is needed: a file, for example --config configs/small.toml, or the folder of a run to continue, for example --config \
+             runs/small --resume",
+        )
+    };
     let mut config = args.config.load()?.ok_or_else(needed)?;
     let resume = if args.extend.is_some() { Some(Resume::Yes) } else { args.resume };
     if let Some(steps) = args.extend {

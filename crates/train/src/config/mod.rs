@@ -34,7 +34,7 @@ pub use optim::{DECAY_FRACTION, MIN_LR_RATIO, Optim, OptimKind, Schedule};
 pub use probe::ProbePlan;
 pub use problems::nearest;
 pub use router::{Ramp, RouterPlan};
-pub use run::{DeviceName, Run};
+pub use run::{DeviceName, MOST_THREADS, Run};
 pub use template::{about, template};
 
 use set::{apply, explained};
@@ -88,11 +88,15 @@ fn read(path: &Path) -> std::io::Result<String> {
 }
 
 impl Config {
-    /// Reads a file, applies `key=value` settings, fills in defaults and refuses what cannot run.
+    /// Reads a file, applies `key=value` settings, fills in defaults and refuses what cannot run. The folder of a run stands for the
+    /// configuration that it holds, with itself as the place of the run.
     ///
     /// # Errors
     /// A [`LoadError`] that names file, key, what was expected and, for a misspelt key, the nearest one.
     pub fn load(path: &Path, set: &[String]) -> Result<Self, LoadError> {
+        if path.is_dir() {
+            return Config::load_run(path, set);
+        }
         let text = read(path).map_err(|e| LoadError::new(path.display(), format_args!("cannot be read: {e}")))?;
         Config::from_text(&text, set, path)
     }
@@ -126,6 +130,25 @@ impl Config {
             config.model.compute = device.default_compute();
         }
         config.resolve(path, &where_)
+    }
+
+    /// The configuration of a run folder, which may have been moved, with settings on top of it.
+    fn load_run(folder: &Path, set: &[String]) -> Result<Self, LoadError> {
+        let path = folder.join("config.toml");
+        if !path.is_file() {
+            let what = "is a folder without config.toml; name a configuration file or the folder of a run";
+            return Err(LoadError::new(folder.display(), what));
+        }
+        let own = Config::of_run(folder)?;
+        let mut config = Config::from_text(&own.to_toml(), set, &path)?;
+        let place = std::path::absolute(folder).unwrap_or_else(|_| folder.to_path_buf());
+        if config.folder() == own.folder()
+            && let (Some(dir), Some(name)) = (folder.parent().or(place.parent()), place.file_name())
+        {
+            config.run.dir = if dir.as_os_str().is_empty() { ".".into() } else { dir.to_path_buf() };
+            config.run.name = name.to_string_lossy().into_owned();
+        }
+        Ok(config)
     }
 
     /// Reads the resolved configuration of a run folder.

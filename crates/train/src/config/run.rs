@@ -40,7 +40,7 @@ fn cpu() -> String {
 }
 
 /// Threads at most: more than any machine has cores, and few enough that a system which grants them all is not drowned.
-const MOST_THREADS: usize = 1024;
+pub const MOST_THREADS: usize = 1024;
 
 /// GPUs of one machine at most.
 const MOST_GPUS: usize = 64;

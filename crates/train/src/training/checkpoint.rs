@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use dash_core::{Device, Tensor};
-use dash_model::{Model, Params, read_tensors};
+use dash_model::{Model, read_tensors};
 use safetensors::tensor::{Dtype, View};
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::knobs::Knobs;
 use super::optim::{Optimizer, rule};
@@ -77,22 +77,23 @@ pub fn write_safetensors<'a>(path: &Path, tensors: impl Iterator<Item = (String,
 
 /// Makes the file survive a power failure and hashes what can be read of it.
 fn sync_and_hash(path: &Path) -> anyhow::Result<String> {
-    let run = || -> std::io::Result<String> {
-        let mut file = File::options().read(true).write(true).open(path)?;
+    let run = || {
+        let file = File::options().read(true).write(true).open(path)?;
         file.sync_all()?;
-        let (mut hash, mut piece) = (Xxh3::new(), vec![0; 1 << 20]);
-        loop {
-            match file.read(&mut piece)? {
-                0 => return Ok(format!("{:032x}", hash.digest128())),
-                n => hash.update(&piece[..n]),
-            }
-        }
+        hash(file)
     };
     run().with_context(|| format!("{} cannot be synced and read back", path.display()))
 }
 
-fn hash(bytes: &[u8]) -> String {
-    format!("{:032x}", xxh3_128(bytes))
+/// The hash of a file, piece by piece: a checkpoint may be larger than what is left of the memory.
+fn hash(mut file: File) -> std::io::Result<String> {
+    let (mut hash, mut piece) = (Xxh3::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(format!("{:032x}", hash.digest128())),
+            n => hash.update(&piece[..n]),
+        }
+    }
 }
 
 impl Checkpoints {
@@ -215,25 +216,22 @@ fn verify(folder: &Path) -> anyhow::Result<()> {
     let state = read_state(folder)?;
     for name in ["model.safetensors", "optimizer.safetensors"] {
         let path = folder.join(name);
-        let bytes = std::fs::read(&path).with_context(|| format!("{} cannot be read", path.display()))?;
         let expected = state.files.get(name).ok_or_else(|| anyhow!("state.json lists no {name}"))?;
-        if hash(&bytes) != *expected {
+        let found = File::open(&path).and_then(hash).with_context(|| format!("{} cannot be read", path.display()))?;
+        if found != *expected {
             bail!("{name} does not match its hash");
         }
     }
     Ok(())
 }
 
-/// Weights of a folder that holds `model.safetensors`; a tied head may be left out.
+/// Weights of a folder that holds `model.safetensors`, and nothing but weights of this model.
 ///
 /// # Errors
 /// When the file is damaged or does not fit the configuration.
 pub fn load_model(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<Model> {
-    let path = folder.join("model.safetensors");
-    let mut tensors = read_tensors(&path, device)?;
-    let params = Params::from_named(&config.model, config.data.vocab_size, |name| tensors.remove(name));
-    let params = params.map_err(|e| anyhow!("{}: {e}", path.display()))?;
-    let mut model = Model::with_params(config.model.clone(), params, config.positions())?;
+    let weights = folder.join("model.safetensors");
+    let mut model = Model::from_file(&weights, &config.model, config.data.vocab_size, config.positions(), device)?;
     // an exported folder has no state, and its configuration has the final values
     if folder.join("state.json").exists()
         && let Some(knobs) = read_state(folder)?.knobs

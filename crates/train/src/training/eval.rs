@@ -6,6 +6,7 @@ use std::sync::Arc;
 use dash_data::{Batch, Loader, Shard, Tokenizer};
 use dash_model::Model;
 
+use super::standard_error::standard_error;
 use super::tasks::{LengthResult, RouterChoice, TaskSet};
 use super::trainer::batch_ids;
 use crate::config::Config;
@@ -17,6 +18,8 @@ use crate::failure::Result;
 pub struct Validation {
     /// Mean cross-entropy in nats.
     pub loss: f64,
+    /// Its standard error as an estimate for all text or questions of this kind, over sequences.
+    pub loss_error: Option<f64>,
     /// The same per byte of the original text, in bits: comparable between tokenizers. Tokens that begin or end a document count in the
     /// numerator and have no bytes. `None` where there is no text, or shards of an old format do not know its bytes.
     pub bits_per_byte: Option<f64>,
@@ -105,6 +108,7 @@ impl ValidationSet {
             let own = task.iter().find(|r| r.length == self.seq_len).expect("the training length is evaluated");
             return Ok(Validation {
                 loss: own.loss,
+                loss_error: own.loss_error,
                 bits_per_byte: None,
                 tokens: own.score.asked,
                 density: own.density,
@@ -118,12 +122,13 @@ impl ValidationSet {
         // tokens in the attended chunks, of a sequence each: the last batch may be smaller
         let (mut listed, mut routed) = (0.0, 0usize);
         let (mut sum, mut tokens) = (0.0, 0usize);
-        let mut by_position = vec![0.0; seq_len];
+        let (mut by_position, mut sequences) = (vec![0.0; seq_len], Vec::new());
         let (mut layers, mut rows) = (vec![0.0; model.config().layers], 0u64);
         for b in &self.batches {
             let (ids, targets) = batch_ids(model, b)?;
             let (nll, routers) = model.nll((&ids, &targets), router.of(&[]).as_ref())?;
             let nll = nll.to_f64()?;
+            sequences.extend(nll.chunks_exact(seq_len).map(|nll| (nll.iter().sum::<f64>(), seq_len as f64)));
             sum += nll.iter().sum::<f64>();
             tokens += nll.len();
             for (i, x) in nll.iter().enumerate() {
@@ -137,12 +142,12 @@ impl ValidationSet {
                 rows += if layer == 0 { stats.rows } else { 0 };
             }
         }
-        let sequences = (tokens / seq_len) as f64;
-        by_position.iter_mut().for_each(|x| *x /= sequences);
+        by_position.iter_mut().for_each(|x| *x /= sequences.len() as f64);
         layers.iter_mut().for_each(|x| *x /= rows.max(1) as f64);
         let density = if rows == 0 { 1.0 } else { layers.iter().sum::<f64>() / layers.len() as f64 };
         Ok(Validation {
             loss: sum / tokens as f64,
+            loss_error: standard_error(&sequences),
             bits_per_byte: self.bytes.filter(|&n| n > 0).map(|n| sum / std::f64::consts::LN_2 / n as f64),
             task,
             attended: model.config().attention.attended(seq_len, listed / routed.max(1) as f64),

@@ -1,6 +1,26 @@
-//! What this machine has left for a process: memory and disk.
+//! What this machine has left for a process: memory, disk and threads.
 
 use std::path::Path;
+
+use crate::config::MOST_THREADS;
+use crate::failure::{Failure, Result};
+
+/// Refuses numbers of threads in the environment that rayon, which reads them by itself, would try to start.
+///
+/// # Errors
+/// Names the variable, its value and what to do.
+pub fn check_environment() -> Result<()> {
+    for name in ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"] {
+        let asked = std::env::var(name).ok().and_then(|value| value.parse::<usize>().ok());
+        if let Some(asked) = asked.filter(|&n| n > MOST_THREADS) {
+            return Err(Failure::request(format!(
+                "{name} = {asked} in the environment: is above {MOST_THREADS} threads; unset it (one thread a logical core), or set \
+                 run.threads"
+            )));
+        }
+    }
+    Ok(())
+}
 
 /// Bytes that a process can take before the system refuses or ends it: what the machine has free, what its control group may
 /// still take, and what `ulimit -v` leaves. `None` where the system does not tell.

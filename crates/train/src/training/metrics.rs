@@ -112,6 +112,9 @@ impl Metrics {
             "tokens": v.tokens, "trained_tokens": tokens, "density": number(v.density), "layer_density": v.layers,
             "attended_tokens": number(v.attended),
         });
+        if let Some(error) = v.loss_error {
+            line["loss_error"] = number(error);
+        }
         if let Some(bits) = v.bits_per_byte {
             line["bits_per_byte"] = number(bits);
         }

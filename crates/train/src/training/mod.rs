@@ -13,7 +13,7 @@ pub mod export;
 #[cfg(test)]
 mod handmade;
 pub mod knobs;
-mod limits;
+pub mod limits;
 pub mod loaded;
 pub mod lock;
 pub mod material;
@@ -28,6 +28,7 @@ pub mod run;
 pub mod schedule;
 mod session;
 pub mod spent;
+mod standard_error;
 pub mod state;
 pub mod stop;
 pub mod tasks;

@@ -29,6 +29,9 @@ pub struct Start {
     /// The folder in which it was started, from which relative paths of the configuration are meant; empty in earlier entries.
     #[serde(default)]
     pub folder: PathBuf,
+    /// Updates in all that the run was extended to by this start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extended: Option<u64>,
     /// The command line, program first.
     pub command: Vec<String>,
     /// Version of the program.
@@ -55,7 +58,7 @@ pub struct Start {
 }
 
 impl Start {
-    fn now(device: &Device, step: u64) -> Self {
+    fn now(device: &Device, step: u64, extended: Option<u64>) -> Self {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let owned = |(name, version): (&str, &str)| (name.to_string(), version.to_string());
         let (name, libraries) = match device {
@@ -66,6 +69,7 @@ impl Start {
             time: utc(seconds),
             step,
             folder: std::env::current_dir().unwrap_or_default(),
+            extended,
             command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
             version: env!("CARGO_PKG_VERSION").into(),
             commit: program::commit().unwrap_or("unknown").into(),
@@ -166,15 +170,26 @@ pub fn read(folder: &Path) -> anyhow::Result<Vec<Start>> {
     values(&path)?.into_iter().map(parse).collect()
 }
 
-/// Writes this process down as a start at `step`: of a new run, or behind the starts that the folder's run has. Tells what has
-/// changed since the last one. A list that is damaged is put aside and told.
+/// How a process begins to train a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Begins {
+    /// A new one.
+    Anew,
+    /// One that is there, as far as it was to go.
+    Resumed,
+    /// One that is there, up to so many updates in all.
+    Extended(u64),
+}
+
+/// Writes this process down as a start at `step`, behind the starts that a run has which is there. Tells what has changed since the last
+/// one. A list that is damaged is put aside and told.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn record(folder: &Path, device: &Device, step: u64, resumes: bool) -> anyhow::Result<()> {
+pub fn record(folder: &Path, device: &Device, step: u64, begins: Begins) -> anyhow::Result<()> {
     let path = folder.join(FILE);
     // as they are: keys of a later build stay
-    let mut all = match if resumes { values(&path) } else { Ok(Vec::new()) } {
+    let mut all = match if begins == Begins::Anew { Ok(Vec::new()) } else { values(&path) } {
         Ok(all) => all,
         Err(e) => {
             let aside = folder.join(format!("{FILE}.damaged"));
@@ -183,7 +198,11 @@ pub fn record(folder: &Path, device: &Device, step: u64, resumes: bool) -> anyho
             Vec::new()
         }
     };
-    let now = Start::now(device, step);
+    let extended = match begins {
+        Begins::Extended(steps) => Some(steps),
+        Begins::Anew | Begins::Resumed => None,
+    };
+    let now = Start::now(device, step, extended);
     let last = all.last().and_then(|v| serde_json::from_value::<Start>(v.clone()).ok());
     let changes = last.map_or(String::new(), |last| now.changes_since(&last));
     if !changes.is_empty() {
@@ -245,11 +264,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let device = Device::cpu(2).unwrap();
         assert_eq!(read(dir.path()).unwrap(), []);
-        record(dir.path(), &device, 0, false).unwrap();
-        record(dir.path(), &device, 5, true).unwrap();
+        record(dir.path(), &device, 0, Begins::Anew).unwrap();
+        record(dir.path(), &device, 5, Begins::Extended(9)).unwrap();
         let mut starts = read(dir.path()).unwrap();
         assert_eq!(starts.iter().map(|s| (s.step, s.threads)).collect::<Vec<_>>(), [(0, 2), (5, 2)]);
         assert_eq!(lines(&starts).len(), 2);
+        assert_eq!((starts[0].extended, starts[1].extended), (None, Some(9)));
 
         starts[1].instruction_set = "another".into();
         starts[1].packages.insert("rand".into(), "0.0.1".into());
@@ -261,17 +281,17 @@ mod tests {
         let mut values = values(&dir.path().join(FILE)).unwrap();
         values[0]["later"] = 1.into();
         std::fs::write(dir.path().join(FILE), serde_json::to_vec(&values).unwrap()).unwrap();
-        record(dir.path(), &device, 7, true).unwrap();
+        record(dir.path(), &device, 7, Begins::Resumed).unwrap();
         let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
         assert!(text.contains("\"later\": 1") && read(dir.path()).unwrap().len() == 3);
-        record(dir.path(), &device, 0, false).unwrap();
+        record(dir.path(), &device, 0, Begins::Anew).unwrap();
         assert_eq!(read(dir.path()).unwrap().len(), 1);
     }
 
     #[test]
     fn other_libraries_of_a_gpu_are_said() {
         let dir = tempfile::tempdir().unwrap();
-        record(dir.path(), &Device::cpu(1).unwrap(), 0, false).unwrap();
+        record(dir.path(), &Device::cpu(1).unwrap(), 0, Begins::Anew).unwrap();
         let mut first = read(dir.path()).unwrap().remove(0);
         assert_eq!(first.libraries, BTreeMap::new());
         // as a build before this key wrote it
@@ -301,7 +321,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE), "[{\"time\"").unwrap();
         assert!(format!("{:#}", read(dir.path()).unwrap_err()).contains("provenance.json is damaged"));
-        record(dir.path(), &Device::cpu(1).unwrap(), 3, true).unwrap();
+        record(dir.path(), &Device::cpu(1).unwrap(), 3, Begins::Resumed).unwrap();
         assert_eq!(read(dir.path()).unwrap().len(), 1);
         assert_eq!(std::fs::read_to_string(dir.path().join("provenance.json.damaged")).unwrap(), "[{\"time\"");
     }

@@ -15,7 +15,7 @@ use super::lock::RunLock;
 use super::material::Material;
 use super::places::found_to_resume;
 use super::preflight;
-use super::provenance;
+use super::provenance::{self, Begins};
 use super::schedule::learning_rate;
 use super::session::{Parts, Session};
 use super::trainer::Trainer;
@@ -108,6 +108,28 @@ fn started_differently(folder: &Path, changes: &str, (from, to): (u64, u64)) -> 
     ))
 }
 
+/// A run that was extended is resumed to where it was extended to: its configuration file says what it was before.
+fn as_extended(config: &Config, start: Start) -> Config {
+    let mut config = config.clone();
+    if start.resume.is_some() && !start.extend && !start.allow_changes {
+        // what is damaged is told when this start is written down
+        let starts = provenance::read(&config.folder()).unwrap_or_default();
+        if let Some(steps) = starts.iter().rev().find_map(|s| s.extended).filter(|&steps| steps > config.run.steps) {
+            tell!("run.steps = {steps}, to which the run was extended; its configuration says {}", config.run.steps);
+            config.run.steps = steps;
+        }
+    }
+    config
+}
+
+fn begins(resumes: bool, start: Start, steps: u64) -> Begins {
+    match resumes {
+        true if start.extend => Begins::Extended(steps),
+        true => Begins::Resumed,
+        false => Begins::Anew,
+    }
+}
+
 /// A fresh start, or the newest whole checkpoint.
 fn stand(
     config: &Config,
@@ -180,6 +202,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
         // before anything is prepared
         Yoke::of(config)?;
     }
+    let config = &as_extended(config, start);
     preflight::check_fits(config, 1, start.force)?;
     let device = device(config)?;
     preflight::check_fits_gpu(config, &device, 1, start.force)?;
@@ -221,7 +244,7 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     }
 
     restore_tokenizer(&material, &folder)?;
-    provenance::record(&folder, &device, trainer.optimizer.step, resumes)?;
+    provenance::record(&folder, &device, trainer.optimizer.step, begins(resumes, start, config.run.steps))?;
     trainer.yoke.record(&folder)?;
     // last, because it is what makes the folder a run
     replace_file(&folder.join("config.toml"), config.to_toml().as_bytes())?;

@@ -9,6 +9,7 @@ use dash_model::{Attention, Model, RouterTrace};
 use serde_json::{Value, json};
 
 use super::spent::{Spent, Tally};
+use super::standard_error::standard_error;
 use crate::config::Config;
 use crate::failure::Result;
 
@@ -82,6 +83,8 @@ pub struct LengthResult {
     pub length: usize,
     /// Mean cross-entropy of the answers, in nats.
     pub loss: f64,
+    /// Its standard error, over sequences.
+    pub loss_error: Option<f64>,
     /// All questions.
     pub score: Score,
     /// By distance from the question to its evidence: key is the power of two that the distance is below.
@@ -106,6 +109,7 @@ impl LengthResult {
         let mut line = self.score.json();
         line["length"] = json!(self.length);
         line["loss"] = json!(self.loss);
+        line["loss_error"] = json!(self.loss_error);
         line["density"] = json!(self.density);
         line["shortcut"] = json!(self.shortcut.accuracy);
         let questions = self.by_question.iter().zip(&self.shortcut.by_question).enumerate();
@@ -192,7 +196,9 @@ impl Length {
         let (mut score, mut by_distance) = (Score::default(), BTreeMap::<usize, Score>::new());
         let (mut by_question, mut spent) = (Vec::new(), vec![None; c.layers]);
         let (mut loss, mut listed, mut layers) = (0.0, 0.0, vec![0.0; c.layers]);
-        for b in &self.batches {
+        // sum and number of each sequence's answers
+        let mut losses = BTreeMap::<(usize, usize), (f64, f64)>::new();
+        for (i, b) in self.batches.iter().enumerate() {
             let rows: Vec<usize> = b.questions.iter().map(|q| q.sequence * length + q.at).collect();
             let reroute = router.of(&b.questions);
             let (logits, routers) = model.logits_at(&model.ids(&b.inputs, b.batch)?, &rows, reroute.as_ref())?;
@@ -204,7 +210,10 @@ impl Length {
                 let answer = b.targets[row] as usize;
                 let top = logits.iter().copied().fold(f64::MIN, f64::max);
                 let best = logits.iter().position(|&x| x == top);
-                loss += top + logits.iter().map(|x| (x - top).exp()).sum::<f64>().ln() - logits[answer];
+                let nll = top + logits.iter().map(|x| (x - top).exp()).sum::<f64>().ln() - logits[answer];
+                loss += nll;
+                let own = losses.entry((i, q.sequence)).or_default();
+                *own = (own.0 + nll, own.1 + 1.0);
                 let (right, seen) = (best == Some(answer), seen(&c.attention, &lists, q));
                 score.add(right, seen);
                 by_distance.entry((q.at - q.evidence + 1).next_power_of_two()).or_default().add(right, seen);
@@ -228,6 +237,7 @@ impl Length {
         Ok(LengthResult {
             length,
             loss: loss / score.asked.max(1) as f64,
+            loss_error: standard_error(&losses.into_values().collect::<Vec<_>>()),
             score,
             by_distance,
             by_question,

@@ -36,6 +36,17 @@ fn wrong_requests_are_told_before_any_work() {
 }
 
 #[test]
+fn more_threads_than_a_machine_has_are_refused_wherever_they_are_asked_for() {
+    let s = Sandbox::new();
+    for name in ["RAYON_NUM_THREADS", "RAYON_RS_NUM_CPUS"] {
+        let told = s.command(&["prepare"], &[]).env(name, "100000").output().unwrap();
+        failed(&told, 2, &[name, "100000", "above 1024", "run.threads"]);
+        assert!(!s.path("cache").exists());
+    }
+    failed(&s.run(&[], &["run.threads=100000"]), 2, &["run.threads", "above 1024"]);
+}
+
+#[test]
 fn a_vocabulary_that_does_not_match_the_tokenizer_is_told() {
     let s = Sandbox::new();
     succeeded(&s.run(&["prepare"], &[]));

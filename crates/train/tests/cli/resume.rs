@@ -188,6 +188,32 @@ fn resume_auto_starts_or_continues_and_extend_says_what_happens_to_the_schedule(
     assert_eq!(s.saved().last().unwrap(), "step-00000015");
     // what else differs is refused as ever
     assert!(error_of(&run(&["--extend", "20"], &["optim.lr=1e-3"]), 2).contains("optim.lr"));
+    // the configuration still says 10: the run goes to where it was extended to
+    let text = error_of(&run(&["--resume"], &["run.steps=10"]), 0);
+    assert!(text.contains("run.steps = 15, to which the run was extended") && text.contains("(step 15)"), "{text}");
+    assert!(error_of(&run(&["--resume"], &["run.steps=20"]), 2).contains("run.steps: 15 -> 20"));
+}
+
+#[test]
+fn a_run_goes_on_by_its_folder_wherever_that_lies() {
+    let s = Sandbox::new();
+    let whole = s.train("whole", &["run.steps=12"], false);
+    s.train("part", &["run.steps=12"], false);
+    // as if it had been stopped in between: the newest checkpoint is gone
+    let newest = s.newest("part");
+    fs::remove_dir_all(&newest).unwrap();
+    assert!(s.told(2, &["--resume"]).contains("or the folder of a run to continue"));
+    assert!(s.told(2, &["--config", "."]).contains("is a folder without config.toml"));
+    let text = s.told(0, &["--config", "runs/part", "--resume"]);
+    assert!(text.contains("resuming from") || text.contains("no checkpoint yet"), "{text}");
+    assert!(s.weights("part") == whole);
+    fs::rename(s.path("runs/part"), s.path("moved")).unwrap();
+    let text = s.told(0, &["--config", "moved", "--extend", "14"]);
+    assert!(text.contains("extending from 12 to 14"), "{text}");
+    assert!(s.path("moved/checkpoints/step-00000014").is_dir() && !s.path("runs/part").exists());
+    // what is set stands above it; another name lies beside it
+    s.told(0, &["--config", "moved", "--set", "run.name=other", "--set", "run.steps=2"]);
+    assert!(s.path("other/checkpoints/step-00000002").is_dir());
 }
 
 #[test]

@@ -66,15 +66,26 @@ impl Measure {
         }
     }
 
-    /// Where a proportion of questions was asked: the standard error that its questions alone give a run.
-    pub fn binomial_error(&self, results: &Results, arm: &str) -> Option<(f64, f64)> {
-        if self.kind != Kind::Accuracy || self.take != Take::Last {
+    /// The standard error that the sample of one validation alone gives a run, the root of the mean square over seeds, and what it is of;
+    /// none for figures of several validations, and for losses in records of earlier builds.
+    pub fn evaluation_error(&self, results: &Results, arm: &str) -> Option<(f64, String)> {
+        if self.take != Take::Last {
             return None;
         }
-        let asked = results.finished.last(arm, "val", "asked", &self.at).first()?.1;
-        let values = results.finished.last(arm, "val", self.metric, &self.at);
-        let variance = values.iter().map(|(_, p)| p * (1.0 - p) / asked).sum::<f64>() / values.len() as f64;
-        Some((variance.sqrt(), asked))
+        let last = |metric: &str| results.finished.last(arm, "val", metric, &self.at);
+        let root = |squares: &[f64]| (squares.iter().sum::<f64>() / squares.len() as f64).sqrt();
+        match self.kind {
+            Kind::Accuracy => {
+                let asked = last("asked").first()?.1;
+                let squares: Vec<f64> = last(self.metric).iter().map(|(_, p)| p * (1.0 - p) / asked).collect();
+                Some((root(&squares), format!("{asked} questions")))
+            }
+            Kind::Loss => {
+                let squares: Vec<f64> = last("loss_error").iter().map(|(_, error)| error * error).collect();
+                (!squares.is_empty()).then(|| (root(&squares), "over sequences".to_string()))
+            }
+            Kind::Time => None,
+        }
     }
 }
 

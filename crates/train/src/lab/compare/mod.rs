@@ -24,7 +24,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub use plan::{Plan, Request};
 pub use run::Place;
 use run::{Outcome, Run, check_pairs};
-use table::Results;
+use table::{Results, Rows};
 
 use crate::config::Config;
 use crate::console::tell;
@@ -65,6 +65,12 @@ impl Jobs {
 
     /// Refuses GPUs that are not there, or that cannot hold the runs, before any run starts.
     fn check_cards(&self, plan: &Plan) -> Result<()> {
+        // where none is named and one run goes on at a time, the run asks its GPU itself
+        if self.cards.is_empty() && self.each > 1 && plan.on_gpu() {
+            for (_, config) in &plan.arms {
+                check_fits_gpu(config, &device(config)?, self.each, self.force)?;
+            }
+        }
         for card in &self.cards {
             let mut config = plan.base().clone();
             config.run.device = format!("cuda:{card}");
@@ -77,12 +83,24 @@ impl Jobs {
     }
 }
 
-/// Runs, none of which differs from what its folder may hold already.
-fn checked(runs: Vec<(Run, Config)>, data: &Material) -> Result<Vec<(Run, Config)>> {
-    for (run, config) in &runs {
-        run.check_same(config, data)?;
+/// Refuses runs that differ from what their folders hold already.
+fn check(runs: &[(Run, Config)], data: &Material) -> Result<()> {
+    runs.iter().try_for_each(|(run, config)| run.check_same(config, data))
+}
+
+/// The runs of a plan; what is known of the same folders stays known, so that no checkpoint is read twice.
+fn runs_of(plan: &Plan, known: &[(Run, Config)]) -> Vec<(Run, Config)> {
+    let mut runs = plan.runs();
+    for (run, _) in &mut runs {
+        if let Some((same, _)) = known.iter().find(|(k, _)| k.folder == run.folder) {
+            run.last = same.last.clone();
+        }
     }
-    Ok(runs)
+    runs
+}
+
+fn without_configs(runs: Vec<(Run, Config)>) -> Vec<Run> {
+    runs.into_iter().map(|(run, _)| run).collect()
 }
 
 /// Writes the configurations of all runs.
@@ -182,7 +200,7 @@ impl<'a> Pool<'a> {
 /// Runs, in order, those that are not finished.
 fn run_all(plan: &Plan, runs: Vec<(Run, Config)>, jobs: &Jobs, interrupt: &Interrupt, what: &str) -> Result<Vec<Run>> {
     lay_out(plan, &runs)?;
-    let runs: Vec<Run> = runs.into_iter().map(|(run, _)| run).collect();
+    let runs = without_configs(runs);
     let mut waiting: Vec<&Run> = runs.iter().filter(|r| r.outcome() != Outcome::Done).collect();
     tell!(
         "{what}: {} runs of {} steps, {} finished already, {} at a time; {}",
@@ -198,12 +216,13 @@ fn run_all(plan: &Plan, runs: Vec<(Run, Config)>, jobs: &Jobs, interrupt: &Inter
     Ok(runs)
 }
 
-/// The plan with the learning rates that its tuning runs chose; as it is where it tries none.
-fn tuned(plan: &Plan, tuning: &[Run]) -> Result<Plan> {
+/// The plan with the learning rates that its tuning runs chose, and the rows of those runs; the plan as it is where it tries none.
+fn tuned(plan: &Plan, tuning: &[Run]) -> Result<(Plan, Rows)> {
     if tuning.is_empty() {
-        return Ok(plan.clone());
+        return Ok((plan.clone(), Rows::default()));
     }
-    let Some(choices) = plan.choices(&Results::of(report::rows(plan, tuning)?)) else {
+    let results = Results::of(report::rows(plan, tuning)?);
+    let Some(choices) = plan.choices(&results) else {
         return Err(Failure::request(format!(
             "{}: the tuning runs have not all ended, so no learning rate is chosen; the same command without --report-only continues \
              them",
@@ -213,17 +232,17 @@ fn tuned(plan: &Plan, tuning: &[Run]) -> Result<Plan> {
     for c in &choices {
         tell!("learning rate of {}: {}", c.arm, c.rate);
     }
-    Ok(plan.with_rates(&choices))
+    Ok((plan.with_rates(&choices), results.all))
 }
 
 /// Waits for runs of a comparison that was killed, and finishes what they left.
-fn settle(runs: impl Iterator<Item = (Run, Config)>) {
+fn settle(runs: &[(Run, Config)]) {
     for (run, config) in runs {
         // it saves and stops, or goes on where the system cannot tell it
         let free = RunLock::wait(&run.folder, || tell!("waiting for {}, on which another process works", run.name()));
         if let (Some(_), Some(step)) = (&free, run.saved()) {
             // one that was killed after its last checkpoint is not started again
-            Checkpoints::of(&run.folder).tidy(&config, step);
+            Checkpoints::of(&run.folder).tidy(config, step);
         }
     }
 }
@@ -249,29 +268,25 @@ pub fn compare(plan: &Plan, jobs: &Jobs, interrupt: impl FnOnce() -> anyhow::Res
     budget::before(plan).iter().for_each(|what| tell!("warning: {what}"));
     let data = Material::of(plan.base())?;
     let _lock = RunLock::take(&plan.out)?;
-    settle(plan.tuning_runs().into_iter().chain(plan.runs()));
-    let trials = checked(plan.tuning_runs(), &data)?;
-    let mut tuning: Vec<Run> = Vec::new();
-    let interrupt = if trials.is_empty() {
-        // before anything is written, so that a refused comparison changes nothing
-        let runs: Vec<Run> = checked(plan.runs(), &data)?.into_iter().map(|(run, _)| run).collect();
-        criteria::record(plan, &runs)?;
-        interrupt()?
-    } else {
-        let known: Vec<Run> = plan.runs().into_iter().chain(plan.tuning_runs()).map(|(run, _)| run).collect();
-        criteria::record(plan, &known)?;
-        let interrupt = interrupt()?;
-        tuning = run_all(plan, trials, jobs, &interrupt, "learning rates")?;
-        if interrupt.requested() {
-            return Err(Failure::Interrupted);
-        }
-        interrupt
+    let (trials, planned) = (plan.tuning_runs(), plan.runs());
+    [&trials, &planned].into_iter().for_each(|runs| settle(runs));
+    // before anything is written, so that a refused comparison changes nothing; tuning decides what the other runs are
+    check(if trials.is_empty() { &planned } else { &trials }, &data)?;
+    criteria::record(plan, &without_configs([planned.clone(), trials.clone()].concat()))?;
+    let interrupt = interrupt()?;
+    let tuning = match trials.is_empty() {
+        true => Vec::new(),
+        false => run_all(plan, trials, jobs, &interrupt, "learning rates")?,
     };
-    let plan = &tuned(plan, &tuning)?;
-    let what = format!("{} arms x {seeds} seeds", plan.arms.len());
-    let runs = run_all(plan, checked(plan.runs(), &data)?, jobs, &interrupt, &what)?;
+    if interrupt.requested() && !tuning.is_empty() {
+        return Err(Failure::Interrupted);
+    }
+    let (plan, trials) = &tuned(plan, &tuning)?;
+    let planned = runs_of(plan, &planned);
+    check(&planned, &data)?;
+    let runs = run_all(plan, planned, jobs, &interrupt, &format!("{} arms x {seeds} seeds", plan.arms.len()))?;
     check_pairs(&runs, &data.hash)?;
-    let written = report::write(plan, &runs, &tuning)?;
+    let written = report::write(plan, &runs, trials)?;
     tell!("{} after {}", written.display(), duration(began.elapsed().as_secs_f64()));
     if interrupt.requested() {
         return Err(Failure::Interrupted);
@@ -291,11 +306,14 @@ pub fn report_only(plan: &Plan) -> Result<PathBuf> {
         return Err(Failure::request(format!("--out {}: holds no comparison", plan.out.display())));
     }
     let data = Material::of(plan.base())?;
-    let tuning: Vec<Run> = checked(plan.tuning_runs(), &data)?.into_iter().map(|(run, _)| run).collect();
-    let plan = &tuned(plan, &tuning)?;
-    let runs: Vec<Run> = checked(plan.runs(), &data)?.into_iter().map(|(run, _)| run).collect();
+    let trials = plan.tuning_runs();
+    check(&trials, &data)?;
+    let (plan, trials) = &tuned(plan, &without_configs(trials))?;
+    let planned = plan.runs();
+    check(&planned, &data)?;
+    let runs = without_configs(planned);
     check_pairs(&runs, &data.hash)?;
-    report::write(plan, &runs, &tuning)
+    report::write(plan, &runs, trials)
 }
 
 /// Writes the report of published rows, without the runs that they came from.

@@ -1,12 +1,13 @@
 //! What is compared: `[compare]` of a configuration, or names of kinds on the command line.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
 use dash_model::kinds;
 
 use super::measure::{Measure, measures};
 use super::run::Run;
-use crate::config::{Arm, Compare, Config, Stop, nearest};
+use crate::config::{Arm, Compare, Config, DeviceName, Stop, nearest};
 use crate::failure::{Failure, Result};
 use crate::training::stop::Watch;
 
@@ -281,6 +282,11 @@ impl Plan {
         &self.arms[0].1
     }
 
+    /// Whether an arm runs on a GPU.
+    pub fn on_gpu(&self) -> bool {
+        self.arms.iter().any(|(_, config)| matches!(config.run.device_name(), Ok(DeviceName::Cuda(_))))
+    }
+
     /// Names of the arms.
     pub fn names(&self) -> Vec<&str> {
         self.arms.iter().map(|(name, _)| name.as_str()).collect()
@@ -315,6 +321,7 @@ impl Plan {
             steps: config.run.steps,
             after: Vec::new(),
             stop: Watch::of(&config),
+            last: OnceCell::new(),
         };
         (run, config)
     }

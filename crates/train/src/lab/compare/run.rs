@@ -1,5 +1,6 @@
 //! One run of a comparison: its process, and what its folder tells.
 
+use std::cell::OnceCell;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use serde_json::Value;
 
 use crate::config::{Config, Effect};
 use crate::failure::{Failure, Result};
-use crate::training::checkpoint::{self, Checkpoints};
+use crate::training::checkpoint::{self, Checkpoints, State};
 use crate::training::material::Material;
 use crate::training::stop::Watch;
 
@@ -55,6 +56,7 @@ impl Place {
 }
 
 /// One arm with one seed.
+#[derive(Debug, Clone)]
 pub struct Run {
     /// Name of the arm.
     pub arm: String,
@@ -72,6 +74,8 @@ pub struct Run {
     pub after: Vec<String>,
     /// When it stops before that.
     pub stop: Option<Watch>,
+    /// What its last checkpoint says, once it was read in full and found whole: nothing follows it.
+    pub last: OnceCell<State>,
 }
 
 impl Run {
@@ -80,10 +84,25 @@ impl Run {
         format!("{}-s{}", self.arm, self.seed)
     }
 
+    /// What the newest whole checkpoint says, and none where there is no such one.
+    ///
+    /// # Errors
+    /// When one was written by a later format.
+    fn newest(&self) -> Result<Option<State>> {
+        if let Some(last) = self.last.get() {
+            return Ok(Some(last.clone()));
+        }
+        let (newest, _) = Checkpoints::of(&self.folder).newest().map_err(Failure::Request)?;
+        let state = newest.and_then(|path| checkpoint::read_state(&path).ok());
+        if let Some(state) = state.as_ref().filter(|s| s.step == self.steps) {
+            let _ = self.last.set(state.clone());
+        }
+        Ok(state)
+    }
+
     /// Step of the newest whole checkpoint.
     pub fn saved(&self) -> Option<u64> {
-        let (newest, _) = Checkpoints::of(&self.folder).newest().ok()?;
-        checkpoint::read_state(&newest?).ok().map(|s| s.step)
+        self.newest().ok()?.map(|state| state.step)
     }
 
     /// How it ended, or where it stands: its checkpoint, and the exit status that [`Run::ended`] wrote down. What the run said
@@ -133,8 +152,7 @@ impl Run {
         let theirs = Config::of_run(&self.folder)?.differences(config);
         let mut differs: Vec<String> =
             theirs.into_iter().filter(|d| d.effect != Effect::Nothing).map(|d| d.text).collect();
-        let (newest, _) = Checkpoints::of(&self.folder).newest().map_err(Failure::Request)?;
-        if let Some(state) = newest.and_then(|p| checkpoint::read_state(&p).ok())
+        if let Some(state) = self.newest()?
             && state.data_hash != data.hash
         {
             differs.push(format!("prepared corpus: {} -> {}", state.data_hash, data.hash));
@@ -204,8 +222,7 @@ impl Run {
 pub fn check_pairs(runs: &[Run], hash: &str) -> Result<()> {
     let mut tokens: Option<(u64, &Path)> = None;
     for run in runs.iter().filter(|r| r.outcome() == Outcome::Done) {
-        let (newest, _) = Checkpoints::of(&run.folder).newest().map_err(Failure::Request)?;
-        let Some(state) = newest.and_then(|p| checkpoint::read_state(&p).ok()) else { continue };
+        let Some(state) = run.newest()? else { continue };
         if state.data_hash != hash {
             return Err(Failure::request(format!(
                 "{}: was trained on {}, this comparison is on {hash}; runs on different data cannot be paired. Choose another --out",

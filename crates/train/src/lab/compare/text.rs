@@ -1,7 +1,7 @@
 //! How numbers are written: as many digits as their error has, which is two.
 
 use crate::lab::chart::trimmed;
-use crate::lab::stats::Estimate;
+use crate::lab::stats::{Estimate, Interval};
 
 /// Number and error, rounded to two digits of the error.
 pub fn rounded(x: f64, error: f64) -> (String, String) {
@@ -33,6 +33,17 @@ pub fn plus_minus(e: &Estimate) -> String {
             let (mean, half) = rounded(e.mean, e.half);
             format!("{mean} ± {half}")
         }
+    }
+}
+
+/// A mean and the ends of its interval, with two digits of half the interval; without the ends where there is no interval.
+pub fn with_interval(mean: f64, interval: Option<Interval>) -> (String, Option<(String, String)>) {
+    match interval.filter(|i| i.high > i.low) {
+        Some(i) => {
+            let of = |x: f64| rounded(x, (i.high - i.low) / 2.0).0;
+            (of(mean), Some((of(i.low), of(i.high))))
+        }
+        None => (number(mean), None),
     }
 }
 

@@ -75,7 +75,6 @@ impl Plan {
         let primary = measures.iter().find(|m| m.key == self.rules.primary)?;
         let mut rates = self.rules.learning_rates.clone();
         rates.sort_by(f64::total_cmp);
-        rates.dedup();
         let choose = |(arm, _): &(String, Config)| {
             let tried =
                 rates.iter().map(|&rate| self.tried(results, primary, arm, rate)).collect::<Option<Vec<_>>>()?;

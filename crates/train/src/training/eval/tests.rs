@@ -58,6 +58,8 @@ fn loss_perplexity_bits_per_byte_and_loss_by_position() {
     assert_eq!((v.tokens, v.by_position.len()), (9, 3));
     assert_eq!(BITS.iter().sum::<f64>(), 21.0);
     close(v.loss, 21.0 / 9.0 * LN_2);
+    // the windows have 6, 9 and 6 bits where 7 is the mean: sqrt(3 / 2 (1 + 4 + 1)) / 9
+    close(v.loss_error.unwrap(), LN_2 / 3.0);
     // 1 + 0 + 4 + 2 + 2 + 3 + 1 + 1 + 2 = 16 bytes
     close(v.bits_per_byte.unwrap(), 21.0 / 16.0);
     // position by position (2 + 3 + 2), (2 + 3 + 3), (2 + 3 + 1) bits of three windows

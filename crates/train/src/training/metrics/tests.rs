@@ -189,6 +189,7 @@ fn a_validation_line_and_its_events_hold_the_same_figures() {
     let mut metrics = Metrics::open(dir.path(), 0, true).unwrap();
     let score = Score { asked: 8, right: 4, missed: 3, misread: 1, unseen: 5 };
     let result = LengthResult {
+        loss_error: Some(0.25),
         length: 48,
         loss: 1.25,
         score,
@@ -201,6 +202,7 @@ fn a_validation_line_and_its_events_hold_the_same_figures() {
         listed: 12.0,
     };
     let v = Validation {
+        loss_error: Some(0.5),
         loss: 2.0,
         bits_per_byte: Some(1.5),
         task: vec![result],
@@ -225,6 +227,7 @@ fn a_validation_line_and_its_events_hold_the_same_figures() {
         ("layer_density", json!([0.5, 0.75])),
         ("attended_tokens", json!(9.5)),
         ("bits_per_byte", json!(1.5)),
+        ("loss_error", json!(0.5)),
         ("unigram_loss", json!(5.5)),
         ("sample", json!("text")),
     ] {
@@ -233,7 +236,7 @@ fn a_validation_line_and_its_events_hold_the_same_figures() {
     let task = &line["task"][0];
     let shares = ["accuracy", "router_missed", "reader_missed", "unseen", "loss", "density"].map(|key| &task[key]);
     assert_eq!(shares, [&json!(0.5), &json!(0.375), &json!(0.125), &json!(0.625), &json!(1.25), &json!(0.5)]);
-    assert_eq!(task["by_distance"][0]["distance_below"], 4);
+    assert_eq!((&task["by_distance"][0]["distance_below"], &task["loss_error"]), (&json!(4), &json!(0.25)));
     let mut want = vec![
         ("loss/val", 2.0),
         ("val/perplexity", perplexity),

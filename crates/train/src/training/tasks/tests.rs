@@ -112,6 +112,8 @@ fn a_router_that_takes_the_strongest_chunk_is_judged_answer_by_answer() {
     assert_eq!(r.by_distance.into_iter().collect::<Vec<_>>(), [(2, near), (8, far)]);
     let (right, wrong) = losses();
     close(r.loss, (3.0 * right + 2.0 * wrong) / 5.0);
+    // sqrt(5 / 4 (3 (2 / 5)^2 + 2 (3 / 5)^2)) / 5
+    close(r.loss_error.unwrap(), 1.5f64.sqrt() / 5.0 * (wrong - right));
     // noise keeps every chunk; the asking query takes 2 of 4, and all 4 where no chunk has data: 5 rows of 1 and one of these
     close(r.density, (4.0 * (5.0 + 0.5) / 6.0 + 1.0) / 5.0);
     assert_eq!(r.layers, [r.density]);
@@ -194,6 +196,7 @@ fn density_and_tokens_of_a_task_are_means_over_the_layers() {
 fn an_accuracy_is_right_answers_over_questions() {
     let task = vec![evaluate(Dash { chunk_size: 2, ..Dash::default() }, RouterChoice::Own)];
     let v = super::super::eval::Validation {
+        loss_error: None,
         loss: 1.0,
         bits_per_byte: None,
         task,

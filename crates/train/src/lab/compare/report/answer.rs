@@ -2,20 +2,17 @@
 
 use super::super::contrast::{Contrast, Word};
 use super::super::criteria::Status;
-use super::super::text::{probability, rounded};
+use super::super::text::{probability, rounded, with_interval};
 use super::study::Study;
 use crate::lab::stats::Estimate;
 
 /// `0.36 (95 % interval 0.16 to 0.56)`, or without an interval where there is none.
 pub fn difference(c: &Contrast) -> String {
-    let e = &c.estimate;
-    match c.interval {
-        Some(i) if i.high > i.low => {
-            let error = (i.high - i.low) / 2.0;
-            let (mean, low, high) = (rounded(e.mean, error).0, rounded(i.low, error).0, rounded(i.high, error).0);
+    match (with_interval(c.estimate.mean, c.interval), c.interval) {
+        ((mean, Some((low, high))), Some(i)) => {
             format!("{mean} ({:.3} % interval {low} to {high})", 100.0 * i.level).replace(".000 %", " %")
         }
-        _ => rounded(e.mean, f64::NAN).0,
+        ((mean, _), _) => mean,
     }
 }
 

@@ -3,19 +3,15 @@
 use super::super::budget;
 use super::super::contrast::Contrast;
 use super::super::measure::Kind;
-use super::super::text::{number, probability, rounded};
+use super::super::text::{probability, with_interval};
 use super::study::{Section, Study, Table};
 use crate::lab::chart::{Drawn, Forest, Pairs, Panel, Row, trimmed};
 
 /// `+0.36 (0.16 to 0.56)`
 fn short(c: &Contrast) -> String {
-    match c.interval.filter(|i| i.high > i.low) {
-        Some(i) => {
-            let error = (i.high - i.low) / 2.0;
-            let of = |x: f64| rounded(x, error).0;
-            format!("{} ({} to {})", of(c.estimate.mean), of(i.low), of(i.high))
-        }
-        None => number(c.estimate.mean),
+    match with_interval(c.estimate.mean, c.interval) {
+        (mean, Some((low, high))) => format!("{mean} ({low} to {high})"),
+        (mean, None) => mean,
     }
 }
 
@@ -53,12 +49,11 @@ fn paired(study: &Study, i: usize) -> Option<Drawn> {
 }
 
 fn cells(c: &Contrast) -> Vec<String> {
-    let interval = c.interval.map_or("-".to_string(), |i| {
-        let error = (i.high - i.low) / 2.0;
+    let (mean, ends) = with_interval(c.estimate.mean, c.interval);
+    let interval = ends.zip(c.interval).map_or("-".to_string(), |((low, high), i)| {
         let level = format!("{:.1} %", 100.0 * i.level).replace(".0 %", " %");
-        format!("{} to {} ({level})", rounded(i.low, error).0, rounded(i.high, error).0)
+        format!("{low} to {high} ({level})")
     });
-    let half = c.interval.map_or(f64::NAN, |i| (i.high - i.low) / 2.0);
     let detectable = match c.detectable {
         (low, high) if low.is_finite() => format!("{} ({})", trimmed(low), trimmed(high)),
         _ => "-".into(),
@@ -75,7 +70,7 @@ fn cells(c: &Contrast) -> Vec<String> {
         c.arm.clone(),
         c.baseline.clone(),
         word,
-        if c.pairs.is_empty() { "-".into() } else { rounded(c.estimate.mean, half).0 },
+        if c.pairs.is_empty() { "-".into() } else { mean },
         interval,
         probability(c.p),
         if c.declared { "-".into() } else { probability(c.adjusted) },

@@ -81,14 +81,14 @@ pub fn rows(plan: &Plan, runs: &[Run]) -> Result<Rows> {
     Ok(rows)
 }
 
-/// Writes results.csv, report.md, report.html and plots of runs and of the tuning runs before them.
+/// Writes results.csv, report.md, report.html and plots of runs and of the tuning runs before them, which are rows already.
 ///
 /// # Errors
 /// When a record cannot be read or a file cannot be written.
-pub fn write(plan: &Plan, runs: &[Run], tuning: &[Run]) -> Result<PathBuf> {
+pub fn write(plan: &Plan, runs: &[Run], tuning: &Rows) -> Result<PathBuf> {
     let mut all = rows(plan, runs)?;
     let notes = Notes::of(plan, runs, &all)?;
-    all.0.extend(rows(plan, tuning)?.0);
+    all.0.extend_from_slice(&tuning.0);
     replace_file(&plan.out.join("results.csv"), all.csv().as_bytes())?;
     save(plan, &Report::new(plan, &Results::of(all), &notes))
 }

@@ -119,8 +119,8 @@ pub fn errors(study: &Study) -> Section {
     for m in study.measures.iter().filter(|m| m.kind != Kind::Time) {
         for arm in study.plan.names() {
             let e = Estimate::of(&values(&of_arm(study, m, arm)));
-            let evaluation = match m.binomial_error(study.results, arm) {
-                Some((error, asked)) => format!("{} ({asked} questions)", number(error)),
+            let evaluation = match m.evaluation_error(study.results, arm) {
+                Some((error, of)) => format!("{} ({of})", number(error)),
                 None => "not known".into(),
             };
             rows.push(vec![m.title.clone(), arm.into(), number(e.deviation), evaluation]);
@@ -128,8 +128,10 @@ pub fn errors(study: &Study) -> Section {
     }
     let head = ["measure", "arm", "deviation between seeds", "standard error of one evaluation"];
     Section::new("Seed error and evaluation error").with_table(head, rows).with_note(
-        "The evaluation asks the same questions in every run. Its error is that of a proportion of so many questions; where it is as large \
-         as the deviation between seeds, more questions help more than more seeds.",
+        "Every run is evaluated on the same questions and the same text. The error of an accuracy is that of a proportion of so many \
+         questions; where it is as large as the deviation between seeds, more questions help more than more seeds. The error of a loss says how far \
+         it may be from that of all such text: the root of the mean square over seeds of the standard error over sequences. Easy and hard \
+         sequences are so for all arms, so that most of it cancels in a difference of arms.",
     )
 }
 

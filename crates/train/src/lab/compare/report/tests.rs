@@ -22,6 +22,7 @@ fn rows(accuracies: &[(&str, &[f64])]) -> Rows {
             push("val", "asked", "length=64", 30, 512.0);
             push("val", "accuracy", "length=64 distance<32", 30, value);
             push("val", "loss", "", 30, 1.0 - value);
+            push("val", "loss_error", "", 30, if seed % 2 == 0 { 0.03 } else { 0.04 });
             push("val", "attended_tokens", "", 30, 20.0);
             push("run", "finished", "", 30, 1.0);
             push("run", "steps", "", 30, 30.0);
@@ -234,4 +235,25 @@ fn the_best_rate_is_chosen_and_every_rate_is_shown() {
     assert!(r.warnings.iter().any(|w| w.contains("learning rate of b is 0.01, at the edge")), "{:?}", r.warnings);
     // before all tuning runs have ended nothing is chosen
     assert!(plan.choices(&Results::of(rows(&all[..7]))).is_none());
+}
+
+#[test]
+fn the_error_of_one_evaluation_is_told_for_accuracies_and_losses() {
+    let r = report_of(primary(), rows(&[("a", &LOW), ("b", &HIGH)]));
+    let section = r.sections.iter().find(|s| s.title == "Seed error and evaluation error").unwrap();
+    let told = |measure: &str| {
+        let rows = &section.table.as_ref().unwrap().rows;
+        rows.iter().find(|row| row[0] == measure && row[1] == "b").expect(measure)[3].clone()
+    };
+    let loss = told("loss of the answers (nats)");
+    let error: f64 = loss.strip_suffix(" (over sequences)").expect(&loss).parse().unwrap();
+    assert!((error - 0.0353553).abs() < 1e-5, "the root of the mean square of 0.03 and 0.04: {loss}");
+    assert!(told("accuracy at length 64").ends_with(" (512 questions)"));
+    assert_eq!(told("loss of the answers (nats), mean over the run"), "not known");
+    // records of earlier builds have none
+    let mut old = rows(&[("a", &LOW), ("b", &HIGH)]);
+    old.0.retain(|row| row.metric != "loss_error");
+    let r = report_of(primary(), old);
+    let section = r.sections.iter().find(|s| s.title == "Seed error and evaluation error").unwrap();
+    assert!(section.table.as_ref().unwrap().rows.iter().any(|row| row[0].starts_with("loss") && row[3] == "not known"));
 }
