@@ -1,4 +1,5 @@
 //! What a run will cost, printed before it starts.
+//! Above 400 lines: the estimate, what is refused by it and what is printed of it read one set of counts.
 
 use std::sync::Arc;
 use std::time::Instant;

@@ -190,7 +190,10 @@ fn resume_auto_starts_or_continues_and_extend_says_what_happens_to_the_schedule(
     assert!(error_of(&run(&["--extend", "20"], &["optim.lr=1e-3"]), 2).contains("optim.lr"));
     // the configuration still says 10: the run goes to where it was extended to
     let text = error_of(&run(&["--resume"], &["run.steps=10"]), 0);
-    assert!(text.contains("run.steps = 15, to which the run was extended") && text.contains("(step 15)"), "{text}");
+    assert!(
+        text.contains("run.steps = 15, to which the run was extended") && text.contains("already finished, 15 of 15"),
+        "{text}"
+    );
     assert!(error_of(&run(&["--resume"], &["run.steps=20"]), 2).contains("run.steps: 15 -> 20"));
 }
 

@@ -59,8 +59,9 @@ pub fn landmark_backward<T: CpuNumber>(
     // of one head each, and put in their places afterwards: heads are interleaved
     let parts = device.map(b * h, |bh| {
         let (batch, head) = (bh / h, bh % h);
-        let (mut dq, mut dk, mut dkbar) = (vec![T::ZERO; t * d], vec![T::ZERO; t * d], vec![T::ZERO; n * d]);
-        let mut scores = vec![T::ZERO; s];
+        // of the device's memory, which the next step has again
+        let [mut dq, mut dk, mut dkbar] = [t, t, n].map(|rows| device.zeros::<T>(rows * d));
+        let mut scores = device.zeros::<T>(s);
         for query in 0..t {
             let q = &q[((batch * t + query) * h + head) * d..][..d];
             let dq = &mut dq[query * d..][..d];
