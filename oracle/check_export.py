@@ -38,6 +38,8 @@ def check_logits(folder):
 
         def attend(layer, _, q, k, v):
             name = f"model.layers.{layer}.self_attn."
+            if attention.get("per_head"):
+                return O.moba(q, k, v, attention["chunk_size"], attention["top"])
             if attention["kind"] == "topk":
                 mean = params.get(name + "indexer_q", torch.zeros(g * d, dtype=torch.float64)).reshape(g, d)
                 return O.topk(q, k, v, mean, attention["chunk_size"], attention["top"], attention["gamma"])
