@@ -53,10 +53,10 @@ impl Eval {
         }
         match self.stop {
             Some(s) if !(s.accuracy > 0.0 && s.accuracy <= 1.0) => {
-                wrong("eval.stop", format!("accuracy {} is not above 0 and at most 1", s.accuracy))
+                wrong("eval.stop.accuracy", format!("{} is not above 0 and at most 1", s.accuracy))
             }
             Some(Stop { checks: 0, .. }) => {
-                wrong("eval.stop", "checks is 0; at least one validation shows that a task is solved")
+                wrong("eval.stop.checks", "is 0; at least one validation shows that a task is solved")
             }
             _ => Ok(()),
         }

@@ -51,6 +51,14 @@ pub fn nearest<'a>(given: &str, names: impl Iterator<Item = &'a str> + Clone) ->
     names.max_by(|a, b| alike(a).total_cmp(&alike(b))).filter(|name| alike(name) > ALIKE)
 }
 
+/// What stands at a table's name in a file, `eval` or `eval.stop`.
+fn at<'a>(file: &'a Table, place: &str) -> Option<&'a Value> {
+    match place.split_once('.') {
+        Some((outer, inner)) => file.get(outer)?.as_table().and_then(|table| at(table, inner)),
+        None => file.get(place),
+    }
+}
+
 /// Where in a file a key stands, `line 7: ` or nothing.
 fn line_of(text: &str, place: &str, name: &str) -> String {
     let mut table = String::new();
@@ -99,7 +107,7 @@ impl Found<'_> {
 
     fn section(&mut self, section: &Section, file: &Table) {
         let empty = Table::new();
-        let table = match file.get(section.place) {
+        let table = match at(file, section.place) {
             None if NEEDED.contains(&section.place) => &empty,
             Some(Value::Table(table)) => table,
             // left out, or of a wrong type, which the parser tells better

@@ -34,12 +34,13 @@ pub struct Section {
 }
 
 /// A table of the file, the struct that it is, and the source that declares the struct.
-const TABLES: [(&str, &str, &str); 11] = [
+const TABLES: [(&str, &str, &str); 12] = [
     ("run", "Run", include_str!("run.rs")),
     ("data", "Data", include_str!("data.rs")),
     ("task", "Task", include_str!("../../../data/src/task/mod.rs")),
     ("optim", "Optim", include_str!("optim.rs")),
     ("eval", "Eval", include_str!("eval.rs")),
+    ("eval.stop", "Stop", include_str!("eval.rs")),
     ("checkpoint", "Checkpoint", include_str!("eval.rs")),
     ("log", "Log", include_str!("eval.rs")),
     ("probe", "ProbePlan", include_str!("probe.rs")),
@@ -50,9 +51,8 @@ const TABLES: [(&str, &str, &str); 11] = [
 
 /// Further structs that a key's value is made of.
 #[cfg(test)]
-const PARTS: [(&str, &str, &str); 3] = [
+const PARTS: [(&str, &str, &str); 2] = [
     ("A ramp, for `router.alpha` and `router.gamma`", "Ramp", include_str!("router.rs")),
-    ("`eval.stop`", "Stop", include_str!("eval.rs")),
     ("`[[compare.arm]]`", "Arm", include_str!("compare.rs")),
 ];
 
@@ -98,7 +98,8 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("optim.beta2", "0 to below 1", "1.0"),
     ("optim.eps", "above 0", "0.0"),
     ("eval.batches", "at least 1", "0"),
-    ("eval.stop", "see below", "{accuracy=0.0,checks=1,after=0}"),
+    ("eval.stop.accuracy", "above 0, at most 1", "0.0"),
+    ("eval.stop.checks", "at least 1", "0"),
     ("checkpoint.keep_last", "at least 1", "0"),
     ("log.every", "at least 1", "0"),
     ("probe.sequences", "at least 1", "0"),
@@ -122,8 +123,14 @@ const RANGES: &[(&str, &str, &str)] = &[
 
 /// What some of these keys mean something with.
 #[cfg(test)]
-const NEEDS: &[(&str, &str)] =
-    &[("task.power", "task.kind=\"mqar\""), ("optim.decay_fraction", "optim.schedule=\"warmup-stable-decay\"")];
+const NEEDS: &[(&str, &str)] = &[
+    ("task.power", "task.kind=\"mqar\""),
+    ("optim.decay_fraction", "optim.schedule=\"warmup-stable-decay\""),
+    ("eval.stop.accuracy", "eval.stop.checks=1"),
+    ("eval.stop.accuracy", "eval.stop.after=0"),
+    ("eval.stop.checks", "eval.stop.accuracy=0.9"),
+    ("eval.stop.checks", "eval.stop.after=0"),
+];
 
 /// A smallest file, with a task.
 pub const SMALLEST: &str = "[run]\nsteps = 3\n[data]\nvocab_size = 300\nseq_len = 256\nbatch_size = 2\n[optim]\nlr = 1e-3\n\
@@ -182,8 +189,8 @@ fn type_of(kind: &str) -> String {
         "bool" => "boolean".into(),
         "String" => "text".into(),
         "PathBuf" => "path".into(),
-        "Ramp" | "Stop" => kind.to_lowercase(),
-        "Attention" => "table, see below".into(),
+        "Ramp" => kind.to_lowercase(),
+        "Attention" | "Stop" => "table, see below".into(),
         _ if kind.starts_with("Option<") => type_of(&inner(kind).unwrap()),
         _ if kind.starts_with("Vec<") => format!("list of {}", type_of(&inner(kind).unwrap())),
         _ => match ENUMS.iter().find(|(name, _)| *name == kind) {

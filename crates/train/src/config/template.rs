@@ -28,7 +28,7 @@ const STARTER: [(&str, &str); 12] = [
 const STARTER_ATTENTION: [(&str, &str); 2] = [("chunk_size", "16"), ("gamma", "4.0")];
 
 /// Tables that a file need not have and whose mere presence means something.
-const OPTIONAL: [&str; 2] = ["task", "compare"];
+const OPTIONAL: [&str; 3] = ["eval.stop", "task", "compare"];
 
 /// A sentence and what it is about, broken into comment lines.
 fn comment(out: &mut String, text: &str) {
@@ -78,8 +78,11 @@ pub fn template(sections: &[Section], (spec, kind): (&Spec, &str), text: Option<
     for section in sections {
         let off = OPTIONAL.contains(&section.place);
         _ = writeln!(out, "\n{}[{}]", if off { "#" } else { "" }, section.place);
-        for k in section.keys.iter().filter(|k| (section.place, k.name.as_str()) != ("model", "attention")) {
+        for k in &section.keys {
             let full = format!("{}.{}", section.place, k.name);
+            if full == "model.attention" || sections.iter().any(|s| s.place == full) {
+                continue; // a table of its own
+            }
             let starter = STARTER.iter().find(|(key, _)| *key == full).map(|(_, v)| *v);
             let value = match (full.as_str(), &text) {
                 ("data.source", Some(_)) => Some("\"text\""),

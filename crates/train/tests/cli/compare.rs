@@ -278,8 +278,8 @@ fn runs_stop_when_they_have_solved_their_task_and_are_finished() {
         &["eval.stop: means nothing without [task]"],
     );
     let stop = |rule: &str| s.run(&[], &[task, "data.vocab_size=40", &format!("eval.stop={rule}")]);
-    failed(&stop("{accuracy=1.5,checks=2,after=0}"), 2, &["eval.stop: accuracy 1.5 is not above 0 and at most 1"]);
-    failed(&stop("{accuracy=0.9,checks=0,after=0}"), 2, &["eval.stop: checks is 0"]);
+    failed(&stop("{accuracy=1.5,checks=2,after=0}"), 2, &["eval.stop.accuracy: 1.5 is not above 0 and at most 1"]);
+    failed(&stop("{accuracy=0.9,checks=0,after=0}"), 2, &["eval.stop.checks: is 0"]);
 }
 
 #[test]

@@ -73,7 +73,8 @@ fn arguments_that_are_keys_and_commands_that_are_none_are_told_what_to_do() {
 fn all_keys_that_are_wrong_are_told_at_once() {
     let s = Sandbox::with_verses();
     let text = "[run]\nsteps = 3\n[data]\nseq_len = 64\n[optim]\nlearning_rate = 1e-3\n[model]\nd_model = 8\nn_layer = 2\n\
-        [model.attention]\nchunksize = 8\n[trainer]\n";
+        [model.attention]\nchunksize = 8\n[trainer]\n\
+        [eval.stop]\naccuracy = 0.9\ncheks = 2\n";
     fs::write(s.path("bad.toml"), text).unwrap();
     let told = s.told(2, &["--config", "bad.toml"]);
     for part in [
@@ -82,6 +83,8 @@ fn all_keys_that_are_wrong_are_told_at_once() {
         "line 9: unknown field `n_layer` in [model]; did you mean `layers`?",
         "line 11: unknown field `chunksize` in [model.attention]; did you mean `chunk_size`?",
         "line 12: unknown field `trainer`",
+        "line 15: unknown field `cheks` in [eval.stop]; did you mean `checks`?",
+        "missing field `checks` in [eval.stop] (integer, at least 1)",
         "missing field `vocab_size` in [data] (integer, at least 2)",
         "missing field `batch_size` in [data]",
         "missing field `lr` in [optim]",

@@ -4,7 +4,7 @@ use super::super::super::engine::SCORE_TILE;
 use super::super::super::list::BlockList;
 use super::super::super::{Dims, Span};
 use super::super::{Pooling, Top, WindowChoice};
-use super::{for_tiles, list_of, mean_of_rows};
+use super::{Part, for_tiles, list_of, mean_of_rows};
 use crate::device::{CpuDevice, CpuNumber};
 use crate::error::Result;
 use crate::ops::softmax::softmax_row;
@@ -20,6 +20,16 @@ fn keep_best<T: CpuNumber>(chunks: &mut Vec<u32>, scores: &[T], count: usize) {
     });
     chunks.truncate(count);
     chunks.sort_unstable();
+}
+
+/// Lists the `top - 1` of the `own` earlier chunks with the largest scores, and the own chunk behind them. `order` is scratch.
+fn list_best<T: CpuNumber>(part: &mut Part<T>, order: &mut Vec<u32>, scores: &[T], own: usize, top: usize) {
+    order.clear();
+    order.extend(0..own as u32);
+    keep_best(order, scores, top - 1);
+    part.counts.push(order.len() as u32 + 1);
+    part.chunks.extend(&*order);
+    part.chunks.push(own as u32);
 }
 
 /// For each of `n` chunks the windows that touch it, of `m`, and the whole strides that each shares with it.
@@ -118,12 +128,7 @@ pub fn topk<T: CpuNumber>(
                 softmax_row(&mut rows[head * n..][..own]);
             }
             mean_of_rows(rows, n, &mut mean[..own]);
-            order.clear();
-            order.extend(0..own as u32);
-            keep_best(&mut order, &mean, top.of(kv, first + r, dims.t) - 1);
-            part.counts.push(order.len() as u32 + 1);
-            part.chunks.extend(&order);
-            part.chunks.push(own as u32);
+            list_best(part, &mut order, &mean, own, top.of(kv, first + r, dims.t));
         }
     });
     list_of(device, "topk_routing", dims, (past, chunk_size), &parts)
@@ -162,12 +167,7 @@ pub fn mass<T: CpuNumber>(
                         tokens.iter().for_each(|&p| *mean += p);
                     }
                 }
-                order.clear();
-                order.extend(0..own as u32);
-                keep_best(&mut order, &mean, top.of(kv, first + r, dims.t) - 1);
-                part.counts.push(order.len() as u32 + 1);
-                part.chunks.extend(&order);
-                part.chunks.push(own as u32);
+                list_best(part, &mut order, &mean, own, top.of(kv, first + r, dims.t));
             }
         },
     );
