@@ -48,20 +48,28 @@ impl DataError {
     pub fn is_request(&self) -> bool {
         use ErrorKind::*;
         match self {
-            DataError::Io { cause, .. } => matches!(
-                cause.kind(),
-                NotFound
-                    | PermissionDenied
-                    | NotADirectory
-                    | IsADirectory
-                    | ReadOnlyFilesystem
-                    | InvalidInput
-                    | InvalidFilename
-                    | AlreadyExists
-            ),
+            DataError::Io { cause, .. } => {
+                is_circle_of_links(cause)
+                    || matches!(
+                        cause.kind(),
+                        NotFound
+                            | PermissionDenied
+                            | NotADirectory
+                            | IsADirectory
+                            | ReadOnlyFilesystem
+                            | InvalidInput
+                            | InvalidFilename
+                            | AlreadyExists
+                    )
+            }
             DataError::Content { .. } | DataError::Cargo(_) => true,
         }
     }
+}
+
+/// Links that lead to each other (ELOOP). The standard library's name for it is not stable yet.
+pub(crate) fn is_circle_of_links(e: &std::io::Error) -> bool {
+    e.raw_os_error() == Some(if cfg!(target_os = "linux") { 40 } else { 62 })
 }
 
 #[cfg(test)]
@@ -77,6 +85,8 @@ mod tests {
         for kind in [ErrorKind::NotFound, ErrorKind::PermissionDenied, ErrorKind::ReadOnlyFilesystem] {
             assert!(of(kind).is_request(), "{kind:?}");
         }
+        #[cfg(target_os = "linux")]
+        assert!(DataError::io("a", "cannot be read")(std::io::Error::from_raw_os_error(40)).is_request());
         let e = of(ErrorKind::NotFound);
         assert!(std::error::Error::source(&e).is_none());
         assert_eq!(e.to_string(), format!("a: cannot be written: {}", std::io::Error::from(ErrorKind::NotFound)));

@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::Metadata;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 use walkdir::{DirEntry, WalkDir};
 
-use crate::error::{DataError, Result};
+use crate::error::{DataError, Result, is_circle_of_links};
 
 /// How a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,9 +158,10 @@ fn link(root: &Path, e: walkdir::Error) -> Result<String> {
     if e.loop_ancestor().is_some() {
         return Ok("link to a folder above it".into());
     }
-    if e.path().is_some_and(|p| p.is_symlink())
-        && e.io_error().is_some_and(|e| e.kind() == std::io::ErrorKind::NotFound)
-    {
+    let nowhere = |e: &std::io::Error| {
+        matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) || is_circle_of_links(e)
+    };
+    if e.path().is_some_and(|p| p.is_symlink()) && e.io_error().is_some_and(nowhere) {
         return Ok("broken link".into());
     }
     Err(DataError::content(root, format!("cannot be listed: {e}")))

@@ -120,12 +120,15 @@ fn links_are_followed_once() {
     symlink(elsewhere.path().join("far"), f.path().join("folder")).unwrap();
     symlink(f.path(), f.path().join("loop")).unwrap();
     symlink("nowhere", f.path().join("broken.txt")).unwrap();
+    symlink("round", f.path().join("and")).unwrap();
+    symlink("and", f.path().join("round")).unwrap();
+    symlink("b.txt/below", f.path().join("file.txt")).unwrap();
     let (texts, left_out) = read(f.path()).unwrap();
     assert_eq!(texts, ["b", "a"]);
     let told: Vec<(&str, usize)> = left_out.iter().map(|(k, n)| (k.as_str(), *n)).collect();
     assert_eq!(
         told,
-        [("broken link", 1), ("link to a file that is read already", 2), ("link to a folder above it", 1)]
+        [("broken link", 4), ("link to a file that is read already", 2), ("link to a folder above it", 1)]
     );
 }
 

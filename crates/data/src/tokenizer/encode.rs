@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tokenizers::{Encoding, Tokenizer as Inner};
 
 use super::Tokenizer;
+use super::guard::guarded;
 use crate::error::{DataError, Result};
 
 /// Characters that are named in a message at most.
@@ -13,7 +14,7 @@ const EXAMPLES: usize = 8;
 /// Text that a vocabulary cannot express: an unknown token stands for it, or nothing does.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unknown {
-    /// Characters, blanks not counted.
+    /// Characters. Blanks count where the unknown token stands for them, and not where no token does: most tokenizers of words leave them out.
     pub characters: u64,
     /// Characters looked at.
     pub of: u64,
@@ -22,8 +23,8 @@ pub struct Unknown {
 }
 
 impl Unknown {
-    fn add(&mut self, text: &str) {
-        for c in text.chars().filter(|c| !c.is_whitespace()) {
+    fn add(&mut self, text: impl Iterator<Item = char>) {
+        for c in text {
             self.characters += 1;
             if self.examples.len() < EXAMPLES {
                 self.examples.insert(c);
@@ -83,15 +84,16 @@ fn text_bytes(text: &str, encoding: &Encoding) -> Vec<u32> {
 /// What no token stands for, or the unknown one.
 fn account(text: &str, encoding: &Encoding, unknown: Option<u32>) -> Unknown {
     let (mut found, mut at) = (Unknown::default(), 0);
+    let letters = |range| text.get(range).unwrap_or("").chars().filter(|c: &char| !c.is_whitespace());
     for (&id, &(start, end)) in encoding.get_ids().iter().zip(encoding.get_offsets()) {
         let (start, end) = (start.clamp(at, text.len()), end.clamp(at, text.len()));
-        found.add(text.get(at..start).unwrap_or(""));
+        found.add(letters(at..start));
         if Some(id) == unknown {
-            found.add(text.get(start..end).unwrap_or(""));
+            found.add(text.get(start..end).unwrap_or("").chars());
         }
         at = end;
     }
-    found.add(text.get(at..).unwrap_or(""));
+    found.add(letters(at..text.len()));
     found.of = text.chars().count() as u64;
     found
 }
@@ -102,8 +104,8 @@ impl Tokenizer {
     /// # Errors
     /// When the vocabulary cannot express it and has no token for that.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.refused(&*e))?;
-        Ok(encoding.get_ids().to_vec())
+        let ids = guarded(|| self.inner.encode_fast(text, false).map(|e| e.get_ids().to_vec()));
+        ids.map_err(|e| self.failed(&e))?.map_err(|e| self.refused(&*e))
     }
 
     /// Ids of a prompt: as a document begins.
@@ -122,7 +124,10 @@ impl Tokenizer {
         if self.closed && !counted {
             return Ok(Encoded { ids: self.encode(text)?, ..Encoded::default() });
         }
-        let encode = |inner: &Inner| inner.encode(text, false).map_err(|e| self.refused(&*e));
+        let encode = |inner: &Inner| {
+            let encoding = guarded(|| inner.encode(text, false)).map_err(|e| self.failed(&e))?;
+            encoding.map_err(|e| self.refused(&*e))
+        };
         let encoding = encode(&self.inner)?;
         let unknown = match &self.witness {
             _ if self.closed => Unknown::default(),
@@ -136,6 +141,10 @@ impl Tokenizer {
     /// How often the name of a special token stands in a text.
     pub fn special_names(&self, text: &str) -> u64 {
         self.names.as_ref().map_or(0, |names| names.find_iter(text).count() as u64)
+    }
+
+    fn failed(&self, e: &str) -> DataError {
+        DataError::content(&self.origin, format!("cannot encode the text: {e}"))
     }
 
     fn refused(&self, e: &dyn std::fmt::Display) -> DataError {

@@ -1,7 +1,6 @@
 //! Reading a `tokenizer.json` of anybody, with a look at everything in it that would change the training text.
 
 use std::collections::HashSet;
-use std::panic::AssertUnwindSafe;
 use std::path::Path;
 
 use aho_corasick::AhoCorasick;
@@ -9,6 +8,7 @@ use serde::Deserialize;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{ModelWrapper, Tokenizer as Inner};
 
+use super::guard::guarded;
 use super::{Bos, END_OF_TEXT, SpecialTokens, Tokenizer, Treatment};
 use crate::error::{DataError, Result};
 
@@ -117,11 +117,11 @@ pub(super) fn parse(json: String, origin: &Path, treatment: Treatment) -> Result
     })
 }
 
-/// The crate's own reader. It panics on some files that are JSON and no tokenizer (a decoder that is a number): that is an error here.
+/// The crate's own reader, which panics on some files that are JSON and no tokenizer (a decoder that is a number).
 fn parse_inner(json: &str) -> std::result::Result<Inner, String> {
     // `from_str` is compiled in tokenizers already; the generic `from_bytes` would bring its deserialisers here once more
     let parse = || json.parse::<Inner>().map_err(|e| e.to_string());
-    std::panic::catch_unwind(parse).unwrap_or_else(|_| Err("its parts are not what they should be".into()))
+    guarded(parse).unwrap_or_else(|e| Err(format!("its parts are not what they should be; {e}")))
 }
 
 /// The ids that the file gives to added tokens have to be those that they get.
@@ -190,15 +190,19 @@ fn switch_off(inner: &mut Inner) -> Vec<String> {
     notes
 }
 
-/// What the post-processor puts before and behind a text. The crate panics where a post-processor cannot be carried out: an error here.
+/// What the post-processor puts before and behind a text.
 fn frame(inner: &Inner) -> std::result::Result<(Vec<u32>, Vec<u32>), String> {
-    let probe = AssertUnwindSafe(|| probe(inner));
-    std::panic::catch_unwind(probe).map_err(|_| "its post-processor fails at a text".into())
+    let plain = || PROBES.iter().filter(|text| inner.encode_fast(**text, false).is_ok()).count();
+    guarded(plain).map_err(|e| format!("cannot encode a text: {e}"))?;
+    guarded(|| probe(inner)).map_err(|e| format!("its post-processor fails at a text: {e}"))
 }
+
+/// Texts of which most vocabularies know one.
+const PROBES: [&str; 3] = ["a", "the", "0"];
 
 fn probe(inner: &Inner) -> (Vec<u32>, Vec<u32>) {
     let ids = |text: &str, all| inner.encode_fast(text, all).map(|e| e.get_ids().to_vec()).ok();
-    for text in ["a", "the", "0"] {
+    for text in PROBES {
         let (Some(plain), Some(full)) = (ids(text, false), ids(text, true)) else { continue };
         if plain.is_empty() || full.len() < plain.len() {
             continue;

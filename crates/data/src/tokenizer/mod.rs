@@ -10,6 +10,7 @@
 //! - What a vocabulary cannot express is counted, by character. Vocabularies that hold every byte express everything.
 
 mod encode;
+mod guard;
 mod learn;
 mod load;
 mod stream;
@@ -187,7 +188,8 @@ impl Tokenizer {
     /// # Errors
     /// When the file's decoder refuses them.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| DataError::content(&self.origin, format!("cannot decode: {e}")))
+        let no = |e: &str| DataError::content(&self.origin, format!("cannot decode: {e}"));
+        guard::guarded(|| self.inner.decode(ids, true)).map_err(|e| no(&e))?.map_err(|e| no(&e.to_string()))
     }
 
     /// Text of `ids` as the continuation of `context`: decoders of whole texts drop a first blank, which is none here.

@@ -241,6 +241,39 @@ fn what_a_vocabulary_cannot_express_is_counted() {
 }
 
 #[test]
+fn a_blank_counts_where_the_vocabulary_lacks_it_and_not_where_words_leave_it_out() {
+    let unknown = |t: &Value, text| given(t).encode_accounted(text, false).unwrap().unknown;
+    // byte-level letters without what writes bytes as letters: blanks and line breaks are dropped without a trace
+    let mut t = bytes_only(256);
+    t["pre_tokenizer"] = Value::Null;
+    let u = unknown(&t, "a b\nc  d");
+    assert_eq!((u.characters, u.of, u.examples.iter().collect::<String>()), (4, 8, "\n ".into()));
+    // a vocabulary with a mark for blanks has none for line breaks
+    assert_eq!(unknown(&sentence_piece("Unigram", false), "the\nthe the").characters, 1);
+    assert_eq!(unknown(&word_level(true), "the river\n\nthe").characters, 0);
+}
+
+#[test]
+fn what_the_tokenizers_crate_panics_at_is_an_error() {
+    let mut t = bytes_only(256);
+    t["normalizer"] = json!({"type": "Prepend", "prepend": ""});
+    let told = load(&t, Treatment::default()).err().unwrap().to_string();
+    assert!(told.starts_with("given.json: cannot encode a text: the tokenizers crate fails there: index"), "{told}");
+    // one that fails at some texts only: at all with more than a letter
+    let one = json!({"type": "Replace", "pattern": {"String": "the"}, "content": "x"});
+    t["normalizer"] = json!({"type": "Sequence", "normalizers": [one, t["normalizer"]]});
+    let t = given(&t);
+    assert_eq!(t.encode("the").unwrap(), t.encode("x").unwrap());
+    for told in [t.encode("ab").err(), t.encode_accounted("ab", true).err()] {
+        let told = told.unwrap().to_string();
+        assert!(
+            told.starts_with("given.json: cannot encode the text: the tokenizers crate fails there: index"),
+            "{told}"
+        );
+    }
+}
+
+#[test]
 fn a_document_begins_and_ends_as_the_post_processor_has_it() {
     let t = given(&sentence_piece("BPE", true));
     assert_eq!((t.bos(), t.end_of_text()), (&[1][..], 2));
