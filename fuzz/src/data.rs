@@ -72,7 +72,7 @@ pub fn text(data: &[u8]) -> bool {
 
 /// A line of JSON lines.
 pub fn jsonl(data: &[u8]) -> bool {
-    let Ok(Some(text)) = json_line(data) else { return false };
+    let Ok(Some(text)) = json_line(data, dash_data::FIELD) else { return false };
     assert!(!text.trim().is_empty());
     true
 }

@@ -13,7 +13,7 @@ mod task;
 mod tokenizer;
 
 pub use error::{DataError, Result};
-pub use intake::{EXTENSIONS, json_line, no_text};
+pub use intake::{EXTENSIONS, FIELD, json_line, no_text};
 pub use loader::{Batch, Loader, LoaderState, Mixture, ValidationText};
 pub use prepare::{Prepared, Progress, Settings, Source, prepare};
 pub use report::Report;

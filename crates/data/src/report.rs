@@ -33,6 +33,8 @@ pub struct Report {
     pub special_names: u64,
     /// What is worth knowing of the text, a sentence each.
     pub notes: Vec<String>,
+    /// What files were read as to their number: `JSON lines, gzip of several members`. Empty in reports that did not say.
+    pub read_as: BTreeMap<String, u64>,
     /// Reason to number of files or lines left out for it.
     pub left_out: BTreeMap<String, usize>,
     /// Package or file to bytes kept.

@@ -52,12 +52,14 @@ fn settings(path: PathBuf, cache: PathBuf) -> Settings {
         source: Source::Text,
         path,
         extensions: dash_data::EXTENSIONS.map(String::from).into(),
+        field: dash_data::FIELD.into(),
         vocab_size: 260,
         vocab_bytes: 1 << 16,
         tokenizer: None,
         treatment: Treatment::default(),
         validation_share: 0.05,
         validation_tokens: 1000,
+        max_tokens: 0,
         cache,
     }
 }

@@ -21,6 +21,10 @@ fn is_binding(name: &str) -> bool {
         || name.starts_with("windows")
 }
 
+/// Packages that only read what is compressed. They came after the published runs: without them and what they need, the text is that
+/// of those runs.
+const LATER: [&str; 2] = ["flate2", "ruzstd"];
+
 /// Why a source file is left out, if it is.
 fn reject(path: &Path, text: &str) -> Option<&'static str> {
     let stem = path.file_stem().map(|s| s.to_string_lossy().to_uppercase()).unwrap_or_default();
@@ -151,8 +155,10 @@ fn reached<'a>(metadata: &'a Metadata, folder: &Path) -> Result<Vec<&'a Package>
             let everywhere = |d: &&Dependency| {
                 d.dep_kinds.iter().any(|k| k.target.is_none() && k.kind.as_deref().is_none_or(|k| k == "build"))
             };
+            let later = |d: &&Dependency| packages.get(d.pkg.as_str()).is_some_and(|p| LATER.contains(&&*p.name));
+            let wanted = |d: &&Dependency| everywhere(d) && !later(d);
             let node = nodes.get(id).into_iter();
-            open.extend(node.flat_map(|n| n.deps.iter()).filter(everywhere).map(|d| d.pkg.as_str()));
+            open.extend(node.flat_map(|n| n.deps.iter()).filter(wanted).map(|d| d.pkg.as_str()));
         }
     }
     let known = reached.iter().filter_map(|id| packages.get(id).copied());

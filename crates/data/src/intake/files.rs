@@ -35,14 +35,11 @@ pub(crate) struct SourceFile {
 }
 
 /// Extensions of what is certainly no text, and what to do with it.
-const REFUSED: [(&str, &str); 14] = [
-    ("gz", "decompress it first (gunzip)"),
-    ("zst", "decompress it first (unzstd)"),
+const REFUSED: [(&str, &str); 11] = [
     ("xz", "decompress it first (unxz)"),
     ("bz2", "decompress it first (bunzip2)"),
     ("zip", "unpack it first"),
     ("tar", "unpack it first"),
-    ("json", "write one object a line, with a field \"text\", to a .jsonl file"),
     ("parquet", "write one object a line, with a field \"text\", to a .jsonl file"),
     ("arrow", "write one object a line, with a field \"text\", to a .jsonl file"),
     ("csv", "write one object a line, with a field \"text\", to a .jsonl file"),
@@ -52,8 +49,28 @@ const REFUSED: [(&str, &str); 14] = [
     ("npy", "write its text to a .txt file"),
 ];
 
-fn extension(path: &Path) -> String {
-    path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default()
+/// Extensions of compressed files: the one before says what is in them. Whether a file is compressed its bytes say, not its name.
+const COMPRESSED: [&str; 4] = ["gz", "gzip", "zst", "zstd"];
+
+/// The extension of a file, or of what is compressed in it (`gz` and the like where there is no other), and whether it is called
+/// compressed.
+fn extension(path: &Path) -> (String, bool) {
+    let of = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_lowercase()).unwrap_or_default();
+    let outer = of(path);
+    if !COMPRESSED.contains(&outer.as_str()) {
+        return (outer, false);
+    }
+    match of(Path::new(path.file_stem().unwrap_or_default())) {
+        inner if inner.is_empty() => (outer, true),
+        inner => (inner, true),
+    }
+}
+
+/// Whether a file of a folder is read. Lines of JSON that are compressed are often called `.json.gz` and `.json.zst` (Dolma); a
+/// `.json` that is not compressed is mostly no text.
+fn is_wanted((extension, compressed): &(String, bool), extensions: &[String]) -> bool {
+    let named = |name: &str| extensions.iter().any(|e| e == name);
+    named(extension) || *compressed && extension == "json" && named("jsonl")
 }
 
 /// The files of a folder that are read where nothing else is asked for.
@@ -66,7 +83,7 @@ pub fn no_text(extension: &str) -> Option<&'static str> {
 
 /// How a file with this extension is read: a document a line, or as one document.
 fn format(extension: &str) -> Format {
-    if matches!(extension, "jsonl" | "ndjson") { Format::Jsonl } else { Format::Text }
+    if matches!(extension, "jsonl" | "ndjson" | "json") { Format::Jsonl } else { Format::Text }
 }
 
 impl SourceFile {
@@ -111,7 +128,7 @@ fn single(path: &Path, metadata: &Metadata) -> Result<SourceFile> {
         let what = "is a pipe or a device, no file: a corpus is read more than once; write it to a file first";
         return Err(DataError::content(path, what));
     }
-    let extension = extension(path);
+    let (extension, _) = extension(path);
     if let Some(remedy) = no_text(&extension) {
         return Err(DataError::content(path, format!("is no .txt, .md or .jsonl file; {remedy}")));
     }
@@ -180,13 +197,17 @@ fn examine(
         return Ok(Err("no regular file".into()));
     }
     let extension = extension(path);
-    if !extensions.contains(&extension) {
-        let what = if extension.is_empty() { "no extension".to_string() } else { format!("extension .{extension}") };
+    if !is_wanted(&extension, extensions) {
+        let compressed = if extension.1 && !COMPRESSED.contains(&extension.0.as_str()) { ", compressed" } else { "" };
+        let what = match extension.0.as_str() {
+            "" => "no extension".to_string(),
+            name => format!("extension .{name}{compressed}"),
+        };
         return Ok(Err(what));
     }
     if !seen.insert(identity(path, &metadata)) {
         return Ok(Err("link to a file that is read already".into()));
     }
     let name = path.strip_prefix(root).unwrap_or(path).display().to_string();
-    Ok(Ok(SourceFile::new(path, name, format(&extension), &metadata)))
+    Ok(Ok(SourceFile::new(path, name, format(&extension.0), &metadata)))
 }

@@ -5,6 +5,7 @@
 pub(crate) mod cargo;
 mod files;
 mod jsonl;
+mod open;
 pub(crate) mod pieces;
 pub(crate) mod sample;
 pub(crate) mod split;
@@ -22,6 +23,9 @@ use crate::error::Result;
 pub use files::{EXTENSIONS, no_text};
 pub(crate) use files::{Format, SourceFile};
 pub use jsonl::json_line;
+
+/// The field of JSON lines that holds the text, where nothing else is said.
+pub const FIELD: &str = "text";
 
 /// A text of the corpus.
 #[derive(Debug)]
@@ -60,6 +64,8 @@ pub(crate) enum Found<'a> {
     Document(Document<'a>),
     /// Something that is no text, and why.
     LeftOut(String),
+    /// A file was read to its end, and as what.
+    Read(String),
 }
 
 /// An iterator of documents.
@@ -75,6 +81,8 @@ pub(crate) enum Corpus {
         left_out: BTreeMap<String, usize>,
         /// Whether a file that is no text, or none in UTF-8, is passed over.
         folder: bool,
+        /// The field of JSON lines that holds the text.
+        field: String,
     },
     /// Documents in memory: the dependencies.
     Memory {
@@ -86,13 +94,13 @@ pub(crate) enum Corpus {
 }
 
 impl Corpus {
-    /// A file, or the files of a folder that have one of the extensions.
+    /// A file, or the files of a folder that have one of the extensions; the text of JSON lines is in this field.
     ///
     /// # Errors
     /// When there is none, or it is no regular file.
-    pub fn text(path: &Path, extensions: &[String]) -> Result<Self> {
+    pub fn text(path: &Path, extensions: &[String], field: &str) -> Result<Self> {
         let (files, left_out) = files::list(path, extensions)?;
-        Ok(Corpus::Files { files, left_out, folder: path.is_dir() })
+        Ok(Corpus::Files { files, left_out, folder: path.is_dir(), field: field.to_string() })
     }
 
     /// What was left out before anything was read.
@@ -113,11 +121,11 @@ impl Corpus {
     /// The documents, from the beginning.
     pub fn documents(&self) -> Documents<'_> {
         match self {
-            Corpus::Files { files, folder, .. } => {
+            Corpus::Files { files, folder, field, .. } => {
                 let folder = *folder;
                 Box::new(files.iter().flat_map(move |f| match f.format {
                     Format::Text => text::documents(f, folder),
-                    Format::Jsonl => jsonl::documents(f, folder),
+                    Format::Jsonl => jsonl::documents(f, field, folder),
                 }))
             }
             Corpus::Memory { documents, .. } => Box::new(documents.iter().map(|d| {

@@ -12,7 +12,7 @@ fn read(path: &Path) -> Result<(Vec<String>, BTreeMap<String, usize>)> {
 
 /// Those of files with these extensions.
 fn read_those(path: &Path, extensions: &[&str]) -> Result<(Vec<String>, BTreeMap<String, usize>)> {
-    let corpus = Corpus::text(path, &extensions.iter().map(|e| e.to_string()).collect::<Vec<_>>())?;
+    let corpus = Corpus::text(path, &extensions.iter().map(|e| e.to_string()).collect::<Vec<_>>(), FIELD)?;
     let (mut texts, mut left_out) = (Vec::new(), corpus.left_out().clone());
     for found in corpus.documents() {
         match found? {
@@ -27,6 +27,7 @@ fn read_those(path: &Path, extensions: &[&str]) -> Result<(Vec<String>, BTreeMap
                 texts.push(text);
             }
             Found::LeftOut(reason) => *left_out.entry(reason).or_default() += 1,
+            Found::Read(_) => {}
         }
     }
     Ok((texts, left_out))
@@ -76,7 +77,7 @@ fn extensions_count_in_any_case_and_what_is_left_out_is_named() {
     f.put("A.TXT", "a");
     f.put("b.Md", "b");
     f.put("c.JSONL", "{\"text\": \"c\"}\n\n{\"text\": null}\n{\"text\": \" \"}\n");
-    f.put("d.jsonl.gz", "x");
+    f.put("d.jsonl.xz", "x");
     f.put("e.txt", b"\x00\x01\xff\xfe\x00\xff");
     f.put("f.txt", " \n");
     f.put("LICENSE", "x");
@@ -87,7 +88,7 @@ fn extensions_count_in_any_case_and_what_is_left_out_is_named() {
     let told: Vec<(&str, usize)> = left_out.iter().map(|(k, n)| (k.as_str(), *n)).collect();
     assert_eq!(
         told,
-        [("binary", 1), ("empty", 2), ("extension .gz", 1), ("hidden", 2), ("no extension", 1), ("null", 1)]
+        [("binary", 1), ("empty", 2), ("extension .xz", 1), ("hidden", 2), ("no extension", 1), ("null", 1)]
     );
 }
 
@@ -148,10 +149,12 @@ fn a_pipe_is_refused_without_waiting_for_it() {
 fn bad_text_is_told_with_its_place_and_a_remedy() {
     let f = Folder::new();
     assert!(error(&f.put("a.txt", b"ab\xff")).contains("byte 2 is not valid UTF-8"));
-    assert!(error(&f.put("a.txt", b"\x1f\x8b\x08\x00\x00")).contains("gunzip"));
     assert!(error(&f.put("u.txt", b"\xff\xfea\x00b\x00")).contains("iconv -f UTF-16"));
-    assert!(error(&f.put("c.jsonl.gz", b"\x1f\x8b")).contains("gunzip"));
-    assert!(error(&f.put("c.json", b"[]")).contains(".jsonl"));
+    assert!(error(&f.put("c.jsonl.xz", b"\xfd7zXZ")).contains("unxz"));
+    assert!(
+        error(&f.put("c.json", b"[{\"text\": 1}]"))
+            .contains("line 1: expected a JSON object with a field \"text\", not an array")
+    );
     assert!(error(&f.path().join("missing.txt")).contains("cannot be read"));
     let line = error(&f.put("l.jsonl", b"{\"text\": \"a\"}\n{\"text\": \"caf\xe9\"}\n"));
     assert!(line.contains("line 2: byte 13 of the line is not valid UTF-8") && line.contains("iconv -f"), "{line}");
@@ -197,7 +200,7 @@ fn a_large_file_is_read_in_pieces_and_its_bad_byte_is_found() {
 
 #[test]
 fn lines_are_objects_with_a_text() {
-    let parse = |line: &str| jsonl::parse(line.as_bytes());
+    let parse = |line: &str| jsonl::parse(line.as_bytes(), FIELD);
     let text = |line: &str| match parse(line) {
         Ok(Some(Found::Document(Document { text: Text::Whole(t), .. }))) => t.into_owned(),
         other => panic!("{line}: {other:?}"),

@@ -14,7 +14,7 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 use super::{Settings, Source};
 use crate::error::{DataError, Result};
 use crate::files::write_hint;
-use crate::intake::{Corpus, cargo};
+use crate::intake::{Corpus, FIELD, cargo};
 use crate::tokenizer::Tokenizer;
 
 /// A new format or a new way to choose text is a new number.
@@ -29,7 +29,15 @@ pub(super) fn settings(s: &Settings, tokenizer: Option<&Tokenizer>) -> String {
         None => format!("{} learned from {} bytes", s.vocab_size, s.vocab_bytes),
     };
     let Settings { source, treatment, validation_share, validation_tokens, .. } = s;
-    format!("{VERSION} {source:?} {vocabulary} {treatment:?} {validation_share} {validation_tokens}")
+    let mut text = format!("{VERSION} {source:?} {vocabulary} {treatment:?} {validation_share} {validation_tokens}");
+    // only where they say something: what was prepared before there were these keys keeps its name
+    if s.field != FIELD {
+        let _ = write!(text, " field {:?}", s.field);
+    }
+    if s.max_tokens > 0 {
+        let _ = write!(text, " at most {}", s.max_tokens);
+    }
+    text
 }
 
 /// Where it is remembered which folder these files led to, and whether it may be.

@@ -177,32 +177,58 @@ struct Counts {
     validation_bytes: u64,
     special_names: u64,
     unknown: Unknown,
+    /// bytes of text that `max_tokens` left no room for, in whole pieces
+    beyond: u64,
 }
 
 /// The shards that are being written, and what was counted on the way.
 struct Halves<'a> {
+    settings: &'a Settings,
     train: HalfWriter<'a>,
     validation: HalfWriter<'a>,
     counts: Counts,
 }
 
 impl Halves<'_> {
-    /// A piece of text and how often it names a special token: to validation as far as there is room, the rest to training.
-    fn add(&mut self, work: &Work, (encoded, names): (Encoded, u64), validation_tokens: u64) -> Result<()> {
+    /// Tokens of text that still train.
+    fn train_room(&self) -> usize {
+        match self.settings.max_tokens {
+            0 => usize::MAX,
+            most => self.train.room(most),
+        }
+    }
+
+    /// A piece of text and how often it names a special token: to validation as far as there is room, the rest to training as far as
+    /// there is.
+    fn add(&mut self, work: &Work, (encoded, names): (Encoded, u64)) -> Result<()> {
         self.counts.special_names += names;
         self.counts.unknown.merge(&encoded.unknown);
-        let room = if work.validation { self.validation.room(validation_tokens) } else { 0 };
+        let room = if work.validation { self.validation.room(self.settings.validation_tokens) } else { 0 };
         let (validates, trains) = encoded.ids.split_at(room.min(encoded.ids.len()));
         if !validates.is_empty() {
             let text_bytes = &encoded.text_bytes[..validates.len()];
             self.validation.add(validates, text_bytes, work.begins)?;
             self.counts.validation_bytes += text_bytes.iter().map(|&n| n as u64).sum::<u64>();
         }
+        let trains = &trains[..trains.len().min(self.train_room())];
         if !trains.is_empty() {
             // what validation has no room for begins a text of its own
             self.train.add(trains, &[], work.begins || !validates.is_empty())?;
         }
         Ok(())
+    }
+
+    /// Encodes a batch on all cores and adds it.
+    fn add_all(&mut self, batch: &[Work], tokenizer: &Tokenizer) -> Result<()> {
+        // where nothing more trains, what trains is not encoded
+        let full = self.train_room() == 0;
+        let (skipped, wanted): (Vec<&Work>, Vec<&Work>) = batch.iter().partition(|w| full && !w.validation);
+        self.counts.beyond += skipped.iter().map(|w| w.text.len() as u64).sum::<u64>();
+        let encoded: Vec<Result<(Encoded, u64)>> = wanted
+            .par_iter()
+            .map(|w| Ok((tokenizer.encode_accounted(&w.text, w.validation)?, tokenizer.special_names(&w.text))))
+            .collect();
+        wanted.into_iter().zip(encoded).try_for_each(|(work, encoded)| self.add(work, encoded?))
     }
 }
 
@@ -219,6 +245,7 @@ pub(super) fn make(
     let size = (4 * pieces::PIECE * rayon::current_num_threads()).max(1 << 20);
     let (to, batches) = sync_channel::<Vec<Work>>(1);
     let mut halves = Halves {
+        settings,
         train: HalfWriter::new(folder, false, tokenizer)?,
         validation: HalfWriter::new(folder, true, tokenizer)?,
         counts: Counts::default(),
@@ -233,14 +260,8 @@ pub(super) fn make(
         });
         let reader = reader.map_err(DataError::io("reader", "thread cannot be started"))?;
         let written = batches.iter().try_for_each(|batch| {
-            let encoded: Vec<Result<(Encoded, u64)>> = batch
-                .par_iter()
-                .map(|w| Ok((tokenizer.encode_accounted(&w.text, w.validation)?, tokenizer.special_names(&w.text))))
-                .collect();
-            for (work, encoded) in batch.iter().zip(encoded) {
-                halves.add(work, encoded?, settings.validation_tokens)?;
-                done += work.text.len() as u64;
-            }
+            halves.add_all(&batch, tokenizer)?;
+            done += batch.iter().map(|work| work.text.len() as u64).sum::<u64>();
             progress(Progress::Encoding(done, all));
             Ok(())
         });
@@ -252,7 +273,7 @@ pub(super) fn make(
     if seen != content {
         return Err(DataError::content(&settings.path, "changed while it was being prepared; start again"));
     }
-    let Halves { train, validation, counts } = halves;
+    let Halves { train, validation, counts, .. } = halves;
     (report.train_tokens, report.train_shards) = train.finish()?;
     (report.validation_tokens, report.validation_shards) = validation.finish()?;
     report.validation_bytes = counts.validation_bytes;
@@ -278,6 +299,12 @@ pub(super) fn check(settings: &Settings, unknown: &Unknown) -> Result<()> {
 
 /// What is worth knowing.
 fn note(settings: &Settings, counts: &Counts, report: &mut Report) {
+    if counts.beyond > 0 {
+        let (most, beyond) = (settings.max_tokens, counts.beyond);
+        report
+            .notes
+            .push(format!("data.max_tokens = {most} leaves out the last {beyond} bytes of the text that trains"));
+    }
     if counts.unknown.characters > 0 {
         report.notes.push(format!("the vocabulary cannot express {}", counts.unknown.describe()));
     }

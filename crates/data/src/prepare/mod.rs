@@ -44,6 +44,8 @@ pub struct Settings {
     pub path: PathBuf,
     /// Extensions, in small letters, of the files of a folder that are read.
     pub extensions: Vec<String>,
+    /// The field of JSON lines that holds the text.
+    pub field: String,
     /// Size of the vocabulary to learn, or that of `tokenizer`.
     pub vocab_size: usize,
     /// Bytes of text that a vocabulary is learned from, at most.
@@ -56,6 +58,8 @@ pub struct Settings {
     pub validation_share: f64,
     /// Tokens of validation at most.
     pub validation_tokens: u64,
+    /// Tokens to train on at most, the first of the corpus; 0: all.
+    pub max_tokens: u64,
     /// Folder that holds prepared corpora.
     pub cache: PathBuf,
 }
@@ -154,7 +158,7 @@ pub fn prepare(settings: &Settings, mut progress: impl FnMut(Progress)) -> Resul
     let mut notes = given.as_ref().map_or(Vec::new(), |t| t.notes().to_vec());
     let described = key::settings(settings, given.as_ref());
     let mut corpus = match settings.source {
-        Source::Text => Some(Corpus::text(&settings.path, &settings.extensions)?),
+        Source::Text => Some(Corpus::text(&settings.path, &settings.extensions, &settings.field)?),
         Source::Cargo => None,
     };
     let index = Index::of(settings, &described, corpus.as_ref())?;

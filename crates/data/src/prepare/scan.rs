@@ -65,6 +65,10 @@ pub(super) fn scan(
                 report.leave(reason);
                 continue;
             }
+            Found::Read(what) => {
+                *report.read_as.entry(what).or_default() += 1;
+                continue;
+            }
         };
         let (source, assigned) = (document.source.to_string(), document.validation);
         let mut len = 0;
@@ -89,7 +93,9 @@ pub(super) fn scan(
         let left = if left.is_empty() { left } else { format!("; left out: {left}") };
         return Err(DataError::content(
             &settings.path,
-            format!("no text found; expected a .txt, .md or .jsonl file, or a folder that holds some{left}"),
+            format!(
+                "no text found; expected a .txt, .md or .jsonl file, also in .gz or .zst, or a folder that holds some{left}"
+            ),
         ));
     }
     let content = content.digest();

@@ -13,12 +13,14 @@ fn settings(dir: &Path) -> Settings {
         source: Source::Text,
         path,
         extensions: crate::EXTENSIONS.map(String::from).into(),
+        field: crate::FIELD.into(),
         vocab_size: 300,
         vocab_bytes: 1 << 20,
         tokenizer: None,
         treatment: Treatment::default(),
         validation_share: 0.05,
         validation_tokens: 10_000_000,
+        max_tokens: 0,
         cache: dir.join("cache"),
     }
 }
@@ -223,4 +225,35 @@ fn two_preparations_of_one_corpus_make_it_once() {
     });
     assert_eq!(all.iter().filter(|p| p.fresh).count(), 1);
     assert!(all.iter().all(|p| tokens(&p.train) == tokens(&all[0].train)));
+}
+
+#[test]
+fn training_ends_with_the_tokens_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = settings(dir.path());
+    let whole = prepare(&s, |_| {}).unwrap();
+    let part = prepare(&Settings { max_tokens: 5000, ..s.clone() }, |_| {}).unwrap();
+    let (all, first) = (tokens(&whole.train), tokens(&part.train));
+    let text = first.len() - 1;
+    assert!((4990..=5000).contains(&first.len()) && first[..text] == all[..text], "{}", first.len());
+    assert_eq!(tokens(&part.validation), tokens(&whole.validation), "validation is that of the whole corpus");
+    assert_eq!(part.report.train_tokens, first.len() as u64);
+    // more than there is changes nothing but the name
+    let more = prepare(&Settings { max_tokens: 1 << 40, ..s }, |_| {}).unwrap();
+    assert_eq!(tokens(&more.train), all);
+}
+
+#[test]
+fn text_behind_the_tokens_asked_for_is_left_out_and_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("lines.jsonl");
+    let line = |i: usize| format!("{{\"body\": \"{}\"}}\n", format!("word {i} of many ").repeat(4000));
+    fs::write(&path, (0..100).map(line).collect::<String>()).unwrap();
+    let s = Settings { path, field: "body".into(), max_tokens: 50_000, ..settings(dir.path()) };
+    let p = prepare(&s, |_| {}).unwrap();
+    assert!((49_990..=50_000).contains(&p.report.train_tokens), "{}", p.report.train_tokens);
+    assert!(p.notes.iter().any(|n| n.starts_with("data.max_tokens = 50000 leaves out the last ")), "{:?}", p.notes);
+    assert_eq!(p.report.read_as, [("JSON lines".to_string(), 1)].into());
+    let err = prepare(&Settings { field: "text".into(), ..s }, |_| {}).err().unwrap().to_string();
+    assert!(err.contains("line 1: expected a JSON object with a field \"text\": missing field `text`"), "{err}");
 }

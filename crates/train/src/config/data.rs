@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dash_data::{Bos, EXTENSIONS, Source, SpecialTokens, no_text};
+use dash_data::{Bos, EXTENSIONS, FIELD, Source, SpecialTokens, no_text};
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, positive, wrong};
@@ -17,10 +17,13 @@ pub struct Data {
     /// For `text`: a file, or a folder of files with one of the `extensions`, each a document.
     #[serde(default)]
     pub path: PathBuf,
-    /// Extensions of the files of a folder that are read, without a dot, in small letters: `["py", "h"]` for sources. `jsonl` and `ndjson`
-    /// have a document a line, in the field `text`.
+    /// Extensions of the files of a folder that are read, without a dot, in small letters: `["py", "h"]` for sources. `jsonl`, `ndjson` and
+    /// `json` have a document a line. A file may be compressed with gzip or zstd, as `.jsonl.gz`, `.json.zst` or `.txt.gz`.
     #[serde(default = "extensions")]
     pub extensions: Vec<String>,
+    /// The field of JSON lines that holds the text.
+    #[serde(default = "field")]
+    pub field: String,
     /// A tokenizer.json to use; empty: learn one.
     #[serde(default)]
     pub tokenizer: PathBuf,
@@ -44,6 +47,9 @@ pub struct Data {
     /// Tokens of validation at most.
     #[serde(default = "ten_million")]
     pub validation_tokens: u64,
+    /// Tokens to train on at most, the first of the corpus; 0: all.
+    #[serde(default)]
+    pub max_tokens: u64,
     /// Tokens of a sequence.
     pub seq_len: usize,
     /// Sequences of a forward pass.
@@ -59,6 +65,10 @@ fn data() -> PathBuf {
 
 fn extensions() -> Vec<String> {
     EXTENSIONS.map(String::from).into()
+}
+
+fn field() -> String {
+    FIELD.into()
 }
 
 fn cargo() -> Source {
@@ -118,6 +128,15 @@ impl Data {
             return wrong("data.validation_tokens", "is 0; it must be at least 1");
         }
         self.check_extensions()?;
+        if self.field.is_empty() {
+            return wrong("data.field", "is empty; name the field that holds the text, for example \"text\"");
+        }
+        if self.source == Source::Cargo && self.field != FIELD {
+            return wrong(
+                "data.field",
+                "means nothing to data.source = \"cargo\"; remove it, or set data.source = \"text\"",
+            );
+        }
         if self.source == Source::Cargo && !self.path.as_os_str().is_empty() {
             let what = "means nothing to data.source = \"cargo\"; remove it, or set data.source = \"text\"";
             return wrong("data.path", what);

@@ -74,11 +74,13 @@ impl Config {
             source: self.data.source,
             path: if self.data.path.as_os_str().is_empty() { here() } else { self.data.path.clone() },
             extensions: self.data.extensions.clone(),
+            field: self.data.field.clone(),
             vocab_size: self.data.vocab_size,
             vocab_bytes: self.data.vocab_bytes,
             treatment: self.treatment(),
             validation_share: self.data.validation_share,
             validation_tokens: self.data.validation_tokens,
+            max_tokens: self.data.max_tokens,
             tokenizer: (!self.data.tokenizer.as_os_str().is_empty()).then(|| self.data.tokenizer.clone()),
             cache: self.data.cache.clone(),
         }

@@ -73,6 +73,7 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("run.device", "`cpu`, `cuda`, `cuda:N`", "\"tpu\""),
     ("data.vocab_size", "at least 2", "1"),
     ("data.extensions", "at least one, small letters without a dot", "[\"parquet\"]"),
+    ("data.field", "not empty", "\"\""),
     ("data.vocab_bytes", "1024 to 1073741824", "1023"),
     ("data.validation_share", "above 0, at most 0.5", "0.0"),
     ("data.validation_tokens", "at least 1", "0"),

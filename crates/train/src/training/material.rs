@@ -38,14 +38,26 @@ fn prepared(config: &Config) -> Result<Prepared> {
     Ok(prepared)
 }
 
+/// `.txt`, and `.json.gz` for what is compressed.
+fn extension(name: &Path) -> String {
+    let of = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_lowercase());
+    match of(name) {
+        None => "without extension".into(),
+        Some(outer) if ["gz", "gzip", "zst", "zstd"].contains(&outer.as_str()) => {
+            let inner = of(Path::new(name.file_stem().unwrap_or_default()));
+            inner.map_or(format!(".{outer}"), |inner| format!(".{inner}.{outer}"))
+        }
+        Some(extension) => format!(".{extension}"),
+    }
+}
+
 /// Files of a text by their extension, or packages: `3 .txt (40.1 kB), 1 .jsonl (11.2 kB)`.
 fn kinds(source: Source, report: &Report) -> String {
     let mut kinds = BTreeMap::<String, (usize, u64)>::new();
     for (name, bytes) in &report.sources {
-        let kind = match (source, Path::new(name).extension()) {
-            (Source::Cargo, _) => "packages".to_string(),
-            (Source::Text, Some(extension)) => format!(".{}", extension.to_string_lossy().to_lowercase()),
-            (Source::Text, None) => "without extension".to_string(),
+        let kind = match source {
+            Source::Cargo => "packages".to_string(),
+            Source::Text => extension(Path::new(name)),
         };
         let (n, sum) = kinds.entry(kind).or_default();
         (*n, *sum) = (*n + 1, *sum + bytes);
@@ -84,6 +96,9 @@ pub fn taken(config: &Config, p: &Prepared) -> Vec<String> {
             p.tokenizer.vocab_size()
         ),
     ];
+    // plain files are what their names say
+    let told = r.read_as.iter().filter(|(what, _)| !["text", "JSON lines"].contains(&what.as_str()));
+    lines.extend(told.map(|(what, n)| format!("read: {n} {} as {what}", if *n == 1 { "file" } else { "files" })));
     lines.extend(r.left_out.iter().map(|(reason, n)| format!("left out: {n} ({reason})")));
     lines
 }
