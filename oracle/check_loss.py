@@ -219,6 +219,15 @@ def mass(q, k, v, a):
     return read(q, k, v, places.tokens(chunks, h)), chunks
 
 
+def kl_indexer(x, q, k, v, p, a, rotate):
+    """`mass` by the indexer's own queries and keys."""
+    (h, t), g, s = q.shape[1:3], k.shape[1], a["chunk_size"]
+    places = Places(t, s)
+    index_q, index_k = (rotate(split(x @ p[f"index_{i}_proj.weight"].T, g)) for i in "qk")
+    _, chunks = mass(index_q, index_k, index_k, a)
+    return read(q, k, v, places.tokens(chunks, h)), chunks
+
+
 def landmark(q, k, v, p, a):
     """Softmax over the chosen summaries and the own chunk's tokens; a chunk's share goes to its tokens by their softmax."""
     (h, t, d), g, s = q.shape[1:], k.shape[1], a["chunk_size"]
@@ -339,6 +348,8 @@ def attention(x, p, m, a, layer):
         o, chunks = moba(q, k, v, a)
     elif kind == "mass":
         o, chunks = mass(q, k, v, a)
+    elif kind == "kl-indexer":
+        o, chunks = kl_indexer(x, q, k, v, p, a, rotate)
     elif kind == "landmark":
         o, chunks = landmark(q, k, v, p, a)
     elif kind == "topk":

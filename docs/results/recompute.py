@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Recomputes the statistics that docs/RESULTS.md prints. Python 3 alone, no packages.
 
-    python3 docs/results/recompute.py                 # from the values that RESULTS.md itself prints
+    python3 docs/results/recompute.py                 # what RESULTS.md prints: a, b and c from their printed values, P0 and N from their rows
     python3 docs/results/recompute.py results.csv     # the tables of one study, from the rows that `train compare` wrote
 
 The rows (results.csv) of studies a, b and c were not kept. What follows from the printed values is recomputed here; what does not is
@@ -14,6 +14,7 @@ import math
 import random
 import sys
 from collections import defaultdict
+from pathlib import Path
 
 
 # Student's t and exact tests ------------------------------------------------------------------------------------------
@@ -112,6 +113,115 @@ def welch(a, b):
 def detectable(deviation, n):
     """The true difference that n pairs find four times of five."""
     return (t_quantile(0.975, n - 1) + t_quantile(0.8, n - 1)) * deviation / math.sqrt(n)
+
+
+# Time to solve --------------------------------------------------------------------------------------------------------
+
+def subset_means(differences):
+    """Means of all non-empty subsets, ascending: what the sign-flip test, its interval and equivalence follow from (Hartigan 1969)."""
+    sums, sizes = [0.0], [0]
+    for d in differences:
+        sums += [x + d for x in sums]
+        sizes += [n + 1 for n in sizes]
+    return sorted(x / n for x, n in zip(sums[1:], sizes[1:]))
+
+
+def flip_interval(differences, level=0.95):
+    """(low, high, level) of the mean: the narrowest of at least this level that so many pairs give."""
+    means, all_sets = subset_means(differences), 2 ** len(differences)
+    k = max(1, math.floor((1 - level) * all_sets / 2 + 1e-9))
+    return means[k - 1], means[-k], 1 - 2 * k / all_sets
+
+
+def flip_equivalent(differences, margin):
+    """p of "not equivalent": the larger of the one-sided p against -margin and margin."""
+    means, all_sets, tiny = subset_means(differences), 2 ** len(differences), 1e-9
+    above = 1 + sum(m <= -margin + tiny for m in means)
+    below = 1 + sum(m >= margin - tiny for m in means)
+    return max(above, below) / all_sets
+
+
+def hazards(times):
+    """For every run its part of observed - expected events in a log-rank test; times are (update, whether solved)."""
+    events = sorted({at for at, solved in times if solved})
+    rate = {u: sum(at == u and solved for at, solved in times) / sum(at >= u for at, _ in times) for u in events}
+    return [solved - sum(r for u, r in rate.items() if u <= at) for at, solved in times]
+
+
+def log_rank(a, b):
+    """(observed, expected) events of a, and the exact two-sided p over all divisions of the runs."""
+    scores = hazards(a + b)
+    seen = sum(scores[: len(a)])
+    # the scores by how often each occurs: sums of divisions with their numbers
+    ways = {0: {0: 1}}
+    for s in scores:
+        key = round(s * 1e9)
+        for size in sorted(ways, reverse=True):
+            if size < len(a):
+                into = ways.setdefault(size + 1, {})
+                for total, n in ways[size].items():
+                    into[total + key] = into.get(total + key, 0) + n
+    sums = ways[len(a)]
+    far = sum(n for total, n in sums.items() if abs(total) >= abs(seen) * 1e9 - 100)
+    observed = sum(solved for _, solved in a)
+    return observed, observed - seen, far / sum(sums.values())
+
+
+def median(times):
+    """The first update at which at most half of the runs have not solved it (Kaplan-Meier); None if more than half never do."""
+    share = 1.0
+    for u in sorted({at for at, solved in times if solved}):
+        share *= 1 - sum(at == u and solved for at, solved in times) / sum(at >= u for at, _ in times)
+        if share <= 0.5 + 1e-12:
+            return u
+    return None
+
+
+def solved_times(path, solved=0.9, checks=2):
+    """{arm: {seed: (update, True)}} of the last of `checks` validations in a row with `solved`; (last planned update, False) where there is none."""
+    accuracy, ends, ended, length = defaultdict(list), {}, set(), None
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            run = row["arm"], int(row["seed"])
+            if row["split"] == "run" and row["metric"] == "steps":
+                ends[run] = int(float(row["value"]))
+            if row["split"] == "run" and row["metric"] in ("finished", "failed") and float(row["value"]) == 1.0:
+                ended.add(run)
+            if row["split"] == "val" and row["metric"] == "accuracy" and " " not in row["at"]:
+                length = length or row["at"]
+                if row["at"] == length:
+                    accuracy[run].append((int(row["step"]), float(row["value"])))
+    out = defaultdict(dict)
+    for run in sorted(ended):
+        streak, time = 0, (ends[run], False)
+        for step, value in sorted(accuracy[run]):
+            streak = streak + 1 if value >= solved else 0
+            if streak == checks:
+                time = (step, True)
+                break
+        out[run[0]][run[1]] = time
+    return out
+
+
+def of_times(path, baseline, margin):
+    """Times to solve by seed, and every arm against the baseline."""
+    times = solved_times(path)
+    tell = lambda t: f"{t[0]}" if t[1] else f"not by {t[0]}"
+    for arm, own in times.items():
+        values = list(own.values())
+        mean = sum(at for at, _ in values) / len(values)
+        print(f"  {arm}: {sum(s for _, s in values)} of {len(values)} solved it; median {median(values)}, restricted mean {mean:.0f}; by seed "
+              + ", ".join(f"{seed}: {tell(t)}" for seed, t in own.items()))
+    for arm, own in times.items():
+        pairs = [seed for seed in own if seed in times[baseline]]
+        if arm == baseline or len(pairs) < 2:
+            continue
+        differences = [own[s][0] - times[baseline][s][0] for s in pairs]
+        (p, least), (low, high, level) = sign_flip(differences), flip_interval(differences)
+        observed, expected, rank = log_rank([own[s] for s in pairs], [times[baseline][s] for s in pairs])
+        print(f"  {arm} - {baseline}, {len(pairs)} pairs: mean {sum(differences) / len(pairs):.1f} updates ({low:.1f} to {high:.1f} at {100 * level:.1f} %), sign-flip "
+              f"p = {p:.5f} (smallest possible {least:.5f}), not equivalent within {margin:.0f}: p = {flip_equivalent(differences, margin):.5f}; "
+              f"log-rank observed {observed}, expected {expected:.2f}, p = {rank:.2g}; earlier in {sum(d < 0 for d in differences)}, later in {sum(d > 0 for d in differences)}")
 
 
 # The recall task -----------------------------------------------------------------------------------------------------
@@ -255,6 +365,16 @@ def self_check():
     assert all(abs(x - y) < 1e-12 for x, y in zip(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06]))
     assert abs(rank_sum([1, 2, 3], [4, 5, 6]) - 0.1) < 1e-12
     assert sign_flip([1.0, 2.0, 3.0]) == (0.25, 0.25)
+    # Darwin's maize (Fisher 1935): 863 of 32768 arrangements
+    maize = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+    assert 1 + sum(m <= 1e-9 for m in subset_means(maize)) == 863
+    # Freireich's leukaemia: 9 events of the drug where equal rates would give 19.25; medians 23 and 8 weeks
+    drug = [6, 6, 6, 6, 7, 9, 10, 10, 11, 13, 16, 17, 19, 20, 22, 23, 25, 32, 32, 34, 35]
+    drug = [(at, i not in (3, 5, 7, 8, 11, 12, 13, 16, 17, 18, 19, 20)) for i, at in enumerate(drug)]
+    placebo = [(at, True) for at in (1, 1, 2, 2, 3, 4, 4, 5, 5, 8, 8, 8, 8, 11, 11, 12, 12, 15, 17, 22, 23)]
+    assert abs(sum(hazards(drug + placebo)[: len(drug)]) - (9 - 19.25)) < 0.005 and (median(drug), median(placebo)) == (23, 8)
+    observed, _, p = log_rank([(1, True), (2, True), (3, True)], [(4, True), (5, True), (6, False)])
+    assert observed == 3 and abs(p - 0.1) < 1e-12
 
 
 if __name__ == "__main__":
@@ -264,3 +384,8 @@ if __name__ == "__main__":
             of_rows(name)
     else:
         printed()
+        for name, title in (("p0", "Study P0"), ("needle", "Study N")):
+            rows = Path(__file__).parent / name / "results.csv"
+            if rows.exists():
+                print(f"\n{title}, time to solve (0.9 in two validations running)")
+                of_times(rows, "dash-stopped", 100)

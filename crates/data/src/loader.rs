@@ -322,6 +322,7 @@ mod tests {
             kind: crate::TaskKind::Needle,
             pairs: 1,
             queries: 0,
+            distractors: 0,
             value_tokens: 1,
             power: 0.01,
             share: 0.25,

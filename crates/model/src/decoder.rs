@@ -1,4 +1,4 @@
-//! Embedding, blocks, final norm, loss: the life of a token in one file.
+//! Embedding, blocks, final norm, loss: the life of a token in one file. Above 400 lines: it is one life.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -175,17 +175,17 @@ impl Model {
     /// # Errors
     /// As [`Model::forward`].
     pub fn forward_as(&self, tape: &Tape, leaves: &[Var], ids: &Ids, reroute: Option<&Reroute>) -> Result<Forward> {
-        self.forward_after(tape, leaves, ids, reroute, None)
+        self.forward_after(tape, leaves, ids, reroute, Of::Choice)
     }
 
-    /// The pass over `ids`, which follow the tokens of the cache where there is one.
+    /// The pass over `ids`.
     fn forward_after(
         &self,
         tape: &Tape,
         leaves: &[Var],
         ids: &Ids,
         reroute: Option<&Reroute>,
-        cache: Option<&Cache>,
+        of: Of,
     ) -> Result<Forward> {
         let c = &self.config;
         let &[batch, t] = ids.shape() else {
@@ -203,7 +203,12 @@ impl Model {
                 oracle => oracle.clone(),
             });
             let (rope, budget) = (self.rope.clone(), self.budget.clone());
-            let block = Block { config: c.clone(), rope, budget, layer, batch, tokens: t, reroute };
+            let (loss_share, cache) = match of {
+                Of::Choice => (None, None),
+                Of::Loss(share) => (Some(share), None),
+                Of::Cache(cache) => (None, Some(cache)),
+            };
+            let block = Block { config: c.clone(), rope, budget, layer, batch, tokens: t, reroute, loss_share };
             let (y, trace) = if recompute {
                 block.recomputed(tape, params, &x)?
             } else {
@@ -242,7 +247,8 @@ impl Model {
         divisor: f64,
         reroute: Option<&Reroute>,
     ) -> Result<(Var, Vec<Option<RouterTrace>>)> {
-        let f = self.forward_as(tape, leaves, ids, reroute)?;
+        let share = (targets.len() - targets.ignored()) as f64 / divisor;
+        let f = self.forward_after(tape, leaves, ids, reroute, Of::Loss(share))?;
         tape.scope(|| "lm_head".into());
         let loss = linear_cross_entropy(tape, &f.hidden, self.head(leaves), targets, divisor)?;
         Ok((loss, f.routers))
@@ -325,10 +331,21 @@ impl Model {
     fn logits_of_last(&self, ids: &Ids, cache: Option<&Cache>) -> Result<Tensor> {
         let tape = Tape::inference();
         let leaves = self.leaves(&tape);
-        let f = self.forward_after(&tape, &leaves, ids, None, cache)?;
+        let f = self.forward_after(&tape, &leaves, ids, None, cache.map_or(Of::Choice, Of::Cache))?;
         let last = index_select(&tape, &f.hidden, 1, &Ids::places(ids.device(), &[ids.len().saturating_sub(1)])?)?;
         linear(&tape, &last, self.head(&leaves))?.value.reshape(&[self.vocab()])
     }
+}
+
+/// What a pass is of.
+#[derive(Clone, Copy)]
+enum Of<'a> {
+    /// Hidden states, and what the routers choose.
+    Choice,
+    /// A loss, of which the pass has this share of the tokens.
+    Loss(f64),
+    /// Tokens that follow those of the cache.
+    Cache(&'a Cache),
 }
 
 /// One decoder block, with what it needs to run again during backward.
@@ -340,6 +357,7 @@ struct Block {
     batch: usize,
     tokens: usize,
     reroute: Option<Reroute>,
+    loss_share: Option<f64>,
 }
 
 impl Block {
@@ -364,7 +382,8 @@ impl Block {
         let v = inputs.heads(tape, wv, c.kv_heads)?;
         let own = c.attention.project(tape, &inputs)?;
         let (budget, reroute) = (self.budget.as_deref(), self.reroute.as_ref());
-        let inputs = Inputs { q: &q, k: &k, v: &v, own: &own, layer, budget, reroute, cache };
+        let loss_share = self.loss_share;
+        let inputs = Inputs { q: &q, k: &k, v: &v, own: &own, layer, budget, reroute, loss_share, cache };
         let (o, trace) = attend(tape, &c.attention, &inputs)?;
         let o = reshape(tape, &o, &[self.batch, self.tokens, c.heads * c.head_dim])?;
         let x = linear_add(tape, &o, wo, x)?;

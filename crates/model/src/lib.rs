@@ -16,7 +16,8 @@ mod params;
 mod trace;
 
 pub use attention::{
-    Attention, Dash, Dense, InfLlmV2, Landmark, Mass, Nsa, RandomChunks, TokenEntmax, TopK, TopKBias, VARIANTS, kinds,
+    Attention, Dash, Dense, InfLlmV2, KlIndexer, Landmark, Mass, Nsa, RandomChunks, TokenEntmax, TopK, TopKBias,
+    VARIANTS, kinds,
 };
 pub use budget::{Budget, Profile};
 pub use cache::{Cache, LayerCache};

@@ -9,6 +9,7 @@ pub struct RouterTrace {
     bias: Option<Tensor>,
     soft: Option<(Tensor, Option<Tensor>)>,
     score_gradient: ScalarCell,
+    indexer_loss: Option<Tensor>,
 }
 
 /// Figures of one layer. A *row* is a (batch, kv head, query) triple; rows in the first chunk have nothing to route and
@@ -31,6 +32,8 @@ pub struct RouterStats {
     pub bias_max: f64,
     /// Norm of the gradient that reaches the routing scores; 0 before backward and where the choice has none.
     pub score_gradient: f64,
+    /// The loss of an indexer that has one of its own, in nats; `None` elsewhere and in passes without a loss.
+    pub indexer_loss: Option<f64>,
     /// Number of rows.
     pub rows: u64,
 }
@@ -38,7 +41,12 @@ pub struct RouterStats {
 impl RouterTrace {
     /// A hard choice.
     pub fn hard(routes: Routes) -> Self {
-        RouterTrace { routes, bias: None, soft: None, score_gradient: ScalarCell::default() }
+        RouterTrace { routes, bias: None, soft: None, score_gradient: ScalarCell::default(), indexer_loss: None }
+    }
+
+    /// The same with the scalar that an indexer is trained by.
+    pub(crate) fn with_indexer_loss(self, loss: Tensor) -> Self {
+        RouterTrace { indexer_loss: Some(loss), ..self }
     }
 
     /// A choice with a bias.
@@ -48,6 +56,7 @@ impl RouterTrace {
             bias: Some(routing.bias.value),
             soft: Some((routing.weights, routing.heads)),
             score_gradient: routing.score_gradient,
+            indexer_loss: None,
         }
     }
 
@@ -83,6 +92,7 @@ impl RouterTrace {
             bias_mean: found.bias_sum,
             bias_max: found.bias_max,
             score_gradient: self.score_gradient.read()?,
+            indexer_loss: self.indexer_loss.as_ref().map(Tensor::item).transpose()?,
             rows: 0,
         };
         let mut routed = 0u64;

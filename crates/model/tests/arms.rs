@@ -5,7 +5,9 @@ use std::sync::Arc;
 use dash_core::ops::attention::RouterGradient;
 use dash_core::{DType, Tape, testing};
 use dash_model::attention::GradientTo;
-use dash_model::{Attention, Budget, Dash, Model, ModelConfig, Profile, RandomChunks, TopK, TopKBias, kinds};
+use dash_model::{
+    Attention, Budget, Dash, KlIndexer, Model, ModelConfig, Profile, RandomChunks, TopK, TopKBias, kinds,
+};
 
 const VOCAB: usize = 50;
 const T: usize = 37;
@@ -215,4 +217,54 @@ fn arms_that_mean_nothing_are_refused() {
     ] {
         assert!(kinds().contains(&name), "{name}");
     }
+}
+
+/// The indexer's loss reaches its own two projections, nothing else reaches them, and everything else has the bits of a model whose indexer
+/// does not learn.
+#[test]
+fn an_indexer_gets_its_own_loss_and_nobody_else_does() {
+    let with = |weight| {
+        let m = model(KlIndexer { chunk_size: 8, top: 3, weight, all_chunks: false }, 2, DType::F64);
+        let (x, y) = (m.ids(&ids(1), 2).unwrap(), m.ids(&ids(2), 2).unwrap());
+        let t = Tape::new();
+        let leaves = m.leaves(&t);
+        let (loss, traces) = m.loss(&t, &leaves, (&x, &y), 2.0 * T as f64).unwrap();
+        let kl: Vec<f64> = traces.iter().map(|r| r.as_ref().unwrap().stats().unwrap().indexer_loss.unwrap()).collect();
+        let g = t.backward(&loss).unwrap();
+        let named = m
+            .params()
+            .iter()
+            .zip(&leaves)
+            .map(|(p, l)| (p.name.contains("index_"), g.get(l).unwrap().to_f64().unwrap()));
+        (loss.value.item().unwrap(), kl, named.collect::<Vec<_>>())
+    };
+    let (once, twice) = (with(0.25), with(0.5));
+    assert_eq!((once.0, &once.1), (twice.0, &twice.1));
+    assert!(once.1.iter().all(|&kl| kl > 1e-3), "{:?}", once.1);
+    assert_eq!(once.2.iter().filter(|(own, _)| *own).count(), 4);
+    for ((own, a), (_, b)) in once.2.iter().zip(&twice.2) {
+        match own {
+            false => assert_eq!(a, b),
+            true => {
+                assert!(a.iter().any(|x| *x != 0.0) && far(&a.iter().map(|x| 2.0 * x).collect::<Vec<_>>(), b) < 1e-15)
+            }
+        }
+    }
+    // a pass without a loss has none, and the gradients do not depend on how an update is cut
+    let m = model(KlIndexer { chunk_size: 8, top: 3, ..KlIndexer::default() }, 2, DType::F64);
+    let x = m.ids(&ids(1), 2).unwrap();
+    let none = m.nll((&x, &x), None).unwrap().1[0].as_ref().unwrap().stats().unwrap();
+    assert_eq!(none.indexer_loss, None);
+    let gradients = |part: &[u32], batch: usize| -> Vec<f64> {
+        let x = m.ids(part, batch).unwrap();
+        let t = Tape::new();
+        let leaves = m.leaves(&t);
+        let (loss, _) = m.loss(&t, &leaves, (&x, &x), 2.0 * T as f64).unwrap();
+        let g = t.backward(&loss).unwrap();
+        leaves.iter().flat_map(|l| g.get(l).unwrap().to_f64().unwrap()).collect()
+    };
+    let (all, whole) = (ids(1), gradients(&ids(1), 2));
+    let (one, two) = (gradients(&all[..T], 1), gradients(&all[T..], 1));
+    let sum: Vec<f64> = one.iter().zip(&two).map(|(a, b)| a + b).collect();
+    assert!(far(&sum, &whole) < 1e-12);
 }

@@ -210,14 +210,13 @@ def topk_bias(q, k, v, query, a, f, kept):
     return read(q, k, v, tokens_of(chosen, f, s, h), per_head(bias[..., chunk_of(f, s)], h))
 
 
-def mass(q, k, v, a, f):
+def most(q, k, a, f):
     """The chunks with the most of softmax over the tokens before the own chunk."""
-    h, g, s = q.shape[1], k.shape[1], a["chunk_size"]
+    g, s = k.shape[1], a["chunk_size"]
     chunk, own = chunks(f, s)
     p = group_sum(entmax(scaled(q, k).masked_fill(chunk_of(f, s) >= own, float("-inf")), 1.0), g)
     p = nn.functional.pad(p, (0, len(chunk) * s - p.shape[-1])).unflatten(-1, (len(chunk), s)).sum(-1)
-    chosen = best(p, (chunk == own).expand_as(p), (chunk <= own).expand_as(p), a["top"])
-    return read(q, k, v, tokens_of(chosen, f, s, h))
+    return best(p, (chunk == own).expand_as(p), (chunk <= own).expand_as(p), a["top"])
 
 
 def landmark(q, k, v, query, a, f, kept):
@@ -301,6 +300,8 @@ class Attention(nn.Module):
             self.indexer_q = nn.Parameter(torch.zeros(g * d))
         if self.a.get("diagonal"):
             self.diagonal = nn.Parameter(torch.zeros(g))
+        if kind == "kl-indexer":
+            self.index_q_proj, self.index_k_proj = linear(g), linear(g)
         if kind == "nsa":
             self.k_proj_compressed, self.v_proj_compressed = linear(g), linear(g)
             self.k_proj_window, self.v_proj_window = linear(g), linear(g)
@@ -354,7 +355,11 @@ class Attention(nn.Module):
         elif kind == "topk-bias":
             o = topk_bias(q, k, v, self.indexer_q, a, f, kept)
         elif kind == "mass":
-            o = mass(q, k, v, a, f)
+            o = read(q, k, v, tokens_of(most(q, k, a, f), f, a["chunk_size"], q.shape[1]))
+        elif kind == "kl-indexer":
+            index_q, index_k = (rotate(self.heads(x, p)) for p in (self.index_q_proj, self.index_k_proj))
+            chosen = most(index_q, f.keep(kept, "index_k", index_k), a, f)
+            o = read(q, k, v, tokens_of(chosen, f, a["chunk_size"], q.shape[1]))
         elif kind == "landmark":
             o = landmark(q, k, v, self.indexer_q, a, f, kept)
         elif kind == "random":

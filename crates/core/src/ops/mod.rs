@@ -4,6 +4,7 @@
 //! Primitives, from which a new attention variant can be composed before anyone writes a kernel, come first; then the
 //! ops in the order the model uses them; then the ops of the update.
 
+mod attach;
 pub mod cuda;
 mod elementwise;
 mod layout;
@@ -24,6 +25,7 @@ mod adamw;
 mod grad_norm;
 
 pub use adamw::{AdamW, adamw};
+pub use attach::attach;
 pub use cross_entropy::{linear_cross_entropy, token_nll};
 pub use elementwise::{add, exp, ln, mask_fill, mul, scale, sigmoid, sub};
 pub use embedding::embedding;

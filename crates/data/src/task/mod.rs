@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | `mqar` | key value pairs, then the keys again at power-law gaps in noise (Arora et al. 2023, arXiv 2312.04927) | the value at each repeated key |
 //! | `recall` | records `key v1 .. vm` scattered in noise, then `queries` of the keys | all m tokens |
-//! | `needle` | one record in noise, then its key | all m tokens |
+//! | `needle` | one record in noise, then its key; with `distractors` the key has two tokens, and so many records more have one of them | all m tokens |
 //! | `phone-book` | records `name name v1 .. vm` without gaps, as many as fit, then `queries` of the names | all m tokens |
 //! | `selective-copy` | `pairs` tokens scattered in noise, then a mark | the tokens in order (Gu and Dao 2023, arXiv 2312.00752) |
 //! | `sort` | `pairs` different tokens scattered in noise, then a mark | the tokens in ascending order |
@@ -76,6 +76,9 @@ pub struct Task {
     /// Questions of `recall` and `phone-book`; 0: one for each record of `recall`, four for `phone-book`.
     #[serde(default)]
     pub queries: usize,
+    /// Records of `needle` beside the one that is asked: their names have one of its name's two tokens, in turn the first and the second. 0: its name has one token.
+    #[serde(default)]
+    pub distractors: usize,
     /// Tokens of a value.
     #[serde(default = "one")]
     pub value_tokens: usize,
@@ -190,13 +193,14 @@ type Wrong = (&'static str, String);
 impl Task {
     /// Records of a sequence, for the tasks that have some.
     fn records(&self, seq_len: usize) -> Records {
-        let name = if self.kind == TaskKind::PhoneBook { 2 } else { 1 };
+        let name = if self.kind == TaskKind::PhoneBook || self.distractors > 0 { 2 } else { 1 };
         let mut records = Records { name, value: self.value_tokens, count: 1, asked: 1 };
         match self.kind {
             TaskKind::Recall => {
                 records.count = self.pairs;
                 records.asked = if self.queries == 0 { self.pairs } else { self.queries };
             }
+            TaskKind::Needle => records.count = self.distractors.saturating_add(1),
             TaskKind::PhoneBook => {
                 records.asked = if self.queries == 0 { 4 } else { self.queries };
                 records.count = (seq_len / records.len()).saturating_sub(records.asked);
@@ -222,6 +226,7 @@ impl Task {
         let unread = [
             ("pairs", self.pairs != eight() && matches!(self.kind, TaskKind::Needle | TaskKind::PhoneBook)),
             ("queries", self.queries != 0 && !matches!(self.kind, TaskKind::Recall | TaskKind::PhoneBook)),
+            ("distractors", self.distractors != 0 && self.kind != TaskKind::Needle),
             ("value_tokens", self.value_tokens != one() && !records),
             ("power", self.power != power() && self.kind != TaskKind::Mqar),
         ];
@@ -266,6 +271,9 @@ impl Task {
         let (key, need, names) = match self.kind {
             TaskKind::Mqar => ("pairs", self.pairs.saturating_mul(4), self.pairs),
             TaskKind::Recall => ("pairs", r.count.saturating_add(r.asked).saturating_mul(r.len()), r.count),
+            TaskKind::Needle if self.distractors > 0 => {
+                ("distractors", r.count.saturating_add(1).saturating_mul(r.len()), r.count / 2 + 1)
+            }
             TaskKind::Needle => ("value_tokens", r.len().saturating_mul(2), r.count),
             TaskKind::PhoneBook => ("queries", r.asked.saturating_mul(2).saturating_mul(r.len()), r.count),
             TaskKind::SelectiveCopy | TaskKind::Sort => {

@@ -8,6 +8,7 @@ pub(super) fn task(kind: TaskKind) -> Task {
         kind,
         pairs: if matches!(kind, TaskKind::Needle | TaskKind::PhoneBook) { eight() } else { 6 },
         queries: if matches!(kind, TaskKind::Recall | TaskKind::PhoneBook) { 3 } else { 0 },
+        distractors: 0,
         value_tokens: if records { 3 } else { one() },
         power: power(),
         share: 1.0,
@@ -61,6 +62,43 @@ fn the_name_determines_the_answer() {
             }
         }
     }
+}
+
+/// Of `count` records as (first, second, value): the needle's name stands once, and every other record shares one token of it.
+#[test]
+fn distractors_share_one_token_of_the_needles_name() {
+    for distractors in [1, 2, 3, 8] {
+        let task = Task { distractors, value_tokens: 1, ..task(TaskKind::Needle) };
+        task.check(48, 31).unwrap();
+        let is_key = |id: u32| (1..=10).contains(&id);
+        let mut places = std::collections::BTreeSet::new();
+        for number in 0..100 {
+            let e = task.example(48, 31, 5, number);
+            let [q] = e.questions[..] else { panic!("one question") };
+            assert_eq!((q.at, e.targets[q.at], e.inputs[47]), (46, e.inputs[47], e.inputs[q.evidence]));
+            let names: Vec<(u32, u32)> = (0..45)
+                .filter(|&i| is_key(e.inputs[i]) && is_key(e.inputs[i + 1]))
+                .map(|i| (e.inputs[i], e.inputs[i + 1]))
+                .collect();
+            let needle = (e.inputs[45], e.inputs[46]);
+            let count = |f: &dyn Fn(&(u32, u32)) -> bool| names.iter().filter(|n| f(n)).count();
+            assert_eq!((names.len(), count(&|&n| n == needle)), (distractors + 1, 1));
+            assert_eq!(count(&|n| n.0 == needle.0 && n.1 != needle.1), distractors.div_ceil(2));
+            assert_eq!(count(&|n| n.0 != needle.0 && n.1 == needle.1), distractors / 2);
+            places.insert(names.iter().position(|&n| n == needle).unwrap());
+        }
+        assert_eq!(places.len(), distractors + 1, "the needle is anywhere among them");
+    }
+    let refused = |t: Task, len, vocab| t.check(len, vocab).unwrap_err();
+    let needle = |distractors| Task { distractors, value_tokens: 1, ..task(TaskKind::Needle) };
+    assert_eq!(
+        refused(needle(9), 30, 64),
+        ("distractors", "a sequence needs 33 tokens, but a length of 30 is asked for".into())
+    );
+    assert!(refused(needle(8), 90, 13).1.contains("5 different names from 4 keys"));
+    assert!(refused(needle(usize::MAX), 90, 64).1.contains("a length of 90"));
+    let sort = Task { distractors: 1, ..task(TaskKind::Sort) };
+    assert_eq!(refused(sort, 90, 64), ("distractors", "means nothing to kind \"sort\"; remove it".into()));
 }
 
 #[test]

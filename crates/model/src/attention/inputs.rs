@@ -15,6 +15,7 @@ use crate::cache::LayerCache;
 use crate::config::ModelConfig;
 
 /// What a variant makes its own projections from.
+#[derive(Clone, Copy)]
 pub struct Layer<'a> {
     /// The normalised input `[b, t, c]`.
     pub x: &'a Var,
@@ -84,6 +85,9 @@ pub struct Inputs<'a> {
     pub budget: Option<&'a Budget>,
     /// Who chooses the chunks in the place of the variant's own router.
     pub reroute: Option<&'a Reroute>,
+    /// What the tokens of this pass are of the tokens of an update, where the pass is of a loss: the weight of a loss that a variant has of its
+    /// own, see [`dash_core::ops::attach`].
+    pub loss_share: Option<f64>,
     /// What is kept of tokens before these, and will be of these: generation has it.
     pub cache: Option<&'a RefCell<LayerCache>>,
 }

@@ -74,6 +74,7 @@ registry! {
     random: RandomChunks,
     mass: Mass,
     landmark: Landmark,
+    kl_indexer: KlIndexer,
 }
 
 impl Default for Attention {

@@ -90,6 +90,7 @@ pub fn merged(all: &[&RouterStats]) -> Option<RouterStats> {
         bias_mean: sum(&|s| s.bias_mean * routed(s)) / sum(&routed).max(1.0),
         bias_max: all.iter().fold(0.0, |m, s| f64::max(m, s.bias_max)),
         score_gradient: sum(&|s| s.score_gradient * s.score_gradient).sqrt(),
+        indexer_loss: first.indexer_loss.map(|_| mean(&|s| s.indexer_loss.unwrap_or(0.0))),
         rows: all.iter().map(|s| s.rows).sum(),
     })
 }
@@ -258,6 +259,7 @@ mod tests {
             bias_mean: density,
             bias_max: density,
             score_gradient,
+            indexer_loss: Some(density),
             rows,
         };
         let (a, b) = (stats(0.5, 10, 3.0), stats(1.0, 30, 4.0));
@@ -266,6 +268,7 @@ mod tests {
         let m = merged(&[&a, &b]).unwrap();
         // (0.5 * 10 + 1.0 * 30) / 40
         assert_eq!((m.density, m.active_chunks, m.empty), (0.875, 1.875, 0.875));
+        assert_eq!(m.indexer_loss, Some(0.875));
         // of all queries, of which every micro-batch has as many: (5 + 10) / 2
         assert_eq!(m.tokens, 7.5);
         // by routed chunks: (0.5 * 5 + 1.0 * 30) / 35

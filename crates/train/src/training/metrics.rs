@@ -184,12 +184,16 @@ fn train_line(config: &Config, (step, tokens): (u64, u64), pace: &Pace, s: &Step
         line["bias_mean"] = number(mean(|l| l.router.bias_mean));
         line["bias_max"] = number(s.routers.iter().fold(0.0, |m, l| f64::max(m, l.router.bias_max)));
         let layers = s.routers.iter().map(|l| {
-            json!({
+            let mut line = json!({
                 "layer": l.layer, "density": number(l.router.density), "active_chunks": number(l.router.active_chunks),
                 "empty": number(l.router.empty), "bias_mean": number(l.router.bias_mean),
                 "bias_max": number(l.router.bias_max), "score_grad_norm": number(l.router.score_gradient),
                 "indexer_q_grad_norm": number(l.indexer_gradient), "chunks_histogram": l.router.histogram,
-            })
+            });
+            if let Some(loss) = l.router.indexer_loss {
+                line["indexer_kl"] = number(loss);
+            }
+            line
         });
         line["layers"] = layers.collect();
     }
@@ -227,7 +231,8 @@ fn train_events(events: &mut EventFile, config: &Config, line: &Value, (step, pa
             ("score_grad_norm", r.score_gradient),
             ("indexer_q_grad_norm", l.indexer_gradient),
         ];
-        for (tag, value) in figures {
+        let indexer = r.indexer_loss.map(|loss| ("indexer_kl", loss));
+        for (tag, value) in figures.into_iter().chain(indexer) {
             events.scalar(&format!("router_layers/{:02}/{tag}", l.layer), value, step);
         }
         events.counts(&format!("router_layers/{:02}/chunks", l.layer), &r.histogram, step);

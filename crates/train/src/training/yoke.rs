@@ -112,7 +112,10 @@ fn check_run(key: &str, run: &Path) -> Result<Config> {
 fn taken_budget(config: &Config, run: &Path) -> Result<Budget> {
     let key = "router.budget_from";
     check_run(key, run)?;
-    let Some(budget) = budget::read(run)? else {
+    let read = budget::read(run).map_err(|e| {
+        Failure::request(format!("{key}: {e:#}; remove that file and end the run again with --resume, or name another run"))
+    })?;
+    let Some(budget) = read else {
         return Err(Failure::request(format!(
             "{key}: {} has no {}, which a run that routes writes at its end; end it with --resume",
             run.display(),

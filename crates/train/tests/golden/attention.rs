@@ -38,6 +38,9 @@ fn is_activation(g: &Golden, name: &str) -> bool {
     g.shape(name).len() == 4
 }
 
+/// The weight of losses that a layer has of its own: that of the oracle.
+const SHARE: f64 = 1.0;
+
 /// Output and gradients, in the oracle's layout.
 fn run(g: &Golden, dtype: DType, f: impl Fn(&Tape, &Inputs) -> Result<Var>) -> Vec<(String, Tensor)> {
     run_on(g, &|name| g.tensor(name, dtype), f)
@@ -64,7 +67,9 @@ fn run_on(
     };
     let leaves: Vec<Var> = names.iter().map(leaf).collect();
     let [q, k, v, own @ ..] = &leaves[..] else { panic!("{}: q, k and v come first", g.name) };
-    let out = f(&t, &Inputs { q, k, v, own, layer: 0, budget: None, reroute: None, cache: None }).unwrap();
+    let out =
+        f(&t, &Inputs { q, k, v, own, layer: 0, budget: None, reroute: None, loss_share: Some(SHARE), cache: None })
+            .unwrap();
     let mut results = vec![("out".to_string(), swap(&out.value))];
     let grads = t.backward_from(&out, swap(&input("grad_out"))).unwrap();
     for (name, leaf) in names.iter().zip(&leaves) {
@@ -133,7 +138,8 @@ fn rounding(g: &Golden, a: &Attention) -> HashMap<String, f64> {
 /// output for one of its own, the partial sums reach sqrt(terms), each addition is off by half an ulp of that, and four of
 /// these cover the sums that make the terms. All gradients but v's go through ds = p (dp - delta), whose sums dp = <dout, v>
 /// and delta = <dout, out> reach |dout| |v|, cancel, and are rounded apart from each other: their ulps are larger by that
-/// factor. The summaries' query is reached through the bias alone, which divides by sigma.
+/// factor. The summaries' query is reached through the bias alone, which divides by sigma; an indexer through its own loss alone, a mean over
+/// rows of (p - P) times a query or key, where p carries the rounding of scores as large as the product of the two.
 fn allowed(g: &Golden, a: &Attention) -> HashMap<String, f64> {
     let longest = |name: &str| {
         let d = *g.shape(name).last().expect("has axes");
@@ -145,6 +151,10 @@ fn allowed(g: &Golden, a: &Attention) -> HashMap<String, f64> {
         let terms = g.numbers("out").len() as f64 / g.numbers(&name).len() as f64;
         let through_scores = name != "out" && !name.starts_with("grad.v");
         let mut size = largest(g, &name).max(1.0) * if through_scores { cancelling.max(1.0) } else { 1.0 };
+        if name.starts_with("grad.index") {
+            let rows: usize = g.shape("index_q")[..3].iter().product();
+            size = longest("index_q") * longest("index_k") / rows as f64;
+        }
         if g.text("variant") == "dash" && name == "grad.summary_query" {
             size /= g.number("sigma");
         }

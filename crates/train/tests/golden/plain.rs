@@ -4,7 +4,7 @@
 use dash_core::ops::attention::{Center, HostRoutes, RouterGradient};
 use dash_core::{Ids, Result, Tape, Tensor, Var, ops};
 use dash_model::attention::{self, GradientTo, Inputs};
-use dash_model::{Attention, Dash, Landmark, Nsa, TopKBias};
+use dash_model::{Attention, Dash, KlIndexer, Landmark, Nsa, TopKBias};
 
 /// The plain twin of a variant. A hard choice is data: the plain formula attends what the engine chose.
 pub fn attend(t: &Tape, a: &Attention, x: &Inputs) -> Result<Var> {
@@ -18,6 +18,7 @@ pub fn attend(t: &Tape, a: &Attention, x: &Inputs) -> Result<Var> {
         Attention::TopK(_) | Attention::InfLlmV2(_) | Attention::Mass(_) | Attention::RandomChunks(_) => {
             listed(t, x.q, x.k, x.v, &chosen()?.routes().to_host()?)
         }
+        Attention::KlIndexer(c) => kl_indexer(t, x, &chosen()?.routes().to_host()?, c),
         Attention::Nsa(c) => nsa(t, x, &chosen()?.routes().to_host()?, c),
         Attention::Custom(c) => panic!("{c:?} is not in the registry, so no golden file names it"),
     }
@@ -243,6 +244,43 @@ fn landmark(t: &Tape, x: &Inputs, list: &HostRoutes, c: &Landmark) -> Result<Var
     let own: Vec<bool> = (0..e.t * e.t).map(|i| i % e.t / s >= i / e.t / s).collect();
     let bias = fill(t, &select(t, &bias, 3, &chunk_of)?, &own, 0.0)?;
     masked(t, x.q, x.k, x.v, &tokens_of(e, list), Some(&bias))
+}
+
+/// What softmax of `q k^T / sqrt d` over the allowed tokens puts on each chunk, `[b, h, t, n]`; q has as many heads as k.
+fn mass_by_chunk(t: &Tape, q: &Var, k: &Var, allowed: &[bool], s: usize) -> Result<Var> {
+    let e = dims(q, k);
+    let (q, k) = (heads_first(t, q)?, ops::transpose(t, k, &[0, 2, 3, 1])?);
+    let z = ops::scale(t, &ops::matmul(t, &q, &k)?, 1.0 / (e.d as f64).sqrt())?;
+    let off: Vec<bool> = allowed.iter().map(|a| !a).collect();
+    let p = ops::softmax(t, &fill(t, &z, &off, f64::NEG_INFINITY)?)?;
+    let n = e.t.div_ceil(s);
+    let of_chunk = (0..e.t * n).map(|i| f64::from(i / n / s == i % n)).collect();
+    let sums = Tensor::from_vec(q.value.device(), &[e.t, n], of_chunk)?.to_dtype(q.value.dtype())?;
+    ops::matmul(t, &ops::reshape(t, &p, &[e.b * e.h * e.t, e.t])?, &t.leaf(sums))
+        .and_then(|p| ops::reshape(t, &p, &[e.b, e.h, e.t, n]))
+}
+
+/// The listed chunks, and the divergence from what attention puts on each to what the indexer puts on it.
+fn kl_indexer(t: &Tape, x: &Inputs, list: &HostRoutes, c: &KlIndexer) -> Result<Var> {
+    let (e, s) = (dims(x.q, x.k), c.chunk_size);
+    let out = listed(t, x.q, x.k, x.v, list)?;
+    let compared = |h: usize| match c.all_chunks {
+        true => (0..e.b * h * e.t * e.t).map(|i| i % e.t <= i / e.t % e.t).collect(),
+        false => tokens_of(Dims { h, ..e }, list),
+    };
+    let constants = Tape::inference();
+    let of = |x: &Var| constants.leaf(x.value.clone());
+    let k = select(&constants, &of(x.k), 2, &e.head_of())?;
+    let teacher = mass_by_chunk(&constants, &of(x.q), &k, &compared(e.h), s)?.value;
+    let n = e.t.div_ceil(s);
+    let teacher = constants.leaf(teacher.reshape(&[e.b, e.g, e.h / e.g, e.t, n])?);
+    let teacher = ops::scale(&constants, &ops::sum_axis(&constants, &teacher, 2)?, (e.g as f64) / (e.h as f64))?;
+    let none: Vec<bool> = teacher.value.to_f64()?.iter().map(|&p| p == 0.0).collect();
+    let student = mass_by_chunk(t, &x.own[0], &x.own[1], &compared(e.g), s)?;
+    let cross = ops::mul(t, &ops::ln(t, &fill(t, &student, &none, 1.0)?)?, &t.leaf(teacher.value))?;
+    let cross = ops::scale(t, &ops::sum_all(t, &cross)?, -1.0 / (e.b * e.g * e.t) as f64)?;
+    // without the entropy of what attention does, which is a constant
+    ops::attach(t, &out, &cross, c.weight * x.loss_share.expect("a share"))
 }
 
 /// Adds `diagonal [g]` to the bias `[b, g, t, t]` of the own chunk's tokens.

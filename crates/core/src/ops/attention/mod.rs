@@ -23,8 +23,8 @@ pub use dense::dense_attention;
 pub use routes::{HostRoutes, RouteFigures, Routes};
 pub use routing::{
     Center, Entmax, PAIRS, Pooling, Random, RouterGradient, Routing, SCORES, Top, WindowChoice, entmax_routing,
-    entmax_routing_after, landmark_bias, mass_routing, random_routing, softmax_bias, topk_routing, topk_routing_after,
-    window_routing, window_routing_after,
+    entmax_routing_after, indexer_kl, landmark_bias, mass_routing, random_routing, softmax_bias, topk_routing,
+    topk_routing_after, window_routing, window_routing_after,
 };
 pub use span::{Span, span_attention};
 pub use summary::chunk_summary;

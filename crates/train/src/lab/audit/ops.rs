@@ -1,7 +1,7 @@
 //! Every op of the tape against central differences. Extents are odd, so that no kernel meets only whole tiles.
 
 use dash_core::ops::attention::{
-    Routes, Span, block_attention, chunk_summary, dense_attention, span_attention, topk_routing,
+    Routes, Span, block_attention, chunk_summary, dense_attention, indexer_kl, span_attention, topk_routing,
 };
 use dash_core::testing::{GRADIENT_ERROR, grad_errors, normal};
 use dash_core::{DType, Device, Ids, Result as CoreResult, Tape, Tensor, Var, ops};
@@ -26,6 +26,8 @@ struct Constants {
     list: Routes,
     /// A number an entry of the list.
     bias: Tensor,
+    /// Queries and keys of attention that an indexer learns from.
+    attention: [Tensor; 2],
 }
 
 impl Constants {
@@ -40,6 +42,7 @@ impl Constants {
             rope: ops::RopeTable::new(device, DType::F64, 7, 6, 1e4)?,
             bias: list.entries_from_host(&x(&[list.to_host()?.len()]).to_f64()?, DType::F64)?,
             list,
+            attention: [x(&[1, 61, 2, 3]), x(&[1, 61, 1, 3])],
         })
     }
 }
@@ -126,6 +129,12 @@ fn attention<'a>(x: Draw, c: &'a Constants) -> Vec<Case<'a>> {
             Box::new(|t, v| block_attention(t, &v[0], &v[1], &v[2], &c.list, Some(&v[3]))),
         ),
     ];
+    let [q, k] = &c.attention;
+    cases.push((
+        "indexer_kl",
+        vec![x(&[1, 61, 1, 5]), x(&[1, 61, 1, 5])],
+        Box::new(|t, v| indexer_kl(t, [&v[0], &v[1]], [q, k], &c.list)),
+    ));
     for (name, span, alpha) in [
         ("span_attention, entmax", Span::Causal, 1.5),
         ("span_attention, sliding window", Span::Sliding(5), 1.0),

@@ -57,7 +57,11 @@ fn time_one(bench: &mut Bench, qkv: &Qkv, config: &ModelConfig) -> Result<()> {
     let run = |tape: &Tape, vars: &[Var]| {
         let [q, k, v, x, params @ ..] = vars else { unreachable!("four inputs come before the parameters") };
         let own = attention.project(tape, &Layer { x, params, config, rope: &rope, first: 0 })?;
-        attend(tape, attention, &Inputs { q, k, v, own: &own, layer: 0, budget: None, reroute: None, cache: None })
+        attend(
+            tape,
+            attention,
+            &Inputs { q, k, v, own: &own, layer: 0, budget: None, reroute: None, loss_share: None, cache: None },
+        )
     };
     let tape = Tape::inference();
     let vars: Vec<Var> = inputs.iter().map(|x| tape.leaf(x.clone())).collect();

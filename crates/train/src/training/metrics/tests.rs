@@ -30,6 +30,7 @@ fn layer(layer: usize, density: f64, active_chunks: f64, bias: (f64, f64)) -> La
         bias_mean: bias.0,
         bias_max: bias.1,
         score_gradient: 0.5,
+        indexer_loss: None,
         rows: 4,
     };
     LayerStats { layer, router, indexer_gradient: 0.125 }

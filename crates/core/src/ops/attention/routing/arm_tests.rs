@@ -282,3 +282,56 @@ fn mass_routing_finds_what_a_mean_hides() {
     assert_eq!(list.chunks_of(0, 0, 1), [1, 3]);
     assert!(mass_routing(0, &later, &k, 2, Top::All(2)).is_err());
 }
+
+/// An indexer of width 5, attention of width 3, two heads a kv head; the choice and attention are data.
+#[test]
+fn grad_of_the_indexers_loss_to_its_queries_and_keys() {
+    let d = device();
+    let [q, k] = [normal(&d, &[2, 22, 4, 3], 1), normal(&d, &[2, 22, 2, 3], 2)];
+    let inputs = [normal(&d, &[2, 22, 2, 5], 3), normal(&d, &[2, 22, 2, 5], 4)];
+    for (chunk, top) in [(4, 3), (4, 9), (7, 2), (30, 1)] {
+        let routes = mass_routing(0, &inputs[0], &inputs[1], chunk, Top::All(top)).unwrap();
+        check_grad(&inputs, |t, v| indexer_kl(t, [&v[0], &v[1]], [&q, &k], &routes));
+        // nobody else has a gradient of it
+        let t = Tape::new();
+        let leaves = [&q, &k, &inputs[0], &inputs[1]].map(|x| t.leaf(x.clone()));
+        let loss = indexer_kl(&t, [&leaves[2], &leaves[3]], [&leaves[0].value, &leaves[1].value], &routes).unwrap();
+        let grads = t.backward(&loss).unwrap();
+        assert_eq!(leaves.each_ref().map(|x| grads.get(x).is_some()), [false, false, true, true]);
+    }
+}
+
+#[test]
+fn an_indexer_that_is_attention_itself_has_nothing_to_learn() {
+    let d = device();
+    let [q, k] = [normal(&d, &[1, 30, 2, 6], 1), normal(&d, &[1, 30, 2, 6], 2)];
+    let routes = mass_routing(0, &q, &k, 4, Top::All(3)).unwrap();
+    let t = Tape::new();
+    let [iq, ik] = [&q, &k].map(|x| t.leaf(x.clone()));
+    let loss = indexer_kl(&t, [&iq, &ik], [&q, &k], &routes).unwrap();
+    assert!(loss.value.item().unwrap().abs() < 1e-15);
+    let grads = t.backward(&loss).unwrap();
+    assert!([&iq, &ik].iter().all(|x| grads.get(x).unwrap().to_f64().unwrap().iter().all(|g| g.abs() < 1e-16)));
+}
+
+/// Two tokens a chunk, width 1, the indexer all zero: the query of token 2 sees chunk 0 and itself, which the indexer takes for 2/3 and 1/3. Attention has
+/// e^s of 1, 3 and 4: 1/2 and 1/2. The other queries: nothing but their own chunk at tokens 0 and 1, and token 3 with 1, 3 against 4, 4.
+#[test]
+fn the_loss_is_that_of_the_equation() {
+    let d = device();
+    let x = |x: &[f64]| Tensor::from_vec(&d, &[1, 4, 1, 1], x.to_vec()).unwrap();
+    let (q, k) = (x(&[1.0; 4]), x(&[0.0, 3f64.ln(), 4f64.ln(), 4f64.ln()]));
+    let t = Tape::new();
+    let zeros = t.leaf(x(&[0.0; 4]));
+    let routes = mass_routing(0, &q, &k, 2, Top::All(2)).unwrap();
+    let loss = indexer_kl(&t, [&zeros, &zeros], [&q, &k], &routes).unwrap().value.item().unwrap();
+    let third = 0.5 * (0.75f64.ln() + 1.5f64.ln());
+    let fourth = (1.0 / 3.0) * (2.0f64 / 3.0).ln() + (2.0 / 3.0) * (4.0f64 / 3.0).ln();
+    assert!((loss - (third + fourth) / 4.0).abs() < 1e-15, "{loss}");
+    let told = |iq: &Tensor| {
+        let t = Tape::new();
+        indexer_kl(&t, [&t.leaf(iq.clone()), &t.leaf(x(&[0.0; 4]))], [&q, &k], &routes).unwrap_err().to_string()
+    };
+    let wide = normal(&d, &[1, 4, 2, 1], 1);
+    assert!(told(&wide).contains("a query and a key for each token and kv head are [1, 4, 1, ..]"), "{}", told(&wide));
+}

@@ -12,6 +12,7 @@ mod arm_tests;
 mod choice;
 mod cpu;
 mod entmax;
+mod indexer_kl;
 mod landmark_bias;
 mod random;
 mod softmax_bias;
@@ -22,6 +23,7 @@ pub use choice::{
     Pooling, Top, WindowChoice, mass_routing, topk_routing, topk_routing_after, window_routing, window_routing_after,
 };
 pub use entmax::{Center, Entmax, PAIRS, RouterGradient, SCORES, entmax_routing, entmax_routing_after};
+pub use indexer_kl::indexer_kl;
 pub use landmark_bias::landmark_bias;
 pub use random::{Random, random_routing};
 pub use softmax_bias::softmax_bias;

@@ -47,6 +47,7 @@ pub fn section(study: &Study, notes: &Notes) -> Section {
     ];
     if let Some(task) = &config.task {
         let records = match task.kind {
+            TaskKind::Needle if task.distractors > 0 => format!(", {} distractors", task.distractors),
             TaskKind::PhoneBook | TaskKind::Needle => String::new(),
             _ => format!(", {} pairs", task.pairs),
         };

@@ -3,6 +3,7 @@
 mod backward;
 mod choice;
 mod entmax;
+mod indexer;
 mod landmark;
 mod placebo;
 mod softmax_bias;
@@ -10,6 +11,7 @@ mod softmax_bias;
 pub use backward::backward;
 pub use choice::{mass, topk, windows};
 pub use entmax::forward;
+pub use indexer::{indexer_kl, indexer_kl_backward};
 pub use landmark::{landmark, landmark_backward};
 pub use softmax_bias::{bias_backward, bias_of};
 
