@@ -9,7 +9,7 @@ use dash_model::attention::keys::Key;
 use serde_json::json;
 
 use super::config_args::OptionalConfig;
-use crate::config::Config;
+use crate::config::{Config, Far};
 use crate::console::{print_line, tell};
 use crate::failure::{Failure, Result};
 use crate::training::convert::{Other, other_attention};
@@ -66,7 +66,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             material.hash
         )));
     }
-    let set = material.validation(&loaded.config)?;
+    let set = material.validation(&looking_far(&loaded.config))?;
     let mut model = loaded.model;
     let trained = model.config().attention;
     if let Some(kind) = args.kind.as_deref() {
@@ -97,11 +97,24 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let line = json!({
         "model": loaded.folder, "attention": model.config().attention, "router": name(args.router),
         "loss": v.loss, "loss_error": v.loss_error, "perplexity": v.loss.exp(), "bits_per_byte": v.bits_per_byte, "tokens": v.tokens, "density": v.density,
+        "far_loss": v.far.map(|f| f.loss), "far_loss_error": v.far.and_then(|f| f.error), "far_tokens": v.far.map(|f| f.tokens),
+        "far_control_loss": v.far.map(|f| f.control), "far_control_tokens": v.far.map(|f| f.control_tokens),
         "layer_density": v.layers, "attended_tokens": v.attended, "loss_by_position": v.by_position,
         "corpus": material.hash, "corpus_changed": changed, "provenance": loaded.starts,
         "task": v.task.iter().map(|r| r.json()).collect::<Vec<_>>(),
     });
     print_line!("{line}")
+}
+
+/// The configuration, which looks at far targets where it says nothing of them and its sequences have some: 8 chunks back, as in chunks of 64 tokens
+/// without chunks.
+fn looking_far(config: &Config) -> Config {
+    let mut config = config.clone();
+    let far = Far::of_chunks(config.model.attention.chunk_size().unwrap_or(64));
+    if config.eval.far.is_none() && config.reads_text() && far.tokens + 1 < config.data.seq_len {
+        config.eval.far = Some(far);
+    }
+    config
 }
 
 /// Who chose the chunks: `own`, `random` or `oracle`.
@@ -161,6 +174,11 @@ fn shares(s: &Score) -> String {
 fn print(v: &Validation, seq_len: usize) -> Result<()> {
     let error = v.loss_error.map_or(String::new(), |e| format!(" (standard error {e:.4})"));
     print_line!("loss {:.4} nats{error}, {} over {} tokens", v.loss, v.summary(), v.tokens)?;
+    if let Some(far) = v.far {
+        let error = far.error.map_or(String::new(), |e| format!(" (standard error {e:.4})"));
+        print_line!("far and rare targets: loss {:.4} nats{error} over {} tokens", far.loss, far.tokens)?;
+        print_line!("  as rare, not seen before: {:.4} over {} tokens", far.control, far.control_tokens)?;
+    }
     let visible = (seq_len as f64 + 1.0) / 2.0;
     let share = 100.0 * v.attended / visible;
     print_line!("attended tokens {:.1} a query, {share:.1} % of the {visible} that it sees on average", v.attended)?;

@@ -44,7 +44,26 @@ impl Config {
         Ok(())
     }
 
+    fn check_far(&self) -> Result<(), ConfigError> {
+        match self.eval.far {
+            Some(_) if !self.reads_text() => {
+                wrong("eval.far", "means nothing without a text; a task tells accuracy by distance")
+            }
+            Some(far) if far.tokens.saturating_add(1) >= self.data.seq_len => wrong(
+                "eval.far.tokens",
+                format!(
+                    "{} is not 1 to {}: in sequences of {} tokens nothing lies farther back",
+                    far.tokens,
+                    self.data.seq_len.saturating_sub(2),
+                    self.data.seq_len
+                ),
+            ),
+            _ => Ok(()),
+        }
+    }
+
     fn check_task(&self) -> Result<(), ConfigError> {
+        self.check_far()?;
         if self.router.oracle && (self.task.is_none() || self.model.attention.chunk_size().is_none()) {
             let what = "attends the chunk that holds the answer: it needs a [task], which knows it, and an attention that chooses chunks";
             return wrong("router.oracle", what);

@@ -14,7 +14,7 @@ pub struct Compare {
     pub seeds: u64,
     /// Arm that the others are compared with; empty: the first.
     pub baseline: String,
-    /// What decides: `accuracy`, `accuracy length=N`, `mean accuracy` (over the run), `time-to-solve`, `loss` or `mean loss`. Empty: nothing is decided, every comparison explores.
+    /// What decides: `accuracy`, `accuracy length=N`, `mean accuracy` (over the run), `time-to-solve`, `loss`, `mean loss`, or with `eval.far` `far loss` or `far control loss`. Empty: nothing is decided, every comparison explores.
     pub primary: String,
     /// Arm whose comparison with its baseline in the primary outcome is the one test without correction. Empty: all arms share Holm's correction.
     pub contrast: String,

@@ -19,6 +19,26 @@ pub struct Eval {
     /// Ends a run before `run.steps`, once its task is solved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stop: Option<Stop>,
+    /// Also tells the loss of text targets that only far tokens predict, beside a control; see docs/metrics.md.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub far: Option<Far>,
+}
+
+/// Which targets are far and rare.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Far {
+    /// Tokens: the target and the token before it stood together in the sequence, last more than so many before. 8 chunks are usual.
+    pub tokens: usize,
+    /// Times that the two stand together in the training text, at most.
+    pub rare: u64,
+}
+
+impl Far {
+    /// 8 chunks of so many tokens, and 20 times: of two million tokens one in a hundred thousand.
+    pub fn of_chunks(chunk_size: usize) -> Self {
+        Far { tokens: chunk_size.saturating_mul(8), rare: 20 }
+    }
 }
 
 /// When a run has done enough.
@@ -35,7 +55,7 @@ pub struct Stop {
 
 impl Default for Eval {
     fn default() -> Self {
-        Eval { every: 100, batches: 8, sample_tokens: 48, sample_prompt: String::new(), stop: None }
+        Eval { every: 100, batches: 8, sample_tokens: 48, sample_prompt: String::new(), stop: None, far: None }
     }
 }
 
@@ -50,6 +70,9 @@ impl Eval {
             let what =
                 format!("{} is above 2^32 - 1; a number above the batches of the text means all of it", self.batches);
             return wrong("eval.batches", what);
+        }
+        if self.far.is_some_and(|far| far.tokens == 0) {
+            return wrong("eval.far.tokens", "is 0; 8 chunks are usual");
         }
         match self.stop {
             Some(s) if !(s.accuracy > 0.0 && s.accuracy <= 1.0) => {

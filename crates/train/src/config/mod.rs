@@ -28,7 +28,7 @@ pub use compare::{Arm, Compare};
 pub use data::Data;
 pub use diff::{Difference, Effect};
 pub use error::{ConfigError, LoadError};
-pub use eval::{Checkpoint, Eval, Log, Stop};
+pub use eval::{Checkpoint, Eval, Far, Log, Stop};
 pub use file::Config;
 pub use optim::{DECAY_FRACTION, MIN_LR_RATIO, Optim, OptimKind, Schedule};
 pub use probe::ProbePlan;

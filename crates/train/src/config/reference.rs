@@ -34,13 +34,14 @@ pub struct Section {
 }
 
 /// A table of the file, the struct that it is, and the source that declares the struct.
-const TABLES: [(&str, &str, &str); 12] = [
+const TABLES: [(&str, &str, &str); 13] = [
     ("run", "Run", include_str!("run.rs")),
     ("data", "Data", include_str!("data.rs")),
     ("task", "Task", include_str!("../../../data/src/task/mod.rs")),
     ("optim", "Optim", include_str!("optim.rs")),
     ("eval", "Eval", include_str!("eval.rs")),
     ("eval.stop", "Stop", include_str!("eval.rs")),
+    ("eval.far", "Far", include_str!("eval.rs")),
     ("checkpoint", "Checkpoint", include_str!("eval.rs")),
     ("log", "Log", include_str!("eval.rs")),
     ("probe", "ProbePlan", include_str!("probe.rs")),
@@ -101,6 +102,7 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("eval.batches", "at least 1", "0"),
     ("eval.stop.accuracy", "above 0, at most 1", "0.0"),
     ("eval.stop.checks", "at least 1", "0"),
+    ("eval.far.tokens", "at least 1, below `data.seq_len` - 1", "0"),
     ("checkpoint.keep_last", "at least 1", "0"),
     ("log.every", "at least 1", "0"),
     ("probe.sequences", "at least 1", "0"),
@@ -129,6 +131,7 @@ const NEEDS: &[(&str, &str)] = &[
     ("optim.decay_fraction", "optim.schedule=\"warmup-stable-decay\""),
     ("eval.stop.accuracy", "eval.stop.checks=1"),
     ("eval.stop.accuracy", "eval.stop.after=0"),
+    ("eval.far.tokens", "eval.far.rare=9"),
     ("eval.stop.checks", "eval.stop.accuracy=0.9"),
     ("eval.stop.checks", "eval.stop.after=0"),
 ];
@@ -191,7 +194,7 @@ fn type_of(kind: &str) -> String {
         "String" => "text".into(),
         "PathBuf" => "path".into(),
         "Ramp" => kind.to_lowercase(),
-        "Attention" | "Stop" => "table, see below".into(),
+        "Attention" | "Stop" | "Far" => "table, see below".into(),
         _ if kind.starts_with("Option<") => type_of(&inner(kind).unwrap()),
         _ if kind.starts_with("Vec<") => format!("list of {}", type_of(&inner(kind).unwrap())),
         _ => match ENUMS.iter().find(|(name, _)| *name == kind) {

@@ -28,7 +28,7 @@ const STARTER: [(&str, &str); 12] = [
 const STARTER_ATTENTION: [(&str, &str); 2] = [("chunk_size", "16"), ("gamma", "4.0")];
 
 /// Tables that a file need not have and whose mere presence means something.
-const OPTIONAL: [&str; 3] = ["eval.stop", "task", "compare"];
+const OPTIONAL: [&str; 4] = ["eval.stop", "eval.far", "task", "compare"];
 
 /// A sentence and what it is about, broken into comment lines.
 fn comment(out: &mut String, text: &str) {

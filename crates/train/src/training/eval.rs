@@ -6,10 +6,11 @@ use std::sync::Arc;
 use dash_data::{Batch, Loader, Shard, Tokenizer};
 use dash_model::Model;
 
+use super::far::{FarLoss, FarSet};
 use super::standard_error::standard_error;
 use super::tasks::{LengthResult, RouterChoice, TaskSet};
 use super::trainer::batch_ids;
-use crate::config::Config;
+use crate::config::{Config, Far};
 use crate::console::tell;
 use crate::failure::Result;
 
@@ -23,6 +24,8 @@ pub struct Validation {
     /// The same per byte of the original text, in bits: comparable between tokenizers. Tokens that begin or end a document count in the
     /// numerator and have no bytes. `None` where there is no text, or shards of an old format do not know its bytes.
     pub bits_per_byte: Option<f64>,
+    /// Of targets that only far tokens predict, where that is asked for and the text has such targets.
+    pub far: Option<FarLoss>,
     /// A task's results, by length; `loss` is the text's where there is text, else the answers' at the training length.
     pub task: Vec<LengthResult>,
     /// Mean keys that a query attends, see [`dash_model::Attention::attended`].
@@ -44,6 +47,7 @@ pub struct ValidationSet {
     /// bytes of text behind all targets
     bytes: Option<u64>,
     task: Option<TaskSet>,
+    far: Option<FarSet>,
 }
 
 impl Validation {
@@ -69,7 +73,13 @@ impl ValidationSet {
         let text = tokenizer.map(|_| Loader::validation(shards, d.seq_len, d.batch_size, config.eval.batches));
         let (batches, bytes) = text.transpose()?.map_or((Vec::new(), None), |text| (text.batches, text.bytes));
         let task = config.task.as_ref().map(|task| TaskSet::new(task, config));
-        Ok(ValidationSet { seq_len: d.seq_len, batches, bytes, task })
+        Ok(ValidationSet { seq_len: d.seq_len, batches, bytes, task, far: None })
+    }
+
+    /// The same, which also tells the loss of far and rare targets; `train` is the text that tells what is rare.
+    pub fn looking_far(self, rule: Far, train: &[Arc<Shard>]) -> Self {
+        let far = FarSet::of(rule, self.seq_len, &self.batches, train);
+        ValidationSet { far: Some(far), ..self }
     }
 
     /// The first batch: ids and number of sequences.
@@ -110,6 +120,7 @@ impl ValidationSet {
                 loss: own.loss,
                 loss_error: own.loss_error,
                 bits_per_byte: None,
+                far: None,
                 tokens: own.score.asked,
                 density: own.density,
                 attended: model.config().attention.attended(self.seq_len, own.listed),
@@ -124,11 +135,15 @@ impl ValidationSet {
         let (mut sum, mut tokens) = (0.0, 0usize);
         let (mut by_position, mut sequences) = (vec![0.0; seq_len], Vec::new());
         let (mut layers, mut rows) = (vec![0.0; model.config().layers], 0u64);
-        for b in &self.batches {
+        let mut far = self.far.as_ref().map(FarSet::sums);
+        for (number, b) in self.batches.iter().enumerate() {
             let (ids, targets) = batch_ids(model, b)?;
             let (nll, routers) = model.nll((&ids, &targets), router.of(&[]).as_ref())?;
             let nll = nll.to_f64()?;
             sequences.extend(nll.chunks_exact(seq_len).map(|nll| (nll.iter().sum::<f64>(), seq_len as f64)));
+            if let Some(far) = &mut far {
+                far.add(number, &nll);
+            }
             sum += nll.iter().sum::<f64>();
             tokens += nll.len();
             for (i, x) in nll.iter().enumerate() {
@@ -149,6 +164,7 @@ impl ValidationSet {
             loss: sum / tokens as f64,
             loss_error: standard_error(&sequences),
             bits_per_byte: self.bytes.filter(|&n| n > 0).map(|n| sum / std::f64::consts::LN_2 / n as f64),
+            far: far.and_then(|far| far.finish()),
             task,
             attended: model.config().attention.attended(seq_len, listed / routed.max(1) as f64),
             tokens,

@@ -257,6 +257,10 @@ impl Material {
     /// # Errors
     /// When the text holds no window.
     pub fn validation(&self, config: &Config) -> Result<ValidationSet> {
-        ValidationSet::new(config, &self.validation, self.tokenizer.as_ref())
+        let set = ValidationSet::new(config, &self.validation, self.tokenizer.as_ref())?;
+        Ok(match config.eval.far {
+            Some(far) => set.looking_far(far, &self.train),
+            None => set,
+        })
     }
 }

@@ -118,6 +118,15 @@ impl Metrics {
         if let Some(bits) = v.bits_per_byte {
             line["bits_per_byte"] = number(bits);
         }
+        if let Some(far) = v.far {
+            line["far_loss"] = number(far.loss);
+            line["far_tokens"] = json!(far.tokens);
+            line["far_control_loss"] = number(far.control);
+            line["far_control_tokens"] = json!(far.control_tokens);
+            if let Some(error) = far.error {
+                line["far_loss_error"] = number(error);
+            }
+        }
         if let Some(unigram) = unigram {
             line["unigram_loss"] = number(unigram);
         }

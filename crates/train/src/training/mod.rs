@@ -10,6 +10,7 @@ pub mod convert;
 pub mod device;
 pub mod eval;
 pub mod export;
+pub mod far;
 #[cfg(test)]
 mod handmade;
 pub mod knobs;

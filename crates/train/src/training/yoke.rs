@@ -113,7 +113,9 @@ fn taken_budget(config: &Config, run: &Path) -> Result<Budget> {
     let key = "router.budget_from";
     check_run(key, run)?;
     let read = budget::read(run).map_err(|e| {
-        Failure::request(format!("{key}: {e:#}; remove that file and end the run again with --resume, or name another run"))
+        Failure::request(format!(
+            "{key}: {e:#}; remove that file and end the run again with --resume, or name another run"
+        ))
     })?;
     let Some(budget) = read else {
         return Err(Failure::request(format!(

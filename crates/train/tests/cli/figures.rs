@@ -76,7 +76,14 @@ fn tags(bytes: &[u8], out: &mut BTreeSet<String>) {
 #[test]
 fn every_logged_figure_is_documented_and_every_documented_one_is_logged() {
     let s = Sandbox::new();
-    let text = ["run.name=text", "run.steps=4", "probe.every=2", "eval.every=2", "eval.sample_tokens=4"];
+    let text = [
+        "run.name=text",
+        "run.steps=4",
+        "probe.every=2",
+        "eval.every=2",
+        "eval.sample_tokens=4",
+        "eval.far={tokens=16,rare=1000000}",
+    ];
     let ramp = "router.alpha={from=1.25,to=1.5,steps=3}";
     let task = [RECALL, "data.vocab_size=40", "run.name=task", "run.steps=4", ramp, "router.target_share=0.6"];
     let indexer = ["run.name=indexer", "run.steps=2", "model.attention={kind=\"kl-indexer\",chunk_size=8,top=3}"];

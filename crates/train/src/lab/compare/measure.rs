@@ -36,6 +36,8 @@ pub struct Measure {
     /// How it is tested.
     pub kind: Kind,
     metric: &'static str,
+    /// Its standard error within one validation, where it is a loss.
+    error: &'static str,
     at: String,
     take: Take,
 }
@@ -81,7 +83,7 @@ impl Measure {
                 Some((root(&squares), format!("{asked} questions")))
             }
             Kind::Loss => {
-                let squares: Vec<f64> = last("loss_error").iter().map(|(_, error)| error * error).collect();
+                let squares: Vec<f64> = last(self.error).iter().map(|(_, error)| error * error).collect();
                 (!squares.is_empty()).then(|| (root(&squares), "over sequences".to_string()))
             }
             Kind::Time => None,
@@ -115,7 +117,7 @@ fn times(rows: &Rows, arm: &str, at: &str, rules: &Compare) -> Vec<(u64, Time)> 
 pub fn measures(config: &Config) -> Vec<Measure> {
     let measure = |key: &str, title: String, kind: Kind, at: String, take: Take| {
         let metric = if kind == Kind::Loss { "loss" } else { "accuracy" };
-        Measure { key: key.into(), title, kind, metric, at, take }
+        Measure { key: key.into(), title, kind, metric, error: "loss_error", at, take }
     };
     let mut out = Vec::new();
     if let Some(task) = &config.task {
@@ -137,6 +139,17 @@ pub fn measures(config: &Config) -> Vec<Measure> {
     let loss = if text { "validation loss (nats a token)" } else { "loss of the answers (nats)" };
     out.push(measure("loss", loss.into(), Kind::Loss, String::new(), Take::Last));
     out.push(measure("mean loss", format!("{loss}, mean over the run"), Kind::Loss, String::new(), Take::Mean));
+    if config.eval.far.is_some() {
+        let far = |key: &str, title: &str, metric, error| Measure {
+            metric,
+            error,
+            ..measure(key, title.into(), Kind::Loss, String::new(), Take::Last)
+        };
+        let title = "loss of far and rare targets (nats a token)";
+        out.push(far("far loss", title, "far_loss", "far_loss_error"));
+        let title = "loss of targets as rare without an earlier occurrence (nats a token)";
+        out.push(far("far control loss", title, "far_control_loss", ""));
+    }
     // runs that stop when they are solved have means over different updates
     if config.compare.as_ref().is_some_and(|c| c.stop_after.is_some()) || config.eval.stop.is_some() {
         out.retain(|m| m.take != Take::Mean);

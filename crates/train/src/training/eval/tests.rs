@@ -7,6 +7,7 @@ use dash_model::{Dash, Dense, Nsa, TokenEntmax, TopK};
 
 use super::super::handmade::{Pull, bigram, config};
 use super::*;
+use crate::config::Far;
 
 /// p(next | token) by powers of two: a row's surprises are 1, 2, 3, 3 bits, 2, 2, 2, 2, ...
 const TABLE: [[f64; 4]; 4] =
@@ -190,4 +191,48 @@ fn a_task_alone_gives_the_figures_of_the_training_length() {
         share(2)
     );
     assert_eq!(v.summary(), want);
+}
+
+/// Two windows of seven: `0 1 2 3 0 1 3 | 3` and `1 3 0 0 1 3 2 | 0`. Far is more than 2 tokens back. Of the targets behind place 2:
+///
+/// | target | pair | before | in training | class | bits |
+/// |---|---|---|---|---|---|
+/// | 3 | 3 0 | - | 0 | 0 | 3 |
+/// | 4 | 0 1 | 4 back | 1 | 1 | 2 |
+/// | 5 | 1 3 | - | 0 | 0 | 2 |
+/// | 6 | 3 3 | - | 2 | 1 | 3 |
+/// | 3 | 0 1 | - | 1 | 1 | 2 |
+/// | 4 | 1 3 | 4 back | 0 | 0 | 2 |
+/// | 5 | 3 2 | - | 0 | 0 | 2 |
+/// | 6 | 2 0 | - | 0 | 0 | 1 |
+#[test]
+fn far_and_rare_targets_and_their_control_are_counted_by_hand() {
+    let dir = tempfile::tempdir().unwrap();
+    let text =
+        [[0, 1, 2, 3, 0, 1, 3, 3], [1, 3, 0, 0, 1, 3, 2, 0]].map(|t| shard(dir.path(), &format!("{}", t[0]), &t, None));
+    // 0 1, 1 0, 0 2, 2 3, 3 3, 3 3
+    let train = [shard(dir.path(), "t", &[0, 1, 0, 2, 3, 3, 3], None)];
+    let model = bigram(Dense {}.into(), 1, 7, &TABLE, &FLAT);
+    let far = |tokens: usize, rare: u64, batch: usize| {
+        let set =
+            ["data.seq_len=7".to_string(), format!("data.batch_size={batch}"), "model.attention.kind=dense".into()];
+        let set: Vec<&str> = set.iter().map(String::as_str).collect();
+        let set = ValidationSet::new(&config(&set), &text, Some(&tokenizer())).unwrap();
+        set.looking_far(Far { tokens, rare }, &train).run(&model, RouterChoice::Own).unwrap().far
+    };
+    for batch in [1, 2] {
+        let all = far(2, 2, batch).unwrap();
+        assert_eq!((all.tokens, all.control_tokens), (2, 6));
+        close(all.loss, 2.0 * LN_2);
+        // half of the weight each: (3 + 2 + 2 + 1) / 4 bits of pairs that training has not, (3 + 2) / 2 of the others
+        close(all.control, 0.5 * (2.0 + 2.5) * LN_2);
+        // a target a window, and both cost the same
+        assert_eq!(all.error, Some(0.0));
+    }
+    // never in training: one of each window's two controls is left out
+    let never = far(2, 0, 2).unwrap();
+    assert_eq!((never.tokens, never.control_tokens), (1, 4));
+    close(never.control, 2.0 * LN_2);
+    // 4 back is not more than 4 back
+    assert_eq!(far(4, 2, 2), None);
 }

@@ -4,6 +4,7 @@ use dash_model::{Dash, RouterStats};
 
 use dash_data::Batch;
 
+use super::super::far::FarLoss;
 use super::super::handmade::{Pull, config, reader};
 use super::super::knobs::Knobs;
 use super::super::probe::Probe;
@@ -206,6 +207,7 @@ fn a_validation_line_and_its_events_hold_the_same_figures() {
         loss_error: Some(0.5),
         loss: 2.0,
         bits_per_byte: Some(1.5),
+        far: Some(FarLoss { loss: 3.0, error: Some(0.125), tokens: 7, control: 4.0, control_tokens: 9 }),
         task: vec![result],
         attended: 9.5,
         tokens: 96,
@@ -230,6 +232,11 @@ fn a_validation_line_and_its_events_hold_the_same_figures() {
         ("bits_per_byte", json!(1.5)),
         ("loss_error", json!(0.5)),
         ("unigram_loss", json!(5.5)),
+        ("far_loss", json!(3.0)),
+        ("far_loss_error", json!(0.125)),
+        ("far_tokens", json!(7)),
+        ("far_control_loss", json!(4.0)),
+        ("far_control_tokens", json!(9)),
         ("sample", json!("text")),
     ] {
         assert_eq!(line[key], want, "{key}");

@@ -197,6 +197,7 @@ fn density_and_tokens_of_a_task_are_means_over_the_layers() {
 fn an_accuracy_is_right_answers_over_questions() {
     let task = vec![evaluate(Dash { chunk_size: 2, ..Dash::default() }, RouterChoice::Own)];
     let v = super::super::eval::Validation {
+        far: None,
         loss_error: None,
         loss: 1.0,
         bits_per_byte: None,
