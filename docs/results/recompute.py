@@ -203,6 +203,28 @@ def solved_times(path, solved=0.9, checks=2):
     return out
 
 
+def last_values(path):
+    """Means over seeds of what a run's last validation or logged update says of budget, router and clipping."""
+    wanted, last, clipped, logged = ("gamma", "tokens_asked", "attended_tokens", "answer_recall", "answer_chance"), {}, defaultdict(int), defaultdict(int)
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            run = row["arm"], int(row["seed"])
+            if row["split"] == "train" and row["metric"] == "grad_norm":
+                logged[run] += 1
+                clipped[run] += float(row["value"]) > 1.0
+            if row["split"] in ("train", "val") and row["metric"] in wanted:
+                last[(row["split"], row["metric"], row["at"]), run] = float(row["value"])
+    for run, n in logged.items():
+        last[("train", "share of logged updates with a gradient norm above 1", ""), run] = clipped[run] / n
+    for key in sorted({key for key, _ in last}):
+        by = defaultdict(dict)
+        for (k, (arm, seed)), value in last.items():
+            if k == key:
+                by[arm][seed] = value
+        told = "; ".join(f"{arm} {sum(v.values()) / len(v):.3f} ({min(v.values()):.3f} to {max(v.values()):.3f})" for arm, v in by.items())
+        print(f"  {' '.join(filter(None, key))}: {told}")
+
+
 def of_times(path, baseline, margin):
     """Times to solve by seed, and every arm against the baseline."""
     times = solved_times(path)
@@ -389,3 +411,5 @@ if __name__ == "__main__":
             if rows.exists():
                 print(f"\n{title}, time to solve (0.9 in two validations running)")
                 of_times(rows, "dash-stopped", 100)
+                print("  Last values, mean over seeds (least to largest):")
+                last_values(rows)
