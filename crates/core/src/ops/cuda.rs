@@ -99,6 +99,11 @@ pub(crate) mod testing {
         std::env::split_paths(&named).filter(|p| p.is_absolute()).chain(["/usr/local/cuda/lib64".into()]).collect()
     }
 
+    /// Where the harness keeps compiled kernels: the folder in `DASH_CUDA_KERNELS`, nowhere without it.
+    pub fn kernels() -> Option<PathBuf> {
+        std::env::var_os("DASH_CUDA_KERNELS").map(PathBuf::from).filter(|p| p.is_absolute())
+    }
+
     /// The card, on a device that poisons new memory.
     pub struct Gpu(CudaDevice);
 
@@ -106,7 +111,8 @@ pub(crate) mod testing {
     pub fn cuda() -> Option<&'static Gpu> {
         static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
         let open = || {
-            let options = CudaOptions { folders: folders(), poison: true, ..CudaOptions::default() };
+            let options =
+                CudaOptions { folders: folders(), kernels: kernels(), poison: true, ..CudaOptions::default() };
             CudaDevice::new(options).map(Gpu).map_err(|e| eprintln!("not run: no GPU here. {e}")).ok()
         };
         let gpu = GPU.get_or_init(open).as_ref();
@@ -250,11 +256,15 @@ pub(crate) mod testing {
 mod parity;
 
 #[cfg(test)]
+mod restricted;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::cuda::Compiler;
 
-    /// Every source under every set of definitions compiles for Hopper without a spill or a stack. No GPU is needed.
+    /// Every source under every set of definitions compiles for Hopper without a spill or a stack, and no kernel exchanges anything
+    /// through a restricted pointer. No GPU is needed.
     #[test]
     fn every_kernel_compiles() {
         let compiler = match Compiler::open(&testing::folders()) {
@@ -262,16 +272,22 @@ mod tests {
             Err(e) => return eprintln!("not run: no NVRTC. {e}"),
         };
         eprintln!("{compiler:?}");
-        let mut keys = std::collections::HashSet::new();
+        let (mut keys, mut used, mut faults) = (std::collections::HashSet::new(), Default::default(), Vec::new());
         for unit in units() {
             assert!(keys.insert(unit.key()), "{} is listed twice", unit.key());
             let compiled = compiler.compile(&unit, "sm_90a").unwrap_or_else(|e| panic!("{e}"));
             assert!(compiled.cubin.starts_with(b"\x7fELF"), "{} is no cubin", unit.key());
             assert!(!compiled.resources.is_empty(), "{} has no kernel", unit.key());
+            if let Some(folder) = testing::kernels() {
+                compiler.keep(&unit, "sm_90a", &folder, &compiled.cubin).unwrap();
+            }
+            faults.extend(restricted::faults(&unit, &compiled.ptx, &mut used));
             for r in &compiled.resources {
                 eprintln!("{:60} {:24} {:4} registers", unit.key(), r.kernel, r.registers);
                 assert!(r.spills == 0 && r.stack == 0, "{} spills: {r:?}", unit.key());
             }
         }
+        assert!(faults.is_empty(), "{}", faults.join("\n"));
+        assert!(used.iter().all(|used| *used), "an exception of restricted.rs is not needed: {used:?}");
     }
 }

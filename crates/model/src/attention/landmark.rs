@@ -59,6 +59,10 @@ impl Variant for Landmark {
         true
     }
 
+    fn keeps_scores(&self) -> bool {
+        true
+    }
+
     fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {
         let qbar = x.own.first().ok_or_else(|| Error::invalid("landmark", "it has no indexer"))?;
         let (q, k, s) = (tape.watch(ROUTER_Q, x.q)?, tape.watch(ROUTER_K, x.k)?, self.chunk_size);

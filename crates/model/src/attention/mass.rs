@@ -49,6 +49,10 @@ impl Variant for Mass {
         true
     }
 
+    fn keeps_scores(&self) -> bool {
+        true
+    }
+
     fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {
         let constants = Tape::inference();
         // those of all tokens so far

@@ -195,6 +195,11 @@ pub trait Variant: Settings + Send + Sync {
         false
     }
 
+    /// Whether a GPU keeps every score of a query for it, whatever the shapes: memory then grows with the square of the sequence.
+    fn keeps_scores(&self) -> bool {
+        false
+    }
+
     /// Whether backward computes the gradient of the function that forward computes.
     fn gradient_is_exact(&self) -> bool {
         true

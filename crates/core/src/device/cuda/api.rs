@@ -64,6 +64,8 @@ functions! {
         log = "nvrtcGetProgramLog"(Pointer, *mut c_char);
         cubin_size = "nvrtcGetCUBINSize"(Pointer, *mut usize);
         cubin = "nvrtcGetCUBIN"(Pointer, *mut u8);
+        ptx_size = "nvrtcGetPTXSize"(Pointer, *mut usize);
+        ptx = "nvrtcGetPTX"(Pointer, *mut c_char);
     }
 }
 

@@ -66,6 +66,8 @@ pub struct Resources {
 pub struct Compiled {
     /// The module.
     pub cubin: Vec<u8>,
+    /// What it was assembled from: the compiler's choices in words. Never loaded.
+    pub ptx: String,
     /// Of every kernel in it.
     pub resources: Vec<Resources>,
 }
@@ -153,9 +155,13 @@ impl Compiler {
                 let status = (self.nvrtc.cubin_size)(program, &mut size);
                 cubin.resize(size, 0);
                 let status = status | (self.nvrtc.cubin)(program, cubin.as_mut_ptr());
+                let status = status | (self.nvrtc.ptx_size)(program, &mut size);
+                let mut ptx = vec![0u8; size];
+                let status = status | (self.nvrtc.ptx)(program, ptx.as_mut_ptr().cast::<c_char>());
                 (self.nvrtc.destroy)(&mut program);
                 self.check("nvrtcGetCUBIN", status)?;
-                return Ok(Compiled { cubin, resources: resources(&log) });
+                let ptx = CStr::from_bytes_until_nul(&ptx).unwrap_or_default().to_string_lossy().into_owned();
+                return Ok(Compiled { cubin, ptx, resources: resources(&log) });
             }
             (self.nvrtc.destroy)(&mut program);
             Err(Error::device("cuda", format!("{} does not compile for {arch} by {self:?}:\n{log}", unit.key())))
@@ -170,19 +176,31 @@ impl Compiler {
         let Some(folder) = folder else {
             return Ok(self.compile(unit, arch)?.cubin);
         };
-        let version = format!("{:?} {:?}", self.version, self.options(arch));
-        let file = folder.join(format!("{}-{:032x}.cubin", unit.source.name, hash(&[&version, &unit.text()])));
-        if let Ok(cubin) = std::fs::read(&file) {
+        if let Ok(cubin) = std::fs::read(self.place(unit, arch, folder)) {
             return Ok(cubin);
         }
         let cubin = self.compile(unit, arch)?.cubin;
+        self.keep(unit, arch, folder, &cubin)?;
+        Ok(cubin)
+    }
+
+    fn place(&self, unit: &Unit, arch: &str, folder: &Path) -> PathBuf {
+        let version = format!("{:?} {:?}", self.version, self.options(arch));
+        folder.join(format!("{}-{:032x}.cubin", unit.source.name, hash(&[&version, &unit.text()])))
+    }
+
+    /// Puts machine code into the folder, where [`Compiler::cached`] finds it.
+    ///
+    /// # Errors
+    /// When the folder cannot be written.
+    pub fn keep(&self, unit: &Unit, arch: &str, folder: &Path, cubin: &[u8]) -> Result<()> {
+        let file = self.place(unit, arch, folder);
         // written aside and renamed: a process that is killed, or another one at the same time, never leaves half a file
         let aside = file.with_extension(format!("{}.tmp", std::process::id()));
         let written = std::fs::create_dir_all(folder)
-            .and_then(|()| std::fs::write(&aside, &cubin))
+            .and_then(|()| std::fs::write(&aside, cubin))
             .and_then(|()| std::fs::rename(&aside, &file));
-        written.map_err(|e| Error::device("cuda", format!("kernels cannot be kept in {}: {e}", folder.display())))?;
-        Ok(cubin)
+        written.map_err(|e| Error::device("cuda", format!("kernels cannot be kept in {}: {e}", folder.display())))
     }
 }
 

@@ -310,7 +310,7 @@ impl HostRoutes {
     }
 
     /// The entries in the order of a card's bits: by tile of 64 queries, in it by chunk, in it by query.
-    fn by_cell(&self) -> Vec<u32> {
+    pub(super) fn by_cell(&self) -> Vec<u32> {
         let (batch, kv_heads, queries) = self.extents;
         let mut order = Vec::with_capacity(self.len());
         let mut chunks: Vec<Vec<u32>> = vec![Vec::new(); queries.div_ceil(self.chunk_size)];

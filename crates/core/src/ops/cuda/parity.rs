@@ -5,8 +5,9 @@ use crate::device::Device;
 use crate::error::Result;
 use crate::number::{Compute, DType};
 use crate::ops::attention::{
-    Center, Entmax, Pooling, RouterGradient, Routes, Span, WindowChoice, block_attention, chunk_summary,
-    dense_attention, entmax_routing, span_attention, topk_routing, window_routing,
+    Center, Entmax, Pooling, RouterGradient, Routes, Span, Top, WindowChoice, block_attention, chunk_summary,
+    dense_attention, entmax_routing, landmark_bias, mass_routing, softmax_bias, span_attention, topk_routing,
+    topk_routing_after, window_routing,
 };
 use crate::ops::cuda::testing::cuda;
 use crate::ops::{self, RopeTable};
@@ -141,6 +142,27 @@ fn hard_choices() {
             let kbar = chunk_summary(t, &x[1], &x[3], chunk_size)?;
             let routes = topk_routing(&x[0].value, &kbar.value, chunk_size, top, 1.5)?;
             block_attention(t, &x[0], &x[1], &x[2], &routes, None)
+        });
+    }
+    let own: [&[usize]; 4] = [&[2, 38, 3, 6], &[2, 38, 3, 6], &[2, 38, 3, 6], &[18]];
+    agrees("landmark", &own, &|t, x| {
+        let kbar = chunk_summary(t, &x[1], &x[3], 5)?;
+        let routes = topk_routing(&x[0].value, &kbar.value, 5, 4, 1.5)?;
+        let bias = landmark_bias(t, [&x[0], &x[1], &kbar], &routes, 1.5)?;
+        block_attention(t, &x[0], &x[1], &x[2], &routes, Some(&bias))
+    });
+    // as many as each query of each kv head is given
+    let tops: Vec<u32> = (0..2 * 70).map(|i| 1 + i * 5 % 7).collect();
+    for top in [Top::All(3), Top::Each(&tops)] {
+        agrees(&format!("mass {top:?}"), &shapes[..3], &|t, x| {
+            let routes = mass_routing(0, &x[0].value, &x[1].value, 5, top)?;
+            block_attention(t, &x[0], &x[1], &x[2], &routes, None)
+        });
+        agrees(&format!("topk with a trained bias {top:?}"), &shapes, &|t, x| {
+            let kbar = chunk_summary(t, &x[1], &x[3], 5)?;
+            let routes = topk_routing_after(0, &x[0].value, &kbar.value, 5, top, 1.5)?;
+            let routing = softmax_bias(t, &x[0], &kbar, routes, 1.5)?;
+            block_attention(t, &x[0], &x[1], &x[2], &routing.routes, Some(&routing.bias))
         });
     }
     for (pooling, init, local, length, stride) in [(Pooling::Max, 1, 2, 6, 3), (Pooling::Overlap, 0, 1, 4, 4)] {

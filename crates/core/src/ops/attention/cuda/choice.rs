@@ -4,14 +4,15 @@ use super::router::{ROUTER, Scored};
 use super::{BlockMask, Strided, check_chunk};
 use crate::device::cuda::{Arg, CudaBuffer};
 use crate::error::{Result, ensure};
-use crate::ops::attention::{Dims, Pooling, Span, WindowChoice};
+use crate::ops::attention::{Dims, Pooling, Span, Top, WindowChoice};
 
 /// As no entmax is solved, the definition that tells its kernels apart is given a fixed value.
 const SOFTMAX: f64 = 1.5;
 
-fn mask(dims: Dims, cells: CudaBuffer, chunk: usize, top: usize) -> Result<BlockMask> {
-    let most = (0..dims.t).map(|token| (token / chunk + 1).min(top)).sum::<usize>();
-    BlockMask::new(cells, (dims.b, dims.g, dims.t), chunk, dims.b * dims.g * most)
+fn mask(dims: Dims, cells: CudaBuffer, chunk: usize, top: Top) -> Result<BlockMask> {
+    let queries = (0..dims.g).flat_map(|kv| (0..dims.t).map(move |token| (kv, token)));
+    let most: usize = queries.map(|(kv, token)| (token / chunk + 1).min(top.of(kv, token, dims.t))).sum();
+    BlockMask::new(cells, (dims.b, dims.g, dims.t), chunk, dims.b * most)
 }
 
 /// The op `topk_routing` on `q [b, t, h, d]` and summaries `kbar [b, n, g, d]`, in bf16: the `top` best chunks of every query, its own included,
@@ -24,17 +25,18 @@ pub fn topk_routing(
     q: Strided,
     kbar: &CudaBuffer,
     chunk: usize,
-    top: usize,
+    top: Top,
     gamma: f64,
 ) -> Result<BlockMask> {
     let op = "topk_routing";
     check_chunk(op, chunk)?;
-    ensure!(top > 0, op, "top is 0, but a query always attends its own chunk");
+    top.check(op, dims.g, dims.t)?;
     let scored = Scored::new(op, dims, q, (kbar, dims.t / chunk), 0)?;
     let cells = scored.cells(chunk)?;
     let (_, sizes, rest) = scored.cut();
     let factor = Arg::F32((gamma / (dims.d as f64).sqrt()) as f32);
-    let numbers = [factor, Arg::int(top.min(dims.t))];
+    let each = top.upload(kbar.device())?;
+    let numbers = [factor, Arg::int(top.most().min(dims.t)), each.as_ref().map_or(Arg::Null, Arg::Buffer)];
     let args = [&scored.operands()[..], &[Arg::Buffer(&cells)], &sizes, &[Arg::int(chunk)], &rest, &numbers].concat();
     scored.launch((&ROUTER, SOFTMAX), "router_top", &args)?;
     mask(dims, cells, chunk, top)
@@ -67,14 +69,16 @@ pub fn window_routing(dims: Dims, q: Strided, keys: &CudaBuffer, choice: WindowC
     let numbers = [&numbers[..], &[fits(init), fits(local), sum]].concat();
     let args = [&scored.operands()[..], &[Arg::Buffer(&cells)], &sizes, &rest, &numbers].concat();
     scored.launch((&ROUTER, SOFTMAX), "router_windows", &args)?;
-    mask(dims, cells, chunk, top)
+    mask(dims, cells, chunk, Top::All(top))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::device::cuda::Kind::Bf16;
-    use crate::ops::attention::{HostRoutes, Routes, topk_routing as top_on_cpu, window_routing as windows_on_cpu};
+    use crate::ops::attention::{
+        HostRoutes, Routes, topk_routing_after as top_on_cpu, window_routing as windows_on_cpu,
+    };
     use crate::ops::cuda::testing::{Gpu, cuda, tensors};
 
     /// Scores in f32 of bf16 operands may order two chunks otherwise than the CPU in f64 where they are as near as f32 rounds. So rows
@@ -106,10 +110,13 @@ mod tests {
         ] {
             let (dims, n) = (Dims { b, t, h, g, d }, t / chunk);
             let host = tensors(&[(&[b, t, h, d], Bf16), (&[b, n, g, d], Bf16)]);
-            let want = top_on_cpu(&host[0], &host[1], chunk, top, 1.5).unwrap();
             let (q, kbar) = (gpu.tensor(&host[0], Bf16), gpu.tensor(&host[1], Bf16));
-            let got = topk_routing(dims, (&q, 0, h * d), &kbar, chunk, top, 1.5).unwrap();
-            compare(gpu, &format!("{dims:?} chunk {chunk} top {top}"), dims, chunk, &got, &want);
+            let each: Vec<u32> = (0..g * t).map(|i| 1 + (i * 7 % (top + 3)) as u32).collect();
+            for top in [Top::All(top), Top::Each(&each)] {
+                let want = top_on_cpu(0, &host[0], &host[1], chunk, top, 1.5).unwrap();
+                let got = topk_routing(dims, (&q, 0, h * d), &kbar, chunk, top, 1.5).unwrap();
+                compare(gpu, &format!("{dims:?} chunk {chunk} {top:?}"), dims, chunk, &got, &want);
+            }
         }
     }
 
@@ -120,7 +127,7 @@ mod tests {
         let host = tensors(&[(&[1, 640, 2, 16], Bf16)]);
         let zeros = gpu.cuda().zeros("test", Bf16, 160 * 16).unwrap();
         let q = gpu.tensor(&host[0], Bf16);
-        let got = topk_routing(dims, (&q, 0, 32), &zeros, chunk, 4, 1.0).unwrap();
+        let got = topk_routing(dims, (&q, 0, 32), &zeros, chunk, Top::All(4), 1.0).unwrap();
         let cells: Vec<u64> = got.cells().download().unwrap();
         for token in 0..640usize {
             let own = token / chunk;

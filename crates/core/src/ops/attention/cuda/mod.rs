@@ -6,6 +6,7 @@
 //! scores twice, and nothing is added atomically: the same operands give the same bits.
 
 mod choice;
+mod listed;
 mod mask;
 mod pass;
 pub mod plain;
@@ -15,6 +16,7 @@ mod span;
 mod wide;
 
 pub use choice::{topk_routing, window_routing, window_scratch};
+pub use listed::{ListedBias, softmax_bias, softmax_bias_backward};
 pub use mask::BlockMask;
 pub use router::{Keys, StreamedRouting, Summary, entmax_routing, head_weights, summary, summary_backward};
 pub(super) use router::{routes_stream, scores_fit};

@@ -43,11 +43,13 @@ product(const R* __restrict__ a, const R* __restrict__ b, R* __restrict__ c, int
 }
 
 // Which of m keys query i sees. 0: those up to itself; 1: the last x of them; 2: windows of x every y that have ended; 3: those up to
-// itself in its listed chunks of x; 4: chunks of x before its own.
+// itself in its listed chunks of x; 4: chunks of x before its own; 5: the listed ones of those; 6: the tokens of the chunks of x before its own.
 struct Sees {
     int mode, x, y;
     METHOD int begin(int i) const { return mode == 1 ? max(i + 1 - x, 0) : 0; }
-    METHOD int end(int i) const { return mode == 2 ? max(i + 1 + y - x, 0) / y : mode == 4 ? i / x : i + 1; }
+    METHOD int end(int i) const {
+        return mode == 2 ? max(i + 1 + y - x, 0) / y : mode == 4 || mode == 5 ? i / x : mode == 6 ? i / x * x : i + 1;
+    }
 };
 
 // Cells and entries of a kv head: see the mask.
@@ -71,7 +73,7 @@ normalize(R* __restrict__ scores, const u64* __restrict__ cells, const u32* __re
     const Sees sees = {mode, x, y};
     const int begin = sees.begin(i), end = min(sees.end(i), m);
     const long long bh = at / t;
-    const Lists lists(cells, first, (int)(bh / h * (h / group) + bh % h / group), t, mode == 3 ? x : 1, i);
+    const Lists lists(cells, first, (int)(bh / h * (h / group) + bh % h / group), t, mode == 3 || mode == 5 ? x : 1, i);
     R* z = scores + at * m;
     R top = -INFINITY_OF_R;
     for (int j = lane; j < m; j += 32) {
@@ -80,7 +82,7 @@ normalize(R* __restrict__ scores, const u64* __restrict__ cells, const u32* __re
         if (seen && mode == 3) {
             seen = lists.has(j / x, i);
             if (seen && bias) s += bias[lists.entry(j / x, i)];
-        }
+        } else if (seen && mode == 5) seen = lists.has(j, i);
         z[j] = seen ? s : -INFINITY_OF_R;
         if (seen) top = larger(top, s);
     }
@@ -203,11 +205,11 @@ mark_support(const R* __restrict__ w, u64* __restrict__ cells, long long queries
         if (c == own || w[q.at * n + c] > (R)0) atomicOr(q.cells(cells, chunk) + c, 1ull << (q.i & 63));
 }
 
-// w, bias and p of the heads of every entry. center: 0 nothing, 1 the mean of log w over the support.
+// w, bias and p of the heads of every entry. center: 0 nothing, 1 the mean of log w over the support. A weight below `least` counts as that.
 extern "C" __global__ void __launch_bounds__(256)
 emit(const R* __restrict__ p, const R* __restrict__ w, const u64* __restrict__ cells, const u32* __restrict__ first,
      const R* __restrict__ own_bias, R* __restrict__ weights, R* __restrict__ bias, R* __restrict__ heads,
-     long long queries, int h, int group, int t, int n, int chunk, R sigma, int center) {
+     long long queries, int h, int group, int t, int n, int chunk, R sigma, int center, R least) {
     const Query q(h, group, t, n);
     if (q.at >= queries) return;
     const int own = q.i / chunk;
@@ -225,7 +227,7 @@ emit(const R* __restrict__ p, const R* __restrict__ w, const u64* __restrict__ c
         if (!lists.has(c, q.i)) continue;
         const u32 entry = lists.entry(c, q.i);
         weights[entry] = c == own ? (R)0 : w[q.at * n + c];
-        bias[entry] = c == own ? (own_bias ? own_bias[q.bg % (h / group)] : (R)0) : (log_of(w[q.at * n + c]) - mean) / sigma;
+        bias[entry] = c == own ? (own_bias ? own_bias[q.bg % (h / group)] : (R)0) : (log_of(larger(w[q.at * n + c], least)) - mean) / sigma;
         for (int e = 0; e < group; e++) heads[(long long)entry * group + e] = c == own ? (R)0 : p[q.row(e) + c];
     }
 }
@@ -238,7 +240,7 @@ extern "C" __global__ void __launch_bounds__(256)
 route_backward(const R* __restrict__ p, const R* __restrict__ w, const u64* __restrict__ cells, const u32* __restrict__ first,
                const R* __restrict__ dbias, R* __restrict__ ds, R* __restrict__ own_sum, double* __restrict__ squares,
                R* __restrict__ scores, double* __restrict__ pairs, long long queries, int h, int group, int t, int n, int chunk, R sigma,
-               int center, R alpha, int straight) {
+               int center, R alpha, int straight, R least) {
     const Query q(h, group, t, n);
     if (q.at >= queries) return;
     const int own = q.i / chunk;
@@ -262,7 +264,7 @@ route_backward(const R* __restrict__ p, const R* __restrict__ w, const u64* __re
             if (c < own && lists.has(c, q.i)) {
                 const R dlogw = dbias[lists.entry(c, q.i)] / sigma - mean, weight = w[q.at * n + c];
                 if (straight) {
-                    d = weight > (R)0 ? row[c] * (dlogw / weight) : (R)0;
+                    d = weight > least ? row[c] * (dlogw / weight) : (R)0;
                 } else {
                     const R r = slope_of(row[c], alpha);
                     d = r == (R)0 ? (R)0 : r / (weight * (R)group) * dlogw;
@@ -321,10 +323,12 @@ INLINE int best(const R* score, int end, int lane) {
     return at;
 }
 
-// The `count` best of the chunks before `own`, and the chunks marked as forced: the first `init`, the last `local` up to the own one.
-// Scores [b, g, t, n] are used up.
+// The best chunks before the own one, and those that are forced: the first `init`, the last `local` up to the own one. `top` of them in all, or
+// as many as `tops` [g, t] has for the query.
+// Scores [b, g, t, n] are used up; not restricted, because lanes read what others have written (as of the shares below).
 extern "C" __global__ void __launch_bounds__(256)
-choose(R* __restrict__ scores, u64* __restrict__ cells, long long queries, int h, int group, int t, int n, int chunk, int top, int init, int local) {
+choose(R* scores, u64* __restrict__ cells, long long queries, int h, int group, int t, int n, int chunk, int top, int init, int local,
+       const u32* __restrict__ tops) {
     const Query q(h, group, t, n);
     if (q.at >= queries) return;
     const int own = q.i / chunk;
@@ -340,7 +344,8 @@ choose(R* __restrict__ scores, u64* __restrict__ cells, long long queries, int h
         }
     forced = (int)warp_sum((u32)forced);
     __syncwarp();
-    for (int left = top - forced; left > 0; left--) {
+    const int wanted = tops ? (int)tops[q.bg % (h / group) * t + q.i] : top;
+    for (int left = wanted - forced; left > 0; left--) {
         const int c = best(score, min(own + 1, n), q.lane);
         if (c < 0) break;
         if (q.lane == 0) {
@@ -377,7 +382,7 @@ INLINE R dot(const R* a, const R* b, int d) {
 
 // a [b, n, g, chunk] and kbar [b, n, g, d].
 extern "C" __global__ void __launch_bounds__(256)
-summarize(const R* __restrict__ k, const R* __restrict__ qbar, R* __restrict__ kbar, R* __restrict__ weights, long long all, int t, int g, int n,
+summarize(const R* __restrict__ k, const R* __restrict__ qbar, R* __restrict__ kbar, R* weights, long long all, int t, int g, int n,
           int d, int chunk, R scale) {
     const long long at = (long long)blockIdx.x * 8 + threadIdx.x / 32;
     if (at >= all) return;
@@ -424,4 +429,51 @@ summarize_backward(const R* __restrict__ k, const R* __restrict__ qbar, const R*
             dqbar[at * d + e] += dz * key[e];
         }
     }
+}
+
+// ---- landmark: one query head a kv head -----------------------------------------------------------------------------------
+
+// bias = r - log sum exp of the chunk's scores for the listed chunks before the own one, 0 for that. Scores s [b, h, t, t] and r [b, h, t, n].
+// A thread a (b, h, i, chunk) of `all`.
+extern "C" __global__ void __launch_bounds__(256)
+landmark(const R* __restrict__ s, const R* __restrict__ r, const u64* __restrict__ cells, const u32* __restrict__ first, R* __restrict__ bias,
+         long long all, int t, int n, int chunk) {
+    const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
+    if (at >= all) return;
+    const int chunks = ceil_div(t, chunk), c = (int)(at % chunks), i = (int)(at / chunks % t);
+    const Lists lists(cells, first, (int)(at / chunks / t), t, chunk, i);
+    if (c > i / chunk || !lists.has(c, i)) return;
+    if (c == i / chunk) {
+        bias[lists.entry(c, i)] = 0;
+        return;
+    }
+    const R* z = s + at / chunks * t + c * chunk;
+    R top = z[0], sum = 0;
+    for (int j = 1; j < chunk; j++) top = larger(top, z[j]);
+    for (int j = 0; j < chunk; j++) sum += exp_of(z[j] - top);
+    bias[lists.entry(c, i)] = r[at / chunks * n + c] - (top + log_of(sum));
+}
+
+// s and r become their gradients: -softmax(s) dbias within a listed chunk and dbias, 0 elsewhere.
+extern "C" __global__ void __launch_bounds__(256)
+landmark_backward(R* __restrict__ s, R* __restrict__ r, const u64* __restrict__ cells, const u32* __restrict__ first, const R* __restrict__ dbias,
+                  long long all, int t, int n, int chunk) {
+    const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
+    if (at >= all) return;
+    const int chunks = ceil_div(t, chunk), c = (int)(at % chunks), i = (int)(at / chunks % t), end = min(chunk, t - c * chunk);
+    const Lists lists(cells, first, (int)(at / chunks / t), t, chunk, i);
+    const bool listed = c < i / chunk && lists.has(c, i);
+    R* z = s + at / chunks * t + c * chunk;
+    if (c < n) r[at / chunks * n + c] = listed ? dbias[lists.entry(c, i)] : (R)0;
+    if (!listed) {
+        for (int j = 0; j < end; j++) z[j] = 0;
+        return;
+    }
+    R top = z[0], sum = 0;
+    for (int j = 1; j < end; j++) top = larger(top, z[j]);
+    #pragma unroll 1
+    for (int j = 0; j < end; j++) sum += exp_of(z[j] - top);
+    const R factor = -dbias[lists.entry(c, i)] / sum;
+    #pragma unroll 1
+    for (int j = 0; j < end; j++) z[j] = exp_of(z[j] - top) * factor;
 }

@@ -10,7 +10,9 @@ use crate::ops::cuda::{infinity, real, same};
 use crate::ops::reduce::cuda::sum_axis;
 use crate::shape::checked_numel;
 
+mod landmark;
 mod routing;
+pub use landmark::{landmark, landmark_backward};
 pub use routing::*;
 
 static SOURCE: Source = Source { name: "attention_plain", text: include_str!("plain.cu") };
@@ -33,6 +35,10 @@ pub enum Sees<'a> {
     Listed(&'a BlockMask, Option<&'a CudaBuffer>),
     /// Chunks of so many tokens before its own.
     ChunksBefore(usize),
+    /// Of the chunks before its own those that are listed.
+    ListedBefore(&'a BlockMask),
+    /// The tokens of the chunks of so many before its own.
+    TokensBefore(usize),
 }
 
 impl Sees<'_> {
@@ -44,6 +50,8 @@ impl Sees<'_> {
             Sees::Span(Span::Windows { length, stride }) => [2, length, stride].map(Arg::int),
             Sees::Listed(mask, _) => [3, mask.chunk_size(), 1].map(Arg::int),
             Sees::ChunksBefore(chunk) => [4, chunk, 1].map(Arg::int),
+            Sees::ListedBefore(mask) => [5, mask.chunk_size(), 1].map(Arg::int),
+            Sees::TokensBefore(chunk) => [6, chunk, 1].map(Arg::int),
         }
     }
 
@@ -52,7 +60,8 @@ impl Sees<'_> {
             Sees::Listed(mask, bias) => {
                 [Arg::Buffer(mask.cells()), Arg::Buffer(mask.first()), bias.map_or(Arg::Null, Arg::Buffer)]
             }
-            Sees::Span(_) | Sees::ChunksBefore(_) => [Arg::Null; 3],
+            Sees::ListedBefore(mask) => [Arg::Buffer(mask.cells()), Arg::Buffer(mask.first()), Arg::Null],
+            Sees::Span(_) | Sees::ChunksBefore(_) | Sees::TokensBefore(_) => [Arg::Null; 3],
         }
     }
 }
@@ -126,8 +135,10 @@ fn normalize(op: &'static str, dims: Dims, m: usize, scores: &CudaBuffer, sees: 
     let tail = [real(kind, alpha)];
     let args = [&head[..], &sees.lists(), &[Arg::Long(count as i64)], &sizes, &sees.args(), &tail].concat();
     let kernel = scores.device().kernel(&unit(kind), "normalize")?;
-    if let Sees::Listed(mask, bias) = sees {
+    if let Sees::Listed(mask, _) | Sees::ListedBefore(mask) = sees {
         ensure!(mask.extents() == (b, dims.g, t), op, "the mask is for {:?}, the rows are {dims:?}", mask.extents());
+    }
+    if let Sees::Listed(mask, bias) = sees {
         ensure!(bias.is_none_or(|x| (x.kind(), x.len()) == (kind, mask.entries())), op, "{bias:?} for {mask:?}");
     }
     // SAFETY: the kernel's parameters in order; a warp a row of the scores, whose lists are checked above.
@@ -205,7 +216,11 @@ pub fn backward(
             unsafe { device.kernel(&unit(kind), "bias_backward")?.launch(Grid::over(all, 256), &args)? };
             Some(dbias)
         }
-        Sees::Listed(_, None) | Sees::Span(_) | Sees::ChunksBefore(_) => None,
+        Sees::Listed(_, None)
+        | Sees::Span(_)
+        | Sees::ChunksBefore(_)
+        | Sees::ListedBefore(_)
+        | Sees::TokensBefore(_) => None,
     };
     Ok(Gradients { dq, dk, dv, dbias })
 }

@@ -105,6 +105,47 @@ router_emit(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const flo
     }
 }
 
+// w and bias = log w of the listed chunks before a query's own, whoever chose them: w is the mean over the group of softmax over their scores;
+// both are 0 for the own chunk. `heads`, p of every head of an entry, is written where it is not null.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+router_listed(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const u64* __restrict__ cells, const u32* __restrict__ first,
+              float* __restrict__ weights, float* __restrict__ bias, float* __restrict__ heads, int t, int kv_heads, int group, int n,
+              int chunk, int q_stride, int width, int slabs, float factor, float least) {
+    extern __shared__ __align__(1024) u8 scratch[];
+    float* scores = (float*)(scratch + 2 * OPERAND);
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const Rows r = rows_of(t, kv_heads, group, n, width, slabs, 0, chunk);
+    score(scores, scratch, q, kbar, r, q_stride, kv_heads, factor);
+    for (int i = warp; i < r.tokens(); i += WARPS) {
+        const int token = r.first + i, own = token / chunk;
+        float* rows = scores + r.row_of(i) * width;
+        const Cells at = cells_of(cells, first, blockIdx.y, token, t, ceil_div(t, chunk));
+        for (int h = 0; h < group; h++) {
+            const float* z = rows + h * width;
+            float top = NOTHING, sum = 0;
+            for (int c = lane; c < own; c += 32) if (at.has(c)) top = larger(top, z[c]);
+            top = warp_max(top);
+            for (int c = lane; c < own; c += 32) if (at.has(c)) sum += expf(z[c] - top);
+            sum = warp_sum(sum);
+            // the sum of the heads takes the place of the first one's scores
+            for (int c = lane; c < own; c += 32) {
+                if (!at.has(c)) continue;
+                const float p = expf(z[c] - top) / sum;
+                if (heads) heads[(long long)at.entry(c) * group + h] = p;
+                rows[c] = h == 0 ? p : rows[c] + p;
+            }
+        }
+        for (int c = lane; c <= own; c += 32) {
+            if (!at.has(c)) continue;
+            const u32 entry = at.entry(c);
+            const float w = c == own ? 0.f : rows[c] / group;
+            weights[entry] = w;
+            bias[entry] = c == own ? 0.f : logf(larger(w, least));
+            if (heads && c == own) for (int h = 0; h < group; h++) heads[(long long)entry * group + h] = 0.f;
+        }
+    }
+}
+
 // The sum over the group of every head's softmax over its first `count` scores, in the place of the first head's.
 INLINE void sum_of_softmax(float* rows, int width, int group, int count) {
     const int lane = threadIdx.x % 32;
@@ -146,10 +187,10 @@ template <typename Open, typename Mark> INLINE void largest(const float* x, int 
     }
 }
 
-// The `top` best chunks with the own one, by the group's softmax probabilities.
+// The `top` best chunks with the own one, by the group's softmax probabilities; `tops` [g, t], where it is given, has a number a query.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 router_top(const bf16* __restrict__ q, const bf16* __restrict__ kbar, u64* __restrict__ cells, int t, int kv_heads, int group, int n,
-           int chunk, int q_stride, int width, int slabs, float factor, int top) {
+           int chunk, int q_stride, int width, int slabs, float factor, int top, const u32* __restrict__ tops) {
     extern __shared__ __align__(1024) u8 scratch[];
     float* scores = (float*)(scratch + 2 * OPERAND);
     const Rows r = rows_of(t, kv_heads, group, n, width, slabs, 0, chunk);
@@ -160,7 +201,8 @@ router_top(const bf16* __restrict__ q, const bf16* __restrict__ kbar, u64* __res
         const Cells to = cells_of(cells, 0, blockIdx.y, token, t, ceil_div(t, chunk));
         sum_of_softmax(rows, width, group, own);
         const auto mark = [&](int c) { atomicOr((u64*)to.words + c, to.bit); };
-        largest(rows, own, min(top - 1, own), [](int) { return true; }, mark);
+        const int wanted = tops ? (int)tops[r.kv * t + token] : top;
+        largest(rows, own, min(wanted - 1, own), [](int) { return true; }, mark);
         if (threadIdx.x % 32 == 0) mark(own);
     }
 }

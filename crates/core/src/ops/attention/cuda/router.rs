@@ -301,9 +301,17 @@ mod tests {
     #[test]
     fn summaries_and_their_gradients_agree_with_the_cpu() {
         let Some(gpu) = cuda() else { return };
-        for ([b, t, g, d], chunk) in
-            [([1, 16, 1, 32], 16), ([2, 70, 3, 64], 32), ([1, 300, 2, 128], 64), ([1, 257, 1, 64], 128)]
-        {
+        // every chunk size: what a lane holds and how far a loop is unrolled depends on it
+        let shapes = [
+            ([2, 64, 2, 16], 4),
+            ([3, 50, 1, 24], 8),
+            ([1, 16, 1, 32], 16),
+            ([2, 70, 3, 64], 32),
+            ([1, 300, 2, 128], 64),
+            ([1, 257, 1, 64], 128),
+        ];
+        assert_eq!(shapes.map(|(_, chunk)| chunk), super::super::CHUNKS);
+        for ([b, t, g, d], chunk) in shapes {
             let (dims, n) = (Dims { b, t, h: g, g, d }, t / chunk);
             let host = tensors(&[(&[b, t, g, d], Bf16), (&[g * d], F32), (&[b, n, g, d], F32)]);
             let tape = Tape::new();

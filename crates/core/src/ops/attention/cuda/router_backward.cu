@@ -1,12 +1,16 @@
 // Routing, backward. With dlogw = dbias / sigma, less its mean over the support where the mean is differentiated, and r the slope of a head's
-// weight p (entmax: p^(2 - alpha); straight through: p of softmax over the same scores, of every visible chunk):
+// weight p (entmax: p^(2 - alpha); straight through: p of softmax over the same scores, of every visible chunk; for the bias of a given
+// list the same of the listed chunks alone):
 // t = r / (sum over heads of p) dlogw on the support, ds = t - r (sum t / sum r), dq = factor sum ds kbar, dkbar = factor sum ds q.
 //
 // The query side goes over rows of scores, as forward; it writes dq and what the key side needs of a row. The key side computes scores again,
 // TILE chunks and a segment of tokens a block; segments are added in order. Both round ds to two bf16, high and low, so that a product
 // carries 16 bits of it.
 
-struct Settings { float factor, alpha, sigma; int center, straight; };  // center: 1 where the mean is differentiated
+// center: 1 where the mean is differentiated. straight: 0 entmax, 1 softmax over what is visible, 2 softmax over what is listed.
+struct Settings { float factor, alpha, sigma; int center, straight; };
+// A sum of p below which its logarithm is a constant, where what is listed was chosen by other means.
+#define LEAST 1e-37f
 
 // r of a score. `shift` is the threshold of entmax, or the logarithm of the sum of exponentials.
 INLINE float slope(float z, float shift, const Settings& s) {
@@ -52,30 +56,34 @@ router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __
             count = warp_sum(count);
             offset = count > 0.f ? offset / count : 0.f;
         }
-        if (s.straight) {
-            for (int h = 0; h < group; h++) {
-                const float* z = rows + h * width;
-                float top = NOTHING, sum = 0;
-                for (int c = lane; c < seen; c += 32) top = larger(top, z[c]);
-                top = warp_max(top);
-                for (int c = lane; c < seen; c += 32) sum += expf(z[c] - top);
-                sum = warp_sum(sum);
-                if (lane == 0) shift[h] = seen > 0 ? top + logf(sum) : 0.f;
-            }
-            __syncwarp();
-            for (int c = lane; c < seen; c += 32)
-                if (at.has(c)) {
-                    float sum = 0;
-                    for (int h = 0; h < group; h++) sum += slope(rows[h * width + c], shift[h], s);
-                    sums[at.entry(c)] = sum;
-                }
-            __syncwarp();
-        }
         float shift_of[16], sum[16], inner[16];
         #pragma unroll
         for (int h = 0; h < 16; h++) {
-            shift_of[h] = h < group ? shift[h] : 0.f;
+            shift_of[h] = h < group && !s.straight ? shift[h] : 0.f;
             sum[h] = inner[h] = 0;
+        }
+        const auto counts = [&](int c) { return s.straight != 2 || at.has(c); };
+        if (s.straight) {
+            // every lane comes to the same logarithm, so none reads what another one has written
+            #pragma unroll
+            for (int h = 0; h < 16; h++)
+                if (h < group) {
+                    const float* z = rows + h * width;
+                    float top = NOTHING, all = 0;
+                    for (int c = lane; c < seen; c += 32) if (counts(c)) top = larger(top, z[c]);
+                    top = warp_max(top);
+                    for (int c = lane; c < seen; c += 32) if (counts(c)) all += expf(z[c] - top);
+                    all = warp_sum(all);
+                    shift_of[h] = all > 0.f ? top + logf(all) : 0.f;
+                    if (lane == 0) shift[h] = shift_of[h];
+                }
+            for (int c = lane; c < seen; c += 32)
+                if (at.has(c)) {
+                    float all = 0;
+                    #pragma unroll
+                    for (int h = 0; h < 16; h++) if (h < group) all += slope(rows[h * width + c], shift_of[h], s);
+                    sums[at.entry(c)] = s.straight == 2 && all <= LEAST * group ? 0.f : all;
+                }
         }
         const auto upstream = [&](int c, float& divisor) {
             divisor = 1.f;
@@ -90,7 +98,7 @@ router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __
             #pragma unroll
             for (int h = 0; h < 16; h++)
                 if (h < group) {
-                    const float slope_of = slope(rows[h * width + c], shift_of[h], s);
+                    const float slope_of = counts(c) ? slope(rows[h * width + c], shift_of[h], s) : 0.f;
                     sum[h] += slope_of;
                     inner[h] += slope_of == 0.f || divisor == 0.f ? 0.f : slope_of / divisor * up;
                 }
@@ -111,7 +119,7 @@ router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __
             #pragma unroll
             for (int h = 0; h < 16; h++)
                 if (h < group) {
-                    const float slope_of = c < own ? slope(rows[h * width + c], shift_of[h], s) : 0.f;
+                    const float slope_of = c < own && counts(c) ? slope(rows[h * width + c], shift_of[h], s) : 0.f;
                     const float ds = (slope_of == 0.f || divisor == 0.f ? 0.f : slope_of / divisor * up) - slope_of * inner[h];
                     rows[h * width + c] = ds;
                     square += (double)ds * ds;
@@ -257,8 +265,9 @@ router_keys(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const flo
                 for (int x = 0; x < 2; x++) {
                     const int row = m * 16 + e / 2 * 8 + lane % 4 * 2 + x, own = warp * 16 + lane / 4 + e % 2 * 8, token = tokens[slot][row];
                     const bool visible = c0 + own < n && c0 + own < token / chunk && token >= 0;
-                    const float slope_of = visible ? slope(z[2 * m + e / 2][e % 2 * 2 + x] * s.factor, shift[slot][row], s) : 0.f;
                     const float2 up = visible ? upstream[row / group * TILE + own] : make_float2(0.f, 0.f);
+                    const bool counts = visible && (s.straight != 2 || up.y != 0.f);
+                    const float slope_of = counts ? slope(z[2 * m + e / 2][e % 2 * 2 + x] * s.factor, shift[slot][row], s) : 0.f;
                     ds[x] = (slope_of == 0.f || up.y == 0.f ? 0.f : slope_of / up.y * up.x) - slope_of * mean[slot][row];
                 }
                 high[e] = high_part(ds[0], ds[1]);

@@ -37,31 +37,75 @@ pub fn entmax_routing_backward(
     settings: Entmax,
     watch: bool,
 ) -> Result<RoutedGradients> {
-    let (op, device) = ("entmax_routing", kbar.device());
-    let Dims { b, t, h, g, d } = dims;
+    let slope = match settings.gradient {
+        RouterGradient::StraightThrough => Slope::Visible,
+        RouterGradient::Full | RouterGradient::Stopped | RouterGradient::Flipped | RouterGradient::Placebo => {
+            Slope::Entmax { taus: routing.taus, weights: routing.weights }
+        }
+    };
+    gradients(("entmax_routing", dims), (q, kbar), (routing.mask, slope), dbias, settings, watch)
+}
+
+/// What a head's weight of a chunk changes by with its score.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Slope<'a> {
+    /// p^(2 - alpha) of entmax, from every row's threshold and every entry's w.
+    Entmax { taus: &'a CudaBuffer, weights: &'a CudaBuffer },
+    /// p of softmax over every visible chunk.
+    Visible,
+    /// p of softmax over the listed chunks.
+    Listed,
+}
+
+impl Slope<'_> {
+    /// What the kernels call it.
+    fn arg(self) -> Arg<'static> {
+        Arg::Int(match self {
+            Slope::Entmax { .. } => 0,
+            Slope::Visible => 1,
+            Slope::Listed => 2,
+        })
+    }
+}
+
+/// Gradients of the scores behind the bias of every entry; see the kernels for the formula.
+pub(super) fn gradients(
+    (op, dims): (&'static str, Dims),
+    (q, kbar): (Strided, &CudaBuffer),
+    (mask, slope): (&BlockMask, Slope),
+    dbias: &CudaBuffer,
+    settings: Entmax,
+    watch: bool,
+) -> Result<RoutedGradients> {
+    let (device, Dims { b, t, h, g, d }) = (kbar.device(), dims);
     check_chunk(op, settings.chunk_size)?;
-    routing.mask.check(op, dims)?;
-    let (entries, group) = (routing.mask.entries(), dims.group());
+    mask.check(op, dims)?;
+    let (entries, group) = (mask.entries(), dims.group());
     ensure!(dbias.kind() == Kind::F32 && dbias.len() >= entries, op, "{dbias:?} for {entries} entries");
     let scored = Scored::new(op, dims, q, (kbar, t / settings.chunk_size), 0)?;
-    let straight = settings.gradient == RouterGradient::StraightThrough;
     let stopped = settings.gradient == RouterGradient::Stopped;
     let floats = |len| device.alloc(op, Kind::F32, len);
     // of softmax: the logarithm of each row's sum, and the heads' sum of every entry
-    let own = straight.then(|| Ok((floats(b * t * h)?, floats(entries)?))).transpose()?;
-    let (shifts, sums) = own.as_ref().map_or((routing.taus, routing.weights), |(shifts, sums)| (shifts, sums));
+    let own = match slope {
+        Slope::Entmax { .. } => None,
+        Slope::Visible | Slope::Listed => Some((floats(b * t * h)?, floats(entries)?)),
+    };
+    let (shifts, sums) = match (slope, &own) {
+        (Slope::Entmax { taus, weights }, _) => (taus, weights),
+        (Slope::Visible | Slope::Listed, own) => own.as_ref().map(|(shifts, sums)| (shifts, sums)).expect("made above"),
+    };
     let (dq, means, offsets, own) =
         (floats(b * t * h * d)?, floats(b * t * h)?, floats(b * t * g)?, floats(b * t * g)?);
     let squares = device.alloc(op, Kind::F64, b * t * g)?;
     let kept = watch.then(|| Ok((floats(entries * group)?, device.alloc(op, Kind::F64, b * t * g)?))).transpose()?;
     let (kept_scores, pairs) = kept.as_ref().map_or((Arg::Null, Arg::Null), |(s, p)| (Arg::Buffer(s), Arg::Buffer(p)));
-    let inputs = [shifts, routing.mask.cells(), routing.mask.first(), sums, dbias].map(Arg::Buffer);
+    let inputs = [shifts, mask.cells(), mask.first(), sums, dbias].map(Arg::Buffer);
     let outputs = [&dq, &means, &offsets, &own, &squares].map(Arg::Buffer);
     let (_, sizes, rest) = scored.cut();
     let chunk = [Arg::int(settings.chunk_size)];
     let numbers = [factor(settings, d), Arg::F32(settings.alpha as f32), Arg::F32(settings.backward_sigma() as f32)];
     let flag = |x: bool| Arg::Int(i32::from(x));
-    let flags = [flag(settings.center == Center::Mean), flag(straight), flag(stopped)];
+    let flags = [flag(settings.center == Center::Mean), slope.arg(), flag(stopped)];
     let args =
         [&scored.operands()[..], &inputs, &outputs, &[kept_scores, pairs], &sizes, &chunk, &rest, &numbers, &flags]
             .concat();
@@ -70,9 +114,8 @@ pub fn entmax_routing_backward(
     let operands = match stopped {
         true => None,
         false => {
-            let inputs =
-                [shifts, routing.mask.cells(), routing.mask.first(), sums, dbias, &means, &offsets].map(Arg::Buffer);
-            Some((dq, key_side(&scored, &inputs, settings, straight)?))
+            let inputs = [shifts, mask.cells(), mask.first(), sums, dbias, &means, &offsets].map(Arg::Buffer);
+            Some((dq, key_side(&scored, &inputs, settings, slope)?))
         }
     };
     Ok(RoutedGradients {
@@ -84,7 +127,7 @@ pub fn entmax_routing_backward(
 }
 
 /// dkbar.
-fn key_side(scored: &Scored, inputs: &[Arg], settings: Entmax, straight: bool) -> Result<CudaBuffer> {
+fn key_side(scored: &Scored, inputs: &[Arg], settings: Entmax, slope: Slope) -> Result<CudaBuffer> {
     let (Dims { b, t, g, d, .. }, n) = (scored.dims, scored.n);
     let device = scored.device();
     if n == 0 {
@@ -96,9 +139,7 @@ fn key_side(scored: &Scored, inputs: &[Arg], settings: Entmax, straight: bool) -
     let (_, sizes, rest) = scored.cut();
     let sizes = [&[Arg::int(b)], &sizes[..], &[Arg::int(settings.chunk_size), rest[0]]].concat();
     let numbers = [factor(settings, d), Arg::F32(settings.alpha as f32), Arg::F32(settings.backward_sigma() as f32)];
-    let args =
-        [&scored.operands()[..], inputs, &[Arg::Buffer(&partial)], &sizes, &numbers, &[Arg::Int(i32::from(straight))]]
-            .concat();
+    let args = [&scored.operands()[..], inputs, &[Arg::Buffer(&partial)], &sizes, &numbers, &[slope.arg()]].concat();
     // summaries, two tiles of rows, and two numbers for each of a batch's tokens and 64 chunks
     let shared = 3 * scored.operand() + 64 / scored.dims.group() * 64 * 8;
     let grid = Grid { blocks: [tiles, b * g, segments], ..Grid::line(1, 128) };

@@ -2,6 +2,7 @@
 // of one kv head. HEAD: head width; CHUNK: tokens of a chunk. Keys are bf16 [b, t, g, HEAD], tokens `stride` apart; sums are f32.
 
 #define EACH ((HEAD + 31) / 32)  // elements of a lane, some of them beyond the head
+#define HELD ((CHUNK + 31) / 32)  // keys of a chunk whose scores a lane holds: 1 for chunks of up to 32
 
 INLINE bool inside(int e) { return HEAD % 32 == 0 || threadIdx.x % 32 + 32 * e < HEAD; }
 
@@ -21,7 +22,8 @@ INLINE const bf16* chunk_of(const bf16* k, long long& at, int& kv, int batches, 
     return k + (batch * t + chunk * CHUNK) * stride + kv * HEAD;
 }
 
-// kbar in f32 and rounded to bf16, [b, n, g, HEAD]; a [b, n, g, CHUNK].
+// kbar in f32 and rounded to bf16, [b, n, g, HEAD]; a [b, n, g, CHUNK]. Lane l holds the scores of keys l, l + 32, ... and the others ask it:
+// lanes exchange nothing through memory (ops/cuda/restricted.rs says why).
 extern "C" __global__ void __launch_bounds__(256)
 summary_forward(const bf16* __restrict__ k, const float* __restrict__ qbar, float* __restrict__ kbar, bf16* __restrict__ operand,
                 float* __restrict__ weights, int batches, int t, int kv_heads, int n, int stride, float scale) {
@@ -30,25 +32,35 @@ summary_forward(const bf16* __restrict__ k, const float* __restrict__ qbar, floa
     int kv;
     const bf16* keys = chunk_of(k, at, kv, batches, t, kv_heads, n, stride);
     if (!keys) return;
-    float query[EACH], acc[EACH] = {}, top = -__int_as_float(0x7f800000), sum = 0;
+    float query[EACH], acc[EACH] = {}, own[HELD] = {}, top = NOTHING, sum = 0;
     #pragma unroll
     for (int e = 0; e < EACH; e++) if (inside(e)) query[e] = qbar[kv * HEAD + lane + 32 * e];
-    for (int j = 0; j < CHUNK; j++) {
-        const float z = dot(query, keys + (long long)j * stride) * scale;
-        if (lane == j % 32) weights[at * CHUNK + j] = z;
-        top = larger(top, z);
+    #pragma unroll
+    for (int part = 0; part < HELD; part++)
+        #pragma unroll 4
+        for (int i = 0; i < CHUNK / HELD; i++) {
+            const float z = dot(query, keys + (long long)(part * 32 + i) * stride) * scale;
+            if (lane == i) own[part] = z;
+            top = larger(top, z);
+        }
+    #pragma unroll
+    for (int part = 0; part < HELD; part++) {
+        own[part] = lane < CHUNK ? expf(own[part] - top) : 0.f;
+        #pragma unroll 4
+        for (int i = 0; i < CHUNK / HELD; i++) sum += __shfl_sync(FULL, own[part], i);
     }
-    __syncwarp();
-    for (int j = 0; j < CHUNK; j++) sum += expf(weights[at * CHUNK + j] - top);
     const float inverse = 1.f / sum;
-    __syncwarp();
-    for (int j = 0; j < CHUNK; j++) {
-        const float a = expf(weights[at * CHUNK + j] - top) * inverse;
-        #pragma unroll
-        for (int e = 0; e < EACH; e++) if (inside(e)) acc[e] += a * widen(keys[(long long)j * stride + lane + 32 * e]);
+    #pragma unroll
+    for (int part = 0; part < HELD; part++) {
+        own[part] *= inverse;
+        if (lane < CHUNK) weights[at * CHUNK + part * 32 + lane] = own[part];
+        #pragma unroll 4
+        for (int i = 0; i < CHUNK / HELD; i++) {
+            const float a = __shfl_sync(FULL, own[part], i);
+            #pragma unroll
+            for (int e = 0; e < EACH; e++) if (inside(e)) acc[e] += a * widen(keys[(long long)(part * 32 + i) * stride + lane + 32 * e]);
+        }
     }
-    __syncwarp();
-    for (int j = lane; j < CHUNK; j += 32) weights[at * CHUNK + j] = expf(weights[at * CHUNK + j] - top) * inverse;
     #pragma unroll
     for (int e = 0; e < EACH && inside(e); e++) {
         kbar[at * HEAD + lane + 32 * e] = acc[e];

@@ -2,8 +2,9 @@
 
 use super::super::{Dims, Routes, Span, cuda};
 use super::{check, check_no_past, cpu, streams};
+use crate::device::cuda::{CudaBuffer, CudaDevice};
 use crate::dispatch::on_device;
-use crate::error::{Error, Result, ensure};
+use crate::error::{Result, ensure};
 use crate::tensor::Tensor;
 
 /// How many chunks a query attends at most, its own included.
@@ -17,14 +18,30 @@ pub enum Top<'a> {
 
 impl Top<'_> {
     /// Of a query of a kv head, of `t` queries.
-    pub(super) fn of(self, kv_head: usize, query: usize, t: usize) -> usize {
+    pub(in crate::ops::attention) fn of(self, kv_head: usize, query: usize, t: usize) -> usize {
         match self {
             Top::All(top) => top,
             Top::Each(tops) => tops[kv_head * t + query] as usize,
         }
     }
 
-    pub(super) fn check(self, op: &'static str, kv_heads: usize, t: usize) -> Result<()> {
+    /// The largest number.
+    pub(in crate::ops::attention) fn most(self) -> usize {
+        match self {
+            Top::All(top) => top,
+            Top::Each(tops) => tops.iter().copied().max().unwrap_or(1) as usize,
+        }
+    }
+
+    /// The numbers on a card, where each query has its own.
+    pub(in crate::ops::attention) fn upload(self, device: &CudaDevice) -> Result<Option<CudaBuffer>> {
+        match self {
+            Top::All(_) => Ok(None),
+            Top::Each(tops) => device.upload("top", tops).map(Some),
+        }
+    }
+
+    pub(in crate::ops::attention) fn check(self, op: &'static str, kv_heads: usize, t: usize) -> Result<()> {
         let least = match self {
             Top::All(top) => top,
             Top::Each(tops) => {
@@ -71,10 +88,6 @@ pub fn topk_routing_after(
         Ok(Routes::cpu(cpu::topk::<T>(cpu, dims, (past, n), (q, kbar), (chunk_size, top), gamma)?))
     }, Cuda(_, [q, kbar]) => {
         check_no_past(op, past)?;
-        let Top::All(top) = top else {
-            let device = q.device();
-            return Err(Error::invalid(op, format!("{device:?} has no kernel for another number of chunks a query; the CPU has one")));
-        };
         Ok(Routes::cuda(if streams(q, (dims, n), chunk_size, 0) {
             let queries = (q.rounded()?, 0, dims.h * dims.d);
             cuda::topk_routing(dims, queries, kbar.rounded()?, chunk_size, top, gamma)?
@@ -90,8 +103,7 @@ pub fn topk_routing_after(
 /// arXiv 2607.02980); it computes every score, and has no gradient.
 ///
 /// # Errors
-/// When shapes do not fit, there is not one number above 0 a query, the device has no kernel for it, or there are 2^32 (query, chunk) pairs
-/// or more.
+/// When shapes do not fit, there is not one number above 0 a query, or there are 2^32 (query, chunk) pairs or more.
 pub fn mass_routing(past: usize, q: &Tensor, k: &Tensor, chunk_size: usize, top: Top) -> Result<Routes> {
     let op = "mass_routing";
     let [b, t, h, d] = q.dims(op)?;
@@ -102,8 +114,9 @@ pub fn mass_routing(past: usize, q: &Tensor, k: &Tensor, chunk_size: usize, top:
     top.check(op, g, t)?;
     on_device!(op, [q, k]; Cpu<T>(cpu, [q, k]) => {
         Ok(Routes::cpu(cpu::mass::<T>(cpu, dims, past, (q, k), (chunk_size, top))?))
-    }, Cuda(gpu, [_q, _k]) => {
-        Err(Error::invalid(op, format!("{gpu:?} has no kernel for the chunks of the largest mass; the CPU has one")))
+    }, Cuda(_, [q, k]) => {
+        check_no_past(op, past)?;
+        Ok(Routes::cuda(cuda::plain::mass(dims, (q.full()?, k.full()?), (chunk_size, top))?))
     })
 }
 

@@ -3,10 +3,10 @@
 //! them by softmax; those of the own chunk have exp(s_j) each, and their bias is 0. One query head a kv head, because s is a head's own.
 //! With P the softmax of s within the chunk: dr_c = db_c, ds_j = -P_j db_c. Kept for backward: q, k, kbar.
 
-use super::super::{Dims, Routes};
+use super::super::{Dims, Routes, cuda};
 use super::cpu;
 use crate::dispatch::on_device;
-use crate::error::{Error, Result, ensure};
+use crate::error::{Result, ensure};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -14,8 +14,7 @@ use crate::tensor::Tensor;
 /// `past` tokens stand before the first query.
 ///
 /// # Errors
-/// When shapes do not fit, gamma is not positive, the device has no kernel for it, or the queries follow kept tokens on a tape that
-/// records.
+/// When shapes do not fit, gamma is not positive, or the queries follow kept tokens on a tape that records or on a GPU.
 pub fn landmark_bias(tape: &Tape, [q, k, kbar]: [&Var; 3], routes: &Routes, gamma: f64) -> Result<Var> {
     let op = "landmark_bias";
     let (past, chunk) = (routes.first(), routes.chunk_size());
@@ -31,14 +30,14 @@ pub fn landmark_bias(tape: &Tape, [q, k, kbar]: [&Var; 3], routes: &Routes, gamm
     ensure!(gamma > 0.0, op, "gamma is {gamma}, it must be positive");
     ensure!(past == 0 || !tape.is_recording(), op, "{past} tokens before the first query, but the tape records");
     let dims = Dims { b, t, h, g: h, d };
-    let no_kernel = |device: &dyn std::fmt::Debug| {
-        Error::invalid(op, format!("{device:?} has no kernel for the bias of a softmax of softmaxes; the CPU has one"))
-    };
     let bias = on_device!(op, [&q.value, &k.value, &kbar.value]; Cpu<T>(cpu, [qs, ks, sums]) => {
         let list = routes.on_cpu(op, cpu)?;
         Tensor::from_buffer(&[list.len()], cpu::landmark::<T>(cpu, dims, (qs, ks, sums), list, gamma))
-    }, Cuda(gpu, [_qs, _ks, _sums]) => {
-        return Err(no_kernel(gpu));
+    }, Cuda(gpu, [qs, ks, sums]) => {
+        ensure!(past == 0, op, "no kernel of this GPU routes after {past} kept tokens");
+        let mask = routes.on_cuda(op, gpu)?;
+        let bias = cuda::plain::landmark(dims, [qs.full()?, ks.full()?, sums.full()?], mask, gamma)?;
+        Tensor::from_cuda(&[mask.entries()], bias)
     });
     let (q, k, kbar, routes) = (q.clone(), k.clone(), kbar.clone(), routes.clone());
     tape.record(op, bias, move |dy, grads| {
@@ -48,8 +47,13 @@ pub fn landmark_bias(tape: &Tape, [q, k, kbar]: [&Var; 3], routes: &Routes, gamm
             grads.add(q.id(), Tensor::from_buffer(q.value.shape(), dq))?;
             grads.add(k.id(), Tensor::from_buffer(k.value.shape(), dk))?;
             grads.add(kbar.id(), Tensor::from_buffer(kbar.value.shape(), dkbar))
-        }, Cuda(gpu, [_qs, _ks, _sums, _dbias]) => {
-            Err(no_kernel(gpu))
+        }, Cuda(gpu, [qs, ks, sums, dbias]) => {
+            let operands = [qs.full()?, ks.full()?, sums.full()?];
+            let entries = (routes.on_cuda(op, gpu)?, dbias.full()?);
+            let [dq, dk, dkbar] = cuda::plain::landmark_backward(dims, operands, entries, gamma)?;
+            grads.add(q.id(), Tensor::from_cuda(q.value.shape(), dq))?;
+            grads.add(k.id(), Tensor::from_cuda(k.value.shape(), dk))?;
+            grads.add(kbar.id(), Tensor::from_cuda(kbar.value.shape(), dkbar))
         })
     })
 }

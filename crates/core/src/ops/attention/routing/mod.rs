@@ -28,6 +28,8 @@ pub use landmark_bias::landmark_bias;
 pub use random::{Random, random_routing};
 pub use softmax_bias::softmax_bias;
 
+pub(in crate::ops::attention) use cpu::LEAST;
+
 use super::{Dims, Routes, cuda};
 use crate::device::CudaData;
 use crate::error::{Result, ensure};

@@ -4,8 +4,9 @@ use super::{Batched, Sees, normalize, probabilities, product, rows, scale, score
 use crate::device::Gemm;
 use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind};
 use crate::error::Result;
-use crate::ops::attention::cuda::BlockMask;
-use crate::ops::attention::{Center, Dims, Entmax, Pooling, RouterGradient, Span, WindowChoice};
+use crate::ops::attention::cuda::{BlockMask, ListedBias};
+use crate::ops::attention::routing::LEAST;
+use crate::ops::attention::{Center, Dims, Entmax, Pooling, RouterGradient, Span, Top, WindowChoice};
 use crate::ops::cuda::real;
 use crate::ops::reduce::cuda::sum_axis;
 
@@ -80,15 +81,83 @@ pub fn entmax_routing(
     let args = [&[&w, &cells].map(Arg::Buffer)[..], &query_args(dims, n), &[chunk]].concat();
     for_queries(device, kind, "mark_support", dims, &args)?;
     let mask = mask_of(dims, s.chunk_size, cells)?;
+    let ListedBias { weights, bias, heads } =
+        emit((op, dims, n), (&p, &w), &mask, diagonal, (s.sigma, s.center != Center::None, 0.0))?;
+    Ok(PlainRouting { mask, weights, bias, heads: heads.expect("emitted") })
+}
+
+/// w, bias and p of the heads of every entry; `(sigma, whether the mean is subtracted, the least w whose logarithm is taken)`.
+fn emit(
+    (op, dims, n): (&'static str, Dims, usize),
+    (p, w): (&CudaBuffer, &CudaBuffer),
+    mask: &BlockMask,
+    diagonal: Option<&CudaBuffer>,
+    (sigma, centered, least): (f64, bool, f64),
+) -> Result<ListedBias> {
+    let (device, kind) = (p.device(), p.kind());
     let entries = |width: usize| device.alloc(op, kind, mask.entries() * width);
     let (weights, bias, heads) = (entries(1)?, entries(1)?, entries(dims.group())?);
-    let inputs = [&p, &w, mask.cells(), mask.first()].map(Arg::Buffer);
+    let inputs = [p, w, mask.cells(), mask.first()].map(Arg::Buffer);
     let outputs = [&weights, &bias, &heads].map(Arg::Buffer);
-    let tail = [chunk, real(kind, s.sigma), Arg::Int((s.center != Center::None).into())];
+    let tail = [Arg::int(mask.chunk_size()), real(kind, sigma), Arg::Int(centered.into()), real(kind, least)];
     let own = [diagonal.map_or(Arg::Null, Arg::Buffer)];
     let args = [&inputs[..], &own, &outputs, &query_args(dims, n), &tail].concat();
     for_queries(device, kind, "emit", dims, &args)?;
-    Ok(PlainRouting { mask, weights, bias, heads })
+    Ok(ListedBias { weights, bias, heads: Some(heads) })
+}
+
+/// Softmax over the listed chunks before the own one: `[b, h, t, n]`.
+fn of_listed(
+    dims: Dims,
+    n: usize,
+    operands: (&CudaBuffer, &CudaBuffer),
+    mask: &BlockMask,
+    gamma: f64,
+) -> Result<CudaBuffer> {
+    let p = scores("softmax_bias", dims, n, operands, gamma * scale(dims.d))?;
+    normalize("softmax_bias", dims, n, &p, Sees::ListedBefore(mask), 1.0)?;
+    Ok(p)
+}
+
+/// The bias of the entries of `mask`, whoever chose them: see the op `softmax_bias`.
+///
+/// # Errors
+/// When kinds or extents do not fit, or memory runs out.
+pub fn softmax_bias(
+    dims: Dims,
+    n: usize,
+    operands: (&CudaBuffer, &CudaBuffer),
+    mask: &BlockMask,
+    gamma: f64,
+) -> Result<ListedBias> {
+    let p = of_listed(dims, n, operands, mask, gamma)?;
+    let w = mean_of_heads(dims, n, &p, 1.0 / dims.group() as f64)?;
+    emit(("softmax_bias", dims, n), (&p, &w), mask, None, (1.0, false, LEAST))
+}
+
+/// Its gradients from those of the bias of every entry.
+///
+/// # Errors
+/// As [`softmax_bias`].
+pub fn softmax_bias_backward(
+    dims: Dims,
+    n: usize,
+    operands: (&CudaBuffer, &CudaBuffer),
+    (mask, dbias): (&BlockMask, &CudaBuffer),
+    gamma: f64,
+    watched: bool,
+) -> Result<RoutedGradients> {
+    let p = of_listed(dims, n, operands, mask, gamma)?;
+    let w = mean_of_heads(dims, n, &p, 1.0)?;
+    let settings = Entmax {
+        chunk_size: mask.chunk_size(),
+        alpha: 1.0,
+        gamma,
+        sigma: 1.0,
+        center: Center::None,
+        gradient: RouterGradient::StraightThrough,
+    };
+    gradients((dims, n), operands, (&p, &w), (mask, dbias), (settings, LEAST * dims.group() as f64), watched)
 }
 
 /// Gradients of [`entmax_routing`].
@@ -117,20 +186,33 @@ pub fn entmax_backward(
     s: Entmax,
     watched: bool,
 ) -> Result<RoutedGradients> {
+    let straight = s.gradient == RouterGradient::StraightThrough;
+    let p = routing(dims, n, operands, (s.chunk_size, s.gamma, if straight { 1.0 } else { s.alpha }))?;
+    let w = mean_of_heads(dims, n, &p, if straight { 1.0 } else { 1.0 / dims.group() as f64 })?;
+    gradients((dims, n), operands, (&p, &w), (mask, dbias), (s, 0.0), watched)
+}
+
+/// From every head's weights and what they add up to (their mean for entmax), to q and kbar; below `least` w is a constant.
+fn gradients(
+    (dims, n): (Dims, usize),
+    operands: (&CudaBuffer, &CudaBuffer),
+    (p, w): (&CudaBuffer, &CudaBuffer),
+    (mask, dbias): (&BlockMask, &CudaBuffer),
+    (s, least): (Entmax, f64),
+    watched: bool,
+) -> Result<RoutedGradients> {
     let (op, device, kind) = ("entmax_routing", operands.0.device(), operands.0.kind());
     let (Dims { b, t, h, g, d }, group) = (dims, dims.group());
     let straight = s.gradient == RouterGradient::StraightThrough;
-    let p = routing(dims, n, operands, (s.chunk_size, s.gamma, if straight { 1.0 } else { s.alpha }))?;
-    let w = mean_of_heads(dims, n, &p, if straight { 1.0 } else { 1.0 / group as f64 })?;
     let queries = b * g * t;
     let (ds, own) = (device.alloc(op, kind, b * h * t * n)?, device.alloc(op, kind, queries)?);
     let squares = device.alloc(op, Kind::F64, queries)?;
     let fresh = || Ok((device.zeros(op, kind, mask.entries() * group)?, device.alloc(op, Kind::F64, queries)?));
     let seen: Option<(CudaBuffer, CudaBuffer)> = watched.then(fresh).transpose()?;
-    let inputs = [&p, &w, mask.cells(), mask.first(), dbias, &ds, &own, &squares].map(Arg::Buffer);
+    let inputs = [p, w, mask.cells(), mask.first(), dbias, &ds, &own, &squares].map(Arg::Buffer);
     let both = seen.as_ref().map_or([Arg::Null; 2], |(scores, pairs)| [scores, pairs].map(Arg::Buffer));
     let numbers = [real(kind, s.backward_sigma()), Arg::Int((s.center == Center::Mean).into()), real(kind, s.alpha)];
-    let tail = [Arg::int(s.chunk_size), numbers[0], numbers[1], numbers[2], Arg::Int(straight.into())];
+    let tail = [&[Arg::int(s.chunk_size)], &numbers[..], &[Arg::Int(straight.into()), real(kind, least)]].concat();
     let args = [&inputs[..], &both, &query_args(dims, n), &tail].concat();
     for_queries(device, kind, "route_backward", dims, &args)?;
     let diagonal = sum_axis(&sum_axis(&own, (b * g, t, 1))?, (1, b, g))?;
@@ -170,20 +252,43 @@ pub fn topk(
     dims: Dims,
     n: usize,
     operands: (&CudaBuffer, &CudaBuffer),
-    (chunk, top): (usize, usize),
+    (chunk, top): (usize, Top),
     gamma: f64,
 ) -> Result<BlockMask> {
     let p = routing(dims, n, operands, (chunk, gamma, 1.0))?;
     let w = mean_of_heads(dims, n, &p, 1.0 / dims.group() as f64)?;
-    choose(dims, n, &w, chunk, [top, 0, 1])
+    choose(dims, n, &w, chunk, (top, [0, 1]))
 }
 
-/// `[top, init, local]`.
-fn choose(dims: Dims, n: usize, scores: &CudaBuffer, chunk: usize, counts: [usize; 3]) -> Result<BlockMask> {
+/// The chunks that hold most of each query's softmax over the keys `k [b, t, g, d]` of the chunks before its own: see the op `mass_routing`.
+///
+/// # Errors
+/// As [`topk`].
+pub fn mass(dims: Dims, operands: (&CudaBuffer, &CudaBuffer), (chunk, top): (usize, Top)) -> Result<BlockMask> {
+    let (op, t) = ("mass_routing", dims.t);
+    let p = probabilities(op, dims, t, operands, Sees::TokensBefore(chunk), 1.0)?;
+    let sums = mean_of_heads(dims, t, &p, 1.0)?;
+    // a token is a window of one
+    let n = t / chunk;
+    let mass = pooled(op, dims, (&sums, t, n), (chunk, 1, 1), true)?;
+    choose(dims, n, &mass, chunk, (top, [0, 1]))
+}
+
+/// `[init, local]` beside the number of chunks.
+fn choose(
+    dims: Dims,
+    n: usize,
+    scores: &CudaBuffer,
+    chunk: usize,
+    (top, forced): (Top, [usize; 2]),
+) -> Result<BlockMask> {
     let (device, kind) = (scores.device(), scores.kind());
     let cells = empty_cells(device, dims, chunk)?;
-    let counts = counts.map(|n| Arg::int(n.min(1 << 30)));
-    let args = [&[scores, &cells].map(Arg::Buffer)[..], &query_args(dims, n), &[Arg::int(chunk)], &counts].concat();
+    let counts = [top.most(), forced[0], forced[1]].map(|n| Arg::int(n.min(1 << 30)));
+    let each = top.upload(device)?;
+    let each = [each.as_ref().map_or(Arg::Null, Arg::Buffer)];
+    let lists = [scores, &cells].map(Arg::Buffer);
+    let args = [&lists[..], &query_args(dims, n), &[Arg::int(chunk)], &counts, &each].concat();
     for_queries(device, kind, "choose", dims, &args)?;
     mask_of(dims, chunk, cells)
 }
@@ -193,17 +298,30 @@ fn choose(dims: Dims, n: usize, scores: &CudaBuffer, chunk: usize, counts: [usiz
 /// # Errors
 /// As [`topk`].
 pub fn windows(dims: Dims, m: usize, operands: (&CudaBuffer, &CudaBuffer), choice: WindowChoice) -> Result<BlockMask> {
-    let (op, device, kind) = ("window_routing", operands.0.device(), operands.0.kind());
+    let op = "window_routing";
     let span = Span::Windows { length: choice.length, stride: choice.stride };
     let p = probabilities(op, dims, m, operands, Sees::Span(span), 1.0)?;
     let sums = mean_of_heads(dims, m, &p, 1.0)?;
     let n = dims.t.div_ceil(choice.chunk_size);
-    let all = dims.b * dims.g * dims.t * n;
+    let sizes = (choice.chunk_size, choice.length, choice.stride);
+    let scores = pooled(op, dims, (&sums, m, n), sizes, choice.pooling == Pooling::Overlap)?;
+    choose(dims, n, &scores, choice.chunk_size, (Top::All(choice.top), [choice.init, choice.local]))
+}
+
+/// The score of each of `n` chunks from those of the `m` windows that touch it; `(chunk, length, stride)` in tokens.
+fn pooled(
+    op: &'static str,
+    dims: Dims,
+    (windows, m, n): (&CudaBuffer, usize, usize),
+    (chunk, length, stride): (usize, usize, usize),
+    overlap: bool,
+) -> Result<CudaBuffer> {
+    let (device, kind, all) = (windows.device(), windows.kind(), dims.b * dims.g * dims.t * n);
     let pooled = device.alloc(op, kind, all)?;
-    let sizes = [n, m, choice.chunk_size, choice.length, choice.stride].map(Arg::int);
-    let overlap = Arg::Int((choice.pooling == Pooling::Overlap).into());
-    let args = [&[&sums, &pooled].map(Arg::Buffer)[..], &[Arg::Long(all as i64)], &sizes, &[overlap]].concat();
+    let sizes = [n, m, chunk, length, stride].map(Arg::int);
+    let buffers = [windows, &pooled].map(Arg::Buffer);
+    let args = [&buffers[..], &[Arg::Long(all as i64)], &sizes, &[Arg::Int(overlap.into())]].concat();
     // SAFETY: the kernel's parameters in order; a thread a query and chunk.
     unsafe { device.kernel(&unit(kind), "pool_windows")?.launch(Grid::over(all, 256), &args)? };
-    choose(dims, n, &pooled, choice.chunk_size, [choice.top, choice.init, choice.local])
+    Ok(pooled)
 }

@@ -13,7 +13,7 @@ pub use choice::{mass, topk, windows};
 pub use entmax::forward;
 pub use indexer::{indexer_kl, indexer_kl_backward};
 pub use landmark::{landmark, landmark_backward};
-pub use softmax_bias::{bias_backward, bias_of};
+pub use softmax_bias::{LEAST, bias_backward, bias_of};
 
 use super::super::engine::{SCORE_TILE, scale_row};
 use super::super::list::BlockList;

@@ -17,7 +17,7 @@ pub struct Bias<T: CpuNumber> {
 }
 
 /// Below it log w is that of it: with w = 0 the bias would be minus infinity and its gradient nothing over nothing.
-const LEAST: f64 = 1e-37;
+pub const LEAST: f64 = 1e-37;
 
 /// The keys of one kv head of one sequence: rows `g * d` apart.
 fn keys<T>(kbar: &[T], (dims, n): (Dims, usize), bg: usize) -> MatRef<'_, T> {
