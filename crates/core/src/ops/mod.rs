@@ -24,7 +24,7 @@ mod entmax;
 mod adamw;
 mod grad_norm;
 
-pub use adamw::{AdamW, adamw};
+pub use adamw::{AdamW, Moments, adamw, adamw_all};
 pub use attach::attach;
 pub use cross_entropy::{linear_cross_entropy, token_nll};
 pub use elementwise::{add, exp, ln, mask_fill, mul, scale, sigmoid, sub};

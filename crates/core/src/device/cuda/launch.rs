@@ -56,6 +56,54 @@ impl Grid {
 #[derive(Clone, Copy)]
 pub struct TensorMap(pub(super) api::TensorMap);
 
+/// A struct that a kernel takes by value: words of 64 bits in the order of its fields.
+pub struct Table<'a> {
+    words: Vec<Address>,
+    /// Words of the kernel's struct; those that nothing fills are zero.
+    whole: usize,
+    buffers: Vec<&'a CudaBuffer>,
+}
+
+impl<'a> Table<'a> {
+    /// Of as many words as the kernel's struct has.
+    pub fn new(whole: usize) -> Self {
+        Table { words: Vec::with_capacity(whole), whole, buffers: Vec::new() }
+    }
+
+    fn push(&mut self, word: u64) {
+        assert!(self.words.len() < self.whole, "a table of {} words", self.whole);
+        self.words.push(word);
+    }
+
+    /// A pointer to the first element.
+    pub fn buffer(&mut self, buffer: &'a CudaBuffer) {
+        self.push(buffer.address());
+        self.buffers.push(buffer);
+    }
+
+    /// A null pointer.
+    pub fn null(&mut self) {
+        self.push(0);
+    }
+
+    /// `long long`.
+    pub fn long(&mut self, long: u64) {
+        self.push(long);
+    }
+
+    /// `double`.
+    pub fn f64(&mut self, number: f64) {
+        self.push(number.to_bits());
+    }
+
+    /// All words of the struct.
+    fn filled(&self) -> Vec<Address> {
+        let mut words = self.words.clone();
+        words.resize(self.whole, 0);
+        words
+    }
+}
+
 /// An argument of a kernel.
 #[derive(Clone, Copy)]
 pub enum Arg<'a> {
@@ -77,6 +125,8 @@ pub enum Arg<'a> {
     F64(f64),
     /// `__grid_constant__ const TensorMap`.
     Map(&'a TensorMap),
+    /// A `__grid_constant__` struct.
+    Table(&'a Table<'a>),
 }
 
 impl Arg<'_> {
@@ -224,8 +274,16 @@ impl Kernel {
         for arg in args {
             values.push(self.value(arg)?);
         }
-        let mut pointers: Vec<Pointer> =
-            values.iter().map(|v| std::ptr::from_ref(v).cast_mut().cast::<c_void>()).collect();
+        let tables: Vec<Vec<Address>> = args
+            .iter()
+            .filter_map(|arg| if let Arg::Table(table) = arg { Some(table.filled()) } else { None })
+            .collect();
+        let mut tables = tables.iter();
+        let pointer = |(value, arg): (&Value, &Arg)| match arg {
+            Arg::Table(_) => tables.next().map_or(std::ptr::null_mut(), |words| words.as_ptr().cast_mut().cast()),
+            _ => std::ptr::from_ref(value).cast_mut().cast::<c_void>(),
+        };
+        let mut pointers: Vec<Pointer> = values.iter().zip(args).map(pointer).collect();
         let blocks = grid.blocks.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
         let mut cluster = LaunchAttribute { id: api::CLUSTER_DIMENSION, pad: 0, value: [0; 16] };
         cluster.value[..3].copy_from_slice(&[grid.cluster, 1, 1]);
@@ -267,6 +325,11 @@ impl Kernel {
             Arg::F32(f32) => Value { f32 },
             Arg::F64(f64) => Value { f64 },
             Arg::Map(map) => Value { map: map.0 },
+            // its words are passed themselves
+            Arg::Table(table) => {
+                table.buffers.iter().try_for_each(|buffer| address(buffer, 0).map(|_| ()))?;
+                Value { address: 0 }
+            }
         })
     }
 }

@@ -27,7 +27,7 @@ pub use blas::{Algorithm, Operand};
 pub use buffer::{CudaBuffer, CudaElement, Kind};
 pub use compile::{Compiler, Resources, Source, Unit};
 pub use data::CudaData;
-pub use launch::{Arg, Grid, Kernel, TensorMap};
+pub use launch::{Arg, Grid, Kernel, Table, TensorMap};
 
 use crate::error::{Error, Result};
 

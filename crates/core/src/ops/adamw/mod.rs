@@ -6,9 +6,11 @@ pub mod cuda;
 #[cfg(test)]
 mod tests;
 
+use crate::device::Device;
 use crate::device::cpu::simd::simd;
-use crate::dispatch::{on_device, same_place};
+use crate::dispatch::same_place;
 use crate::error::{Result, ensure};
+use crate::number::with_number;
 use crate::tensor::{ELEMENTWISE, Tensor};
 
 /// Settings of one update.
@@ -45,11 +47,25 @@ simd! {
     }
 }
 
-/// Updates a parameter and its moments in place. `scale` is an f64 scalar that the gradient is multiplied with
-/// ([`crate::ops::clip_factor`]); where it is not finite, nothing changes.
+/// A parameter's part in an update.
+#[derive(Debug)]
+pub struct Moments<'a> {
+    /// Rates may differ from parameter to parameter, the rest is the same for all of an update.
+    pub settings: AdamW,
+    /// The parameter.
+    pub param: &'a mut Tensor,
+    /// First moment.
+    pub m: &'a mut Tensor,
+    /// Second moment.
+    pub v: &'a mut Tensor,
+    /// Gradient.
+    pub grad: &'a Tensor,
+}
+
+/// Updates a parameter and its moments in place; see [`adamw_all`].
 ///
 /// # Errors
-/// When shapes, element types or devices differ.
+/// As [`adamw_all`].
 pub fn adamw(
     settings: AdamW,
     param: &mut Tensor,
@@ -58,27 +74,50 @@ pub fn adamw(
     grad: &Tensor,
     scale: &Tensor,
 ) -> Result<()> {
+    adamw_all(vec![Moments { settings, param, m, v, grad }], scale)
+}
+
+/// Updates parameters and their moments in place, on a card in one launch. `scale` is an f64 scalar that the gradients are multiplied with
+/// ([`crate::ops::clip_factor`]); where it is not finite, nothing changes.
+///
+/// # Errors
+/// When shapes, element types or devices differ.
+pub fn adamw_all(items: Vec<Moments>, scale: &Tensor) -> Result<()> {
     let op = "adamw";
-    for other in [&*m, &*v, grad] {
-        let shape = param.shape();
-        ensure!(other.shape() == shape, op, "parameter {shape:?}, moment or gradient {:?}", other.shape());
-        same_place(op, param, other)?;
-    }
     ensure!(scale.numel() == 1, op, "the scale is one number, not {:?}", scale.shape());
-    on_device!(op, [grad]; Cpu<T>(cpu, [g]) => {
-        let scale = scale.on_cpu::<f64>(op, cpu)?[0];
-        if scale.is_finite() {
-            let len = ELEMENTWISE;
-            let (p, m, v) = (param.cpu_mut::<T>(op)?, m.cpu_mut(op)?, v.cpu_mut(op)?);
-            cpu.for_pieces3((p, len), (m, len), (v, len), |i, p, m, v| {
-                update(settings, scale, p, m, v, &g[i * len..][..p.len()]);
-            });
+    for Moments { param, m, v, grad, .. } in &items {
+        for other in [&**m, &**v, grad] {
+            let shape = param.shape();
+            ensure!(other.shape() == shape, op, "parameter {shape:?}, moment or gradient {:?}", other.shape());
+            same_place(op, param, other)?;
         }
-    }, Cuda(gpu, [g]) => {
-        let (p, operand) = param.cuda_mut(op, gpu)?.both_mut()?;
-        let (m, v) = (m.cuda_mut(op, gpu)?.full_mut()?, v.cuda_mut(op, gpu)?.full_mut()?);
-        let range = 0..p.len();
-        cuda::adamw(settings, [p, m, v], g.full()?, operand, Some(scale.on_cuda(op, gpu)?.full()?), range)?;
-    });
-    Ok(())
+        same_place(op, items[0].grad, grad)?;
+    }
+    match scale.device() {
+        Device::Cpu(cpu) => {
+            let scale = scale.on_cpu::<f64>(op, cpu)?[0];
+            for Moments { settings, param, m, v, grad } in items {
+                with_number!(grad.dtype(), T => {
+                    let (g, len) = (grad.on_cpu::<T>(op, cpu)?, ELEMENTWISE);
+                    if scale.is_finite() {
+                        let (p, m, v) = (param.cpu_mut::<T>(op)?, m.cpu_mut(op)?, v.cpu_mut(op)?);
+                        cpu.for_pieces3((p, len), (m, len), (v, len), |i, p, m, v| {
+                            update(settings, scale, p, m, v, &g[i * len..][..p.len()]);
+                        });
+                    }
+                });
+            }
+            Ok(())
+        }
+        Device::Cuda(gpu) => {
+            let of = |Moments { settings, param, m, v, grad }| {
+                let g = grad.on_cuda(op, gpu)?.full()?;
+                let (p, operand) = param.cuda_mut(op, gpu)?.both_mut()?;
+                let state = [p, m.cuda_mut(op, gpu)?.full_mut()?, v.cuda_mut(op, gpu)?.full_mut()?];
+                Ok(cuda::Item { settings, state, g, operand })
+            };
+            let mut items = items.into_iter().map(of).collect::<Result<Vec<_>>>()?;
+            cuda::adamw(&mut items, Some(scale.on_cuda(op, gpu)?.full()?))
+        }
+    }
 }

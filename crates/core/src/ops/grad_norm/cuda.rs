@@ -1,15 +1,19 @@
 //! The launches. Norm and clip factor stay on the device.
 
-use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind, Source, Unit};
+use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind, Source, Table, Unit};
 use crate::error::{Result, ensure};
 
 static SOURCE: Source = Source { name: "grad_norm", text: include_str!("kernel.cu") };
 
 /// Elements whose squares a block adds.
 const PIECE: usize = 1 << 16;
+/// Gradients of a launch: 24 bytes each of the 4096 that a kernel's parameters may have.
+const MANY: usize = 128;
 
 fn unit(number: Kind) -> Unit {
-    Unit::new(&SOURCE, [("R", number.source_name().into()), ("PIECE", PIECE.to_string())])
+    let numbers = [("PIECE", PIECE), ("MANY", MANY)].map(|(name, value)| (name, value.to_string()));
+    let [piece, many] = numbers;
+    Unit::new(&SOURCE, [("R", number.source_name().into()), piece, many])
 }
 
 /// Everything that this op compiles.
@@ -23,16 +27,22 @@ pub fn units() -> Vec<Unit> {
 /// When memory runs out.
 pub fn grad_norm(device: &CudaDevice, grads: &[&CudaBuffer]) -> Result<CudaBuffer> {
     let op = "grad_norm";
-    let blocks: Vec<usize> = grads.iter().map(|g| g.len().div_ceil(PIECE)).collect();
-    let total: usize = blocks.iter().sum();
-    let parts = device.alloc(op, Kind::F64, total)?;
+    let blocks = |g: &CudaBuffer| g.len().div_ceil(PIECE);
+    let parts = device.alloc(op, Kind::F64, grads.iter().map(|g| blocks(g)).sum())?;
     let mut first = 0;
-    for (grad, &blocks) in grads.iter().zip(&blocks) {
-        let kernel = device.kernel(&unit(grad.kind()), "squares")?;
-        let args = [Arg::Buffer(grad), Arg::At(&parts, first), Arg::Long(grad.len() as i64)];
-        // SAFETY: the kernel's parameters in order; a block a piece and a part.
-        unsafe { kernel.launch(Grid::line(blocks, 512), &args)? };
-        first += blocks;
+    for grads in grads.chunk_by(|a, b| a.kind() == b.kind()).flat_map(|alike| alike.chunks(MANY)) {
+        let (mut table, mut own) = (Table::new(MANY * 3), 0);
+        for grad in grads {
+            table.buffer(grad);
+            table.long(grad.len() as u64);
+            table.long(own as u64);
+            own += blocks(grad);
+        }
+        let kernel = device.kernel(&unit(grads[0].kind()), "squares")?;
+        let args = [Arg::Table(&table), Arg::int(grads.len()), Arg::At(&parts, first)];
+        // SAFETY: the kernel's parameters in order; the table has its three words a row, and a block is a piece and a part.
+        unsafe { kernel.launch(Grid::line(own, 512), &args)? };
+        first += own;
     }
     root_of_sum(&parts)
 }
@@ -102,6 +112,14 @@ mod tests {
                 }
             }
         }
+        // more than a table holds, of both kinds
+        let kind = |i: usize| if i.is_multiple_of(200) { Kind::F64 } else { Kind::F32 };
+        let many: Vec<_> =
+            (0..2 * super::MANY + 5).map(|i| tensors(&[(&[1 + i * 7 % 90], kind(i))]).remove(0)).collect();
+        let want: f64 = many.iter().flat_map(|x| x.to_f64().unwrap()).map(|x| x * x).sum::<f64>().sqrt();
+        let on: Vec<_> = many.iter().enumerate().map(|(i, x)| device.tensor(x, kind(i))).collect();
+        let got = super::grad_norm(device.cuda(), &on.iter().collect::<Vec<_>>()).unwrap();
+        assert!((got.download::<f64>().unwrap()[0] / want - 1.0).abs() < 1e-12);
         assert_eq!(super::grad_norm(device.cuda(), &[]).unwrap().download::<f64>().unwrap(), [0.0]);
     }
 }

@@ -1,9 +1,15 @@
-// R: float or double. Squares are summed in f64 in a fixed order: threads, blocks of PIECE elements, then blocks in order.
+// R: float or double. MANY: rows of a table. Squares are summed in f64 in a fixed order: threads, blocks of PIECE elements, then blocks in order.
+
+struct Row { const R* x; long long n, first; };  // a gradient, its elements, its first block
+struct Rows { Row row[MANY]; };
 
 extern "C" __global__ void __launch_bounds__(512)
-squares(const R* __restrict__ x, double* __restrict__ parts, long long n) {
+squares(const __grid_constant__ Rows all, int count, double* __restrict__ parts) {
     __shared__ double scratch[32];
-    const long long first = (long long)blockIdx.x * PIECE, end = first + PIECE < n ? first + PIECE : n;
+    int row = 0;
+    while (row + 1 < count && blockIdx.x >= all.row[row + 1].first) row++;
+    const R* x = all.row[row].x;
+    const long long n = all.row[row].n, first = (blockIdx.x - all.row[row].first) * PIECE, end = first + PIECE < n ? first + PIECE : n;
     double sum = 0;
     #pragma unroll 8
     for (long long i = first + threadIdx.x; i < end; i += 512) sum += (double)x[i] * (double)x[i];

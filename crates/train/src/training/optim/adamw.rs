@@ -1,8 +1,8 @@
 //! AdamW; the equations are in `dash_core::ops::adamw`.
 
-use dash_core::{Error, Result, Tensor, ops};
+use dash_core::{Error, Result, ops};
 
-use super::rule::{Rule, Update};
+use super::rule::{Item, Rule, Update};
 
 /// See [`ops::adamw()`].
 pub struct AdamW;
@@ -17,16 +17,19 @@ impl Rule for AdamW {
         &["m", "v"]
     }
 
-    fn update(&self, u: &Update, param: &mut Tensor, state: &mut [Tensor], grad: &Tensor) -> Result<()> {
-        let [m, v] = state else { return Err(Error::invalid("adamw", "the state is not two moments")) };
-        let settings = ops::AdamW {
-            lr: u.lr,
-            beta1: u.settings.beta1,
-            beta2: u.settings.beta2,
-            eps: u.settings.eps,
-            weight_decay: u.weight_decay,
-            step: u.step,
+    fn update(&self, u: &Update, all: Vec<Item>) -> Result<()> {
+        let of = |Item { lr, weight_decay, param, state, grad }| {
+            let [m, v] = state else { return Err(Error::invalid("adamw", "the state is not two moments")) };
+            let settings = ops::AdamW {
+                lr,
+                beta1: u.settings.beta1,
+                beta2: u.settings.beta2,
+                eps: u.settings.eps,
+                weight_decay,
+                step: u.step,
+            };
+            Ok(ops::Moments { settings, param, m, v, grad })
         };
-        ops::adamw(settings, param, m, v, grad, u.scale)
+        ops::adamw_all(all.into_iter().map(of).collect::<Result<_>>()?, u.scale)
     }
 }

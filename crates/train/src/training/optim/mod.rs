@@ -7,7 +7,7 @@ use dash_core::ops::{clip_factor, grad_norm};
 use dash_core::{Error, Result, Tensor};
 use dash_model::{Group, Param, ParamError, Params};
 
-pub use rule::{Rule, Update};
+pub use rule::{Item, Rule, Update};
 
 use crate::config::{Optim, OptimKind};
 
@@ -120,12 +120,14 @@ impl Optimizer {
         let norm = grad_norm(first.value.device(), grads.iter().flatten())?;
         let scale = clip_factor(&norm, o.clip, finite)?;
         self.step += 1;
+        let mut all = Vec::with_capacity(grads.len());
         for ((param, grad), state) in params.iter_mut().zip(grads).zip(&mut self.state) {
-            let Some(grad) = grad else { continue };
             let (lr, weight_decay) = rates(o, param.group, lr);
-            let update = Update { settings: o, lr, weight_decay, step: self.step, scale: &scale };
-            self.rule.update(&update, &mut param.value, state, grad)?;
+            if let Some(grad) = grad {
+                all.push(Item { lr, weight_decay, param: &mut param.value, state, grad });
+            }
         }
+        self.rule.update(&Update { settings: o, step: self.step, scale: &scale }, all)?;
         Ok((norm, scale))
     }
 

@@ -13,23 +13,33 @@ pub trait Rule: Sync {
     /// Names of the tensors kept for each parameter; a checkpoint calls them `SLOT.PARAMETER`. They start at 0.
     fn slots(&self) -> &'static [&'static str];
 
-    /// One update of one parameter; `state` is in the order of the slots. Where the scale is not finite nothing may change.
+    /// One update of all parameters that have a gradient. Where the scale is not finite nothing may change.
     ///
     /// # Errors
     /// When shapes or devices differ.
-    fn update(&self, update: &Update, param: &mut Tensor, state: &mut [Tensor], grad: &Tensor) -> Result<()>;
+    fn update(&self, update: &Update, all: Vec<Item>) -> Result<()>;
 }
 
-/// What an update of one parameter is given.
-pub struct Update<'a> {
-    /// The keys of the configuration.
-    pub settings: &'a Optim,
+/// A parameter's part in an update.
+pub struct Item<'a> {
     /// Learning rate of this step and this parameter's group.
     pub lr: f64,
     /// Decoupled weight decay of this parameter's group.
     pub weight_decay: f64,
+    /// The parameter.
+    pub param: &'a mut Tensor,
+    /// Its state, in the order of the slots.
+    pub state: &'a mut [Tensor],
+    /// Its gradient.
+    pub grad: &'a Tensor,
+}
+
+/// What all parts of an update have in common.
+pub struct Update<'a> {
+    /// The keys of the configuration.
+    pub settings: &'a Optim,
     /// Number of this update, from 1.
     pub step: u64,
-    /// What the gradient is multiplied by: a scalar in f64 on the device.
+    /// What the gradients are multiplied by: a scalar in f64 on the device.
     pub scale: &'a Tensor,
 }
