@@ -90,7 +90,7 @@ pub fn time_routed(bench: &mut Bench, qkv: &Qkv, configured: &Attention, density
     let inputs = [qkv.k.clone(), qbar];
     bench.time("chunk summary", cost, &inputs, |t, v| chunk_summary(t, &v[0], &v[1], chunk))?;
 
-    let tape = Tape::inference();
+    let tape = Tape::inference().computing(bench.compute);
     let [k, qbar] = inputs.map(|x| tape.leaf(x));
     let (q, kbar) = (tape.leaf(qkv.q.clone()), chunk_summary(&tape, &k, &qbar, chunk)?);
     let route = |settings| entmax_routing(&tape, &q, &kbar, None, settings);

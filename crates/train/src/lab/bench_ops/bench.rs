@@ -4,18 +4,19 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use dash_core::rng::Rng;
-use dash_core::{DType, Device, Result as CoreResult, Tape, Tensor, Var};
+use dash_core::{Compute, DType, Device, Result as CoreResult, Tape, Tensor, Var};
 
 use super::super::timing::spread;
+use super::ceilings::wait;
 use crate::config::Config;
 use crate::failure::Result;
 
 /// What an op's floor is counted from, forward + backward.
 #[derive(Debug, Clone, Copy)]
 pub struct Cost {
-    /// f32 operations.
+    /// Operations.
     pub flops: f64,
-    /// f32 numbers read once and written once.
+    /// Numbers read once and written once.
     pub elements: f64,
 }
 
@@ -83,6 +84,8 @@ pub struct Bench {
     pub steps: usize,
     pub rng: Rng,
     pub ops: Vec<OpTime>,
+    /// How operands of products are rounded.
+    pub compute: Compute,
 }
 
 impl Bench {
@@ -91,7 +94,20 @@ impl Bench {
     }
 
     pub fn add(&mut self, name: impl Into<String>, seconds: f64, cost: Cost) {
-        self.ops.push(OpTime { name: name.into(), seconds, flops: cost.flops, bytes: 4.0 * cost.elements });
+        let number = match self.compute {
+            Compute::Full => 4.0,
+            Compute::Bf16 => 2.0,
+        };
+        self.push(name.into(), seconds, cost, number);
+    }
+
+    /// Of an op all of whose numbers are f32 whatever products take.
+    pub fn add_f32(&mut self, name: impl Into<String>, seconds: f64, cost: Cost) {
+        self.push(name.into(), seconds, cost, 4.0);
+    }
+
+    fn push(&mut self, name: String, seconds: f64, cost: Cost, number: f64) {
+        self.ops.push(OpTime { name, seconds, flops: cost.flops, bytes: number * cost.elements });
     }
 
     /// Times forward + backward of an op and adds it.
@@ -102,22 +118,28 @@ impl Bench {
         inputs: &[Tensor],
         op: impl Fn(&Tape, &[Var]) -> CoreResult<Var>,
     ) -> Result<()> {
-        let seconds = time(inputs, self.steps, op)?;
+        let seconds = time(&self.device, inputs, (self.steps, self.compute), op)?;
         self.add(name, seconds, cost);
         Ok(())
     }
 }
 
-/// Median seconds of forward, and backward from the output itself, after one run that warms up.
-pub fn time(inputs: &[Tensor], steps: usize, f: impl Fn(&Tape, &[Var]) -> CoreResult<Var>) -> Result<f64> {
+/// Median seconds of forward, and backward from the output itself, after one run that warms up. A card is waited for.
+pub fn time(
+    device: &Device,
+    inputs: &[Tensor],
+    (steps, compute): (usize, Compute),
+    f: impl Fn(&Tape, &[Var]) -> CoreResult<Var>,
+) -> Result<f64> {
     let mut times = Vec::new();
     for _ in 0..steps + 1 {
-        let tape = Tape::new();
+        let tape = Tape::new().computing(compute);
         let vars: Vec<Var> = inputs.iter().map(|x| tape.leaf(x.clone())).collect();
         let start = Instant::now();
         let y = f(&tape, &vars)?;
         let seed = y.value.clone();
         black_box(tape.backward_from(&y, seed)?);
+        wait(device)?;
         times.push(start.elapsed().as_secs_f64());
     }
     times.remove(0);

@@ -1,6 +1,7 @@
 //! `bench --ops`: every op, and every attention variant as a whole, at the sizes of a configuration, against what the machine can do.
 //!
-//! Two ceilings are measured first: fused multiply-adds that touch no memory, and a copy that fits no cache. An op's
+//! Two ceilings are measured first: fused multiply-adds that touch no memory (on a card a large product), and a copy (on a card a sum)
+//! that fits no cache. An op's
 //! floor is the larger of operations / multiply-add rate and bytes / copy rate, where bytes counts each input read once
 //! and each output written once; its share is floor / time.
 
@@ -32,7 +33,8 @@ pub fn ops(config: &Config, steps: usize, density: Option<f64>, as_json: bool) -
     let device = device_of(config)?;
     let top = ceilings(&device)?;
     let sizes = Sizes::of(config);
-    let mut bench = Bench { device, sizes, steps, rng: Rng::new(1), ops: Vec::new() };
+    let compute = config.model.compute.into();
+    let mut bench = Bench { device, sizes, steps, rng: Rng::new(1), ops: Vec::new(), compute };
     let qkv = Qkv::new(&mut bench)?;
     layers::time(&mut bench, &qkv.q)?;
     attention::time(&mut bench, &qkv)?;
@@ -78,8 +80,9 @@ fn print(ops: &[OpTime], top: Ceilings, routed: Attended, as_json: bool) -> Resu
         )?;
     }
     print_line!(
-        "MB: f32 numbers that are read once and written once at least. share: floor / time, where the floor is the larger of \
-         GFLOP / multiply-add rate and MB / copy rate; above 100 % the numbers stayed in a cache, which the copy cannot"
+        "MB: numbers that are read once and written once at least, of 4 bytes, or 2 where products round their operands to bf16. \
+         share: floor / time, where the floor is the larger of GFLOP / multiply-add rate and MB / copy rate; above 100 % the \
+         numbers stayed in a cache, which the copy cannot"
     )
 }
 

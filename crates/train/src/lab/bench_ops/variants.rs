@@ -63,7 +63,7 @@ fn time_one(bench: &mut Bench, qkv: &Qkv, config: &ModelConfig) -> Result<()> {
             &Inputs { q, k, v, own: &own, layer: 0, budget: None, reroute: None, loss_share: None, cache: None },
         )
     };
-    let tape = Tape::inference();
+    let tape = Tape::inference().computing(bench.compute);
     let vars: Vec<Var> = inputs.iter().map(|x| tape.leaf(x.clone())).collect();
     let listed = match run(&tape, &vars)?.1 {
         Some(trace) => trace.stats()?.tokens,
