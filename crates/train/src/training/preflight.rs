@@ -295,7 +295,9 @@ fn whole_rows(config: &Config, device: &Device) -> String {
     let (m, heads) = (&config.model, (config.model.heads / config.model.kv_heads.max(1)).max(1));
     let why = match device {
         Device::Cpu(_) => None,
-        Device::Cuda(_) if m.attention.keeps_scores() => Some(format!("kind {:?} scores every token", m.attention.kind())),
+        Device::Cuda(_) if m.attention.keeps_scores() => {
+            Some(format!("kind {:?} scores every token", m.attention.kind()))
+        }
         Device::Cuda(_) => why_whole_rows(m.compute.into(), m.head_dim, heads, m.attention.chunk_size()),
     };
     why.map_or(String::new(), |why| {
