@@ -2,13 +2,14 @@
 """Recomputes the statistics that docs/RESULTS.md prints. Python 3 alone, no packages.
 
     python3 docs/results/recompute.py                 # what RESULTS.md prints: a, b and c from their printed values, P0 and N from their rows
-    python3 docs/results/recompute.py results.csv     # the tables of one study, from the rows that `train compare` wrote
+    python3 docs/results/recompute.py results.csv     # the tables of one study, from the rows that `train compare` wrote (results.csv.gz, too)
 
 The rows (results.csv) of studies a, b and c were not kept. What follows from the printed values is recomputed here; what does not is
 listed in RESULTS.md under "Which numbers can be recomputed".
 """
 
 import csv
+import gzip
 import itertools
 import math
 import random
@@ -90,7 +91,8 @@ def sign_flip(differences):
     n, observed = len(differences), abs(sum(differences))
     flips = itertools.product((-1, 1), repeat=n)
     p = sum(abs(sum(s * d for s, d in zip(f, differences))) >= observed - 1e-12 for f in flips) / 2 ** n
-    return p, 2 / 2 ** n
+    # a difference of zero can be flipped without a change
+    return p, min(1.0, 2 ** (1 + sum(d == 0 for d in differences)) / 2 ** n)
 
 
 def holm(ps):
@@ -116,6 +118,12 @@ def detectable(deviation, n):
 
 
 # Time to solve --------------------------------------------------------------------------------------------------------
+
+def rows_of(path):
+    """The rows of a results.csv, which may be compressed."""
+    with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", newline="") as file:
+        yield from csv.DictReader(file)
+
 
 def subset_means(differences):
     """Means of all non-empty subsets, ascending: what the sign-flip test, its interval and equivalence follow from (Hartigan 1969)."""
@@ -180,17 +188,16 @@ def median(times):
 def solved_times(path, solved=0.9, checks=2):
     """{arm: {seed: (update, True)}} of the last of `checks` validations in a row with `solved`; (last planned update, False) where there is none."""
     accuracy, ends, ended, length = defaultdict(list), {}, set(), None
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            run = row["arm"], int(row["seed"])
-            if row["split"] == "run" and row["metric"] == "steps":
-                ends[run] = int(float(row["value"]))
-            if row["split"] == "run" and row["metric"] in ("finished", "failed") and float(row["value"]) == 1.0:
-                ended.add(run)
-            if row["split"] == "val" and row["metric"] == "accuracy" and " " not in row["at"]:
-                length = length or row["at"]
-                if row["at"] == length:
-                    accuracy[run].append((int(row["step"]), float(row["value"])))
+    for row in rows_of(path):
+        run = row["arm"], int(row["seed"])
+        if row["split"] == "run" and row["metric"] == "steps":
+            ends[run] = int(float(row["value"]))
+        if row["split"] == "run" and row["metric"] in ("finished", "failed") and float(row["value"]) == 1.0:
+            ended.add(run)
+        if row["split"] == "val" and row["metric"] == "accuracy" and " " not in row["at"]:
+            length = length or row["at"]
+            if row["at"] == length:
+                accuracy[run].append((int(row["step"]), float(row["value"])))
     out = defaultdict(dict)
     for run in sorted(ended):
         streak, time = 0, (ends[run], False)
@@ -203,26 +210,29 @@ def solved_times(path, solved=0.9, checks=2):
     return out
 
 
-def last_values(path):
-    """Means over seeds of what a run's last validation or logged update says of budget, router and clipping."""
-    wanted, last, clipped, logged = ("gamma", "tokens_asked", "attended_tokens", "answer_recall", "answer_chance"), {}, defaultdict(int), defaultdict(int)
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            run = row["arm"], int(row["seed"])
-            if row["split"] == "train" and row["metric"] == "grad_norm":
-                logged[run] += 1
-                clipped[run] += float(row["value"]) > 1.0
-            if row["split"] in ("train", "val") and row["metric"] in wanted:
-                last[(row["split"], row["metric"], row["at"]), run] = float(row["value"])
-    for run, n in logged.items():
-        last[("train", "share of logged updates with a gradient norm above 1", ""), run] = clipped[run] / n
+def last_values(path, baseline):
+    """What a run's last validation or logged update says of accuracy, budget and router: mean over seeds, least and largest. And clipping."""
+    wanted, last, clipped, logged = ("accuracy", "gamma", "tokens_asked", "attended_tokens", "answer_recall", "answer_chance"), {}, defaultdict(int), defaultdict(int)
+    for row in rows_of(path):
+        run = row["arm"], int(row["seed"])
+        if row["split"] == "train" and row["metric"] == "grad_norm":
+            logged[run[0]] += 1
+            clipped[run[0]] += float(row["value"]) > 1.0
+        if row["split"] in ("train", "val") and row["metric"] in wanted and "distance" not in row["at"]:
+            last[(row["split"], row["metric"], row["at"]), run] = float(row["value"])
     for key in sorted({key for key, _ in last}):
         by = defaultdict(dict)
         for (k, (arm, seed)), value in last.items():
             if k == key:
                 by[arm][seed] = value
         told = "; ".join(f"{arm} {sum(v.values()) / len(v):.3f} ({min(v.values()):.3f} to {max(v.values()):.3f})" for arm, v in by.items())
-        print(f"  {' '.join(filter(None, key))}: {told}")
+        print(f"    {' '.join(filter(None, key))}: {told}")
+        for arm in by if key[1] == "accuracy" and " " not in key[2] else ():
+            differences = [v - by[baseline][s] for s, v in sorted(by[arm].items()) if s in by[baseline]]
+            if arm != baseline and len(differences) > 1:
+                low, high, _ = flip_interval(differences)
+                print(f"      {arm} - {baseline}: {sum(differences) / len(differences):.3f} ({low:.3f} to {high:.3f}), sign-flip p = {sign_flip(differences)[0]:.4f}")
+    print("  Logged updates with a gradient norm above 1: " + "; ".join(f"{arm} {clipped[arm] / n:.3f} of {n}" for arm, n in logged.items()))
 
 
 def of_times(path, baseline, margin):
@@ -353,17 +363,16 @@ def printed():
 def of_rows(path, solved=0.5):
     """Per-seed values, times and paired differences to dash-stopped from a results.csv."""
     finals, times, metrics = defaultdict(dict), defaultdict(dict), set()
-    with open(path, newline="") as file:
-        for row in csv.DictReader(file):
-            if row["split"] != "val" or row["metric"] not in ("accuracy", "loss"):
-                continue
-            arm, seed, step, value = row["arm"], int(row["seed"]), int(row["step"]), float(row["value"])
-            key = (row["metric"], row["at"])
-            metrics.add(key)
-            last = finals[key, arm].get(seed, (-1, 0.0))
-            finals[key, arm][seed] = max(last, (step, value))
-            if key[0] == "accuracy" and value >= solved:
-                times[key, arm][seed] = min(times[key, arm].get(seed, NEVER), step)
+    for row in rows_of(path):
+        if row["split"] != "val" or row["metric"] not in ("accuracy", "loss"):
+            continue
+        arm, seed, step, value = row["arm"], int(row["seed"]), int(row["step"]), float(row["value"])
+        key = (row["metric"], row["at"])
+        metrics.add(key)
+        last = finals[key, arm].get(seed, (-1, 0.0))
+        finals[key, arm][seed] = max(last, (step, value))
+        if key[0] == "accuracy" and value >= solved:
+            times[key, arm][seed] = min(times[key, arm].get(seed, NEVER), step)
     for key in sorted(metrics):
         arms = sorted(arm for k, arm in finals if k == key)
         print(" ".join(key))
@@ -407,9 +416,9 @@ if __name__ == "__main__":
     else:
         printed()
         for name, title in (("p0", "Study P0"), ("needle", "Study N")):
-            rows = Path(__file__).parent / name / "results.csv"
+            rows = Path(__file__).parent / name / "results.csv.gz"
             if rows.exists():
                 print(f"\n{title}, time to solve (0.9 in two validations running)")
                 of_times(rows, "dash-stopped", 100)
                 print("  Last values, mean over seeds (least to largest):")
-                last_values(rows)
+                last_values(rows, "dash-stopped")

@@ -132,8 +132,8 @@ impl ValidationSet {
         let seq_len = self.seq_len;
         // tokens in the attended chunks, of a sequence each: the last batch may be smaller
         let (mut listed, mut routed) = (0.0, 0usize);
-        let (mut sum, mut tokens) = (0.0, 0usize);
-        let (mut by_position, mut sequences) = (vec![0.0; seq_len], Vec::new());
+        let (mut sum, mut tokens, mut sequences) = (0.0, 0usize, Vec::new());
+        let mut by_position = vec![0.0; seq_len];
         let (mut layers, mut rows) = (vec![0.0; model.config().layers], 0u64);
         let mut far = self.far.as_ref().map(FarSet::sums);
         for (number, b) in self.batches.iter().enumerate() {
@@ -141,9 +141,7 @@ impl ValidationSet {
             let (nll, routers) = model.nll((&ids, &targets), router.of(&[]).as_ref())?;
             let nll = nll.to_f64()?;
             sequences.extend(nll.chunks_exact(seq_len).map(|nll| (nll.iter().sum::<f64>(), seq_len as f64)));
-            if let Some(far) = &mut far {
-                far.add(number, &nll);
-            }
+            far.iter_mut().for_each(|far| far.add(number, &nll));
             sum += nll.iter().sum::<f64>();
             tokens += nll.len();
             for (i, x) in nll.iter().enumerate() {

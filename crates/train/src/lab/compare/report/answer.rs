@@ -10,7 +10,9 @@ use crate::lab::stats::Estimate;
 pub fn difference(c: &Contrast) -> String {
     match (with_interval(c.estimate.mean, c.interval), c.interval) {
         ((mean, Some((low, high))), Some(i)) => {
-            format!("{mean} ({:.3} % interval {low} to {high})", 100.0 * i.level).replace(".000 %", " %")
+            let level = format!("{:.3}", 100.0 * i.level);
+            let level = level.trim_end_matches('0').trim_end_matches('.');
+            format!("{mean} ({level} % interval {low} to {high})")
         }
         ((mean, _), _) => mean,
     }
