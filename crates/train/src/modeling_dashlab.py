@@ -322,6 +322,11 @@ class Attention(nn.Module):
             windows = windows + position.reshape(g, 1, length, d)
         return torch.einsum("bgcx,gxd->bgcd", windows.flatten(-2), weight.reshape(g, length * d, d))
 
+    def kl_indexer(self, x, q, k, v, rotate, f, kept):
+        index_q, index_k = (rotate(self.heads(x, p)) for p in (self.index_q_proj, self.index_k_proj))
+        chosen = most(index_q, f.keep(kept, "index_k", index_k), self.a, f)
+        return read(q, k, v, tokens_of(chosen, f, self.a["chunk_size"], q.shape[1]))
+
     def nsa(self, x, q, k, v, rotate, f, kept):
         (b, h, t, _), g, a = q.shape, k.shape[1], self.a
         key = lambda windows: self.compress(windows, self.compress_k.weight, self.compress_position)
@@ -357,9 +362,7 @@ class Attention(nn.Module):
         elif kind == "mass":
             o = read(q, k, v, tokens_of(most(q, k, a, f), f, a["chunk_size"], q.shape[1]))
         elif kind == "kl-indexer":
-            index_q, index_k = (rotate(self.heads(x, p)) for p in (self.index_q_proj, self.index_k_proj))
-            chosen = most(index_q, f.keep(kept, "index_k", index_k), a, f)
-            o = read(q, k, v, tokens_of(chosen, f, a["chunk_size"], q.shape[1]))
+            o = self.kl_indexer(x, q, k, v, rotate, f, kept)
         elif kind == "landmark":
             o = landmark(q, k, v, self.indexer_q, a, f, kept)
         elif kind == "random":
