@@ -1,6 +1,6 @@
 """Makes the corpora under crates/data/tests/fixtures, which the readers are tested on, with the libraries that people make theirs with.
 
-    pip install zstandard numpy
+    pip install zstandard numpy torch megatron-core
     python oracle/make_corpora.py crates/data/tests/fixtures
 
 Damaged twins of these files are made by the tests themselves. gzip files of another version of zlib may have other bytes and the same content.
@@ -11,6 +11,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import zstandard
 
 
@@ -43,7 +44,53 @@ def compressed(out):
     (out / "page.txt.gz").write_bytes(gzip.compress("".join(document(i) for i in range(9)).encode(), mtime=0))
 
 
+def ids(i):
+    """Token ids of document `i`, which the tests write once more."""
+    return [(31 * i + 7 * j) % 50000 for j in range(5 + i % 9)]
+
+
+def llm_c(path, magic, version, dtype, documents, end):
+    """A file as llm.c's `dev/data/data_common.py` writes it: 256 numbers of 32 bits, then the tokens."""
+    tokens = [t for i in documents for t in [end] + ids(i)]
+    header = np.zeros(256, dtype=np.int32)
+    header[:3] = magic, version, len(tokens)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(header.tobytes() + np.array(tokens, dtype=dtype).tobytes())
+
+
+def nano_gpt(path, documents):
+    """A file as nanoGPT's `data/openwebtext/prepare.py` writes it: 16 bits a token, each document before its end."""
+    tokens = [t for i in documents for t in ids(i) + [50256]]
+    path.parent.mkdir(exist_ok=True)
+    array = np.memmap(path, dtype=np.uint16, mode="w+", shape=(len(tokens),))
+    array[:] = tokens
+    array.flush()
+
+
+def megatron(prefix, dtype, documents):
+    """Files of Megatron's own builder: documents of two sequences each."""
+    from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
+
+    prefix.parent.mkdir(exist_ok=True)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+    for i in documents:
+        builder.add_document(np.array(ids(i) + [50256]), [3, len(ids(i)) - 2])
+    builder.finalize(f"{prefix}.idx")
+
+
+def tokens(out):
+    """Files of token ids."""
+    llm_c(out / "llmc/fineweb_val_000000.bin", 20240520, 1, np.uint16, range(6), 50256)
+    llm_c(out / "llmc/fineweb_train_000001.bin", 20240520, 1, np.uint16, range(6, 30), 50256)
+    llm_c(out / "llama3/edu_val_000000.bin", 20240801, 7, np.uint32, range(6), 128000)
+    llm_c(out / "llama3/edu_train_000001.bin", 20240801, 7, np.uint32, range(6, 30), 128000)
+    nano_gpt(out / "nanogpt/train.bin", range(6, 30))
+    nano_gpt(out / "nanogpt/val.bin", range(6))
+    megatron(out / "megatron/pile_text_document", np.uint16, range(30))
+
+
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     compressed(folder)
+    tokens(folder)

@@ -13,10 +13,11 @@ mod task;
 mod tokenizer;
 
 pub use error::{DataError, Result};
+pub use intake::tokens::Side;
 pub use intake::{EXTENSIONS, FIELD, json_line, no_text};
 pub use loader::{Batch, Loader, LoaderState, Mixture, ValidationText};
 pub use prepare::{Prepared, Progress, Settings, Source, prepare};
-pub use report::Report;
+pub use report::{EndOfText, Report};
 pub use shard::{Shard, ShardWriter};
 pub use task::{Example, IGNORE, Question, Shortcut, Task, TaskKind};
 pub use tokenizer::{

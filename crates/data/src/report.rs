@@ -4,8 +4,19 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::intake::tokens::Side;
+
 /// Sources that are listed one by one; the bytes of more are added up.
 const SOURCES: usize = 10_000;
+
+/// The token that parts documents in imported files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndOfText {
+    /// Its id.
+    pub id: u32,
+    /// On which side of a document it stands.
+    pub side: Side,
+}
 
 /// What was kept and what was left out.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -35,6 +46,10 @@ pub struct Report {
     pub notes: Vec<String>,
     /// What files were read as to their number: `JSON lines, gzip of several members`. Empty in reports that did not say.
     pub read_as: BTreeMap<String, u64>,
+    /// Whether the tokens are those of files of token ids, so that there may be no tokenizer. Bytes are those of the files then.
+    pub imported: bool,
+    /// What parts the documents of imported files, where a token does.
+    pub end_of_text: Option<EndOfText>,
     /// Reason to number of files or lines left out for it.
     pub left_out: BTreeMap<String, usize>,
     /// Package or file to bytes kept.

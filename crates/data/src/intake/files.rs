@@ -17,6 +17,8 @@ pub(crate) enum Format {
     Text,
     /// A document a line.
     Jsonl,
+    /// Ids of tokens, which [`super::tokens`] reads.
+    Tokens,
 }
 
 /// A file of the corpus.
@@ -45,7 +47,7 @@ const REFUSED: [(&str, &str); 11] = [
     ("csv", "write one object a line, with a field \"text\", to a .jsonl file"),
     ("tsv", "write one object a line, with a field \"text\", to a .jsonl file"),
     ("pdf", "extract its text to a .txt file"),
-    ("bin", "write its text to a .txt file"),
+    ("bin", "where it holds token ids of llm.c, nanoGPT or Megatron, set data.source = \"tokens\""),
     ("npy", "write its text to a .txt file"),
 ];
 
@@ -83,11 +85,15 @@ pub fn no_text(extension: &str) -> Option<&'static str> {
 
 /// How a file with this extension is read: a document a line, or as one document.
 fn format(extension: &str) -> Format {
-    if matches!(extension, "jsonl" | "ndjson" | "json") { Format::Jsonl } else { Format::Text }
+    match extension {
+        "jsonl" | "ndjson" | "json" => Format::Jsonl,
+        "bin" => Format::Tokens,
+        _ => Format::Text,
+    }
 }
 
 impl SourceFile {
-    fn new(path: &Path, name: String, format: Format, metadata: &Metadata) -> Self {
+    pub(super) fn new(path: &Path, name: String, format: Format, metadata: &Metadata) -> Self {
         let modified = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
         let modified = modified.map_or(0, |d| d.as_nanos());
         #[cfg(unix)]
@@ -123,11 +129,24 @@ pub(super) fn list(root: &Path, extensions: &[String]) -> Result<(Vec<SourceFile
     if metadata.is_dir() { folder(root, extensions) } else { Ok((vec![single(root, &metadata)?], BTreeMap::new())) }
 }
 
-fn single(path: &Path, metadata: &Metadata) -> Result<SourceFile> {
-    if !metadata.is_file() {
-        let what = "is a pipe or a device, no file: a corpus is read more than once; write it to a file first";
-        return Err(DataError::content(path, what));
+/// The `.bin` files of a folder, or one file of any name, and reason to number of those left out.
+pub(super) fn list_tokens(root: &Path) -> Result<(Vec<SourceFile>, BTreeMap<String, usize>)> {
+    let metadata = std::fs::metadata(root).map_err(DataError::io(root, "cannot be read"))?;
+    if metadata.is_dir() {
+        return folder(root, &["bin".into()]);
     }
+    check_regular(root, &metadata)?;
+    let name = root.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    Ok((vec![SourceFile::new(root, name, Format::Tokens, &metadata)], BTreeMap::new()))
+}
+
+fn check_regular(path: &Path, metadata: &Metadata) -> Result<()> {
+    let what = "is a pipe or a device, no file: a corpus is read more than once; write it to a file first";
+    if metadata.is_file() { Ok(()) } else { Err(DataError::content(path, what)) }
+}
+
+fn single(path: &Path, metadata: &Metadata) -> Result<SourceFile> {
+    check_regular(path, metadata)?;
     let (extension, _) = extension(path);
     if let Some(remedy) = no_text(&extension) {
         return Err(DataError::content(path, format!("is no .txt, .md or .jsonl file; {remedy}")));

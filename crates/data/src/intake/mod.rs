@@ -12,6 +12,7 @@ pub(crate) mod split;
 #[cfg(test)]
 mod tests;
 mod text;
+pub(crate) mod tokens;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -103,6 +104,14 @@ impl Corpus {
         Ok(Corpus::Files { files, left_out, folder: path.is_dir(), field: field.to_string() })
     }
 
+    /// Its files, where it has any, and what was left out beside them.
+    pub fn files(&self) -> Option<(&[SourceFile], &BTreeMap<String, usize>)> {
+        match self {
+            Corpus::Files { files, left_out, .. } => Some((files, left_out)),
+            Corpus::Memory { .. } => None,
+        }
+    }
+
     /// What was left out before anything was read.
     pub fn left_out(&self) -> &BTreeMap<String, usize> {
         match self {
@@ -126,6 +135,7 @@ impl Corpus {
                 Box::new(files.iter().flat_map(move |f| match f.format {
                     Format::Text => text::documents(f, folder),
                     Format::Jsonl => jsonl::documents(f, field, folder),
+                    Format::Tokens => unreachable!("extensions of token files are refused for text"),
                 }))
             }
             Corpus::Memory { documents, .. } => Box::new(documents.iter().map(|d| {

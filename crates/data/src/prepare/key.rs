@@ -5,16 +5,17 @@
 //! file that was only copied or touched is read once more and leads to the same folder; a file that was changed within the last two
 //! seconds is not remembered, because it may change again without another time.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::{Settings, Source};
+use super::Settings;
 use crate::error::{DataError, Result};
 use crate::files::write_hint;
-use crate::intake::{Corpus, FIELD, cargo};
+use crate::intake::{FIELD, SourceFile, cargo};
 use crate::tokenizer::Tokenizer;
 
 /// A new format or a new way to choose text is a new number.
@@ -51,10 +52,10 @@ impl Index {
     ///
     /// # Errors
     /// When Cargo.lock cannot be read.
-    pub fn of(s: &Settings, given: &str, corpus: Option<&Corpus>) -> Result<Self> {
+    pub fn of(s: &Settings, given: &str, found: Option<(&[SourceFile], &BTreeMap<String, usize>)>) -> Result<Self> {
         let (mut text, mut newest) = (given.to_string(), 0);
-        match (s.source, corpus) {
-            (Source::Text, Some(Corpus::Files { files, left_out, .. })) => {
+        match found {
+            Some((files, left_out)) => {
                 for f in files {
                     let (changed, touched) = f.changed;
                     newest = newest.max(changed).max(touched);
@@ -63,7 +64,7 @@ impl Index {
                 // a file that is left out may be listed for another reason the next time: its count is told
                 let _ = write!(text, "\n{left_out:?}");
             }
-            _ => {
+            None => {
                 let lock = cargo::lock(&s.path)?;
                 let bytes = std::fs::read(&lock).map_err(DataError::io(&lock, "cannot be read"))?;
                 let _ = write!(text, "\n{:016x}", xxh3_64(&bytes));

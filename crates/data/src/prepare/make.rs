@@ -1,7 +1,7 @@
 //! The last pass: text to shards, in batches that all cores encode while the next one is read.
 
 use std::borrow::Cow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc::{SyncSender, sync_channel};
 
 use rayon::prelude::*;
@@ -12,15 +12,8 @@ use crate::error::{DataError, Result};
 use crate::intake::split::{Half, Split};
 use crate::intake::{Corpus, Document, Found, Text, pieces};
 use crate::report::Report;
-use crate::shard::ShardWriter;
+use crate::shard::ShardSeries;
 use crate::tokenizer::{Encoded, Tokenizer, Unknown};
-
-/// Tokens of a training shard at most; a reader maps shards one by one.
-const TRAIN_TOKENS: u64 = 1 << 27;
-/// Tokens of a validation shard, whose text bytes wait in memory.
-const VALIDATION_TOKENS: u64 = 1 << 24;
-/// Documents of a shard, whose starts wait in memory.
-const DOCUMENTS: usize = 1 << 22;
 
 /// A piece to encode.
 struct Work {
@@ -30,47 +23,34 @@ struct Work {
     begins: bool,
 }
 
-/// The shards of one half.
+/// The shards of one half, with the beginnings and ends of documents.
 struct HalfWriter<'a> {
-    folder: &'a Path,
-    name: &'static str,
     tokenizer: &'a Tokenizer,
-    counted: bool,
-    most: u64,
-    writer: ShardWriter,
-    shards: usize,
-    tokens: u64,
+    shards: ShardSeries<'a>,
     /// whether a document waits for its end
     open: bool,
 }
 
 impl<'a> HalfWriter<'a> {
     fn new(folder: &'a Path, validation: bool, tokenizer: &'a Tokenizer) -> Result<Self> {
-        let (name, most) = if validation { ("val", VALIDATION_TOKENS) } else { ("train", TRAIN_TOKENS) };
-        let writer = Self::create(folder, name, 0, tokenizer, validation)?;
-        Ok(HalfWriter { folder, name, tokenizer, counted: validation, most, writer, shards: 1, tokens: 0, open: false })
-    }
-
-    fn create(folder: &Path, name: &str, i: usize, tokenizer: &Tokenizer, counted: bool) -> Result<ShardWriter> {
-        ShardWriter::create(&shard_path(folder, name, i), tokenizer.vocab_size(), tokenizer.hash(), counted)
+        let name = if validation { "val" } else { "train" };
+        let shards = ShardSeries::create(folder, name, tokenizer.vocab_size(), tokenizer.hash(), validation)?;
+        Ok(HalfWriter { tokenizer, shards, open: false })
     }
 
     /// Ends the document before and begins one.
     fn begin(&mut self) -> Result<()> {
         self.end()?;
-        if self.writer.documents() >= DOCUMENTS {
-            self.next_shard()?;
-        }
-        self.writer.begin();
+        self.shards.begin()?;
         self.open = true;
         let bos = self.tokenizer.bos();
-        self.append(bos, &vec![0; bos.len()])
+        self.shards.append(bos, &vec![0; bos.len()])
     }
 
     /// Tokens of text that still fit into `most`, with the beginning and ends of documents.
     fn room(&self, most: u64) -> usize {
         let frame = self.tokenizer.bos().len() as u64 + 2;
-        most.saturating_sub(self.tokens + frame).try_into().unwrap_or(usize::MAX)
+        most.saturating_sub(self.shards.tokens() + frame).try_into().unwrap_or(usize::MAX)
     }
 
     /// Appends text, of the document before unless it begins one.
@@ -78,43 +58,21 @@ impl<'a> HalfWriter<'a> {
         if begins || !self.open {
             self.begin()?;
         }
-        self.append(ids, text_bytes)
+        self.shards.append(ids, text_bytes)
     }
 
     fn end(&mut self) -> Result<()> {
         if self.open {
-            self.append(&[self.tokenizer.end_of_text()], &[0])?;
+            self.shards.append(&[self.tokenizer.end_of_text()], &[0])?;
             self.open = false;
         }
         Ok(())
     }
 
-    fn next_shard(&mut self) -> Result<()> {
-        let next = Self::create(self.folder, self.name, self.shards, self.tokenizer, self.counted)?;
-        self.shards += 1;
-        std::mem::replace(&mut self.writer, next).finish()
-    }
-
-    fn append(&mut self, ids: &[u32], text_bytes: &[u32]) -> Result<()> {
-        if !self.writer.is_empty() && self.writer.len() + ids.len() as u64 > self.most {
-            self.next_shard()?;
-            // what follows of the document stands as one of its own in the next file
-            self.writer.begin();
-        }
-        self.tokens += ids.len() as u64;
-        self.writer.append(ids, if self.counted { text_bytes } else { &[] })
-    }
-
     fn finish(mut self) -> Result<(u64, usize)> {
         self.end()?;
-        self.writer.finish()?;
-        Ok((self.tokens, self.shards))
+        self.shards.finish()
     }
-}
-
-/// The file of a shard.
-pub(super) fn shard_path(folder: &Path, name: &str, i: usize) -> PathBuf {
-    folder.join(format!("{name}-{i:05}.shard"))
 }
 
 /// Cuts a document into work; returns its hash.

@@ -3,6 +3,7 @@
 //! The text is read twice, piece by piece: once to know it ([`scan`]), once to encode it ([`make`]). Everything is written into a folder
 //! of its own and renamed when complete ([`place`]): an interrupted preparation leaves no folder that could be taken for a finished one.
 
+mod import;
 mod key;
 mod make;
 mod place;
@@ -20,7 +21,7 @@ use crate::files::write_synced;
 use crate::intake::split::Split;
 use crate::intake::{Corpus, cargo};
 use crate::report::Report;
-use crate::shard::Shard;
+use crate::shard::{Shard, shard_path};
 use crate::tokenizer::{Tokenizer, Treatment, Unknown};
 use key::Index;
 use place::Place;
@@ -33,6 +34,8 @@ pub enum Source {
     Cargo,
     /// `data.path`.
     Text,
+    /// `data.path`, which holds token ids of llm.c, nanoGPT or Megatron.
+    Tokens,
 }
 
 /// What to prepare.
@@ -40,7 +43,7 @@ pub enum Source {
 pub struct Settings {
     /// Where text comes from.
     pub source: Source,
-    /// File or folder for `text`; a folder inside the workspace for `cargo`.
+    /// File or folder for `text` and `tokens`; a folder inside the workspace for `cargo`.
     pub path: PathBuf,
     /// Extensions, in small letters, of the files of a folder that are read.
     pub extensions: Vec<String>,
@@ -52,6 +55,8 @@ pub struct Settings {
     pub vocab_bytes: usize,
     /// A `tokenizer.json` to use instead of learning one.
     pub tokenizer: Option<PathBuf>,
+    /// For `tokens`: the id that parts documents, where the files do not say it.
+    pub end_of_text: Option<u32>,
     /// How the tokenizer is used.
     pub treatment: Treatment,
     /// Share of the bytes that validates.
@@ -73,6 +78,8 @@ pub enum Progress {
     Learning(u64, u64),
     /// Encoded bytes of all bytes.
     Encoding(u64, u64),
+    /// Imported tokens of all tokens.
+    Importing(u64, u64),
     /// Waiting for another process that prepares the same corpus.
     Waiting,
     /// Opening the shards, and checking those that are new.
@@ -83,8 +90,8 @@ pub enum Progress {
 pub struct Prepared {
     /// The folder.
     pub folder: PathBuf,
-    /// Its tokenizer.
-    pub tokenizer: Tokenizer,
+    /// Its tokenizer; none where token ids were imported and none was given.
+    pub tokenizer: Option<Tokenizer>,
     /// Training shards.
     pub train: Vec<Arc<Shard>>,
     /// Validation shards.
@@ -103,13 +110,15 @@ impl Prepared {
     /// # Errors
     /// When a file is missing or damaged.
     pub fn open(folder: &Path, treatment: Treatment) -> Result<Self> {
-        let tokenizer = Tokenizer::load(&folder.join("tokenizer.json"), treatment)?;
         let report_path = folder.join("report.json");
         let report = std::fs::read(&report_path).map_err(DataError::io(&report_path, "cannot be read"))?;
         let report: Report =
             serde_json::from_slice(&report).map_err(|e| DataError::content(&report_path, e.to_string()))?;
-        let train = shards(folder, "train", report.train_shards, &tokenizer)?;
-        let validation = shards(folder, "val", report.validation_shards, &tokenizer)?;
+        let path = folder.join("tokenizer.json");
+        let without = report.imported && !path.exists();
+        let tokenizer = if without { None } else { Some(Tokenizer::load(&path, treatment)?) };
+        let train = shards(folder, "train", report.train_shards, tokenizer.as_ref())?;
+        let validation = shards(folder, "val", report.validation_shards, tokenizer.as_ref())?;
         Ok(Prepared {
             folder: folder.to_path_buf(),
             tokenizer,
@@ -128,15 +137,16 @@ impl Prepared {
 }
 
 /// The shards of one half: `told` by the report, or as many as there are.
-fn shards(folder: &Path, name: &str, told: usize, tokenizer: &Tokenizer) -> Result<Vec<Arc<Shard>>> {
+fn shards(folder: &Path, name: &str, told: usize, tokenizer: Option<&Tokenizer>) -> Result<Vec<Arc<Shard>>> {
     let mut shards = Vec::new();
     loop {
-        let path = make::shard_path(folder, name, shards.len());
+        let path = shard_path(folder, name, shards.len());
         if told == shards.len() && told > 0 || told == 0 && !path.exists() {
             break;
         }
         let shard = Shard::open(&path)?;
-        if shard.vocab() != tokenizer.vocab_size() || shard.tokenizer() != tokenizer.hash() {
+        let hash = tokenizer.map_or(0, Tokenizer::hash);
+        if tokenizer.is_some_and(|t| t.vocab_size() != shard.vocab()) || shard.tokenizer() != hash {
             let what = "was made with another tokenizer than the one beside it; delete the folder";
             return Err(DataError::content(&path, what));
         }
@@ -155,13 +165,18 @@ fn shards(folder: &Path, name: &str, told: usize, tokenizer: &Tokenizer) -> Resu
 pub fn prepare(settings: &Settings, mut progress: impl FnMut(Progress)) -> Result<Prepared> {
     let given = settings.tokenizer.as_ref().map(|path| given(path, settings)).transpose()?;
     // of the file as it was given: what is prepared with one that differs in what is switched off has the same folder
-    let mut notes = given.as_ref().map_or(Vec::new(), |t| t.notes().to_vec());
+    let notes = given.as_ref().map_or(Vec::new(), |t| t.notes().to_vec());
+    if settings.source == Source::Tokens {
+        let (folder, fresh) = import::import(settings, given.as_ref(), &mut progress)?;
+        return opened(&folder, fresh, notes, settings, &mut progress);
+    }
     let described = key::settings(settings, given.as_ref());
     let mut corpus = match settings.source {
+        Source::Tokens => unreachable!("imported above"),
         Source::Text => Some(Corpus::text(&settings.path, &settings.extensions, &settings.field)?),
         Source::Cargo => None,
     };
-    let index = Index::of(settings, &described, corpus.as_ref())?;
+    let index = Index::of(settings, &described, corpus.as_ref().and_then(Corpus::files))?;
     let known = index.look_up().map(|key| settings.cache.join(key)).filter(|f| place::is_complete(f));
     let (folder, fresh) = match known {
         Some(folder) => (folder, false),
@@ -181,12 +196,23 @@ pub fn prepare(settings: &Settings, mut progress: impl FnMut(Progress)) -> Resul
             (settings.cache.join(key), fresh)
         }
     };
+    opened(&folder, fresh, notes, settings, &mut progress)
+}
+
+/// A folder that is complete, with what is worth knowing of the tokenizer that was given.
+fn opened(
+    folder: &Path,
+    fresh: bool,
+    mut notes: Vec<String>,
+    settings: &Settings,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Prepared> {
     if !fresh {
         // of one that was killed after its folder had its name
         place::remove_leftovers(&settings.cache, None);
     }
     progress(Progress::Verifying);
-    let prepared = Prepared::open(&folder, settings.treatment)?;
+    let prepared = Prepared::open(folder, settings.treatment)?;
     notes.extend_from_slice(&prepared.report.notes);
     Ok(Prepared { fresh, notes, ..prepared })
 }

@@ -17,6 +17,7 @@ fn settings(dir: &Path) -> Settings {
         vocab_size: 300,
         vocab_bytes: 1 << 20,
         tokenizer: None,
+        end_of_text: None,
         treatment: Treatment::default(),
         validation_share: 0.05,
         validation_tokens: 10_000_000,
@@ -93,7 +94,7 @@ fn shards_decode_to_the_text_and_count_its_bytes() {
     let p = prepare(&s, |_| {}).unwrap();
     let text = fs::read_to_string(&s.path).unwrap();
     let (train, validation) = (tokens(&p.train), tokens(&p.validation));
-    let decode = |ids: &[u32]| p.tokenizer.decode(ids).unwrap();
+    let decode = |ids: &[u32]| p.tokenizer.as_ref().unwrap().decode(ids).unwrap();
     assert_eq!(decode(&train) + &decode(&validation), text);
     assert!(decode(&train).ends_with('\n'));
     assert_eq!(bytes(&p.validation), p.report.validation_bytes);
@@ -139,8 +140,11 @@ fn small_documents_are_whole_on_one_side_and_equal_ones_on_the_same() {
     let p = prepare(&Settings { path, ..settings(dir.path()) }, |_| {}).unwrap();
     let documents = |shards: &[Arc<Shard>]| {
         let ids = tokens(shards);
-        let end = p.tokenizer.end_of_text();
-        ids.split(|&id| id == end).map(|d| p.tokenizer.decode(d).unwrap()).filter(|d| !d.is_empty()).collect::<Vec<_>>()
+        let end = p.tokenizer.as_ref().unwrap().end_of_text();
+        ids.split(|&id| id == end)
+            .map(|d| p.tokenizer.as_ref().unwrap().decode(d).unwrap())
+            .filter(|d| !d.is_empty())
+            .collect::<Vec<_>>()
     };
     let (train, validation) = (documents(&p.train), documents(&p.validation));
     assert_eq!(train.len() + validation.len(), 3000);
@@ -154,7 +158,7 @@ fn documents_begin_with_the_bos_of_a_given_tokenizer() {
     let dir = tempfile::tempdir().unwrap();
     let s = settings(dir.path());
     let learned = prepare(&s, |_| {}).unwrap();
-    let mut json: serde_json::Value = serde_json::from_str(learned.tokenizer.json()).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(learned.tokenizer.as_ref().unwrap().json()).unwrap();
     json["post_processor"] = serde_json::json!({"type": "TemplateProcessing",
         "single": [{"SpecialToken": {"id": "!", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
@@ -199,7 +203,7 @@ fn names_of_special_tokens_are_counted() {
     let p = prepare(&s, |_| {}).unwrap();
     assert_eq!(p.report.special_names, 7);
     assert!(p.report.notes[0].contains("7 names of special tokens in the text are encoded as text"));
-    let end = p.tokenizer.end_of_text();
+    let end = p.tokenizer.as_ref().unwrap().end_of_text();
     assert_eq!(tokens(&p.train).iter().filter(|&&id| id == end).count(), 1);
 }
 

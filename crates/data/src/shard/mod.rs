@@ -18,6 +18,7 @@
 //! The text bytes of a token are those of the original text that end with it and did not end with a token before: over a document
 //! they add up to its size, whatever the tokenizer drops, merges or normalises.
 
+mod series;
 mod stamp;
 #[cfg(test)]
 mod tests;
@@ -30,6 +31,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::{DataError, Result};
+pub(crate) use series::{ShardSeries, shard_path};
 pub use write::ShardWriter;
 
 const MAGIC: &[u8; 8] = b"DASHTOKS";

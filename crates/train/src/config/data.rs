@@ -11,10 +11,11 @@ use super::error::{ConfigError, positive, wrong};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Data {
-    /// `cargo` (this workspace's dependencies) or `text`.
+    /// `cargo` (this workspace's dependencies), `text`, or `tokens`: ids in `.bin` files of llm.c, nanoGPT or Megatron, as they are.
     #[serde(default = "cargo")]
     pub source: Source,
-    /// For `text`: a file, or a folder of files with one of the `extensions`, each a document.
+    /// For `text`: a file, or a folder of files with one of the `extensions`, each a document. For `tokens`: a `.bin` file or a folder of
+    /// them; those with `val`, `valid` or `validation` in their names validate.
     #[serde(default)]
     pub path: PathBuf,
     /// Extensions of the files of a folder that are read, without a dot, in small letters: `["py", "h"]` for sources. `jsonl`, `ndjson` and
@@ -24,9 +25,13 @@ pub struct Data {
     /// The field of JSON lines that holds the text.
     #[serde(default = "field")]
     pub field: String,
-    /// A tokenizer.json to use; empty: learn one.
+    /// A tokenizer.json to use; empty: learn one. For `tokens` the one that they were made with, so that the model can write text; empty:
+    /// none.
     #[serde(default)]
     pub tokenizer: PathBuf,
+    /// For `tokens`: the id that parts documents, where it is not 50256 (GPT-2; llm.c's version 7: 128000) or that of `tokenizer`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_of_text: Option<u32>,
     /// Folder for prepared corpora.
     #[serde(default = "data")]
     pub cache: PathBuf,
@@ -131,22 +136,49 @@ impl Data {
         if self.field.is_empty() {
             return wrong("data.field", "is empty; name the field that holds the text, for example \"text\"");
         }
-        if self.source == Source::Cargo && self.field != FIELD {
-            return wrong(
-                "data.field",
-                "means nothing to data.source = \"cargo\"; remove it, or set data.source = \"text\"",
-            );
-        }
+        self.check_source()?;
         if self.source == Source::Cargo && !self.path.as_os_str().is_empty() {
             let what = "means nothing to data.source = \"cargo\"; remove it, or set data.source = \"text\"";
             return wrong("data.path", what);
         }
-        if !self.tokenizer.as_os_str().is_empty() && self.vocab_bytes != vocab_bytes() {
-            return wrong("data.vocab_bytes", "means nothing where data.tokenizer is given; remove it");
+        if (!self.tokenizer.as_os_str().is_empty() || self.source == Source::Tokens)
+            && self.vocab_bytes != vocab_bytes()
+        {
+            return wrong("data.vocab_bytes", "means nothing where no vocabulary is learned; remove it");
         }
-        if reads_text && self.source == Source::Text && self.path.as_os_str().is_empty() {
-            let what = "is needed for data.source = \"text\": a file or a folder of .txt, .md or .jsonl";
+        if reads_text && self.path.as_os_str().is_empty() {
+            let what = match self.source {
+                Source::Cargo => return Ok(()),
+                Source::Text => "is needed for data.source = \"text\": a file or a folder of .txt, .md or .jsonl",
+                Source::Tokens => "is needed for data.source = \"tokens\": a .bin file or a folder of them",
+            };
             return wrong("data.path", what);
+        }
+        Ok(())
+    }
+
+    /// Refuses keys that mean nothing to the source.
+    fn check_source(&self) -> Result<(), ConfigError> {
+        let word = super::word(&self.source);
+        let nothing = |key: &str| {
+            let what = format!("means nothing to data.source = \"{word}\"; remove it, or set data.source = \"text\"");
+            wrong(key, what)
+        };
+        if self.source != Source::Text && self.field != FIELD {
+            return nothing("data.field");
+        }
+        if self.source != Source::Text && self.extensions != extensions() {
+            return nothing("data.extensions");
+        }
+        if self.source == Source::Tokens && self.bos != Bos::default() {
+            return nothing("data.bos");
+        }
+        if self.source == Source::Tokens && self.special_tokens != SpecialTokens::default() {
+            return nothing("data.special_tokens");
+        }
+        if self.source != Source::Tokens && self.end_of_text.is_some() {
+            let what = "means nothing where text is encoded; remove it, or set data.source = \"tokens\"";
+            return wrong("data.end_of_text", what);
         }
         Ok(())
     }
@@ -170,9 +202,6 @@ impl Data {
             if self.extensions[..i].contains(extension) {
                 return wrong(key, format!("{extension:?} is named twice"));
             }
-        }
-        if self.source == Source::Cargo && self.extensions != extensions() {
-            return wrong(key, "means nothing to data.source = \"cargo\"; remove it, or set data.source = \"text\"");
         }
         Ok(())
     }

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dash_data::{Mixture, Settings, Task, Treatment};
+use dash_data::{Mixture, Settings, Source, Task, Treatment};
 use dash_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
@@ -67,6 +67,12 @@ impl Config {
         longer.chain([self.data.seq_len]).max().unwrap_or(0)
     }
 
+    /// Whether what it trains on comes with a tokenizer: a task has none, token ids have the one that is given.
+    pub fn has_tokenizer(&self) -> bool {
+        let given = !self.data.tokenizer.as_os_str().is_empty();
+        self.reads_text() && (given || self.data.source != Source::Tokens)
+    }
+
     /// What the data crate has to prepare.
     pub fn data_settings(&self) -> Settings {
         let here = || std::env::current_dir().unwrap_or_else(|_| ".".into());
@@ -77,6 +83,7 @@ impl Config {
             field: self.data.field.clone(),
             vocab_size: self.data.vocab_size,
             vocab_bytes: self.data.vocab_bytes,
+            end_of_text: self.data.end_of_text,
             treatment: self.treatment(),
             validation_share: self.data.validation_share,
             validation_tokens: self.data.validation_tokens,

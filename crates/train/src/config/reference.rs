@@ -188,7 +188,7 @@ fn values(name: &str, source: &str) -> Vec<String> {
 fn type_of(kind: &str) -> String {
     let inner = |s: &str| s.split_once('<').map(|(_, t)| t.trim_end_matches('>').to_string());
     match kind {
-        "usize" | "u64" => "integer".into(),
+        "usize" | "u64" | "u32" => "integer".into(),
         "f64" => "number".into(),
         "bool" => "boolean".into(),
         "String" => "text".into(),

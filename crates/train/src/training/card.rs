@@ -38,6 +38,7 @@ fn training(loaded: &Loaded, attended: Option<f64>) -> String {
         (Some(task), _) => format!("synthetic task `{}`", word(&task.kind)),
         (None, Source::Cargo) => "source code of the Rust packages that DashLab depends on".to_string(),
         (None, Source::Text) => "text given by the user".to_string(),
+        (None, Source::Tokens) => "token ids given by the user".to_string(),
     };
     let mut rows = vec![("data", data)];
     if let Some(t) = &loaded.trained {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dash_data::{Batch, Loader, Shard, Tokenizer};
+use dash_data::{Batch, Loader, Shard};
 use dash_model::Model;
 
 use super::far::{FarLoss, FarSet};
@@ -68,9 +68,10 @@ impl ValidationSet {
     ///
     /// # Errors
     /// When the shards hold no window.
-    pub fn new(config: &Config, shards: &[Arc<Shard>], tokenizer: Option<&Tokenizer>) -> Result<Self> {
+    pub fn new(config: &Config, shards: &[Arc<Shard>]) -> Result<Self> {
         let d = &config.data;
-        let text = tokenizer.map(|_| Loader::validation(shards, d.seq_len, d.batch_size, config.eval.batches));
+        let text =
+            (!shards.is_empty()).then(|| Loader::validation(shards, d.seq_len, d.batch_size, config.eval.batches));
         let (batches, bytes) = text.transpose()?.map_or((Vec::new(), None), |text| (text.batches, text.bytes));
         let task = config.task.as_ref().map(|task| TaskSet::new(task, config));
         Ok(ValidationSet { seq_len: d.seq_len, batches, bytes, task, far: None })

@@ -57,7 +57,7 @@ pub struct Loaded {
     pub trained: Option<Trained>,
     /// What trained it, as its run folder has it; empty for an exported folder and a run of an early build.
     pub starts: Vec<provenance::Start>,
-    /// Its tokenizer; none where it was trained on a task.
+    /// Its tokenizer; none where it was trained on a task or on token ids alone.
     pub tokenizer: Option<Tokenizer>,
     /// The model.
     pub model: Model,
@@ -102,7 +102,7 @@ impl Loaded {
         });
         let path = home.join("tokenizer.json");
         let tokenizer = path.is_file().then(|| Tokenizer::load(&path, config.treatment())).transpose()?;
-        if tokenizer.is_none() && config.reads_text() {
+        if tokenizer.is_none() && config.has_tokenizer() {
             let what = "is missing: the model was trained on text; restore it, or resume its run, which writes it anew";
             return Err(Failure::request(format!("{}: {what}", path.display())));
         }

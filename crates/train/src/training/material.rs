@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dash_data::{Loader, LoaderState, Prepared, Progress, Report, Shard, Source, Tokenizer, prepare};
+use dash_data::{Loader, LoaderState, Prepared, Progress, Report, Shard, Side, Source, Tokenizer, prepare};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::eval::ValidationSet;
@@ -57,7 +57,7 @@ fn kinds(source: Source, report: &Report) -> String {
     for (name, bytes) in &report.sources {
         let kind = match source {
             Source::Cargo => "packages".to_string(),
-            Source::Text => extension(Path::new(name)),
+            Source::Text | Source::Tokens => extension(Path::new(name)),
         };
         let (n, sum) = kinds.entry(kind).or_default();
         (*n, *sum) = (*n + 1, *sum + bytes);
@@ -73,6 +73,7 @@ pub fn taken(config: &Config, p: &Prepared) -> Vec<String> {
     let rule = match d.source {
         Source::Cargo => "whole packages",
         Source::Text => "small documents by a hash of their content, and the end of each large one",
+        Source::Tokens => return taken_tokens(config, p),
     };
     let learned = match r.vocabulary_bytes {
         0 => "given by data.tokenizer".to_string(),
@@ -93,12 +94,41 @@ pub fn taken(config: &Config, p: &Prepared) -> Vec<String> {
             "tokens: {} for training, {} for validation; vocabulary of {}, {learned}",
             tokens(&p.train),
             tokens(&p.validation),
-            p.tokenizer.vocab_size()
+            d.vocab_size
         ),
     ];
     // plain files are what their names say
     let told = r.read_as.iter().filter(|(what, _)| !["text", "JSON lines"].contains(&what.as_str()));
     lines.extend(told.map(|(what, n)| format!("read: {n} {} as {what}", if *n == 1 { "file" } else { "files" })));
+    lines.extend(r.left_out.iter().map(|(reason, n)| format!("left out: {n} ({reason})")));
+    lines
+}
+
+/// The same of imported token ids.
+fn taken_tokens(config: &Config, p: &Prepared) -> Vec<String> {
+    let (d, r) = (&config.data, &p.report);
+    let end = match r.end_of_text {
+        Some(end) => {
+            format!("; id {} stands {} each", end.id, if end.side == Side::Before { "before" } else { "behind" })
+        }
+        None => String::new(),
+    };
+    let tokenizer = match p.tokenizer {
+        Some(_) => "given by data.tokenizer",
+        None => "no tokenizer: the model writes no text",
+    };
+    let mut lines = vec![
+        format!("taken: {} documents, {}, from {}{end}", r.documents, size(r.bytes), kinds(d.source, r)),
+        format!(
+            "tokens: {} for training, {} for validation",
+            count(r.train_tokens as f64),
+            count(r.validation_tokens as f64)
+        ),
+        format!("vocabulary of {}, {tokenizer}", d.vocab_size),
+    ];
+    lines.extend(
+        r.read_as.iter().map(|(what, n)| format!("read: {n} {} as {what}", if *n == 1 { "file" } else { "files" })),
+    );
     lines.extend(r.left_out.iter().map(|(reason, n)| format!("left out: {n} ({reason})")));
     lines
 }
@@ -126,6 +156,7 @@ impl Stages {
                 (format!("learning a vocabulary of {n} from {bytes} of {all}"), None)
             }
             Progress::Encoding(done, all) => ("encoding".to_string(), Some((done, all))),
+            Progress::Importing(done, all) => ("importing tokens".to_string(), Some((done, all))),
             Progress::Waiting => ("waiting for another process that prepares the same corpus".to_string(), None),
             Progress::Verifying => ("checking the shards".to_string(), None),
         };
@@ -160,7 +191,7 @@ pub struct Material {
     pub train: Vec<Arc<Shard>>,
     /// Validation shards.
     pub validation: Vec<Arc<Shard>>,
-    /// The text's tokenizer.
+    /// The text's tokenizer; none for token ids that came without one.
     pub tokenizer: Option<Tokenizer>,
     /// What identifies it, for resuming and for pairing runs.
     pub hash: String,
@@ -230,14 +261,14 @@ impl Material {
     }
 
     fn of_text(config: &Config, p: Prepared) -> Result<Self> {
-        if p.tokenizer.vocab_size() != config.data.vocab_size {
-            let (have, asked) = (p.tokenizer.vocab_size(), config.data.vocab_size);
+        let asked = config.data.vocab_size;
+        if let Some(have) = p.tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|have| *have != asked) {
             return Err(Failure::request(format!(
                 "data.vocab_size: {asked}, but the tokenizer has {have} entries; set it to {have}"
             )));
         }
         let hash = task_hash(config).map_or(p.key(), |task| format!("{}+{task}", p.key()));
-        Ok(Material { train: p.train, validation: p.validation, tokenizer: Some(p.tokenizer), hash })
+        Ok(Material { train: p.train, validation: p.validation, tokenizer: p.tokenizer, hash })
     }
 
     /// Training batches from `state` on.
@@ -257,7 +288,7 @@ impl Material {
     /// # Errors
     /// When the text holds no window.
     pub fn validation(&self, config: &Config) -> Result<ValidationSet> {
-        let set = ValidationSet::new(config, &self.validation, self.tokenizer.as_ref())?;
+        let set = ValidationSet::new(config, &self.validation)?;
         Ok(match config.eval.far {
             Some(far) => set.looking_far(far, &self.train),
             None => set,

@@ -42,7 +42,7 @@ pub fn found(config: &Config, home: &Path, starts: &[Start], trained: Option<&st
     let key = trained.and_then(|hash| hash.split('+').next()).unwrap_or_default();
     let has_shards = |base: &&PathBuf| !key.is_empty() && base.join(&d.cache).join(key).join("report.json").is_file();
     let has_text = |base: &&PathBuf| match d.source {
-        Source::Text => base.join(&d.path).exists(),
+        Source::Text | Source::Tokens => base.join(&d.path).exists(),
         Source::Cargo => base.join("Cargo.lock").is_file(),
     };
     let base = meant.iter().chain(&above).find(has_shards).or_else(|| meant.iter().find(has_text));
@@ -63,7 +63,7 @@ pub fn found(config: &Config, home: &Path, starts: &[Start], trained: Option<&st
 /// As [`found`] for a run that goes on: a text that the configuration names and that is there from here is meant, whatever the run was
 /// started with.
 pub fn found_to_resume(config: &Config, folder: &Path, trained: Option<&str>) -> Found {
-    if config.data.source == Source::Text && config.data.path.exists() {
+    if config.data.source != Source::Cargo && config.data.path.exists() {
         return Found { config: config.clone(), looked: String::new() };
     }
     found(config, folder, &provenance::read(folder).unwrap_or_default(), trained)

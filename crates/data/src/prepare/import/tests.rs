@@ -1,0 +1,170 @@
+//! Files that numpy wrote as llm.c and nanoGPT do, and those of Megatron's own builder (`oracle/make_corpora.py`), and their damaged twins.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::super::{Prepared, Source, prepare};
+use super::*;
+use crate::shard::Shard;
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// The ids of a document that the script wrote.
+fn document(i: u32) -> Vec<u32> {
+    (0..5 + i % 9).map(|j| (31 * i + 7 * j) % 50000).collect()
+}
+
+fn settings(path: PathBuf, cache: &Path) -> Settings {
+    Settings {
+        source: Source::Tokens,
+        path,
+        extensions: Vec::new(),
+        field: crate::FIELD.into(),
+        vocab_size: 50257,
+        vocab_bytes: 1 << 20,
+        tokenizer: None,
+        end_of_text: None,
+        treatment: crate::Treatment::default(),
+        validation_share: 0.2,
+        validation_tokens: 1 << 30,
+        max_tokens: 0,
+        cache: cache.join("cache"),
+    }
+}
+
+fn tokens(shards: &[Arc<Shard>]) -> Vec<u32> {
+    let (mut all, mut ids) = (Vec::new(), Vec::new());
+    for shard in shards {
+        shard.read(0, shard.len(), &mut ids);
+        all.extend_from_slice(&ids);
+    }
+    all
+}
+
+fn both(p: &Prepared) -> (Vec<u32>, Vec<u32>) {
+    (tokens(&p.train), tokens(&p.validation))
+}
+
+fn with_end(documents: std::ops::Range<u32>, end: u32, side: Side) -> Vec<u32> {
+    let framed = |i| match side {
+        Side::Before => [vec![end], document(i)].concat(),
+        Side::After => [document(i), vec![end]].concat(),
+    };
+    documents.flat_map(framed).collect()
+}
+
+#[test]
+fn the_tokens_of_llm_c_and_nanogpt_stay_as_they_are_with_their_split() {
+    let dir = tempfile::tempdir().unwrap();
+    let gpt2 = settings(fixture("llmc"), dir.path());
+    let llama3 = Settings { vocab_size: 128_256, ..settings(fixture("llama3"), dir.path()) };
+    let nano = settings(fixture("nanogpt"), dir.path());
+    let cases = [
+        (gpt2, 50256, Side::Before, "token ids, llm.c, version 1"),
+        (llama3, 128_000, Side::Before, "token ids, llm.c, version 7"),
+        (nano, 50256, Side::After, "token ids, nanoGPT, 16 bits without a header"),
+    ];
+    for (s, id, side, read_as) in cases {
+        let p = prepare(&s, |_| {}).unwrap();
+        assert!(p.fresh && p.tokenizer.is_none());
+        assert_eq!(both(&p), (with_end(6..30, id, side), with_end(0..6, id, side)));
+        assert_eq!(p.report.end_of_text, Some(EndOfText { id, side }));
+        assert_eq!((p.report.documents, &p.report.read_as), (30, &[(read_as.to_string(), 2)].into()));
+        let starts: usize = p.train.iter().map(|shard| shard.document_starts().len()).sum();
+        assert_eq!(starts, 24, "documents begin where the files say");
+        assert!(!prepare(&s, |_| {}).unwrap().fresh);
+    }
+}
+
+#[test]
+fn megatrons_index_says_where_documents_begin_and_the_end_validates_where_no_name_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = settings(fixture("megatron"), dir.path());
+    let p = prepare(&s, |_| {}).unwrap();
+    let all = with_end(0..30, 50256, Side::After);
+    let (train, validation) = both(&p);
+    assert_eq!([train, validation.clone()].concat(), all);
+    assert_eq!((p.report.documents, p.report.end_of_text), (30, None));
+    let share = validation.len() as f64 / all.len() as f64;
+    assert!((0.1..=0.2).contains(&share), "{share}");
+    assert_eq!(validation[..5], all[all.len() - validation.len()..][..5]);
+    assert_eq!(p.validation[0].document_starts()[0], 0, "validation begins with a document");
+    assert!(p.report.left_out.is_empty(), "{:?}", p.report.left_out);
+}
+
+#[test]
+fn tokens_to_train_on_end_where_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = Settings { max_tokens: 100, ..settings(fixture("llmc"), dir.path()) };
+    let p = prepare(&s, |_| {}).unwrap();
+    assert_eq!(tokens(&p.train), with_end(6..30, 50256, Side::Before)[..100]);
+    assert!(p.notes[0].starts_with("data.max_tokens = 100 leaves out the last "), "{:?}", p.notes);
+}
+
+#[test]
+fn damaged_files_are_told_by_name_and_leave_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let val = fs::read(fixture("llmc/fineweb_val_000000.bin")).unwrap();
+    let path = dir.path().join("a_val.bin");
+    let told = |content: &[u8], vocab_size: usize| {
+        fs::write(&path, content).unwrap();
+        let e = prepare(&Settings { vocab_size, ..settings(path.clone(), dir.path()) }, |_| {}).err().unwrap();
+        assert!(e.is_request() && e.to_string().contains("a_val.bin"), "{e}");
+        e.to_string()
+    };
+    let cut = told(&val[..val.len() - 2], 50257);
+    let (have, announced) = (val.len() - 2, val.len());
+    assert!(cut.contains(&format!("has {have} bytes")) && cut.contains(&format!("are {announced}")), "{cut}");
+    assert!(told(&val, 50000).contains("token 0 is 50256, not below data.vocab_size = 50000"));
+    let word = |n: i32, at: usize| [&val[..at], &n.to_le_bytes(), &val[at + 4..]].concat();
+    assert!(told(&word(20240522, 0), 50257).contains("questions of an evaluation"));
+    assert!(told(&word(3, 4), 50257).contains("is of llm.c's version 3"));
+    assert!(told(&word(-1, 8), 50257).contains("-1 tokens"));
+    assert!(told(b"abc", 50257).contains("has 3 bytes and no header"));
+    assert!(told(b"PK\x03\x04more", 50257).contains("as PyTorch saves models"));
+    assert!(told(&[0; 64], 100_000).contains("data.vocab_size = 100000 needs more"));
+    assert!(told(&val, 50257).contains("gave 0 training and "));
+    let left: Vec<_> = fs::read_dir(dir.path().join("cache")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn a_damaged_index_is_told_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "pile_text_document";
+    fs::copy(fixture("megatron").join(format!("{name}.bin")), dir.path().join("a.bin")).unwrap();
+    let index = fs::read(fixture("megatron").join(format!("{name}.idx"))).unwrap();
+    let told = |content: &[u8]| {
+        fs::write(dir.path().join("a.idx"), content).unwrap();
+        let e = prepare(&settings(dir.path().join("a.bin"), dir.path()), |_| {}).err().unwrap();
+        assert!(e.is_request() && e.to_string().contains("a.idx"), "{e}");
+        e.to_string()
+    };
+    assert!(told(&index[..index.len() - 1]).contains("60 sequences and is cut off"));
+    assert!(told(&index[..20]).contains("is no Megatron index"));
+    assert!(told(b"TNTIDX\0\0 and so on").contains("old layout"));
+    let byte = |at: usize, b: u8| [&index[..at], &[b], &index[at + 1..]].concat();
+    assert!(told(&byte(17, 6)).contains("numbers of type 6"));
+    assert!(told(&byte(9, 2)).contains("is of version 2"));
+    // a size, a pointer, a document
+    assert!(told(&byte(37, 1)).contains("sequence 0 ends behind the 582 bytes"));
+    assert!(told(&byte(37, 255)).contains("sequence 0 has -"));
+    assert!(told(&byte(34 + 4 * 60 + 7, 1)).contains("sequence 0 ends behind"));
+    assert!(told(&byte(34 + 12 * 60 + 1, 1)).contains("document 0 begins at sequence 256 of 60"));
+    // every byte that is changed: an error, or tokens of the file
+    let mut refused = 0;
+    for at in (0..index.len()).step_by(5) {
+        fs::write(dir.path().join("a.idx"), byte(at, index[at] ^ 0x55)).unwrap();
+        match prepare(&settings(dir.path().join("a.bin"), dir.path()), |_| {}) {
+            Ok(p) => assert!(tokens(&p.train).iter().all(|&id| id < 50257)),
+            Err(e) => {
+                assert!(e.is_request(), "{e}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > index.len() / 10, "{refused} of {}", index.len() / 5);
+}
