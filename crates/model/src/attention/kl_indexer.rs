@@ -66,6 +66,10 @@ impl Variant for KlIndexer {
         }
     }
 
+    fn trains_on_gpu(&self) -> bool {
+        false
+    }
+
     fn chunks(&self) -> Option<Chunks> {
         Some(Chunks { size: self.chunk_size, top: Some(self.top) })
     }
