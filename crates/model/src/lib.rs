@@ -26,6 +26,6 @@ pub use decoder::{Forward, Model};
 pub use error::{ConfigError, ParamError};
 pub use flops::{Flops, flops};
 pub use generate::{Generation, Sampling, generate, has_cache};
-pub use load::{Described, LoadError, parse_tensors, read_tensors};
+pub use load::{Described, LoadError, parse_tensors, read_folder, read_tensors};
 pub use params::{Group, INDEXER, Init, Param, ParamSpec, Params, parameters};
 pub use trace::{RouterStats, RouterTrace};

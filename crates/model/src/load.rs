@@ -1,7 +1,7 @@
 //! A model from an exported folder: `config.json` and `model.safetensors` with Hugging Face's names for a Llama, and the attention,
 //! where it is not dense, as the table `dashlab.attention` of `config.json`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use dash_core::{Device, Tensor};
@@ -50,9 +50,67 @@ fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
 /// The tensors of a safetensors file, by name.
 ///
 /// # Errors
-/// When the file cannot be read or is no safetensors file, a tensor is not f32, or the device has no memory left.
+/// When the file cannot be read or is no safetensors file, a tensor is not of f32, bf16 or f16, or the device has no memory left.
 pub fn read_tensors(path: &Path, device: &Device) -> Result<HashMap<String, Tensor>, LoadError> {
     parse_tensors(&read(path)?, path, device)
+}
+
+/// The f32 values of little-endian numbers; every bf16 (8 bits of mantissa) and f16 (11 bits) is one exactly. `None` for other types.
+fn numbers(data: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
+    let halves = || data.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    Some(match dtype {
+        Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
+        Dtype::BF16 => halves().map(|b| f32::from_bits(u32::from(b) << 16)).collect(),
+        Dtype::F16 => halves().map(from_f16).collect(),
+        _ => return None,
+    })
+}
+
+/// IEEE 754 binary16: sign, 5 bits of exponent, 10 of mantissa.
+fn from_f16(bits: u16) -> f32 {
+    let (sign, exponent, mantissa) = (u32::from(bits >> 15) << 31, u32::from(bits >> 10 & 31), u32::from(bits & 0x3ff));
+    match exponent {
+        // below 2^-14 in steps of 2^-24
+        0 => f32::from_bits(sign | (mantissa as f32 * 2f32.powi(-24)).to_bits()),
+        31 => f32::from_bits(sign | 0x7f80_0000 | mantissa << 13),
+        _ => f32::from_bits(sign | (exponent + 112) << 23 | mantissa << 13),
+    }
+}
+
+/// The tensors of a folder: `model.safetensors`, or the files that `model.safetensors.index.json` names.
+///
+/// # Errors
+/// As [`read_tensors`], or when the index names a tensor that its file does not have, or a file elsewhere.
+pub fn read_folder(folder: &Path, device: &Device) -> Result<HashMap<String, Tensor>, LoadError> {
+    let (single, index) = (folder.join("model.safetensors"), folder.join("model.safetensors.index.json"));
+    if single.is_file() || !index.is_file() {
+        return read_tensors(&single, device);
+    }
+    let damaged = |what: String| LoadError::Damaged { path: index.clone(), what };
+    let parsed: Index = serde_json::from_slice(&read(&index)?).map_err(|e| damaged(e.to_string()))?;
+    let files: BTreeSet<&String> = parsed.weight_map.values().collect();
+    let mut all = HashMap::new();
+    for file in files {
+        if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
+            return Err(damaged(format!("names {file:?}, which is no file beside it")));
+        }
+        for (name, tensor) in read_tensors(&folder.join(file), device)? {
+            if parsed.weight_map.get(&name) != Some(file) {
+                return Err(damaged(format!("says nothing of {name}, which {file} holds")));
+            }
+            all.insert(name, tensor);
+        }
+    }
+    match parsed.weight_map.iter().find(|(name, _)| !all.contains_key(*name)) {
+        Some((name, file)) => Err(damaged(format!("says that {file} holds {name}, which it does not"))),
+        None => Ok(all),
+    }
+}
+
+/// `model.safetensors.index.json`
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
 }
 
 /// As [`read_tensors`], from the bytes of the file; `path` names it in messages.
@@ -64,11 +122,9 @@ pub fn parse_tensors(bytes: &[u8], path: &Path, device: &Device) -> Result<HashM
     let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(e.to_string()))?;
     let mut out = HashMap::new();
     for (name, view) in file.tensors() {
-        if view.dtype() != Dtype::F32 {
-            return Err(damaged(format!("tensor {name} is {:?}, expected F32", view.dtype())));
-        }
-        let data: Vec<f32> =
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+        let data = numbers(view.data(), view.dtype());
+        let data =
+            data.ok_or_else(|| damaged(format!("tensor {name} is {:?}, expected F32, BF16 or F16", view.dtype())))?;
         let tensor =
             Tensor::from_vec(device, view.shape(), data).map_err(|e| damaged(format!("tensor {name}: {e}")))?;
         out.insert(name, tensor);
@@ -102,7 +158,25 @@ struct File {
     tie_word_embeddings: bool,
     initializer_range: Option<f64>,
     dashlab: Option<DashLab>,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
 }
+
+/// Keys that change what a model of another kind computes, with the value at which they change nothing.
+const NEUTRAL: [(&str, Value); 12] = [
+    ("rope_interleaved", Value::Bool(false)),
+    ("sliding_window", Value::Null),
+    ("use_sliding_window", Value::Bool(false)),
+    ("qk_norm", Value::Bool(false)),
+    ("use_qk_norm", Value::Bool(false)),
+    ("quantization_config", Value::Null),
+    ("final_logit_softcapping", Value::Null),
+    ("attn_logit_softcapping", Value::Null),
+    ("clip_qkv", Value::Null),
+    ("logit_scale", Value::Null),
+    ("scale_emb", Value::Null),
+    ("partial_rotary_factor", Value::Null),
+];
 
 /// Where newer loaders look for the rotary angles.
 #[derive(Deserialize)]
@@ -146,6 +220,14 @@ impl File {
         }
         let biases = [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)];
         out.extend(biases.iter().filter(|(_, on)| *on).map(|(key, _)| format!("{key} is true, expected false")));
+        for (key, neutral) in &NEUTRAL {
+            match self.rest.get(*key) {
+                Some(value) if value != neutral && !value.is_null() => {
+                    out.push(format!("{key} is {value}, expected {neutral} or nothing"));
+                }
+                _ => {}
+            }
+        }
         if self.model_type == "dashlab" && self.dashlab.is_none() {
             out.push("model_type is \"dashlab\", but there is no dashlab.attention".into());
         }
@@ -179,9 +261,8 @@ impl Model {
     /// When a file is missing or damaged, `config.json` asks for something that this decoder does not compute, or the weights
     /// are not those of that configuration.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
-        let (path, weights) = (folder.join("config.json"), folder.join("model.safetensors"));
-        let described = Described::parse(&read(&path)?, &path)?;
-        described.model(&read(&weights)?, &weights, device)
+        let described = Described::of(folder)?;
+        described.with(read_folder(folder, device)?, &folder.join("model.safetensors"))
     }
 
     /// The model of a configuration with the weights of a `model.safetensors`, for sequences of up to `positions` tokens. The file has
@@ -239,14 +320,28 @@ impl Described {
         Ok(Described { config, vocab: file.vocab_size, positions })
     }
 
+    /// Of an exported folder or one of Hugging Face.
+    ///
+    /// # Errors
+    /// As [`Described::parse`], or when there is no `config.json`.
+    pub fn of(folder: &Path) -> Result<Self, LoadError> {
+        let path = folder.join("config.json");
+        Described::parse(&read(&path)?, &path)
+    }
+
     /// With the bytes of a `model.safetensors`; `path` names it in messages.
     ///
     /// # Errors
     /// As [`Model::from_file`].
     pub fn model(self, bytes: &[u8], path: &Path, device: &Device) -> Result<Model, LoadError> {
+        let tensors = parse_tensors(bytes, path, device)?;
+        self.with(tensors, path)
+    }
+
+    /// With tensors by name, all of which are used; `path` names them in messages.
+    fn with(self, mut tensors: HashMap<String, Tensor>, path: &Path) -> Result<Model, LoadError> {
         let unfit = |what: String| LoadError::Unfit { path: path.to_path_buf(), what };
         let Described { config, vocab, positions } = self;
-        let mut tensors = parse_tensors(bytes, path, device)?;
         let params = Params::from_named(&config, vocab, |name| tensors.remove(name));
         let params = params.map_err(|e| unfit(e.to_string()))?;
         if config.tie_embeddings {

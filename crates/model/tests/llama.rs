@@ -1,0 +1,107 @@
+//! Tiny Llamas that transformers saved (`oracle/make_llama.py`), the loss that it gives them, and their damaged twins.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use dash_core::{Device, Tape};
+use dash_model::{LoadError, Model};
+
+const FOLDERS: [&str; 3] = ["llama-f32-tied", "llama-bf16-sharded", "llama-f16"];
+
+fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// The two sequences that the script used.
+fn ids() -> Vec<u32> {
+    (0..2u32).flat_map(|i| (0..48u32).map(move |j| (7 * i + 13 * j * j + 5 * i * j) % 96)).collect()
+}
+
+/// Mean cross-entropy of each token from those before it.
+fn loss(model: &Model) -> f64 {
+    let all = ids();
+    let rows: Vec<&[u32]> = all.chunks(48).collect();
+    let inputs: Vec<u32> = rows.iter().flat_map(|row| &row[..47]).copied().collect();
+    let targets: Vec<u32> = rows.iter().flat_map(|row| &row[1..]).copied().collect();
+    let (inputs, targets) = (model.ids(&inputs, 2).unwrap(), model.ids(&targets, 2).unwrap());
+    let (nll, _) = model.nll((&inputs, &targets), None).unwrap();
+    let nll = nll.to_f64().unwrap();
+    assert_eq!(nll.len(), 94);
+    nll.iter().sum::<f64>() / 94.0
+}
+
+#[test]
+fn the_loss_is_that_of_transformers() {
+    for name in FOLDERS {
+        let model = Model::load(&fixture(name), &Device::cpu(1).unwrap()).unwrap();
+        let told: serde_json::Value =
+            serde_json::from_slice(&fs::read(fixture(name).join("loss.json")).unwrap()).unwrap();
+        let (got, want) = (loss(&model), told["loss"].as_f64().unwrap());
+        // both in f32: some hundred roundings of 6e-8 on a loss of 5, two orders below what is asked for (1e-3)
+        assert!((got - want).abs() < 1e-5, "{name}: {got}, transformers {want}");
+        assert_eq!((model.positions(), model.config().rope_theta), (64, 5000.0));
+        let tape = Tape::inference();
+        assert_eq!(model.leaves(&tape).len(), if name == FOLDERS[0] { 20 } else { 21 });
+    }
+}
+
+/// A copy of a fixture in which a file is changed.
+fn told(name: &str, file: &str, change: impl FnOnce(Vec<u8>) -> Vec<u8>) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixture(name)).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+    }
+    let path = dir.path().join(file);
+    let before = fs::read(&path).unwrap();
+    fs::write(&path, change(before)).unwrap();
+    let Err(e) = Model::load(dir.path(), &Device::cpu(1).unwrap()) else {
+        panic!("{file} of {name} is wrong and was read")
+    };
+    assert!(matches!(e, LoadError::Read { .. } | LoadError::Damaged { .. } | LoadError::Unfit { .. }));
+    e.to_string()
+}
+
+fn swapped(from: &str, to: &str) -> impl FnOnce(Vec<u8>) -> Vec<u8> {
+    let (from, to) = (from.to_string(), to.to_string());
+    move |bytes| {
+        let text = String::from_utf8(bytes).unwrap();
+        assert!(text.contains(&from), "{from}");
+        text.replacen(&from, &to, 1).into_bytes()
+    }
+}
+
+#[test]
+fn an_index_that_does_not_fit_its_files_is_told() {
+    let (name, index) = ("llama-bf16-sharded", "model.safetensors.index.json");
+    let line = "\"model.norm.weight\": \"model-00002-of-00003.safetensors\"";
+    let text = fs::read_to_string(fixture(name).join(index)).unwrap();
+    let line = text.lines().find(|l| l.contains("model.norm.weight")).map_or(line, |l| l.trim().trim_end_matches(','));
+    let elsewhere = told(name, index, swapped(line, "\"model.norm.weight\": \"../model.safetensors\""));
+    assert!(elsewhere.contains("names \"../model.safetensors\", which is no file beside it"), "{elsewhere}");
+    let missing = told(name, index, swapped(line, "\"model.norm.weight\": \"model-00009-of-00003.safetensors\""));
+    assert!(missing.contains("says nothing of model.norm.weight"), "{missing}");
+    let extra = told(name, index, swapped(line, &format!("{line},\n\"a\": \"model-00001-of-00003.safetensors\"")));
+    assert!(extra.contains("says that model-00001-of-00003.safetensors holds a, which it does not"), "{extra}");
+    assert!(told(name, index, |_| b"{}".to_vec()).contains("weight_map"));
+    let file = "model-00003-of-00003.safetensors";
+    assert!(told(name, file, |bytes| bytes[..bytes.len() - 2].to_vec()).contains(file));
+}
+
+#[test]
+fn what_changes_the_arithmetic_is_refused_by_its_key() {
+    let refused = |from: &str, to: &str, key: &str| {
+        let e = told("llama-f16", "config.json", swapped(from, to));
+        assert!(e.contains("config.json") && e.contains(key), "{e}");
+    };
+    refused("\"rope_type\": \"default\"", "\"rope_type\": \"llama3\"", "rope_type is \"llama3\", expected \"default\"");
+    refused("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias is true");
+    refused("\"model_type\": \"llama\"", "\"model_type\": \"qwen3\"", "model_type is \"qwen3\"");
+    refused("\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", "hidden_act is \"gelu\"");
+    refused("\"use_cache\": true", "\"sliding_window\": 32", "sliding_window is 32, expected null or nothing");
+    refused("\"use_cache\": true", "\"rope_interleaved\": true", "rope_interleaved is true, expected false or nothing");
+    let other = told("llama-f16", "config.json", swapped("\"intermediate_size\": 48", "\"intermediate_size\": 40"));
+    assert!(other.contains("has shape [48, 32], the configuration asks for [40, 32]"), "{other}");
+    let tied = told("llama-f16", "config.json", swapped("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"));
+    assert!(tied.contains("belongs to no parameter of the model"), "{tied}");
+}
