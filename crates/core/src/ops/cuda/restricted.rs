@@ -39,9 +39,8 @@ fn exchanged(source: &str, ptx: &str) -> Vec<(String, String)> {
     let mut found = Vec::new();
     for entry in ptx.split(".entry ").skip(1) {
         let kernel = entry.split('(').next().unwrap_or_default().trim();
-        let body = entry.split("\n}").next().unwrap_or_default();
         let parameters = parameters(source, kernel);
-        let (read, written, barrier) = uses(body);
+        let (read, written, barrier) = uses(entry);
         let both = |i: usize| barrier && (read & written) >> i & 1 == 1;
         let names = parameters.iter().enumerate().filter(|(i, (_, restricted))| both(*i) && *restricted);
         found.extend(names.map(|(_, (name, _))| (kernel.to_string(), name.clone())));
