@@ -37,6 +37,9 @@ pub fn strides(shape: &[usize]) -> Vec<usize> {
 }
 
 /// The shape that both sides broadcast to: ranks are aligned at the right and an axis of one is repeated.
+///
+/// # Errors
+/// When an axis differs and is one on neither side, or memory cannot address so many elements.
 pub fn broadcast(op: &'static str, a: &[usize], b: &[usize]) -> Result<Vec<usize>> {
     let rank = a.len().max(b.len());
     let axis = |s: &[usize], i: usize| if i + s.len() < rank { 1 } else { s[i + s.len() - rank] };

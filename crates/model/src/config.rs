@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::attention::Attention;
 use crate::error::ConfigError;
-use crate::params::parameters;
+use crate::params::{parameters, twice};
 
 /// Extents and settings of a Llama decoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,7 +67,8 @@ pub enum Compute {
     /// Not at all.
     #[default]
     F32,
-    /// To bf16, on processors that multiply it (AVX512_BF16); on others the run is f32.
+    /// To bf16, on devices that multiply it: a GPU, and processors with AVX512_BF16. On others nothing is rounded; `train` refuses the
+    /// key there.
     Bf16,
 }
 
@@ -150,6 +151,10 @@ impl ModelConfig {
             return Err(ConfigError::new(format!("model.{key}"), format!("{x:?} is not a positive number")));
         }
         self.attention.check_all()?;
+        if let Some(name) = twice(self) {
+            let what = format!("{} has two parameters {name} in a layer", self.attention.kind());
+            return Err(ConfigError::new("model.attention", what));
+        }
         // a vocabulary of one token: the smallest model with these extents
         parameters(self, 1).map(|_| ())
     }

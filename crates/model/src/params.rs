@@ -104,6 +104,13 @@ fn block(c: &ModelConfig) -> Vec<ParamSpec> {
     all
 }
 
+/// The first name that two parameters of a block have: weights are read and written by name.
+pub(crate) fn twice(c: &ModelConfig) -> Option<String> {
+    let mut names: Vec<String> = block(c).into_iter().map(|p| p.name).collect();
+    names.sort_unstable();
+    names.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0].clone())
+}
+
 /// Where a layer's parameters stand in the list of all.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Places {

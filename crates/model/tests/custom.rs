@@ -4,9 +4,10 @@
 mod example;
 
 use dash_core::rng::Rng;
-use dash_core::{DType, Device};
-use dash_model::attention::keys::Value;
-use dash_model::{Attention, Generation, Model, ModelConfig, Sampling, generate};
+use dash_core::{DType, Device, Tape};
+use dash_model::attention::keys::{Key, Settings, Value};
+use dash_model::attention::{Attended, Inputs, Spec, Variant};
+use dash_model::{Attention, Generation, Group, Init, Model, ModelConfig, ParamSpec, Sampling, generate};
 
 /// The gradient of the example agrees with central differences, and the model learns with it.
 #[test]
@@ -43,6 +44,51 @@ fn no_file_names_it() {
     let told = serde_json::to_string(&example::SPEC.with(&[])).unwrap_err().to_string();
     assert!(told.contains("linear-bias"), "{told}");
     assert!(serde_json::to_string(&Attention::default()).unwrap().contains("dash"));
+}
+
+/// A variant whose parameter has the name of another one.
+#[derive(Debug)]
+struct Taken;
+
+static TAKEN: Spec = Spec {
+    kind: "taken",
+    about: "",
+    presets: &[],
+    keys: &[],
+    build: |_| Attention::custom(Taken),
+    small: &[],
+    golden: &[],
+};
+
+impl Settings for Taken {
+    fn keys(&self) -> &'static [Key] {
+        TAKEN.keys
+    }
+
+    fn value(&self, _: &str) -> Option<Value> {
+        None
+    }
+}
+
+impl Variant for Taken {
+    fn spec(&self) -> &'static Spec {
+        &TAKEN
+    }
+
+    fn params(&self, config: &ModelConfig) -> Vec<ParamSpec> {
+        vec![ParamSpec::new("self_attn.q_proj.weight", vec![config.heads], Init::Zeros, Group::Vector)]
+    }
+
+    fn attend(&self, _: &Tape, x: &Inputs) -> dash_core::Result<Attended> {
+        Ok((x.q.clone(), None))
+    }
+}
+
+#[test]
+fn a_parameter_of_a_name_that_is_taken_is_refused() {
+    let config = ModelConfig { attention: TAKEN.with(&[]), ..ModelConfig::new(1, 16, (2, 1), 32) };
+    let told = config.check().unwrap_err().to_string();
+    assert!(told.contains("taken has two parameters self_attn.q_proj.weight in a layer"), "{told}");
 }
 
 #[test]

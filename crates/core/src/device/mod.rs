@@ -83,6 +83,14 @@ impl Device {
         }
     }
 
+    /// Whether an op may return before its result is there: the host then goes on while the device works.
+    pub fn is_asynchronous(&self) -> bool {
+        match self {
+            Device::Cpu(_) => false,
+            Device::Cuda(_) => true,
+        }
+    }
+
     /// Waits until everything that was handed to the device has run: for timings.
     ///
     /// # Errors

@@ -60,6 +60,12 @@ pub(crate) fn infinity(kind: Kind) -> &'static str {
     }
 }
 
+/// Refuses buffers of different kinds or lengths.
+pub(crate) fn alike(op: &'static str, buffers: &[&CudaBuffer]) -> Result<()> {
+    same(op, buffers)?;
+    same_len(op, buffers)
+}
+
 /// Refuses buffers of different lengths.
 pub(crate) fn same_len(op: &'static str, buffers: &[&CudaBuffer]) -> Result<()> {
     let len = buffers[0].len();

@@ -48,6 +48,8 @@ struct Node {
     /// where it was recorded; empty unless the tape checks or is watched
     scope: String,
     out: Id,
+    /// extents of the output, which its gradient has, too
+    shape: Vec<usize>,
     backward: Backward,
 }
 
@@ -213,8 +215,8 @@ impl Tape {
         }
         let out = self.leaf(value);
         if self.recording {
-            let scope = self.scope.borrow().clone();
-            self.nodes.borrow_mut().push(Node { name, scope, out: out.id, backward: Box::new(backward) });
+            let (scope, shape) = (self.scope.borrow().clone(), out.value.shape().to_vec());
+            self.nodes.borrow_mut().push(Node { name, scope, out: out.id, shape, backward: Box::new(backward) });
         }
         Ok(out)
     }
@@ -232,8 +234,8 @@ impl Tape {
     /// Gradients of the inner product of `seed` and `out`. Everything the tape kept is freed as the walk passes it.
     ///
     /// # Errors
-    /// When the tape does not record, `out` is of another tape, the seed has another shape, type or device, or an op's
-    /// backward fails.
+    /// When the tape does not record, `out` is of another tape, the seed or a gradient that a closure adds has another shape, type or
+    /// device than the value, or an op's backward fails.
     pub fn backward_from(self, out: &Var, seed: Tensor) -> Result<Grads> {
         ensure!(self.recording, "backward", "this tape does not record");
         ensure!(out.id.tape == self.number, "backward", "the output is a variable of another tape");
@@ -249,6 +251,13 @@ impl Tape {
         grads.add(out.id, seed)?;
         for node in self.nodes.into_inner().into_iter().rev() {
             let Some(dy) = grads.slots[node.out.index].take() else { continue };
+            ensure!(
+                dy.shape() == node.shape,
+                node.name,
+                "backward: the output is {:?}, a gradient {:?} was added for it",
+                node.shape,
+                dy.shape()
+            );
             if self.checking && !dy.is_finite()? {
                 return Err(Error::NonFinite { at: node.scope, op: node.name, what: "gradient of the output" });
             }

@@ -125,3 +125,22 @@ fn a_scalar_waits_on_the_device_until_it_is_read() {
     cell.clone().set(scalar(&device(), 2.5));
     assert_eq!(cell.read().unwrap(), 2.5);
 }
+
+/// An op's backward reads as many numbers as its output has: a closure of somebody else cannot give it fewer or more.
+#[test]
+fn a_gradient_of_another_shape_than_the_value_is_refused() {
+    let d = device();
+    let backward = |wrong: &'static [usize]| {
+        let tape = Tape::new();
+        let x = tape.leaf(Tensor::full(&d, &[2, 3], DType::F64, 1.0).unwrap());
+        let y = ops::scale(&tape, &x, 2.0).unwrap();
+        let (id, g) = (y.id(), Tensor::full(&d, wrong, DType::F64, 1.0).unwrap());
+        let z = tape.record("mine", scalar(&d, 1.0), move |_, grads| grads.add(id, g)).unwrap();
+        tape.backward(&z).map(|grads| grads.get(&x).unwrap().to_f64().unwrap())
+    };
+    assert_eq!(backward(&[2, 3]).unwrap(), [2.0; 6]);
+    for (wrong, shown) in [(&[2][..], "[2]"), (&[3, 2], "[3, 2]"), (&[2, 3, 1], "[2, 3, 1]")] {
+        let told = backward(wrong).unwrap_err().to_string();
+        assert_eq!(told, format!("scale: backward: the output is [2, 3], a gradient {shown} was added for it"));
+    }
+}

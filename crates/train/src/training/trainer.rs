@@ -34,6 +34,8 @@ struct Handed {
     grad_norm: Tensor,
     /// What the gradients were multiplied by: not finite from the first update on that went wrong.
     factor: Tensor,
+    /// Whether the oracle chose the chunks.
+    oracle: bool,
 }
 
 /// Updates handed to a device, at most, before their figures are read: a step that went wrong is found after so many.
@@ -129,7 +131,7 @@ impl Trainer {
         for batch in batches {
             let tape = Tape::new().computing(config.model.compute.into());
             let leaves = self.model.leaves(&tape);
-            let (loss, traces) = self.loss_of(config, (&tape, &leaves), batch, tokens as f64)?;
+            let (loss, traces) = self.loss_of(config.router.oracle, (&tape, &leaves), batch, tokens as f64)?;
             losses.push(loss.value.clone());
             let mut grads = tape.backward(&loss)?;
             sums.push(leaves.iter().map(|leaf| grads.take(leaf)).collect::<Vec<Option<Tensor>>>())?;
@@ -148,9 +150,9 @@ impl Trainer {
         let (grad_norm, factor) =
             self.optimizer.update(self.model.params_mut(), (&grads, &finite), lr, &config.optim)?;
         // a CPU's figures are there
-        let later = !(with_routers || steers) && matches!(self.model.device(), Device::Cuda(_));
+        let later = !(with_routers || steers) && self.model.device().is_asynchronous();
         let kept = if later { batches.to_vec() } else { Vec::new() };
-        self.unread.push(Handed { step, batches: kept, losses, grad_norm, factor });
+        self.unread.push(Handed { step, batches: kept, losses, grad_norm, factor, oracle: config.router.oracle });
         if later {
             return Ok(None);
         }
@@ -175,13 +177,13 @@ impl Trainer {
     /// The loss of a micro-batch, and what the routers chose or the oracle did in their place.
     fn loss_of(
         &self,
-        config: &Config,
+        oracle: bool,
         (tape, leaves): (&Tape, &[Var]),
         batch: &Batch,
         tokens: f64,
     ) -> dash_core::Result<(Var, Vec<Option<RouterTrace>>)> {
         let (ids, targets) = batch_ids(&self.model, batch)?;
-        let oracle = config.router.oracle.then(|| RouterChoice::Oracle.of(&batch.questions)).flatten();
+        let oracle = oracle.then(|| RouterChoice::Oracle.of(&batch.questions)).flatten();
         self.model.loss_as(tape, leaves, (&ids, &targets), tokens, oracle.as_ref())
     }
 
@@ -204,7 +206,7 @@ impl Trainer {
         let unread = std::mem::take(&mut self.unread);
         let count = unread.len() as u64;
         for (i, handed) in unread.iter().enumerate() {
-            let Handed { step, batches, losses, grad_norm, .. } = handed;
+            let Handed { step, batches, losses, grad_norm, oracle, .. } = handed;
             let (batches, grads) = now.filter(|_| i + 1 == unread.len()).unwrap_or((batches, &[]));
             let values = losses.iter().map(Tensor::item).collect::<dash_core::Result<Vec<f64>>>()?;
             last = (total(&values), grad_norm.item()?);
@@ -215,12 +217,12 @@ impl Trainer {
             // neither this update nor a later one has changed anything
             self.optimizer.undo_steps(count - i as u64);
             if let Some(bad) = bad {
-                return Err(self.not_finite(*step, "loss", &batches[bad..=bad], counted(batches)));
+                return Err(self.not_finite((*step, "loss"), *oracle, &batches[bad..=bad], counted(batches)));
             }
             let infinite = |g: &Option<Tensor>| g.as_ref().is_some_and(|g| !g.is_finite().unwrap_or(true));
             let name = self.model.params().iter().zip(grads).find(|(_, g)| infinite(g));
             let what = name.map_or("gradient norm".into(), |(p, _)| format!("gradient of {}", p.name));
-            return Err(self.not_finite(*step, &what, batches, counted(batches)));
+            return Err(self.not_finite((*step, &what), *oracle, batches, counted(batches)));
         }
         Ok(last)
     }
@@ -251,9 +253,9 @@ impl Trainer {
         )))
     }
 
-    /// Runs the micro-batches again on a tape that checks every output, divided as in the update, and tells of the first value that is
-    /// not finite.
-    fn not_finite(&self, step: u64, what: &str, batches: &[Batch], tokens: usize) -> Failure {
+    /// Runs the micro-batches again on a tape that checks every output, with the loss of the update, and tells of the first value that
+    /// is not finite.
+    fn not_finite(&self, (step, what): (u64, &str), oracle: bool, batches: &[Batch], tokens: usize) -> Failure {
         let first = self
             .model
             .params()
@@ -263,8 +265,7 @@ impl Trainer {
         let found = |batch: &Batch| {
             let tape = Tape::checking().computing(self.model.config().compute.into());
             let leaves = self.model.leaves(&tape);
-            let loss = batch_ids(&self.model, batch)
-                .and_then(|(ids, targets)| self.model.loss(&tape, &leaves, (&ids, &targets), tokens as f64));
+            let loss = self.loss_of(oracle, (&tape, &leaves), batch, tokens as f64);
             match loss.and_then(|(loss, _)| tape.backward(&loss)) {
                 Err(Error::NonFinite { at, op, what }) => Some(format!("the {what} of {op} in {at}")),
                 _ => None,

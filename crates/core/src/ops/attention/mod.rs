@@ -56,7 +56,8 @@ impl Dims {
 
     /// The extents of queries `[b, t, h, d]` with `g` heads of keys.
     fn new(op: &'static str, [b, t, h, d]: [usize; 4], g: usize) -> Result<Self> {
-        ensure!(g > 0 && h.is_multiple_of(g), op, "{h} query heads do not divide into {g} key/value heads");
+        ensure!(g > 0 && h > 0 && h.is_multiple_of(g), op, "{h} query heads do not divide into {g} key/value heads");
+        ensure!(d > 0, op, "the heads have width 0");
         count32(op, t, "tokens of a sequence")?;
         Ok(Dims { b, t, h, g, d })
     }
@@ -71,6 +72,13 @@ impl Dims {
         }
         Self::new(op, [b, t, h, d], g)
     }
+}
+
+/// Where `t` tokens after `past` others end: the number of a chunk has 32 bits, and a chunk may be one token.
+fn positions32(op: &'static str, past: usize, t: usize) -> Result<usize> {
+    let end = past.saturating_add(t);
+    count32(op, end, "tokens, earlier ones included")?;
+    Ok(end)
 }
 
 /// Refuses more (query, chunk) pairs than lists number; else how many there are, as they are numbered.

@@ -5,11 +5,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cuda::BlockMask;
-use super::entries32;
 use super::list::BlockList;
+use super::{entries32, positions32};
 use crate::device::{CpuDevice, CudaDevice, Device};
 use crate::error::{Error, Result, ensure};
 use crate::number::{DType, with_number};
+use crate::shape::checked_numel;
 use crate::tensor::Tensor;
 
 /// Which chunks every (batch, kv head, query) attends: earlier ones, and always its own. An *entry* is one (query, chunk) pair;
@@ -69,8 +70,12 @@ impl Routes {
     ) -> Result<Self> {
         let (batch, kv_heads, queries) = extents;
         ensure!(chunk_size > 0, "routes", "a chunk has at least one token");
+        positions32("routes", first, queries)?;
+        // each has its own chunk at least
+        let lists = checked_numel("routes", &[batch, kv_heads, queries])?;
+        entries32("routes", lists)?;
         let (mut offsets, mut chunks) = (vec![0u32], Vec::new());
-        for i in 0..batch * kv_heads * queries {
+        for i in 0..lists {
             let (row, query) = (i / queries, i % queries);
             let before = chunks.len();
             choose(row / kv_heads, row % kv_heads, query, &mut chunks);

@@ -3,7 +3,7 @@
 pub use super::Binary;
 use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
-use crate::ops::cuda::{real, same};
+use crate::ops::cuda::{alike, real, same};
 use crate::ops::reduce::cuda::sum_axis;
 use crate::shape::{broadcast, broadcast_strides, numel};
 
@@ -162,8 +162,7 @@ pub fn full(device: &CudaDevice, kind: Kind, n: usize, value: f64) -> Result<Cud
 /// # Errors
 /// When kinds or lengths differ.
 pub fn add_into(sum: &mut CudaBuffer, x: &CudaBuffer) -> Result<()> {
-    same("add", &[sum, x])?;
-    ensure!(sum.len() == x.len(), "add", "{x:?} to {sum:?}");
+    alike("add", &[sum, x])?;
     let kernel = x.device().kernel(&unit(x.kind()), "add_into")?;
     // SAFETY: the kernel's parameters in order; a thread an element.
     unsafe { kernel.launch(Grid::over(x.len(), 256), &[Arg::Buffer(sum), Arg::Buffer(x), Arg::Long(x.len() as i64)]) }

@@ -2,7 +2,7 @@
 
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
 use crate::error::Result;
-use crate::ops::cuda::{infinity, real, rows, same, same_len};
+use crate::ops::cuda::{alike, infinity, real, rows};
 
 static SOURCE: Source = Source { name: "entmax", text: include_str!("kernel.cu") };
 
@@ -35,8 +35,7 @@ pub fn forward(x: &CudaBuffer, width: usize, alpha: f64) -> Result<CudaBuffer> {
 /// When kinds or lengths differ.
 pub fn backward(dy: &CudaBuffer, p: &CudaBuffer, width: usize, alpha: f64) -> Result<CudaBuffer> {
     let (op, device) = ("entmax", dy.device());
-    same(op, &[dy, p])?;
-    same_len(op, &[dy, p])?;
+    alike(op, &[dy, p])?;
     let dx = device.alloc(op, p.kind(), p.len())?;
     let kernel = device.kernel(&unit(p.kind()), "entmax_backward")?;
     let args = [Arg::Buffer(dy), Arg::Buffer(p), Arg::Buffer(&dx), Arg::int(width), real(dy.kind(), alpha)];

@@ -27,7 +27,7 @@ use crate::tensor::Tensor;
 /// `x [.., in]` times the transpose of `w [out, in]`: `[.., out]`, in the tape's [`Compute`], backward included.
 ///
 /// # Errors
-/// When x is a scalar, or the widths, element types or devices differ.
+/// When x is a scalar, the width is 0, or the widths, element types or devices differ.
 pub fn linear(tape: &Tape, x: &Var, w: &Var) -> Result<Var> {
     linear_with(tape, "linear", x, w, None)
 }
@@ -44,6 +44,7 @@ fn linear_with(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option
     let [out, inner] = w.value.dims(op)?;
     let (rows, width) = x.value.rows();
     ensure!(width == inner, op, "x has shape {:?}, w has shape {:?}", x.value.shape(), w.value.shape());
+    ensure!(inner > 0, op, "nothing to multiply: x has shape {:?}, w has shape {:?}", x.value.shape(), w.value.shape());
     let mut shape = x.value.shape().to_vec();
     let Some(last) = shape.last_mut() else {
         return Err(Error::invalid(op, format!("x is a scalar, w has shape {:?}", w.value.shape())));

@@ -18,6 +18,7 @@ use crate::tensor::Tensor;
 /// When `w` is not as wide as the last axis, or the inputs differ in element type or device; so for every op.
 pub fn rmsnorm(tape: &Tape, x: &Var, w: &Var, eps: f64) -> Result<Var> {
     let (rows, width) = x.value.rows();
+    ensure!(width > 0, "rmsnorm", "rows of x have no elements: its shape is {:?}", x.value.shape());
     ensure!(w.value.shape() == [width], "rmsnorm", "weight is {:?}, last axis is {width}", w.value.shape());
     let (y, rstd) = on_device!("rmsnorm", [&x.value, &w.value]; Cpu<T>(cpu, [xs, ws]) => {
         let (mut y, mut rstd) = (cpu.alloc::<T>(rows * width), cpu.alloc::<T>(rows));

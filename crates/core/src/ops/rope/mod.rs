@@ -117,10 +117,9 @@ pub fn rope(tape: &Tape, x: &Var, table: &RopeTable, first: usize) -> Result<Var
     let [_, tokens, _, d] = x.value.dims("rope")?;
     ensure!(d == 2 * table.half, "rope", "head width {d}, the table is for {}", 2 * table.half);
     ensure!(
-        first + tokens <= table.positions(),
+        first.checked_add(tokens).is_some_and(|end| end <= table.positions()),
         "rope",
-        "positions up to {} asked, the table has {}",
-        first + tokens,
+        "{tokens} positions from {first} on asked, the table has {}",
         table.positions()
     );
     let compute = tape.compute();

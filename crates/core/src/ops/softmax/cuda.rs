@@ -2,7 +2,7 @@
 
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
 use crate::error::Result;
-use crate::ops::cuda::{infinity, rows, same, same_len};
+use crate::ops::cuda::{alike, infinity, rows};
 
 static SOURCE: Source = Source { name: "softmax", text: include_str!("kernel.cu") };
 
@@ -35,8 +35,7 @@ pub fn forward(x: &CudaBuffer, width: usize) -> Result<CudaBuffer> {
 /// When kinds or lengths differ.
 pub fn backward(dy: &CudaBuffer, p: &CudaBuffer, width: usize) -> Result<CudaBuffer> {
     let (op, device) = ("softmax", dy.device());
-    same(op, &[dy, p])?;
-    same_len(op, &[dy, p])?;
+    alike(op, &[dy, p])?;
     let dx = device.alloc(op, p.kind(), p.len())?;
     let kernel = device.kernel(&unit(p.kind()), "softmax_backward")?;
     let args = [Arg::Buffer(dy), Arg::Buffer(p), Arg::Buffer(&dx), Arg::int(width)];

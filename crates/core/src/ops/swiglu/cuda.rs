@@ -3,7 +3,7 @@
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Operand, Source, Unit};
 use crate::device::{Accumulate, Gemm, NoResidual};
 use crate::error::Result;
-use crate::ops::cuda::{same, same_len, wide};
+use crate::ops::cuda::{alike, wide};
 use crate::ops::matmul::cuda::{product, product_into};
 
 static SOURCE: Source = Source { name: "swiglu", text: include_str!("kernel.cu") };
@@ -23,8 +23,7 @@ pub fn units() -> Vec<Unit> {
 /// When kinds or lengths differ.
 pub fn activate(gate: &CudaBuffer, up: &CudaBuffer) -> Result<CudaBuffer> {
     let (op, device) = ("swiglu", gate.device());
-    same(op, &[gate, up])?;
-    same_len(op, &[gate, up])?;
+    alike(op, &[gate, up])?;
     let h = device.alloc(op, gate.kind(), gate.len())?;
     let kernel = device.kernel(&unit(gate.kind()), "swiglu_forward")?;
     let args = [Arg::Buffer(gate), Arg::Buffer(up), Arg::Buffer(&h), Arg::Long(gate.len() as i64)];
@@ -39,8 +38,7 @@ pub fn activate(gate: &CudaBuffer, up: &CudaBuffer) -> Result<CudaBuffer> {
 /// When kinds or lengths differ.
 pub fn activate_backward(dh: &CudaBuffer, gate: &CudaBuffer, up: &CudaBuffer) -> Result<[CudaBuffer; 3]> {
     let (op, device, n) = ("swiglu", gate.device(), gate.len());
-    same(op, &[dh, gate, up])?;
-    same_len(op, &[dh, gate, up])?;
+    alike(op, &[dh, gate, up])?;
     let fresh = || device.alloc(op, gate.kind(), n);
     let out = [fresh()?, fresh()?, fresh()?];
     let kernel = device.kernel(&unit(gate.kind()), "swiglu_backward")?;

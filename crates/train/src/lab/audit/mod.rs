@@ -1,4 +1,4 @@
-//! `audit`: what a sceptic can check on his own machine. Every op and every attention variant against central differences in
+//! `audit`: what a sceptic can check on their own machine. Every op and every attention variant against central differences in
 //! f64; whole models, every parameter, routing path included; a block against dfdx, an independent tape; the entmax solver on
 //! flat, peaked and tied rows. Exit status 1 on any miss.
 
@@ -31,16 +31,12 @@ fn open(name: &str) -> Result<Device> {
 /// What a device is checked for. On a GPU: its kernels of f64, which are the source of those of f32. Routing by itself is compared with
 /// primitives in the CPU's order of entries, and dfdx runs on a CPU.
 fn checks(device: &Device) -> Result<Vec<Check>> {
-    let mut checks = ops::against_differences(device)?;
-    if let Device::Cpu(_) = device {
-        checks.extend(routing::against_differences(device)?);
-    }
-    checks.extend(models::against_differences(device)?);
-    if let Device::Cpu(_) = device {
-        checks.extend(block::against_dfdx(device)?);
-    }
-    checks.extend(solver::against_sorted(device)?);
-    Ok(checks)
+    let (ops, models) = (ops::against_differences(device)?, models::against_differences(device)?);
+    let (routing, block) = match device {
+        Device::Cpu(_) => (routing::against_differences(device)?, block::against_dfdx(device)?),
+        Device::Cuda(_) => (Vec::new(), Vec::new()),
+    };
+    Ok([ops, routing, models, block, solver::against_sorted(device)?].into_iter().flatten().collect())
 }
 
 /// Runs every check on a device, prints the table, and fails on any miss.

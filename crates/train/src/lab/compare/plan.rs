@@ -284,7 +284,12 @@ impl Plan {
 
     /// Whether an arm runs on a GPU.
     pub fn on_gpu(&self) -> bool {
-        self.arms.iter().any(|(_, config)| matches!(config.run.device_name(), Ok(DeviceName::Cuda(_))))
+        let on_gpu = |config: &Config| match config.run.device_name() {
+            Ok(DeviceName::Cuda(_)) => true,
+            // a name that is none is refused before any run
+            Ok(DeviceName::Cpu) | Err(_) => false,
+        };
+        self.arms.iter().any(|(_, config)| on_gpu(config))
     }
 
     /// Names of the arms.

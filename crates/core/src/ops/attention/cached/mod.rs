@@ -8,7 +8,7 @@ mod cpu;
 #[cfg(test)]
 mod tests;
 
-use super::{Dims, Routes, Span};
+use super::{Dims, Routes, Span, positions32};
 use crate::dispatch::on_device;
 use crate::error::{Error, Result, ensure};
 use crate::ops::entmax::check_alpha_or_softmax;
@@ -27,11 +27,12 @@ impl Seen<'_> {
     /// Refuses what does not fit `t` queries after `past` tokens, and returns how many keys have to be kept.
     fn check(&self, op: &'static str, past: usize, dims: Dims) -> Result<usize> {
         let Dims { t, g, .. } = dims;
+        let end = positions32(op, past, t)?;
         match *self {
             Seen::Span(span, alpha) => {
                 span.check(op)?;
                 check_alpha_or_softmax(op, alpha)?;
-                Ok(span.keys(past + t))
+                Ok(span.keys(end))
             }
             Seen::Routes(routes, bias) => {
                 let (have, want) = ((routes.first(), routes.extents()), (past, (1, g, t)));
@@ -42,7 +43,7 @@ impl Seen<'_> {
                 );
                 let shape = bias.map_or(&[][..], Tensor::shape);
                 ensure!(bias.is_none() || shape.len() == 1, op, "the bias is {shape:?}, not one number an entry");
-                Ok(past + t)
+                Ok(end)
             }
         }
     }
@@ -97,7 +98,11 @@ pub fn keep_rows(kept: &mut Tensor, at: usize, rows: &Tensor) -> Result<()> {
         "rows {from:?} do not fit into {to:?}"
     );
     let (n, capacity) = (from[1], to[1]);
-    ensure!(at + n <= capacity, op, "{n} rows from {at} on do not fit into {capacity}");
+    ensure!(
+        at.checked_add(n).is_some_and(|end| end <= capacity),
+        op,
+        "{n} rows from {at} on do not fit into {capacity}"
+    );
     let width: usize = to[2..].iter().product();
     on_device!(op, [rows]; Cpu<T>(_, [x]) => {
         kept.cpu_mut::<T>(op)?[at * width..(at + n) * width].copy_from_slice(x);

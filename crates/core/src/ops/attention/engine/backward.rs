@@ -222,6 +222,10 @@ pub(crate) fn backward<T: CpuNumber>(
     (bias, entries_per_tile): (&[T], &[usize]),
 ) -> Gradients<T> {
     let Dims { b, t, h, g, d } = dims;
+    if b == 0 || t == 0 {
+        let none = || device.alloc::<T>(0);
+        return Gradients { dq: none(), dk: none(), dv: none(), dbias: none() };
+    }
     let pass = Pass::new(device, compute, dims, q, visits, bias);
     let keys_lhs = LhsRows::new(device, pass.bf16, k, dims);
     let values_lhs = LhsRows::new(device, pass.bf16, v, dims);

@@ -1,6 +1,6 @@
 //! Choices of a fixed number of chunks, which have no gradient.
 
-use super::super::{Dims, Routes, Span, cuda};
+use super::super::{Dims, Routes, Span, cuda, positions32};
 use super::{check, check_no_past, cpu, streams};
 use crate::device::cuda::{CudaBuffer, CudaDevice};
 use crate::dispatch::on_device;
@@ -109,7 +109,13 @@ pub fn mass_routing(past: usize, q: &Tensor, k: &Tensor, chunk_size: usize, top:
     let [b, t, h, d] = q.dims(op)?;
     let [bk, m, g, dk] = k.dims(op)?;
     ensure!(chunk_size > 0, op, "a chunk has at least one token");
-    ensure!((b, d, past + t) == (bk, dk, m), op, "q is {:?} after {past} tokens, k is {:?}", q.shape(), k.shape());
+    ensure!(
+        (b, d, positions32(op, past, t)?) == (bk, dk, m),
+        op,
+        "q is {:?} after {past} tokens, k is {:?}",
+        q.shape(),
+        k.shape()
+    );
     let dims = Dims::new(op, [b, t, h, d], g)?;
     top.check(op, g, t)?;
     on_device!(op, [q, k]; Cpu<T>(cpu, [q, k]) => {
@@ -170,7 +176,7 @@ pub fn window_routing_after(past: usize, q: &Tensor, keys: &Tensor, choice: Wind
     let span = Span::Windows { length: choice.length, stride: choice.stride };
     span.check(op)?;
     ensure!(
-        (b, d, span.keys(past + t)) == (bk, dk, m),
+        (b, d, span.keys(positions32(op, past, t)?)) == (bk, dk, m),
         op,
         "q is {:?} after {past} tokens, keys of windows of {} every {} are {:?}",
         q.shape(),

@@ -29,7 +29,7 @@ pub fn landmark_bias(tape: &Tape, [q, k, kbar]: [&Var; 3], routes: &Routes, gamm
     ensure!(routes.extents() == (b, h, t), op, "the list is for {:?}, q has {:?}", routes.extents(), (b, h, t));
     ensure!(gamma > 0.0, op, "gamma is {gamma}, it must be positive");
     ensure!(past == 0 || !tape.is_recording(), op, "{past} tokens before the first query, but the tape records");
-    let dims = Dims { b, t, h, g: h, d };
+    let dims = Dims::new(op, [b, t, h, d], h)?;
     let bias = on_device!(op, [&q.value, &k.value, &kbar.value]; Cpu<T>(cpu, [qs, ks, sums]) => {
         let list = routes.on_cpu(op, cpu)?;
         Tensor::from_buffer(&[list.len()], cpu::landmark::<T>(cpu, dims, (qs, ks, sums), list, gamma))

@@ -30,7 +30,7 @@ pub use softmax_bias::softmax_bias;
 
 pub(in crate::ops::attention) use cpu::LEAST;
 
-use super::{Dims, Routes, cuda};
+use super::{Dims, Routes, cuda, positions32};
 use crate::device::CudaData;
 use crate::error::{Result, ensure};
 use crate::number::Compute;
@@ -55,8 +55,9 @@ fn check(op: &'static str, q: &Tensor, kbar: &Tensor, past: usize, chunk_size: u
     let [b, t, h, d] = q.dims(op)?;
     let [bk, n, g, dk] = kbar.dims(op)?;
     ensure!(chunk_size > 0, op, "a chunk has at least one token");
+    let end = positions32(op, past, t)?;
     ensure!(
-        (b, d, (past + t) / chunk_size) == (bk, dk, n),
+        (b, d, end / chunk_size) == (bk, dk, n),
         op,
         "q is {:?} after {past} tokens, summaries of chunks of {chunk_size} are {:?}",
         q.shape(),

@@ -5,10 +5,11 @@
 //! is the output function of splitmix64 with its increment. Of the earlier chunks those with the largest keys are attended: a
 //! uniform choice without replacement that is the same in every sequence, every pass and on every device.
 
-use super::super::Routes;
+use super::super::{Routes, entries32, positions32};
 use super::Top;
 use crate::device::Device;
 use crate::error::{Result, ensure};
+use crate::shape::checked_numel;
 
 /// What random choices follow from, besides the place of the query.
 #[derive(Debug, Clone, Copy)]
@@ -43,6 +44,8 @@ pub fn random_routing(
 ) -> Result<Routes> {
     let (op, (_, kv_heads, t), s) = ("random_routing", extents, random.chunk_size);
     ensure!(s > 0, op, "a chunk has at least one token");
+    positions32(op, past, t)?;
+    entries32(op, checked_numel(op, &[kv_heads, t])?)?;
     top.check(op, kv_heads, t)?;
     let layer = [random.seed, random.layer as u64].into_iter().fold(0, mix);
     // every sequence of the batch has the same

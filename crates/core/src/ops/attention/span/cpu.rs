@@ -199,7 +199,7 @@ pub fn backward<T: CpuNumber>(
 ) -> [Buffer<T>; 3] {
     let Dims { b, t, h, g, d } = dims;
     let group = dims.group();
-    if m == 0 {
+    if m == 0 || b == 0 {
         return [device.zeros(b * t * h * d), device.zeros(0), device.zeros(0)];
     }
     let (kt, vt) = (transposed(device, k, dims, m), transposed(device, v, dims, m));

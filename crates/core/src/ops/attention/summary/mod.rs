@@ -53,12 +53,13 @@ simd! {
 /// Summaries `[b, n, g, d]` of the `n = t / s` complete chunks of `k [b, t, g, d]` with the learned query `qbar [g * d]`.
 ///
 /// # Errors
-/// When `qbar` has another size or the chunk size is 0.
+/// When `qbar` has another size, or the chunk size, the number of heads or their width is 0.
 // Above 60 lines: the passes of both devices share what is checked and kept here.
 pub fn chunk_summary(tape: &Tape, k: &Var, qbar: &Var, chunk_size: usize) -> Result<Var> {
     let op = "chunk_summary";
     let [b, t, g, d] = k.value.dims(op)?;
     ensure!(chunk_size > 0, op, "a chunk has at least one token");
+    ensure!(g > 0 && d > 0, op, "k is {:?}: no heads, or of width 0", k.value.shape());
     ensure!(qbar.value.numel() == g * d, op, "qbar is {:?}, keys have {g} heads of width {d}", qbar.value.shape());
     let (n, s, compute) = (t / chunk_size, chunk_size, tape.compute());
     let scale = 1.0 / (d as f64).sqrt();
