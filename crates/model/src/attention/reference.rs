@@ -63,5 +63,36 @@ fn type_of(key: &Key) -> String {
 fn default_of(spec: &Spec, key: &Key, default: &Attention) -> String {
     let value = default.value(key.name).map_or(String::new(), |v| v.to_string());
     let follows = spec.keys.iter().any(|k| k.name != key.name && key.default.contains(k.name));
-    if follows { format!("`{}`, here {value}", key.default) } else { format!("`{value}`") }
+    if !follows {
+        return format!("`{value}`");
+    }
+    let (formula, least) = in_words(key.default);
+    format!("`{formula}`{least}; here {value}")
+}
+
+/// The expression of a default as a formula, and what bounds it from below.
+fn in_words(expression: &str) -> (String, &'static str) {
+    let bounded = expression.strip_prefix('(').and_then(|inner| inner.strip_suffix(").max(1)"));
+    let (inner, least) = bounded.map_or((expression, ""), |inner| (inner, ", at least 1"));
+    let product = inner.split_once(".saturating_mul(").and_then(|(a, rest)| Some((a, rest.split_once(')')?)));
+    (product.map_or(inner.to_string(), |(a, (b, rest))| format!("{a} * {b}{rest}")), least)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who reads the reference need not know Rust.
+    #[test]
+    fn defaults_that_follow_from_other_keys_are_formulas() {
+        assert_eq!(in_words("(chunk_size / 2).max(1)"), ("chunk_size / 2".into(), ", at least 1"));
+        assert_eq!(
+            in_words("(top.saturating_mul(chunk_size) / 2).max(1)"),
+            ("top * chunk_size / 2".into(), ", at least 1")
+        );
+        assert_eq!(in_words("chunk_size"), ("chunk_size".into(), ""));
+        let reference = reference();
+        assert!(reference.contains("`chunk_size / 2`, at least 1; here 32"), "{reference}");
+        assert!(!reference.contains(".max(") && !reference.contains("_mul("), "{reference}");
+    }
 }

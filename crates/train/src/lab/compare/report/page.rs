@@ -63,6 +63,11 @@ impl Section {
     }
 }
 
+/// Rows of these tables are cards on a page up to so many pixels wide.
+fn cards(class: &str, width: usize) -> String {
+    format!("@media (max-width:{width}px){{\n{}}}\n", include_str!("cards.css").replace(".cards", class))
+}
+
 fn figure(out: &mut String, class: &str, name: &str, drawn: &Drawn) {
     let _ = writeln!(out, "<figure{class} id=\"{name}\">{}</figure>", drawn.inline);
 }
@@ -81,12 +86,14 @@ impl Report {
     pub fn html(&self) -> String {
         let mut out = format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, \
-             initial-scale=1\">\n<title>{0}</title>\n<style>{1}{2}</style></head><body><main>\n<h1>{0}</h1>\n<p \
+             initial-scale=1\">\n<title>{0}</title>\n<style>{1}{4}{5}{2}</style></head><body><main>\n<h1>{0}</h1>\n<p \
              class=\"answer\">{3}</p>\n",
             escape(&self.title),
             include_str!("page.css"),
             style(),
-            escape(&self.answer)
+            escape(&self.answer),
+            cards(".some", 640),
+            cards(".many", 960)
         );
         self.forest.iter().for_each(|(name, drawn)| figure(&mut out, " class=\"single\"", name, drawn));
         self.warnings.iter().for_each(|w| _ = writeln!(out, "<p class=\"warning\">{}</p>", escape(w)));
