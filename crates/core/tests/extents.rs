@@ -104,7 +104,7 @@ const OPS: &[Op] = &[
         topk_routing(&c.queries()?.value, &c.kbar()?.value, c.x.chunk, 2, 1.0)?.to_host().map(|_| None)
     }),
     ("mass_routing", |c| {
-        mass_routing(0, &c.queries()?.value, &c.keys()?.value, c.x.chunk, Top::All(2))?.mean_tokens().map(|_| None)
+        mass_routing(0, &c.queries()?.value, &c.keys()?.value, c.x.chunk, Top::All(2))?.to_host().map(|_| None)
     }),
     ("window_routing", |c| {
         let span = Span::Windows { length: 2, stride: 1 };
