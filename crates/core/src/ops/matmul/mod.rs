@@ -44,13 +44,13 @@ fn linear_with(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option
     let [out, inner] = w.value.dims(op)?;
     let (rows, width) = x.value.rows();
     ensure!(width == inner, op, "x has shape {:?}, w has shape {:?}", x.value.shape(), w.value.shape());
-    ensure!(inner > 0, op, "nothing to multiply: x has shape {:?}, w has shape {:?}", x.value.shape(), w.value.shape());
     let mut shape = x.value.shape().to_vec();
     let Some(last) = shape.last_mut() else {
         return Err(Error::invalid(op, format!("x is a scalar, w has shape {:?}", w.value.shape())));
     };
     *last = out;
     checked_numel(op, &shape)?;
+    ensure!(inner > 0, op, "nothing to multiply: x has shape {:?}, w has shape {:?}", x.value.shape(), w.value.shape());
     if let Some(residual) = residual {
         let of = residual.value.shape();
         ensure!(of == shape, op, "the product has shape {shape:?}, the residual {of:?}");
