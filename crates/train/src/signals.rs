@@ -1,5 +1,5 @@
 //! Ctrl-C, SIGTERM, a closed terminal (SIGHUP) and a supervisor's warning (SIGUSR1, as Slurm sends it) ask the run to save
-//! and stop; a second one of them ends it at once.
+//! and stop; a second one of them ends it at once. A limit on CPU time asks too (SIGXCPU), again and again until its hard end.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -52,7 +52,9 @@ impl Interrupt {
             signal_hook::flag::register(signal, flag.clone())?;
         }
         #[cfg(unix)]
-        signal_hook::flag::register(signal_hook::consts::SIGUSR2, flag.clone())?;
+        for again in [signal_hook::consts::SIGUSR2, signal_hook::consts::SIGXCPU] {
+            signal_hook::flag::register(again, flag.clone())?;
+        }
         Ok(Interrupt(flag))
     }
 

@@ -69,7 +69,11 @@ pub fn write_safetensors<'a>(path: &Path, tensors: impl Iterator<Item = (String,
     let write = || -> anyhow::Result<()> {
         // safetensors writes a temporary file that its owner alone may read, and renames it: give it what the umask gives
         let permissions = std::fs::File::create(path)?.metadata()?.permissions();
-        safetensors::serialize_to_file(views?, Some(metadata), path)?;
+        safetensors::serialize_to_file(views?, Some(metadata), path).map_err(|e| match e {
+            // its message and its cause are the same words
+            safetensors::SafeTensorError::IoError(e) => anyhow::Error::from(e),
+            e => e.into(),
+        })?;
         Ok(std::fs::set_permissions(path, permissions)?)
     };
     write().with_context(|| format!("{} cannot be written", path.display()))
@@ -108,10 +112,7 @@ impl Checkpoints {
             .into_iter()
             .flatten()
             .flatten()
-            .filter_map(|e| {
-                let step = e.file_name().to_str()?.strip_prefix("step-")?.parse().ok()?;
-                Some((step, e.path()))
-            })
+            .filter_map(|e| Some((step_of(&e.path())?, e.path())))
             .collect();
         found.sort();
         found
@@ -212,8 +213,17 @@ impl Checkpoints {
     }
 }
 
+/// The step that a checkpoint's folder is called after.
+fn step_of(folder: &Path) -> Option<u64> {
+    folder.file_name()?.to_str()?.strip_prefix("step-")?.parse().ok()
+}
+
 fn verify(folder: &Path) -> anyhow::Result<()> {
     let state = read_state(folder)?;
+    // the name orders the checkpoints, the state goes on from its own step: they have to agree
+    if step_of(folder).is_some_and(|step| step != state.step) {
+        bail!("its state.json is of step {}", state.step);
+    }
     for name in ["model.safetensors", "optimizer.safetensors"] {
         let path = folder.join(name);
         let expected = state.files.get(name).ok_or_else(|| anyhow!("state.json lists no {name}"))?;

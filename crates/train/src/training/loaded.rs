@@ -106,6 +106,10 @@ impl Loaded {
             let what = "is missing: the model was trained on text; restore it, or resume its run, which writes it anew";
             return Err(Failure::request(format!("{}: {what}", path.display())));
         }
+        if tokenizer.as_ref().is_some_and(|t| !provenance::trained_with(&starts, t)) {
+            let what = "is not the tokenizer that the model was trained with; restore it, or resume its run, which writes it anew";
+            return Err(Failure::request(format!("{}: {what}", path.display())));
+        }
         if let Some(have) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n != config.data.vocab_size) {
             let asked = config.data.vocab_size;
             return Err(Failure::request(format!(

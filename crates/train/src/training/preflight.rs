@@ -173,7 +173,11 @@ pub fn size(bytes: u64) -> String {
 
 /// Bytes for people.
 fn bytes(n: f64) -> String {
-    if n < 1e9 { format!("{:.0} MB", n / 1e6) } else { format!("{:.1} GB", n / 1e9) }
+    match n {
+        n if n < 1e7 => format!("{:.0} kB", n / 1e3),
+        n if n < 1e9 => format!("{:.0} MB", n / 1e6),
+        n => format!("{:.1} GB", n / 1e9),
+    }
 }
 
 fn too_little_memory(config: &Config, params: usize, at_once: usize) -> Option<String> {
@@ -408,6 +412,7 @@ mod tests {
     fn small_numbers_of_tokens_and_bytes_keep_their_digits() {
         assert_eq!([960.0, 14_211.0, 2_250_000.0].map(count), ["960", "14.2 k", "2.2 M"]);
         assert_eq!([12, 51_300, 2_400_000].map(size), ["12 bytes", "51.3 kB", "2.4 MB"]);
+        assert_eq!([51_300.0, 2.4e7, 9.27e10].map(bytes), ["51 kB", "24 MB", "92.7 GB"]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use dash_core::{CudaDevice, Device};
+use dash_data::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -51,6 +52,9 @@ pub struct Start {
     /// Versions of the driver and the libraries of a GPU; of none where the CPU trains.
     #[serde(default)]
     pub libraries: BTreeMap<String, String>,
+    /// Hash of the tokenizer.json that wrote the training text; none for a task without text, and in earlier entries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokenizer: Option<String>,
     /// The host's processor, as the system names it.
     pub processor: String,
     /// The host's system and its kind of processor.
@@ -58,7 +62,7 @@ pub struct Start {
 }
 
 impl Start {
-    fn now(device: &Device, step: u64, extended: Option<u64>) -> Self {
+    fn now(device: &Device, step: u64, extended: Option<u64>, tokenizer: Option<&Tokenizer>) -> Self {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let owned = |(name, version): (&str, &str)| (name.to_string(), version.to_string());
         let (name, libraries) = match device {
@@ -79,6 +83,7 @@ impl Start {
             threads: threads(device),
             packages: program::packages().map(owned).collect(),
             libraries,
+            tokenizer: tokenizer.map(named),
             processor: processor(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         }
@@ -170,6 +175,16 @@ pub fn read(folder: &Path) -> anyhow::Result<Vec<Start>> {
     values(&path)?.into_iter().map(parse).collect()
 }
 
+/// A tokenizer as provenance.json names it: by the hash of its file.
+fn named(tokenizer: &Tokenizer) -> String {
+    format!("{:032x}", tokenizer.hash())
+}
+
+/// Whether a tokenizer is the one that wrote the training text of a run with these starts. Where none says which that is, any may be.
+pub fn trained_with(starts: &[Start], tokenizer: &Tokenizer) -> bool {
+    starts.iter().rev().find_map(|s| s.tokenizer.as_ref()).is_none_or(|name| *name == named(tokenizer))
+}
+
 /// How a process begins to train a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Begins {
@@ -181,12 +196,18 @@ pub enum Begins {
     Extended(u64),
 }
 
-/// Writes this process down as a start at `step`, behind the starts that a run has which is there. Tells what has changed since the last
+/// Writes this process down as a start at `step` on text that `tokenizer` wrote, behind the starts that a run has which is there. Tells what has changed since the last
 /// one. A list that is damaged is put aside and told.
 ///
 /// # Errors
 /// When the file cannot be written.
-pub fn record(folder: &Path, device: &Device, step: u64, begins: Begins) -> anyhow::Result<()> {
+pub fn record(
+    folder: &Path,
+    device: &Device,
+    step: u64,
+    begins: Begins,
+    tokenizer: Option<&Tokenizer>,
+) -> anyhow::Result<()> {
     let path = folder.join(FILE);
     // as they are: keys of a later build stay
     let mut all = match if begins == Begins::Anew { Ok(Vec::new()) } else { values(&path) } {
@@ -202,7 +223,7 @@ pub fn record(folder: &Path, device: &Device, step: u64, begins: Begins) -> anyh
         Begins::Extended(steps) => Some(steps),
         Begins::Anew | Begins::Resumed => None,
     };
-    let now = Start::now(device, step, extended);
+    let now = Start::now(device, step, extended, tokenizer);
     let last = all.last().and_then(|v| serde_json::from_value::<Start>(v.clone()).ok());
     let changes = last.map_or(String::new(), |last| now.changes_since(&last));
     if !changes.is_empty() {
@@ -264,8 +285,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let device = Device::cpu(2).unwrap();
         assert_eq!(read(dir.path()).unwrap(), []);
-        record(dir.path(), &device, 0, Begins::Anew).unwrap();
-        record(dir.path(), &device, 5, Begins::Extended(9)).unwrap();
+        record(dir.path(), &device, 0, Begins::Anew, None).unwrap();
+        record(dir.path(), &device, 5, Begins::Extended(9), None).unwrap();
         let mut starts = read(dir.path()).unwrap();
         assert_eq!(starts.iter().map(|s| (s.step, s.threads)).collect::<Vec<_>>(), [(0, 2), (5, 2)]);
         assert_eq!(lines(&starts).len(), 2);
@@ -281,17 +302,17 @@ mod tests {
         let mut values = values(&dir.path().join(FILE)).unwrap();
         values[0]["later"] = 1.into();
         std::fs::write(dir.path().join(FILE), serde_json::to_vec(&values).unwrap()).unwrap();
-        record(dir.path(), &device, 7, Begins::Resumed).unwrap();
+        record(dir.path(), &device, 7, Begins::Resumed, None).unwrap();
         let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
         assert!(text.contains("\"later\": 1") && read(dir.path()).unwrap().len() == 3);
-        record(dir.path(), &device, 0, Begins::Anew).unwrap();
+        record(dir.path(), &device, 0, Begins::Anew, None).unwrap();
         assert_eq!(read(dir.path()).unwrap().len(), 1);
     }
 
     #[test]
     fn other_libraries_of_a_gpu_are_said() {
         let dir = tempfile::tempdir().unwrap();
-        record(dir.path(), &Device::cpu(1).unwrap(), 0, Begins::Anew).unwrap();
+        record(dir.path(), &Device::cpu(1).unwrap(), 0, Begins::Anew, None).unwrap();
         let mut first = read(dir.path()).unwrap().remove(0);
         assert_eq!(first.libraries, BTreeMap::new());
         // as a build before this key wrote it
@@ -321,7 +342,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE), "[{\"time\"").unwrap();
         assert!(format!("{:#}", read(dir.path()).unwrap_err()).contains("provenance.json is damaged"));
-        record(dir.path(), &Device::cpu(1).unwrap(), 3, Begins::Resumed).unwrap();
+        record(dir.path(), &Device::cpu(1).unwrap(), 3, Begins::Resumed, None).unwrap();
         assert_eq!(read(dir.path()).unwrap().len(), 1);
         assert_eq!(std::fs::read_to_string(dir.path().join("provenance.json.damaged")).unwrap(), "[{\"time\"");
     }

@@ -244,7 +244,8 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     }
 
     restore_tokenizer(&material, &folder)?;
-    provenance::record(&folder, &device, trainer.optimizer.step, begins(resumes, start, config.run.steps))?;
+    let begins = begins(resumes, start, config.run.steps);
+    provenance::record(&folder, &device, trainer.optimizer.step, begins, material.tokenizer.as_ref())?;
     trainer.yoke.record(&folder)?;
     // last, because it is what makes the folder a run
     replace_file(&folder.join("config.toml"), config.to_toml().as_bytes())?;

@@ -38,6 +38,31 @@ fn an_export_never_takes_the_place_of_anything_but_an_older_export() {
     assert_eq!(mode("model.safetensors"), mode("config.json"));
 }
 
+/// Another tokenizer of the same size writes other text without a word from the weights.
+#[test]
+fn a_tokenizer_that_did_not_train_the_model_is_refused_until_the_run_writes_its_own_anew() {
+    let s = Sandbox::new();
+    assert!(s.command(&[], &["log.tensorboard=false"]).output().unwrap().status.success());
+    let path = s.path("runs/test/tokenizer.json");
+    let own = fs::read(&path).unwrap();
+    let mut other: serde_json::Value = serde_json::from_slice(&own).unwrap();
+    let vocab = other["model"]["vocab"].as_object_mut().unwrap();
+    let (a, b) = (vocab["a"].clone(), vocab["b"].clone());
+    vocab["a"] = b;
+    vocab["b"] = a;
+    fs::write(&path, other.to_string()).unwrap();
+    let model = ["--model", "runs/test"];
+    for command in [vec!["eval"], vec!["generate", "--prompt", "a", "--max-tokens", "2"], vec!["export", "--out", "hf"]]
+    {
+        let text = error_of(&s.bin(&[&command[..], &model].concat()), 2);
+        assert!(text.contains("tokenizer.json: is not the tokenizer that the model was trained with"), "{text}");
+    }
+    assert!(!s.path("hf").exists());
+    error_of(&s.command(&[], &["log.tensorboard=false"]).arg("--resume").output().unwrap(), 0);
+    assert!(fs::read(&path).unwrap() == own);
+    error_of(&s.bin(&["generate", "--prompt", "a", "--max-tokens", "2", "--model", "runs/test"]), 0);
+}
+
 /// The reader of exports in dash-model's examples.
 #[path = "../../../model/examples/load_export.rs"]
 #[allow(dead_code, reason = "the example's main is not called")]

@@ -70,7 +70,7 @@ fn sigterm_saves_and_exits_130_and_the_resumed_run_has_the_same_bits() {
 
 #[test]
 fn a_closed_terminal_and_a_supervisors_warning_save_like_an_interrupt() {
-    for signal in ["HUP", "USR1", "TERM", "INT"] {
+    for signal in ["HUP", "USR1", "XCPU", "TERM", "INT"] {
         let s = Sandbox::new();
         let mut child = s.started(&[]);
         kill(&mut child, signal);
@@ -112,6 +112,16 @@ fn a_damaged_checkpoint_is_passed_over_and_said_so() {
     succeeded(&o);
     let stderr = String::from_utf8_lossy(&o.stderr);
     assert!(stderr.contains("step-00000020") && stderr.contains("does not match its hash"), "{stderr}");
+    assert!(stderr.contains("resuming from") && stderr.contains("step 15"), "{stderr}");
+    assert!(whole == s.weights("a"));
+    // a state of another step would say that the run has ended
+    let state = newest.join("state.json");
+    let text = fs::read_to_string(&state).unwrap();
+    fs::write(&state, text.replace("\"step\": 20", &format!("\"step\": {}", u64::MAX))).unwrap();
+    let o = s.command(&[], &["run.name=a"]).arg("--resume").output().unwrap();
+    succeeded(&o);
+    let stderr = String::from_utf8_lossy(&o.stderr);
+    assert!(stderr.contains(&format!("its state.json is of step {}", u64::MAX)), "{stderr}");
     assert!(stderr.contains("resuming from") && stderr.contains("step 15"), "{stderr}");
     assert!(whole == s.weights("a"));
 }
