@@ -15,6 +15,8 @@ mod entmax;
 mod indexer_kl;
 mod landmark_bias;
 mod random;
+#[cfg(test)]
+mod score_tests;
 mod softmax_bias;
 #[cfg(test)]
 mod tests;
