@@ -147,8 +147,12 @@ impl ModelConfig {
             return Err(ConfigError::new("model.head_dim", what));
         }
         let ranges = [("rope_theta", self.rope_theta), ("norm_eps", self.norm_eps), ("init_std", self.init_std)];
-        if let Some((key, x)) = ranges.iter().find(|(_, x)| !(*x > 0.0 && x.is_finite())) {
-            return Err(ConfigError::new(format!("model.{key}"), format!("{x:?} is not a positive number")));
+        // it computes in f32, where a smaller one is 0 and a larger one infinite
+        if let Some((key, x)) = ranges.iter().find(|(_, x)| !(*x as f32 > 0.0 && (*x as f32).is_finite())) {
+            return Err(ConfigError::new(
+                format!("model.{key}"),
+                format!("{x:?} is not a positive number in f32 (1e-45 to 3.4e38)"),
+            ));
         }
         self.attention.check_all()?;
         if let Some(name) = twice(self) {

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
 use super::open::{self, Content};
-use super::{Document, Documents, Found, SourceFile, Text};
+use super::{Document, Documents, Found, SourceFile, Text, encoding, text};
 use crate::error::{DataError, Result};
 
 /// A longer line is left out: it and its text have to fit into memory.
@@ -110,10 +110,7 @@ impl<'a> Lines<'a> {
     /// The next line into the buffer; whether there is one, and whether it fitted.
     fn read(&mut self) -> Result<Option<bool>> {
         let path = &self.file.path;
-        if self.reader.is_none() {
-            self.reader = Some(BufReader::with_capacity(1 << 20, open::open(path)?));
-        }
-        let reader = self.reader.as_mut().expect("was just opened");
+        let reader = self.reader.as_mut().expect("is opened before the first line");
         self.buffer.clear();
         self.buffer.shrink_to(1 << 20);
         if reader.by_ref().take(LINE).read_until(b'\n', &mut self.buffer).map_err(open::failed(path))? == 0 {
@@ -134,7 +131,24 @@ impl<'a> Lines<'a> {
         Found::Read(format!("JSON lines{compression}"))
     }
 
+    /// Opens the file; whether it is of another encoding than its lines could be in.
+    fn begin(&mut self) -> Result<Option<Found<'a>>> {
+        let (path, mut head) = (&self.file.path, Vec::new());
+        open::open(path)?.take(8 << 10).read_to_end(&mut head).map_err(open::failed(path))?;
+        if let Some(what) = encoding::named(&head) {
+            self.ended = true;
+            return if self.folder { Ok(Some(text::other_encoding(&head))) } else { Err(text::other(path, what)) };
+        }
+        self.reader = Some(BufReader::with_capacity(1 << 20, open::open(path)?));
+        Ok(None)
+    }
+
     fn step(&mut self) -> Result<Found<'a>> {
+        if self.reader.is_none()
+            && let Some(other) = self.begin()?
+        {
+            return Ok(other);
+        }
         loop {
             match self.read()? {
                 None => return Ok(self.end()),

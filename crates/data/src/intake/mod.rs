@@ -3,6 +3,7 @@
 //! A new format is a new arm of [`Format`] and a file that gives its documents.
 
 pub(crate) mod cargo;
+mod encoding;
 mod files;
 mod jsonl;
 mod open;

@@ -166,6 +166,10 @@ fn one_file_in_another_encoding_does_not_end_a_folder() {
     f.put("a.txt", "a");
     f.put("latin.txt", b"caf\xe9");
     f.put("wide.md", b"\xff\xfea\x00b\x00");
+    // valid UTF-8, with a NUL behind each letter
+    let wide = |text: &str| text.bytes().flat_map(|b| [b, 0]).collect::<Vec<u8>>();
+    let plain = f.put("wide.txt", wide("a text without its mark"));
+    let lines = f.put("wide.jsonl", wide("{\"text\": \"a\"}\n"));
     f.put("lines.jsonl", b"{\"text\": \"b\"}\n{\"text\": \"caf\xe9\"}\n{\"text\": \"c\"}\n");
     // its bad byte lies far behind what is held at once
     let mut large = "a line of a large file\n".repeat(1 + text::WHOLE as usize / 20).into_bytes();
@@ -175,7 +179,10 @@ fn one_file_in_another_encoding_does_not_end_a_folder() {
     let (texts, left_out) = read(f.path()).unwrap();
     assert_eq!(texts, ["a", "b", "c"]);
     let told: Vec<(&str, usize)> = left_out.iter().map(|(k, n)| (k.as_str(), *n)).collect();
-    assert_eq!(told, [("UTF-16, not UTF-8", 1), ("line that is not UTF-8", 1), ("not UTF-8", 2)]);
+    assert_eq!(told, [("UTF-16, not UTF-8", 3), ("line that is not UTF-8", 1), ("not UTF-8", 2)]);
+    for path in [plain, lines, f.put("mark.jsonl", b"\xff\xfe{\x00}\x00")] {
+        assert!(error(&path).contains("is UTF-16; convert it (iconv -f UTF-16 -t UTF-8"), "{}", error(&path));
+    }
     let alone = error(&f.path().join("z.txt"));
     assert!(alone.contains(&format!("byte {} is not valid UTF-8", large.len() - 1)), "{alone}");
 }

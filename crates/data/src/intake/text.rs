@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io::Read;
 use std::path::Path;
 
-use super::{Document, Documents, Found, SourceFile, Text, open, pieces};
+use super::{Document, Documents, Found, SourceFile, Text, encoding, open, pieces};
 use crate::error::{DataError, Result};
 
 /// Larger files are read piece by piece.
@@ -29,11 +29,10 @@ fn document(file: &SourceFile, folder: bool) -> Result<(Found<'_>, &'static str)
     let head = bytes[..bytes.len().min(8 << 10)].to_vec();
     let compression = content.compression();
     let leave = |found| Ok((found, compression));
-    if folder
-        && head.contains(&0)
-        && !is_utf16(&head)
-        && std::str::from_utf8(&head).is_err_and(|e| e.error_len().is_some())
-    {
+    if let Some(what) = encoding::named(&head) {
+        return if folder { leave(other_encoding(&head)) } else { Err(other(path, what)) };
+    }
+    if folder && head.contains(&0) && std::str::from_utf8(&head).is_err_and(|e| e.error_len().is_some()) {
         return leave(Found::LeftOut("binary".into()));
     }
     let text = if bytes.len() as u64 > WHOLE {
@@ -47,13 +46,13 @@ fn document(file: &SourceFile, folder: bool) -> Result<(Found<'_>, &'static str)
             Some(len) => Text::File(path.clone(), len),
             None if folder => return leave(other_encoding(&head)),
             // with the place of the byte
-            None => return Err(for_each_piece(path, |_, _| Ok(())).err().unwrap_or_else(|| not_utf8(path, 0, &head))),
+            None => return Err(for_each_piece(path, |_, _| Ok(())).err().unwrap_or_else(|| not_utf8(path, 0))),
         }
     } else {
         let text = match String::from_utf8(bytes) {
             Ok(text) => text,
             Err(_) if folder => return leave(other_encoding(&head)),
-            Err(e) => return Err(not_utf8(path, e.utf8_error().valid_up_to() as u64, &head)),
+            Err(e) => return Err(not_utf8(path, e.utf8_error().valid_up_to() as u64)),
         };
         let text = text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text);
         if text.trim().is_empty() {
@@ -64,9 +63,13 @@ fn document(file: &SourceFile, folder: bool) -> Result<(Found<'_>, &'static str)
     leave(Found::Document(Document { source: Cow::Borrowed(&file.name), text, validation: None }))
 }
 
-/// Why a file of a folder is left out whose bytes are no UTF-8.
-fn other_encoding(head: &[u8]) -> Found<'static> {
-    Found::LeftOut(if is_utf16(head) { "UTF-16, not UTF-8" } else { "not UTF-8" }.into())
+/// Why a file of a folder is left out whose bytes are no text in UTF-8.
+pub(super) fn other_encoding(head: &[u8]) -> Found<'static> {
+    Found::LeftOut(match encoding::named(head) {
+        Some("binary") => "binary".into(),
+        Some(wide) => format!("{wide}, not UTF-8"),
+        None => "not UTF-8".into(),
+    })
 }
 
 /// Bytes of a large file's text; `None` where it is not UTF-8 to its end.
@@ -92,18 +95,26 @@ fn measure(path: &Path) -> Result<Option<u64>> {
     }
 }
 
-fn is_utf16(head: &[u8]) -> bool {
-    head.starts_with(b"\xff\xfe") || head.starts_with(b"\xfe\xff")
+/// What to do with a file of another encoding, or of none.
+pub(super) fn other(path: &Path, what: &str) -> DataError {
+    DataError::content(
+        path,
+        match what {
+            "binary" => {
+                "is binary: a quarter of its first bytes and more are control characters; give its text".to_string()
+            }
+            wide => format!(
+                "is {wide}; convert it (iconv -f {wide} -t UTF-8, or {wide}LE, {wide}BE where it has no byte order mark)"
+            ),
+        },
+    )
 }
 
-/// What bytes that are no UTF-8 may be, and what to do.
-fn not_utf8(path: &Path, at: u64, head: &[u8]) -> DataError {
-    let what = match head {
-        h if is_utf16(h) => "is UTF-16; convert it (iconv -f UTF-16 -t UTF-8)".to_string(),
-        _ => format!(
-            "byte {at} is not valid UTF-8; convert the file to UTF-8 (iconv -f ISO-8859-1 -t UTF-8, with the encoding that it has)"
-        ),
-    };
+/// Which byte is no UTF-8, and what to do.
+fn not_utf8(path: &Path, at: u64) -> DataError {
+    let what = format!(
+        "byte {at} is not valid UTF-8; convert the file to UTF-8 (iconv -f ISO-8859-1 -t UTF-8, with the encoding that it has)"
+    );
     DataError::content(path, what)
 }
 
@@ -111,17 +122,14 @@ fn not_utf8(path: &Path, at: u64, head: &[u8]) -> DataError {
 pub(super) fn for_each_piece(path: &Path, mut each: impl FnMut(u64, String) -> Result<()>) -> Result<()> {
     let mut file = open::open(path)?;
     let (mut buffer, mut at, mut read, mut end) = (Vec::new(), 0, 0u64, false);
-    let mut head: Option<Vec<u8>> = None;
+    let mut first = true;
     while !end || !buffer.is_empty() {
         while !end && buffer.len() < 8 * pieces::PIECE {
             let n = (&mut file).take(1 << 20).read_to_end(&mut buffer).map_err(open::failed(path))?;
             (read, end) = (read + n as u64, n == 0);
         }
-        if head.is_none() {
-            head = Some(buffer[..buffer.len().min(8)].to_vec());
-            if buffer.starts_with(BYTE_ORDER_MARK) {
-                buffer.drain(..BYTE_ORDER_MARK.len());
-            }
+        if std::mem::take(&mut first) && buffer.starts_with(BYTE_ORDER_MARK) {
+            buffer.drain(..BYTE_ORDER_MARK.len());
         }
         let valid = match std::str::from_utf8(&buffer) {
             Ok(text) => text.len(),
@@ -129,7 +137,7 @@ pub(super) fn for_each_piece(path: &Path, mut each: impl FnMut(u64, String) -> R
             Err(e) if e.error_len().is_none() && !end => e.valid_up_to(),
             Err(e) => {
                 let bad = read - buffer.len() as u64 + e.valid_up_to() as u64;
-                return Err(not_utf8(path, bad, head.as_deref().unwrap_or_default()));
+                return Err(not_utf8(path, bad));
             }
         };
         let text = std::str::from_utf8(&buffer[..valid]).expect("was just checked");

@@ -258,6 +258,10 @@ mod tests {
                 .contains("\"x\" is text, where an integer, 0 or above is taken")
         );
         assert!(error(MINIMAL, &["optim.lr=fast"]).contains("optim.lr: \"fast\" is text, where a number is taken"));
+        // numbers that are 0 or infinite where they are computed with
+        for set in ["model.init_std=1e39", "model.init_std=1e-320", "model.norm_eps=1e-60", "optim.weight_decay=1e39"] {
+            assert!(error(MINIMAL, &[set]).contains("f32"), "{set}");
+        }
         assert!(error(MINIMAL, &["run.steps=0.5"]).contains("run.steps: 0.5 is not an integer, 0 or above"));
         assert!(error(MINIMAL, &["run.steps=-1"]).contains("run.steps: -1 is not an integer, 0 or above"));
         assert!(error(MINIMAL, &["model.tie_embeddings=1"]).contains("model.tie_embeddings: 1 is not true or false"));

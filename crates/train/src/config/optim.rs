@@ -186,6 +186,10 @@ impl Optim {
             if !(x >= 0.0) {
                 return wrong(key, format!("{x:?} is negative"));
             }
+            // a norm above which nothing is clipped may be any
+            if key != "optim.clip" && x as f32 == f32::INFINITY {
+                return wrong(key, format!("{x:?} is beyond f32 (3.4e38)"));
+            }
         }
         Ok(())
     }

@@ -59,7 +59,9 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     let kept = if m.recompute { layers * c + layer + own } else { layers * (layer + own) };
     // sums of earlier micro-batches beside the gradients of the running one
     let sums = (super::accumulate::held(config.data.grad_accum) * params) as f64;
-    PROCESS + 4.0 * ((2 + slots(config)) as f64 * params as f64 + sums + tokens * kept + logits + head + backward)
+    // the ids of every micro-batch, inputs and targets, and what holds them
+    let ids = config.data.grad_accum as f64 * (8.0 * tokens + 96.0);
+    PROCESS + ids + 4.0 * ((2 + slots(config)) as f64 * params as f64 + sums + tokens * kept + logits + head + backward)
 }
 
 /// Refuses a run that this machine cannot hold, before anything is allocated, prepared or written; with `force` it only warns.
@@ -223,7 +225,10 @@ impl Room {
                 "lower it to at most {fits}, and raise data.grad_accum for as many tokens an update, or set model.recompute = true"
             )
         } else {
-            format!("even one sequence takes {}; lower data.seq_len, model.width or model.layers", bytes(with(1)))
+            let one = crate::config::Data { batch_size: 1, grad_accum: 1, ..config.data.clone() };
+            let accumulated = (self.need)(&Config { data: one, ..config.clone() }, params) <= self.have;
+            let lower = if accumulated { "data.grad_accum" } else { "data.seq_len, model.width or model.layers" };
+            format!("even one sequence takes {}; lower {lower}", bytes(with(1)))
         };
         let share =
             if self.at_once > 1 { format!(" for each of {} runs at a time", self.at_once) } else { String::new() };
@@ -405,7 +410,16 @@ mod tests {
         let most: usize = words[at].trim_end_matches(',').parse().unwrap();
         assert!(room.too_little(&with(most), params).is_none() && room.too_little(&with(most + 1), params).is_some());
         let none = Room { have: 1e6, ..room }.too_little(&config, params).unwrap();
-        assert!(none.contains("even one sequence takes"), "{none}");
+        assert!(
+            none.contains("even one sequence takes")
+                && none.ends_with("lower data.seq_len, model.width or model.layers")
+        );
+        // the ids of all micro-batches are there at once: 2^31 of 8 bytes a token and more
+        let data = crate::config::Data { batch_size: 1, grad_accum: 1 << 31, ..config.data.clone() };
+        let many = Config { data, ..config.clone() };
+        let room = Room { have: 4e9, at_once: 1, place: "of memory".into(), need: memory_bytes };
+        let told = room.too_little(&many, params).expect("it does not fit");
+        assert!(told.ends_with("lower data.grad_accum"), "{told}");
     }
 
     #[test]
