@@ -383,8 +383,15 @@ mod tests {
         let x = routes.entries_from_host(&numbers, DType::F64).unwrap();
         assert_eq!(host.per_entry(&x).unwrap(), numbers);
         assert!(routes.entries_from_host(&numbers[1..], DType::F64).is_err());
+        let one =
+            |batch, kv, query, chunks: &mut Vec<u32>| chunks.extend(((batch, kv, query) == (1, 0, 4)).then_some(1));
+        let host = Routes::from_choice(&d, (2, 2, 5), 2, one).unwrap().to_host().unwrap();
+        assert_eq!((host.chunks_of(1, 0, 4), host.chunks_of(0, 1, 4)), (&[1, 2][..], &[2][..]));
         let later = Routes::from_choice(&d, (1, 1, 5), 2, |_, _, _, chunks| chunks.push(1));
         assert!(later.unwrap_err().to_string().contains("query 0 chose [1, 0]"));
+        let twice =
+            Routes::from_choice(&d, (1, 1, 5), 2, |_, _, query, chunks| chunks.extend([0; 2].iter().take(query / 2)));
+        assert!(twice.unwrap_err().to_string().contains("query 4 chose [0, 0, 2]"));
         assert!(routes.on_cpu("op", cpu(&device())).unwrap_err().to_string().contains("the routes live on"));
     }
 }

@@ -26,3 +26,28 @@ pub fn replace<T: CpuNumber>(ds: &mut [T], inside: impl Fn(usize) -> bool, place
     let factor = norm(&mut ds.iter().map(|x| x.f64())) / norm(&mut drawn.iter().copied());
     ds.iter_mut().zip(&drawn).for_each(|(d, z)| *d = T::of(z * factor));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn replaced(ds: &[f64], place: usize) -> Vec<f64> {
+        let mut out = ds.to_vec();
+        replace(&mut out, |e| ds[e] != 0.0, place);
+        out
+    }
+
+    #[test]
+    fn the_draw_is_of_the_gradient_and_its_place_and_keeps_norm_and_sum() {
+        let ds = [0.5, -1.0, 0.0, 0.25, 0.75];
+        let (a, b, c) = (replaced(&ds, 7), replaced(&ds, 8), replaced(&[0.5, -1.0, 0.0, 0.25, 0.750001], 7));
+        assert!(a == replaced(&ds, 7) && a != b && a != c);
+        // another direction each, not one that is stretched
+        assert!((a[0] / a[1] - b[0] / b[1]).abs() > 1e-3 && (a[0] / a[1] - c[0] / c[1]).abs() > 1e-3);
+        assert!(a[2] == 0.0 && a.iter().sum::<f64>().abs() < 1e-12);
+        // two that add up to zero with the norm 5: 5 / sqrt 2 and its opposite; one alone stays
+        let two = replaced(&[3.0, 0.0, 4.0], 0);
+        assert!((two[0].abs() - 12.5f64.sqrt()).abs() < 1e-12 && two[0] == -two[2], "{two:?}");
+        assert_eq!(replaced(&[0.0, 2.0], 0), [0.0, 2.0]);
+    }
+}
