@@ -26,7 +26,7 @@ INLINE u32 low_part(float x, float y, u32 pair) { return pack(x - low(pair), y -
 // Written: dq, means [b, t, h] (sum t / sum r), offsets [b, t, g] (the mean of dlogw), own [b, t, g] (dbias of the own chunk), squares [b, t, g]
 // (sum of ds^2), and where they are not null scores [entries, group] (ds) and pairs [b, t, g] (chunks with a ds other than zero).
 // Above 60 lines: the gradients of a tile's scores stay in shared memory from the first pass over them to the product that makes dq.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __restrict__ shifts, const u64* __restrict__ cells,
             const u32* __restrict__ first, float* __restrict__ sums, const float* __restrict__ dbias, float* __restrict__ dq,
             float* __restrict__ means, float* __restrict__ offsets, float* __restrict__ own_gradient, double* __restrict__ squares,
