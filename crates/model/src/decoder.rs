@@ -4,7 +4,8 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use dash_core::ops::{
-    RopeTable, embedding, index_select, linear, linear_add, linear_cross_entropy, reshape, rmsnorm, swiglu, token_nll,
+    RopeTable, attention_heads, embedding, index_select, linear, linear_add, linear_cross_entropy, reshape, rmsnorm,
+    swiglu, token_nll,
 };
 use dash_core::{DType, Device, Error, Ids, Result, Tape, Tensor, Var};
 
@@ -377,9 +378,7 @@ impl Block {
         let a = rmsnorm(tape, x, input_norm, c.norm_eps)?;
         let first = cache.map_or(0, |cache| cache.borrow().past());
         let inputs = Layer { x: &a, params: own, config: c, rope: &self.rope, first };
-        let q = inputs.rotated_heads(tape, wq, c.heads)?;
-        let k = inputs.rotated_heads(tape, wk, c.kv_heads)?;
-        let v = inputs.heads(tape, wv, c.kv_heads)?;
+        let [q, k, v] = attention_heads(tape, &a, [wq, wk, wv], &self.rope, first)?;
         let own = c.attention.project(tape, &inputs)?;
         let (budget, reroute) = (self.budget.as_deref(), self.reroute.as_ref());
         let loss_share = self.loss_share;

@@ -7,6 +7,7 @@ pub(crate) use super::elementwise::cuda as elementwise;
 pub(crate) use super::embedding::cuda as embedding;
 pub(crate) use super::entmax::cuda as entmax;
 pub(crate) use super::grad_norm::cuda as grad_norm;
+pub(crate) use super::heads::cuda as heads;
 pub(crate) use super::layout::cuda as layout;
 pub(crate) use super::reduce::cuda as reduce;
 pub(crate) use super::rmsnorm::cuda as rmsnorm;
@@ -27,11 +28,13 @@ pub fn units() -> Vec<Unit> {
     let ops = [
         adamw::units(),
         super::attention::cuda::units(),
+        crate::device::cuda::contest::units(),
         cross_entropy::units(),
         elementwise::units(),
         embedding::units(),
         entmax::units(),
         grad_norm::units(),
+        heads::units(),
         layout::units(),
         reduce::units(),
         rmsnorm::units(),

@@ -14,6 +14,7 @@ mod softmax;
 
 mod cross_entropy;
 mod embedding;
+mod heads;
 mod rmsnorm;
 mod rope;
 mod swiglu;
@@ -31,6 +32,7 @@ pub use elementwise::{add, exp, ln, mask_fill, mul, scale, sigmoid, sub};
 pub use embedding::embedding;
 pub use entmax::entmax;
 pub use grad_norm::{clip_factor, grad_norm};
+pub use heads::attention_heads;
 pub use layout::{index_select, reshape, transpose};
 pub use matmul::{linear, linear_add, matmul};
 pub use reduce::{sum_all, sum_axis};

@@ -41,15 +41,17 @@ impl Var {
     }
 }
 
-type Backward = Box<dyn FnOnce(Tensor, &mut Grads) -> Result<()>>;
+/// Takes the gradients of the outputs, of which at least one is there.
+type Backward = Box<dyn FnOnce(Vec<Option<Tensor>>, &mut Grads) -> Result<()>>;
 
 struct Node {
     name: &'static str,
     /// where it was recorded; empty unless the tape checks or is watched
     scope: String,
-    out: Id,
-    /// extents of the output, which its gradient has, too
-    shape: Vec<usize>,
+    /// the index of its first output; the others follow
+    first: usize,
+    /// extents of the outputs, which their gradients have, too
+    shapes: Vec<Vec<usize>>,
     backward: Backward,
 }
 
@@ -210,15 +212,51 @@ impl Tape {
         value: Tensor,
         backward: impl FnOnce(Tensor, &mut Grads) -> Result<()> + 'static,
     ) -> Result<Var> {
-        if self.checking && !value.is_finite()? {
-            return Err(Error::NonFinite { at: self.scope.borrow().clone(), op: name, what: "output" });
-        }
-        let out = self.leaf(value);
-        if self.recording {
-            let (scope, shape) = (self.scope.borrow().clone(), out.value.shape().to_vec());
-            self.nodes.borrow_mut().push(Node { name, scope, out: out.id, shape, backward: Box::new(backward) });
-        }
+        let one = |mut dys: Vec<Option<Tensor>>, grads: &mut Grads| {
+            let dy = dys.pop().flatten().expect("backward is called with the gradient of one output at least");
+            backward(dy, grads)
+        };
+        let [out] = self.append(name, [value], one)?;
         Ok(out)
+    }
+
+    /// [`Tape::record`] for an op of several outputs. An output that nothing differentiated reaches has no gradient; where none has
+    /// one, backward is not called.
+    ///
+    /// # Errors
+    /// As [`Tape::record`].
+    pub fn record_several<const N: usize>(
+        &self,
+        name: &'static str,
+        values: [Tensor; N],
+        backward: impl FnOnce([Option<Tensor>; N], &mut Grads) -> Result<()> + 'static,
+    ) -> Result<[Var; N]> {
+        let several = |dys: Vec<Option<Tensor>>, grads: &mut Grads| {
+            backward(dys.try_into().expect("as many gradients as outputs"), grads)
+        };
+        self.append(name, values, several)
+    }
+
+    fn append<const N: usize>(
+        &self,
+        name: &'static str,
+        values: [Tensor; N],
+        backward: impl FnOnce(Vec<Option<Tensor>>, &mut Grads) -> Result<()> + 'static,
+    ) -> Result<[Var; N]> {
+        if self.checking {
+            for value in &values {
+                if !value.is_finite()? {
+                    return Err(Error::NonFinite { at: self.scope.borrow().clone(), op: name, what: "output" });
+                }
+            }
+        }
+        let (first, outs) = (self.next.get(), values.map(|value| self.leaf(value)));
+        if self.recording {
+            let scope = self.scope.borrow().clone();
+            let shapes = outs.iter().map(|out| out.value.shape().to_vec()).collect();
+            self.nodes.borrow_mut().push(Node { name, scope, first, shapes, backward: Box::new(backward) });
+        }
+        Ok(outs)
     }
 
     /// Gradients of a scalar.
@@ -250,18 +288,23 @@ impl Tape {
         let mut grads = Grads { tape: self.number, slots: vec![None; self.next.get()] };
         grads.add(out.id, seed)?;
         for node in self.nodes.into_inner().into_iter().rev() {
-            let Some(dy) = grads.slots[node.out.index].take() else { continue };
-            ensure!(
-                dy.shape() == node.shape,
-                node.name,
-                "backward: the output is {:?}, a gradient {:?} was added for it",
-                node.shape,
-                dy.shape()
-            );
-            if self.checking && !dy.is_finite()? {
-                return Err(Error::NonFinite { at: node.scope, op: node.name, what: "gradient of the output" });
+            let slots = &mut grads.slots[node.first..][..node.shapes.len()];
+            let dys: Vec<Option<Tensor>> = slots.iter_mut().map(Option::take).collect();
+            if dys.iter().all(Option::is_none) {
+                continue;
             }
-            (node.backward)(dy, &mut grads).map_err(|e| match e {
+            for (dy, shape) in dys.iter().zip(&node.shapes).filter_map(|(dy, shape)| Some((dy.as_ref()?, shape))) {
+                ensure!(
+                    dy.shape() == shape,
+                    node.name,
+                    "backward: the output is {shape:?}, a gradient {:?} was added for it",
+                    dy.shape()
+                );
+                if self.checking && !dy.is_finite()? {
+                    return Err(Error::NonFinite { at: node.scope, op: node.name, what: "gradient of the output" });
+                }
+            }
+            (node.backward)(dys, &mut grads).map_err(|e| match e {
                 Error::Invalid { op, what } => Error::invalid(node.name, format!("backward: {op}: {what}")),
                 other => other,
             })?;

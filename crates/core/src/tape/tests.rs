@@ -144,3 +144,38 @@ fn a_gradient_of_another_shape_than_the_value_is_refused() {
         assert_eq!(told, format!("scale: backward: the output is [2, 3], a gradient {shown} was added for it"));
     }
 }
+
+#[test]
+fn an_op_of_several_outputs_gets_the_gradients_that_are_there() {
+    let d = device();
+    let sides = |reach: [bool; 2]| {
+        let tape = Tape::new();
+        let x = tape.leaf(scalar(&d, 3.0));
+        let id = x.id();
+        let values = [scalar(&d, 6.0), scalar(&d, 15.0)];
+        let [double, fivefold] = tape
+            .record_several("sides", values, move |[a, b], grads| {
+                for (dy, factor) in [(a, 2.0), (b, 5.0)] {
+                    if let Some(dy) = dy {
+                        grads.add(id, scalar(dy.device(), factor * dy.item()?))?;
+                    }
+                }
+                Ok(())
+            })
+            .unwrap();
+        let mut sum = ops::scale(&tape, &tape.leaf(scalar(&d, 1.0)), 1.0).unwrap();
+        for (out, _) in [&double, &fivefold].into_iter().zip(reach).filter(|(_, reached)| *reached) {
+            sum = ops::add(&tape, &sum, out).unwrap();
+        }
+        tape.backward(&sum).unwrap().get(&x).map(|d| d.item().unwrap())
+    };
+    assert_eq!(sides([true, true]), Some(7.0));
+    assert_eq!((sides([true, false]), sides([false, true])), (Some(2.0), Some(5.0)));
+    assert_eq!(sides([false, false]), None);
+
+    let tape = Tape::checking();
+    tape.scope(|| "model.norm".into());
+    let values = [scalar(&d, 1.0), scalar(&d, f64::NAN)];
+    let error = tape.record_several("sides", values, |_, _| Ok(())).unwrap_err().to_string();
+    assert_eq!(error, "the output of sides in model.norm is not finite");
+}

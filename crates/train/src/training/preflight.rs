@@ -130,10 +130,12 @@ pub fn gpu_memory_bytes(config: &Config, params: usize) -> f64 {
         Compute::Bf16 => (2.0, 6.0),
         Compute::F32 => (4.0, 4.0),
     };
-    // Kept per token and layer: block input, residual; operands: both norms, q, k, attention output, gate, up; v in both forms; lse.
+    // Kept per token and layer: block input, residual; operands: both norms, q, k, v, attention output, gate, up; lse.
     let own = 4.0 * m.attention.cost(m, config.data.seq_len).kept;
-    let layer = 8.0 * c + narrow * (2.0 * c + (2.0 * h + g) * d + 2.0 * f) + (4.0 + narrow) * g * d + 4.0 * h + own;
+    let layer = 8.0 * c + narrow * (2.0 * c + 2.0 * (h + g) * d + 2.0 * f) + 4.0 * h + own;
     let layers = m.layers as f64;
+    // weights that are multiplied together lie side by side; rounded ones are counted with the weights
+    let joined = if narrow == 4.0 { layers * c * ((h + 2.0 * g) * d + 2.0 * f) * narrow } else { 0.0 };
     let kept = if m.recompute { 4.0 * layers * c + layer } else { layers * layer };
     let logits = 4096.0f64.min(tokens) * vocab * (4.0 + narrow);
     let head = tokens * c * (8.0 + narrow) + 4.0 * vocab * c;
@@ -141,7 +143,7 @@ pub fn gpu_memory_bytes(config: &Config, params: usize) -> f64 {
     let backward = tokens * (4.0 * narrow * f + (8.0 + narrow) * c);
     let state = (weight + 4.0 * (1 + slots(config)) as f64) * params as f64;
     let sums = 4.0 * (super::accumulate::held(config.data.grad_accum) * params) as f64;
-    GPU_PROCESS + state + sums + tokens * kept + logits.max(backward) + head
+    GPU_PROCESS + state + joined + sums + tokens * kept + logits.max(backward) + head
 }
 
 /// A run that asked for bf16 must not train in f32 without a word.

@@ -1,8 +1,9 @@
 //! Matrix products by cuBLASLt, with one algorithm a shape.
 //!
-//! The rule: the first that the library's own ranking returns among those that need at most [`WORKSPACE`] bytes and, where they
-//! cut the inner axis, add the parts in the type of the sum. It is asked once a shape, so a product has the same bits in every step
-//! and in every run on the same card with the same library; [`CudaDevice::algorithms`] lists what was taken.
+//! The rule: of the library's own ranking, among those that need at most [`WORKSPACE`] bytes and, where they cut the inner axis, add
+//! the parts in the type of the sum, the fastest that has the bits of the first ([`super::contest`]). It is asked once a shape, so a
+//! product has the same bits in every step and in every run on the same card with the same library; [`CudaDevice::algorithms`] lists
+//! what was taken.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,106 +12,15 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use super::api::{Address, Blas, Heuristic, Pointer};
+use super::contest::{Contest, RANKED};
 use super::library::Library as File;
-use super::{CudaBuffer, CudaDevice, Kind, lock};
-use crate::device::cpu::matrix::reach;
+use super::operand::{Operand, Shape};
+use super::{CudaDevice, Kind, lock};
 use crate::device::{Accumulate, Gemm};
 use crate::error::{Error, Result, ensure};
 
 /// Bytes that an algorithm may use beside the matrices: what NVIDIA's manual advises for Hopper.
 const WORKSPACE: usize = 32 << 20;
-
-/// One operand: a row-major matrix somewhere in a buffer.
-#[derive(Debug, Clone, Copy)]
-pub struct Operand<'a> {
-    /// Where it lies.
-    pub buffer: &'a CudaBuffer,
-    /// Its first element.
-    pub first: usize,
-    /// Elements from row to row.
-    pub row_stride: usize,
-    /// Whether the product takes its transpose.
-    pub transposed: bool,
-    /// Elements from one matrix of a batch to the next.
-    pub batch_stride: usize,
-}
-
-impl<'a> Operand<'a> {
-    /// A whole buffer of rows `width` elements wide.
-    pub fn rows(buffer: &'a CudaBuffer, width: usize) -> Self {
-        Operand { buffer, first: 0, row_stride: width, transposed: false, batch_stride: 0 }
-    }
-
-    /// A batch of matrices `[rows, columns]`, one behind the other.
-    pub fn matrices(buffer: &'a CudaBuffer, rows: usize, columns: usize) -> Self {
-        Operand { batch_stride: rows * columns, ..Operand::rows(buffer, columns) }
-    }
-
-    /// The transpose of it.
-    pub fn t(self) -> Self {
-        Operand { transposed: !self.transposed, ..self }
-    }
-
-    /// The same from another element on.
-    pub fn from(self, first: usize) -> Self {
-        Operand { first, ..self }
-    }
-
-    /// Where its first element lies on the device.
-    fn address(&self) -> Address {
-        self.buffer.address() + (self.first * self.buffer.kind().size()) as Address
-    }
-
-    /// The last element that a product reads, one past; `None` if the number overflows.
-    fn end(&self, rows: usize, columns: usize, batch: usize) -> Option<usize> {
-        let (rows, columns) = if self.transposed { (columns, rows) } else { (rows, columns) };
-        reach([(batch, self.batch_stride), (rows, self.row_stride), (columns, 1)])?.checked_add(self.first)
-    }
-}
-
-/// What tells products apart for the choice of an algorithm.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Shape {
-    size: (usize, usize, usize),
-    batch: usize,
-    transposed: (bool, bool),
-    row_strides: [usize; 3],
-    batch_strides: [usize; 3],
-    kinds: [u8; 2],
-    /// Bytes that divide the addresses of a, b and c, 256 at most.
-    aligned: [u32; 3],
-    added: bool,
-}
-
-impl Shape {
-    /// The shape of a product that is checked: kinds go together and every matrix fits its buffer.
-    fn of(size: (usize, usize, usize), batch: usize, [a, b, c]: [Operand; 3], addend: Option<Operand>) -> Result<Self> {
-        let (m, n, k) = size;
-        let (kind, to, added) = (a.buffer.kind(), c.buffer.kind(), addend.unwrap_or(c));
-        let alike = b.buffer.kind() == kind && (to == kind || (kind, to) == (Kind::Bf16, Kind::F32));
-        ensure!(alike, "product", "{kind:?} times {:?} into {to:?}", b.buffer.kind());
-        let like = (added.buffer.kind(), added.row_stride, added.batch_stride, added.transposed);
-        ensure!(like == (to, c.row_stride, c.batch_stride, false), "product", "{added:?} does not lie as {c:?}");
-        for (name, o, rows, columns) in
-            [("a", &a, m, k), ("b", &b, k, n), ("c", &c, m, n), ("the residual", &added, m, n)]
-        {
-            let (end, buffer) = (o.end(rows, columns, batch), o.buffer);
-            let fits = end.is_some_and(|end| end <= buffer.len());
-            ensure!(fits, "product", "{name} [{rows}, {columns}] ends at {end:?} of {buffer:?}");
-        }
-        let aligned = |address: Address| 1u32 << address.trailing_zeros().min(8);
-        Ok(Shape {
-            size,
-            batch,
-            transposed: (a.transposed, b.transposed),
-            row_strides: [a.row_stride, b.row_stride, c.row_stride],
-            batch_strides: [a.batch_stride, b.batch_stride, c.batch_stride],
-            kinds: [kind as u8, to as u8],
-            aligned: [aligned(a.address()), aligned(b.address()), aligned(c.address() | added.address())],
-            added: addend.is_some(),
-        })
-    }
-}
 
 /// The algorithm of a shape, for logs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -177,7 +87,7 @@ impl Library {
         Ok(Library { blas, handle, workspace, plans: Mutex::default() })
     }
 
-    fn plan(&self, shape: &Shape, kinds: [Kind; 2]) -> Result<Plan> {
+    fn plan(&self, device: &CudaDevice, shape: &Shape, kinds: [Kind; 2]) -> Result<Plan> {
         let (m, n, k) = shape.size;
         let b = &self.blas;
         // row-major matrices are column-major transposes: c^T = b^T a^T, so b comes first
@@ -210,14 +120,58 @@ impl Library {
                 set(b.layout_set, *layout, BATCH_STRIDE, &(shape.batch_strides[to] as i64))?;
             }
         }
-        plan.chosen = self.choose(&plan, shape)?;
+        let ranked = self.ranking(&plan, shape)?;
+        let extents = shape.extents();
+        let work = 2.0 * (m * n) as f64 * k as f64 * shape.batch as f64;
+        let contest = Contest { device, work, kinds, extents, entrants: ranked.len() };
+        let winner = contest.winner(|i, [a, b, addend, c]| {
+            // SAFETY: the contest's memory has the extents of the operands.
+            unsafe { self.multiply(&plan, &ranked[i], kinds[1], shape.added, [a, b, addend, c], device.0.stream) }
+        })?;
+        plan.chosen = ranked[winner];
         Ok(plan)
     }
 
-    fn choose(&self, plan: &Plan, shape: &Shape) -> Result<Heuristic> {
+    /// Asks for a product by an algorithm, with the factors 1 and, of the addend, 0 or 1.
+    ///
+    /// # Safety
+    /// A, B, the addend and the result must reach as far as the plan's shape does.
+    unsafe fn multiply(
+        &self,
+        plan: &Plan,
+        by: &Heuristic,
+        to: Kind,
+        added: bool,
+        [at_a, at_b, addend, at_c]: [Address; 4],
+        stream: Pointer,
+    ) -> Result<()> {
+        let beta = f64::from(u8::from(added));
+        let (single, double) = ([1.0, beta as f32], [1.0, beta]);
+        let factors: [*const c_void; 2] = match to {
+            Kind::F64 => [(&raw const double[0]).cast(), (&raw const double[1]).cast()],
+            Kind::F32 | Kind::Bf16 | Kind::U32 | Kind::U64 => {
+                [(&raw const single[0]).cast(), (&raw const single[1]).cast()]
+            }
+        };
+        let [first, second, third] = plan.layouts;
+        // SAFETY: descriptors and workspace are live; the rest is the caller's contract.
+        #[rustfmt::skip]
+        let status = unsafe {
+            (self.blas.product)(
+                self.handle, plan.describe,
+                factors[0], at_b, first, at_a, second,
+                factors[1], addend, third, at_c, third,
+                &by.algorithm, self.workspace, WORKSPACE, stream,
+            )
+        };
+        check("cublasLtMatmul", status)
+    }
+
+    /// The library's ranking, at least one.
+    fn ranking(&self, plan: &Plan, shape: &Shape) -> Result<Vec<Heuristic>> {
         let (b, [first, second, third]) = (&self.blas, plan.layouts);
-        let (mut preference, mut found, mut count) = (std::ptr::null_mut(), NO_ALGORITHM, 0);
-        // SAFETY: handles are live, the library writes at most one result.
+        let (mut preference, mut found, mut count) = (std::ptr::null_mut(), [NO_ALGORITHM; RANKED], 0);
+        // SAFETY: handles are live, the library writes at most `RANKED` results.
         unsafe {
             check("cublasLtMatmulPreferenceCreate", (b.preference)(&mut preference))?;
             const MAX_WORKSPACE: c_int = 1;
@@ -237,15 +191,16 @@ impl Library {
                 third,
                 third,
                 preference,
-                1,
-                &mut found,
+                RANKED as c_int,
+                found.as_mut_ptr(),
                 &mut count,
             );
             (b.preference_end)(preference);
             check("cublasLtMatmulAlgoGetHeuristic", status)?;
         }
-        ensure!(count > 0 && found.state == 0, "product", "cuBLASLt has no algorithm for {shape:?}");
-        Ok(found)
+        let ranked: Vec<Heuristic> = found.into_iter().take(count as usize).filter(|found| found.state == 0).collect();
+        ensure!(!ranked.is_empty(), "product", "cuBLASLt has no algorithm for {shape:?}");
+        Ok(ranked)
     }
 }
 
@@ -326,30 +281,12 @@ impl CudaDevice {
         let mut plans = lock(&library.plans);
         let plan = match plans.entry(shape) {
             Entry::Occupied(plan) => plan.into_mut(),
-            Entry::Vacant(place) => place.insert(library.plan(&shape, [a.buffer.kind(), c.buffer.kind()])?),
+            Entry::Vacant(place) => place.insert(library.plan(self, &shape, [a.buffer.kind(), c.buffer.kind()])?),
         };
-        let beta = f64::from(u8::from(shape.added));
-        let (single, double) = ([1.0, beta as f32], [1.0, beta]);
-        let factors: [*const c_void; 2] = match c.buffer.kind() {
-            Kind::F64 => [(&raw const double[0]).cast(), (&raw const double[1]).cast()],
-            Kind::F32 | Kind::Bf16 | Kind::U32 | Kind::U64 => {
-                [(&raw const single[0]).cast(), (&raw const single[1]).cast()]
-            }
-        };
-        let ([first, second, third], algorithm) = (plan.layouts, &plan.chosen.algorithm);
-        let (workspace, stream) = (library.workspace, self.0.stream);
-        let (at_a, at_b, at_c, added) = (a.address(), b.address(), c.address(), addend.unwrap_or(c).address());
-        // SAFETY: the matrices fit their buffers, as `Shape::of` checked; descriptors and workspace are live.
-        #[rustfmt::skip]
-        let status = unsafe {
-            (library.blas.product)(
-                library.handle, plan.describe,
-                factors[0], at_b, first, at_a, second,
-                factors[1], added, third, at_c, third,
-                algorithm, workspace, WORKSPACE, stream,
-            )
-        };
-        check(&format!("cublasLtMatmul of {shape:?}"), status)
+        let addresses = [a.address(), b.address(), addend.unwrap_or(c).address(), c.address()];
+        // SAFETY: the matrices fit their buffers, as `Shape::of` checked.
+        unsafe { library.multiply(plan, &plan.chosen, c.buffer.kind(), shape.added, addresses, self.0.stream) }
+            .map_err(|e| Error::device("product", format!("{e} for {shape:?}")))
     }
 
     /// What was chosen for every shape multiplied so far, in order of shape.

@@ -58,8 +58,7 @@ impl CudaData {
 
     /// The card.
     pub(crate) fn device(&self) -> &CudaDevice {
-        let any = self.full.get().or(self.rounded.get());
-        any.expect("numbers are there in one form at least").device()
+        self.as_made().device()
     }
 
     /// Whether they are there rounded, which happens only where operands of products are.
@@ -93,6 +92,23 @@ impl CudaData {
         }
         let rounded = cast(self.full()?, Kind::Bf16)?;
         Ok(self.rounded.get_or_init(|| rounded))
+    }
+
+    /// The form that it was made in; the full one where both are there. For ops that read either and round nothing.
+    pub(crate) fn as_made(&self) -> &CudaBuffer {
+        self.full.get().or(self.rounded.get()).expect("numbers are there in one form at least")
+    }
+
+    /// Whether they are there rounded and in no other form: what made them gave them to products alone.
+    pub(crate) fn is_operand(&self) -> bool {
+        self.full.get().is_none()
+    }
+
+    /// Keeps the rounded form of the numbers that were just written in full, where a kernel made it on the way.
+    pub(crate) fn keep_rounded(&mut self, rounded: Option<CudaBuffer>) {
+        let Some(rounded) = rounded else { return };
+        assert_eq!((rounded.kind(), rounded.len()), (Kind::Bf16, self.len), "the same numbers");
+        self.rounded = OnceLock::from(rounded);
     }
 
     /// What an op multiplies, of that kind.

@@ -9,9 +9,11 @@ mod arena;
 mod blas;
 mod buffer;
 mod compile;
+pub(crate) mod contest;
 mod data;
 mod launch;
 mod library;
+mod operand;
 mod versions;
 
 use std::collections::HashMap;
@@ -23,11 +25,12 @@ use api::{Address, Driver, Pointer};
 use library::Library;
 
 pub use arena::Usage;
-pub use blas::{Algorithm, Operand};
+pub use blas::Algorithm;
 pub use buffer::{CudaBuffer, CudaElement, Kind};
 pub use compile::{Compiler, Resources, Source, Unit};
 pub use data::CudaData;
 pub use launch::{Arg, Grid, Kernel, Table, TensorMap};
+pub use operand::Operand;
 
 use crate::error::{Error, Result};
 

@@ -26,6 +26,33 @@ INLINE u32 pack(float lo, float hi) {
 INLINE float low(u32 pair) { return __uint_as_float(pair << 16); }
 INLINE float high(u32 pair) { return __uint_as_float(pair & 0xffff0000u); }
 
+// Neighbours in one access: four floats or bf16, eight bf16. `at` is aligned to what it reads.
+INLINE void take(float (&x)[4], const float* at) {
+    const float4 v = *(const float4*)at;
+    x[0] = v.x; x[1] = v.y; x[2] = v.z; x[3] = v.w;
+}
+INLINE void take(float (&x)[4], const bf16* at) {
+    const uint2 v = *(const uint2*)at;
+    x[0] = low(v.x); x[1] = high(v.x); x[2] = low(v.y); x[3] = high(v.y);
+}
+INLINE void take(float (&x)[8], const bf16* at) {
+    const uint4 v = *(const uint4*)at;
+    const u32 pairs[4] = {v.x, v.y, v.z, v.w};
+    #pragma unroll
+    for (int i = 0; i < 4; i++) { x[2 * i] = low(pairs[i]); x[2 * i + 1] = high(pairs[i]); }
+}
+INLINE void take(float (&x)[8], const float* at) {
+    const float4 a = ((const float4*)at)[0], b = ((const float4*)at)[1];
+    x[0] = a.x; x[1] = a.y; x[2] = a.z; x[3] = a.w; x[4] = b.x; x[5] = b.y; x[6] = b.z; x[7] = b.w;
+}
+template <typename T> INLINE void take(T (&x)[1], const T* at) { x[0] = *at; }
+INLINE void take(float (&x)[1], const bf16* at) { x[0] = widen(*at); }
+INLINE void put(float* at, const float (&x)[4]) { *(float4*)at = make_float4(x[0], x[1], x[2], x[3]); }
+INLINE void put(bf16* at, const float (&x)[4]) { *(uint2*)at = make_uint2(pack(x[0], x[1]), pack(x[2], x[3])); }
+INLINE void put(bf16* at, const float (&x)[8]) { *(uint4*)at = make_uint4(pack(x[0], x[1]), pack(x[2], x[3]), pack(x[4], x[5]), pack(x[6], x[7])); }
+template <typename T> INLINE void put(T* at, const T (&x)[1]) { *at = x[0]; }
+INLINE void put(bf16* at, const float (&x)[1]) { *at = (bf16)pack(x[0], 0.f); }
+
 template <typename T> struct As;
 template <> struct As<bf16> { INLINE bf16 of(double x) { return (bf16)pack((float)x, 0.f); } INLINE bf16 of(float x) { return (bf16)pack(x, 0.f); } };
 template <> struct As<float> { INLINE float of(double x) { return (float)x; } INLINE float of(float x) { return x; } };

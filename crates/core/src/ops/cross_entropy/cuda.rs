@@ -13,16 +13,27 @@ static SOURCE: Source = Source { name: "cross_entropy", text: include_str!("kern
 /// multiprocessor.
 const ROWS: usize = 4096;
 
+/// Numbers of 4096 logits that a block keeps of a row in registers.
+const PIECES: [usize; 3] = [2, 4, 8];
+
+/// How many for rows of that length; 0 where they are read several times: in f64, when they are too long, or so short that a block of 1024
+/// threads would have little to do.
+fn pieces(x: Kind, vocab: usize) -> usize {
+    let fits = |&pieces: &usize| x != Kind::F64 && (2048..=4096 * pieces).contains(&vocab);
+    PIECES.into_iter().find(fits).unwrap_or(0)
+}
+
 /// `x` is what dlogits are.
-fn unit(x: Kind) -> Unit {
+fn unit(x: Kind, pieces: usize) -> Unit {
     let r = wide(x);
-    let names = [("X", x.source_name().into()), ("R", r.source_name().into()), ("INFINITY_OF_R", infinity(r).into())];
-    Unit::new(&SOURCE, names)
+    let [x, r_name] = [x, r].map(|kind| kind.source_name().to_string());
+    Unit::new(&SOURCE, [("X", x), ("R", r_name), ("INFINITY_OF_R", infinity(r).into()), ("PIECES", pieces.to_string())])
 }
 
 /// Everything that this op compiles.
 pub fn units() -> Vec<Unit> {
-    [Kind::Bf16, Kind::F32, Kind::F64].map(unit).into()
+    let kept = PIECES.into_iter().flat_map(|n| [Kind::Bf16, Kind::F32].map(|x| unit(x, n)));
+    [Kind::Bf16, Kind::F32, Kind::F64].map(|x| unit(x, 0)).into_iter().chain(kept).collect()
 }
 
 /// dx `[rows, c]` and dw `[v, c]`.
@@ -49,7 +60,8 @@ pub fn rows_of(
     let nll = device.alloc(op, full, count)?;
     let fresh = |_| Ok((device.alloc(op, full, count * width)?, device.zeros(op, full, vocab * width)?));
     let gradients: Option<Gradients> = factor.map(fresh).transpose()?;
-    let kernel = device.kernel(&unit(kind), "cross_entropy")?;
+    let pieces = pieces(kind, vocab);
+    let kernel = device.kernel(&unit(kind, pieces), "cross_entropy")?;
     for first in (0..count).step_by(ROWS) {
         let m = ROWS.min(count - first);
         let (x, w) = (Operand::rows(x, width).from(first * width), Operand::rows(w, width));
@@ -64,12 +76,18 @@ pub fn rows_of(
             dlogits.as_ref().map_or(Arg::Null, Arg::Buffer),
             Arg::At(targets, first),
             Arg::At(&nll, first),
+            Arg::int(m),
             Arg::int(vocab),
             Arg::Long(stride as i64),
             real(full, factor.unwrap_or(0.0)),
         ];
-        // SAFETY: the kernel's parameters in order; a block a row, whose target is below vocab (the caller checked on the host).
-        unsafe { kernel.launch(Grid::line(m, 512), &args)? };
+        let grid = match pieces {
+            0 => Grid::line(m, 512),
+            _ => Grid::line(m.min(device.properties().multiprocessors as usize), 1024).shared(vocab.div_ceil(4) * 16),
+        };
+        // SAFETY: the kernel's parameters in order; a block a row, or every so manieth row, whose target is below vocab (the caller checked on
+        // the host).
+        unsafe { kernel.launch(grid, &args)? };
         if let (Some((dx, dw)), Some(dlogits)) = (&gradients, &dlogits) {
             let (dx, dw) = (Operand::rows(dx, width).from(first * width), Operand::rows(dw, width));
             let z = Operand::rows(dlogits, stride);
@@ -97,7 +115,9 @@ mod tests {
     #[test]
     fn agrees_with_the_cpu() {
         let Some(device) = cuda() else { return };
-        for (rows, width, vocab) in [(1, 8, 16), (37, 24, 65), (300, 64, 1000)] {
+        for (rows, width, vocab) in
+            [(1, 8, 16), (37, 24, 65), (300, 64, 1000), (300, 16, 2051), (140, 8, 12000), (7, 8, 32765)]
+        {
             for kind in [Kind::Bf16, Kind::F32, Kind::F64] {
                 let inputs = tensors(&[(&[rows, width], kind), (&[vocab, width], kind)]);
                 let mut targets: Vec<u32> = (0..rows).map(|i| (i * 7919 % vocab) as u32).collect();

@@ -186,17 +186,34 @@ pub fn scale_by(x: &mut CudaBuffer, factor: &CudaBuffer) -> Result<()> {
 /// # Errors
 /// For any other pair of kinds.
 pub fn cast(x: &CudaBuffer, to: Kind) -> Result<CudaBuffer> {
-    let (name, wide) = match (x.kind(), to) {
-        (Kind::Bf16, Kind::F32 | Kind::F64) => ("of_bf16", to),
-        (from @ (Kind::F32 | Kind::F64), Kind::Bf16) => ("to_bf16", from),
-        (Kind::F32, Kind::F64) => ("of_float", to),
-        (Kind::F64, Kind::F32) => ("to_float", Kind::F64),
-        (from, to) => return Err(crate::Error::invalid("cast", format!("{from:?} to {to:?}"))),
-    };
-    let y = x.device().alloc("cast", to, x.len())?;
-    let kernel = x.device().kernel(&unit(wide), name)?;
-    // SAFETY: the kernel's parameters in order; a thread an element.
-    unsafe { kernel.launch(Grid::over(x.len(), 256), &[Arg::Buffer(x), Arg::Buffer(&y), Arg::Long(x.len() as i64)])? };
+    ensure!(x.kind() != to, "cast", "{x:?} is {to:?}");
+    join("cast", &[x], to)
+}
+
+/// Buffers of f32, f64 or bf16 as one of kind `to`, one behind the other.
+///
+/// # Errors
+/// When a buffer cannot be cast to that kind ([`cast`]), or memory runs out.
+pub fn join(op: &'static str, parts: &[&CudaBuffer], to: Kind) -> Result<CudaBuffer> {
+    let first = parts.first().ok_or_else(|| crate::Error::invalid(op, "nothing to join"))?;
+    let y = first.device().alloc(op, to, parts.iter().map(|part| part.len()).sum())?;
+    let mut at = 0;
+    for x in parts {
+        let (name, number) = match (x.kind(), to) {
+            (Kind::Bf16, Kind::F32 | Kind::F64) => ("of_bf16", to),
+            (from @ (Kind::F32 | Kind::F64), Kind::Bf16) => ("to_bf16", from),
+            (Kind::F32, Kind::F64) => ("of_float", to),
+            (Kind::F64, Kind::F32) => ("to_float", Kind::F64),
+            (from @ (Kind::F32 | Kind::F64), _) if from == to => ("same_kind", to),
+            (from, to) => return Err(crate::Error::invalid(op, format!("{from:?} to {to:?}"))),
+        };
+        let threads = if name == "to_bf16" { x.len().div_ceil(8) } else { x.len() };
+        let kernel = x.device().kernel(&unit(number), name)?;
+        let args = [Arg::Buffer(x), Arg::At(&y, at), Arg::Long(x.len() as i64)];
+        // SAFETY: the kernel's parameters in order; a thread an element, or eight of them; the parts lie behind each other in y.
+        unsafe { kernel.launch(Grid::over(threads, 256), &args)? };
+        at += x.len();
+    }
     Ok(y)
 }
 
@@ -277,7 +294,16 @@ mod tests {
             expect("sum", &sum, of.iter().map(|x| 2.0 * x).collect(), Bound::exact());
             let rounded: Vec<f64> = of.iter().map(|&x| crate::testing::bf16(x)).collect();
             let back = cast(&cast(&x, Kind::Bf16).unwrap(), kind).unwrap();
-            expect("bf16 and back", &back, rounded, Bound::exact());
+            expect("bf16 and back", &back, rounded.clone(), Bound::exact());
+            // behind a part of an odd length, where pieces of 16 bytes are cut
+            let joined = join("join", &[&x, &x], Kind::Bf16).unwrap();
+            expect("joined", &joined, [&rounded[..], &rounded[..]].concat(), Bound::exact());
+            expect(
+                "joined in full",
+                &join("join", &[&x, &x], kind).unwrap(),
+                [&of[..], &of[..]].concat(),
+                Bound::exact(),
+            );
         }
     }
 }

@@ -64,9 +64,21 @@ to_float(const R* __restrict__ x, float* __restrict__ y, long long n) {
     if (at < n) y[at] = (float)x[at];
 }
 extern "C" __global__ void __launch_bounds__(256)
-to_bf16(const R* __restrict__ x, bf16* __restrict__ y, long long n) {
+same_kind(const R* __restrict__ x, R* __restrict__ y, long long n) {
     const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
-    if (at < n) y[at] = As<bf16>::of(x[at]);
+    if (at < n) y[at] = x[at];
+}
+// A thread eight elements, 16 bytes at a time where both sides allow it.
+extern "C" __global__ void __launch_bounds__(256)
+to_bf16(const R* __restrict__ x, bf16* __restrict__ y, long long n) {
+    const long long at = ((long long)blockIdx.x * 256 + threadIdx.x) * 8;
+    if (sizeof(R) == 4 && at + 8 <= n && (((u64)x | (u64)y) & 15) == 0) {
+        float v[8];
+        take(v, (const float*)x + at);
+        put(y + at, v);
+    } else {
+        for (long long i = at; i < at + 8 && i < n; i++) y[i] = As<bf16>::of(x[i]);
+    }
 }
 extern "C" __global__ void __launch_bounds__(256)
 of_bf16(const bf16* __restrict__ x, R* __restrict__ y, long long n) {

@@ -5,6 +5,7 @@ use crate::device::{Accumulate, Gemm};
 use crate::error::{Error, Result};
 use crate::ops::cuda::wide;
 use crate::tape::{Grads, Var};
+use crate::tensor::Tensor;
 
 /// a [m, k] times b [k, n], on top of a residual where there is one: a new matrix `[m, n]`.
 ///
@@ -48,6 +49,28 @@ pub fn add_product(
     let size = size.with(Accumulate::existing_if(begun));
     product_into(d.cuda_mut(op, gpu)?.full_mut()?, size, a, b)?;
     grads.add(var.id(), d)
+}
+
+/// [`add_product`] for the input of a product: where it was made rounded, for products alone, its gradient is rounded as well, which is what
+/// the op that made it reads. One that has been begun is added to in full.
+///
+/// # Errors
+/// As [`product`].
+pub fn add_to_input(
+    op: &'static str,
+    gpu: &CudaDevice,
+    grads: &mut Grads,
+    x: &Var,
+    size: Gemm,
+    a: Operand,
+    b: Operand,
+) -> Result<()> {
+    if !x.value.on_cuda(op, gpu)?.is_operand() || grads.get(x).is_some() || size.k == 0 {
+        return add_product(op, gpu, grads, x, size, a, b);
+    }
+    let d = gpu.alloc(op, a.buffer.kind(), size.m * size.n)?;
+    gpu.gemm(size.with(Accumulate::Overwrite), a, b, Operand::rows(&d, size.n))?;
+    grads.add(x.id(), Tensor::from_cuda(x.value.shape(), d))
 }
 
 /// Writes a [m, k] times b [k, n] to `sum [m, n]`, or adds it to what is there.

@@ -41,52 +41,81 @@ pub fn linear_add(tape: &Tape, x: &Var, w: &Var, residual: &Var) -> Result<Var> 
 }
 
 fn linear_with(tape: &Tape, op: &'static str, x: &Var, w: &Var, residual: Option<&Var>) -> Result<Var> {
-    let [out, inner] = w.value.dims(op)?;
-    let (rows, width) = x.value.rows();
-    ensure!(width == inner, op, "x has shape {:?}, w has shape {:?}", x.value.shape(), w.value.shape());
-    let mut shape = x.value.shape().to_vec();
+    let compute = tape.compute();
+    let y = linear_forward(op, compute, &x.value, &w.value, residual.map(|r| &r.value))?;
+    let (x, w, residual) = (x.clone(), w.clone(), residual.map(Var::id));
+    tape.record(op, y, move |dy, grads| {
+        linear_backward(op, compute, &dy, &x, &w, grads)?;
+        match residual {
+            Some(id) => grads.add(id, dy),
+            None => Ok(()),
+        }
+    })
+}
+
+/// The value of [`linear`], or of [`linear_add`] where there is a residual.
+///
+/// # Errors
+/// As these.
+pub(crate) fn linear_forward(
+    op: &'static str,
+    compute: Compute,
+    x: &Tensor,
+    w: &Tensor,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let [out, inner] = w.dims(op)?;
+    let (rows, width) = x.rows();
+    ensure!(width == inner, op, "x has shape {:?}, w has shape {:?}", x.shape(), w.shape());
+    let mut shape = x.shape().to_vec();
     let Some(last) = shape.last_mut() else {
-        return Err(Error::invalid(op, format!("x is a scalar, w has shape {:?}", w.value.shape())));
+        return Err(Error::invalid(op, format!("x is a scalar, w has shape {:?}", w.shape())));
     };
     *last = out;
     checked_numel(op, &shape)?;
-    ensure!(inner > 0, op, "nothing to multiply: x has shape {:?}, w has shape {:?}", x.value.shape(), w.value.shape());
+    ensure!(inner > 0, op, "nothing to multiply: x has shape {:?}, w has shape {:?}", x.shape(), w.shape());
     if let Some(residual) = residual {
-        let of = residual.value.shape();
+        let of = residual.shape();
         ensure!(of == shape, op, "the product has shape {shape:?}, the residual {of:?}");
     }
-    let compute = tape.compute();
-    let below = residual.map_or(&x.value, |r| &r.value);
-    let y = on_device!(op, [&x.value, &w.value, below]; Cpu<T>(cpu, [xs, ws, below]) => {
+    on_device!(op, [x, w, residual.unwrap_or(x)]; Cpu<T>(cpu, [xs, ws, below]) => {
         let accumulate = if residual.is_some() { Accumulate::Residual(below) } else { Accumulate::Overwrite };
         let (a, b) = (MatRef::rows(xs, inner), MatRef::rows(ws, inner).t());
         let mut y = cpu.alloc::<T>(rows * out);
         gemm(cpu, compute, Gemm::new(rows, out, inner).with(accumulate), a, b, MatMut::rows(&mut y, out));
-        Tensor::from_buffer(&shape, y)
+        Ok(Tensor::from_buffer(&shape, y))
     }, Cuda(_, [xs, ws, below]) => {
         let kind = cuda::operand_kind(compute, xs);
         let (a, b) = (Operand::rows(xs.of_kind(kind)?, inner), Operand::rows(ws.of_kind(kind)?, inner).t());
         let accumulate = if residual.is_some() { Accumulate::Residual(below.full()?) } else { Accumulate::Overwrite };
         let y = cuda::product(op, Gemm::new(rows, out, inner).with(accumulate), a, b)?;
-        Tensor::from_cuda(&shape, y)
-    });
-    let (x, w, residual) = (x.clone(), w.clone(), residual.map(Var::id));
-    tape.record(op, y, move |dy, grads| {
-        on_device!(op, [&dy, &x.value, &w.value]; Cpu<T>(cpu, [g, xs, ws]) => {
-            let (g, xs, ws): (_, _, MatRef<T>) = (MatRef::rows(g, out), MatRef::rows(xs, inner), MatRef::rows(ws, inner));
-            add_product(cpu, grads, &w, compute, Gemm::new(out, inner, rows), g.t(), xs)?;
-            add_product(cpu, grads, &x, compute, Gemm::new(rows, inner, out), g, ws)?;
-        }, Cuda(gpu, [g, xs, ws]) => {
-            let kind = cuda::operand_kind(compute, xs);
-            let g = Operand::rows(g.of_kind(kind)?, out);
-            let (xs, ws) = (Operand::rows(xs.of_kind(kind)?, inner), Operand::rows(ws.of_kind(kind)?, inner));
-            cuda::add_product(op, gpu, grads, &w, Gemm::new(out, inner, rows), g.t(), xs)?;
-            cuda::add_product(op, gpu, grads, &x, Gemm::new(rows, inner, out), g, ws)?;
-        });
-        match residual {
-            Some(id) => grads.add(id, dy),
-            None => Ok(()),
-        }
+        Ok(Tensor::from_cuda(&shape, y))
+    })
+}
+
+/// Adds the gradients of [`linear`] to those of x and w.
+///
+/// # Errors
+/// When element types or devices differ, or a device has no memory left.
+pub(crate) fn linear_backward(
+    op: &'static str,
+    compute: Compute,
+    dy: &Tensor,
+    x: &Var,
+    w: &Var,
+    grads: &mut Grads,
+) -> Result<()> {
+    let ([out, inner], (rows, _)) = (w.value.dims(op)?, x.value.rows());
+    on_device!(op, [dy, &x.value, &w.value]; Cpu<T>(cpu, [g, xs, ws]) => {
+        let (g, xs, ws): (_, _, MatRef<T>) = (MatRef::rows(g, out), MatRef::rows(xs, inner), MatRef::rows(ws, inner));
+        add_product(cpu, grads, w, compute, Gemm::new(out, inner, rows), g.t(), xs)?;
+        add_product(cpu, grads, x, compute, Gemm::new(rows, inner, out), g, ws)
+    }, Cuda(gpu, [g, xs, ws]) => {
+        let kind = cuda::operand_kind(compute, xs);
+        let g = Operand::rows(g.of_kind(kind)?, out);
+        let (own, ws) = (Operand::rows(xs.of_kind(kind)?, inner), Operand::rows(ws.of_kind(kind)?, inner));
+        cuda::add_product(op, gpu, grads, w, Gemm::new(out, inner, rows), g.t(), own)?;
+        cuda::add_to_input(op, gpu, grads, x, Gemm::new(rows, inner, out), g, ws)
     })
 }
 

@@ -30,7 +30,7 @@ pub fn rmsnorm(tape: &Tape, x: &Var, w: &Var, eps: f64) -> Result<Var> {
         let (y, rstd) = cuda::forward(xs.full()?, ws.full()?, eps, kind)?;
         (Tensor::from_cuda(x.value.shape(), y), Tensor::from_cuda(&[rows], rstd))
     });
-    let (x, w) = (x.clone(), w.clone());
+    let (x, w, compute) = (x.clone(), w.clone(), tape.compute());
     tape.record("rmsnorm", y, move |dy, grads| {
         // the residual stream's gradient has been begun: adding to it here saves a pass over it
         let (mut dx, add) = grads.begin(&x)?;
@@ -38,8 +38,13 @@ pub fn rmsnorm(tape: &Tape, x: &Var, w: &Var, eps: f64) -> Result<Var> {
             let dw = cpu::backward::<T>(cpu, (dy, x, w, rstd), dx.cpu_mut("rmsnorm")?, add);
             Tensor::from_buffer(&[width], dw)
         }, Cuda(gpu, [dy, x, w, rstd]) => {
-            let into = dx.cuda_mut("rmsnorm", gpu)?.full_mut()?;
-            Tensor::from_cuda(&[width], cuda::backward(dy.full()?, x.full()?, w.full()?, rstd.full()?, into, add)?)
+            // the layer below multiplies with this gradient
+            let round = Kind::of_operands(compute, x.dtype()) == Kind::Bf16;
+            let (into, rstd) = (dx.cuda_mut("rmsnorm", gpu)?, rstd.full()?);
+            let to = into.full_mut()?;
+            let (dw, rounded) = cuda::backward(dy.as_made(), x.full()?, w.full()?, rstd, to, add, round)?;
+            into.keep_rounded(rounded);
+            Tensor::from_cuda(&[width], dw)
         });
         grads.add(x.id(), dx)?;
         grads.add(w.id(), dw)

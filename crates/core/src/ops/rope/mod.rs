@@ -24,7 +24,7 @@ pub struct RopeTable {
     half: usize,
     positions: usize,
     /// `[positions, d]`: d / 2 cosines, then d / 2 sines
-    angles: Tensor,
+    pub(crate) angles: Tensor,
 }
 
 impl RopeTable {
@@ -44,6 +44,11 @@ impl RopeTable {
             Tensor::from_vec(device, &[positions, head_dim], table::<T>(positions, half, theta))?
         });
         Ok(RopeTable { half, positions, angles })
+    }
+
+    /// Width of the heads that it turns.
+    pub fn width(&self) -> usize {
+        2 * self.half
     }
 
     /// Number of positions covered.
@@ -95,7 +100,11 @@ fn rotate_cpu<T: CpuNumber>(
     });
 }
 
-fn rotate(x: &Tensor, table: &RopeTable, first: usize, backwards: bool, compute: Compute) -> Result<Tensor> {
+/// Turns `x [b, t, heads, d]`, whose first token stands at position `first`, which the table reaches; backwards for the gradient.
+///
+/// # Errors
+/// When x and the table differ in element type or device, or the device has no memory left.
+pub(crate) fn rotate(x: &Tensor, table: &RopeTable, first: usize, backwards: bool, compute: Compute) -> Result<Tensor> {
     let [_, tokens, heads, d] = x.dims("rope")?;
     on_device!("rope", [x, &table.angles]; Cpu<T>(cpu, [numbers, angles]) => {
         let mut out = cpu.alloc::<T>(numbers.len());

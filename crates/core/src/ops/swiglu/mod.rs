@@ -67,7 +67,8 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
     let (size, compute, longest) = ((rows, c, f), tape.compute(), c.max(f).max(cpu::BACKWARD_ROWS));
     let below = residual.map_or(&x.value, |r| &r.value);
     let tensors = [&x.value, &gate.value, &up.value, &down.value, below];
-    let (y, kept_gate, kept_up) = on_device!(op, tensors; Cpu<T>(cpu, [xs, gate, up, down, below]) => {
+    // a CPU keeps gate and up; a card both side by side, and their weights as it multiplied them
+    let (y, kept) = on_device!(op, tensors; Cpu<T>(cpu, [xs, gate, up, down, below]) => {
         let (weights, residual) = ([gate, up, down], residual.map(|_| below));
         // the same bits of y whether the tape records or not; what is kept costs more than y here, and only backward reads it
         let is_few = rows <= FEW_ROWS && compute.bf16_kernels::<T>().is_none();
@@ -78,34 +79,33 @@ pub fn swiglu(tape: &Tape, x: &Var, [gate, up, down]: [&Var; 3], residual: Optio
         let (y, gates, ups) = with_format!(compute, T, cpu, longest, cpu::forward, cpu, size, xs, weights, residual);
         let y = few.unwrap_or(y);
         let kept = |b| Tensor::from_buffer(&[cpu::kept(rows, f)], b);
-        (Tensor::from_buffer(x.value.shape(), y), kept(gates), kept(ups))
+        (Tensor::from_buffer(x.value.shape(), y), [kept(gates), kept(ups)])
     }, Cuda(_, [xs, gate, up, down, below]) => {
         let kind = Kind::of_operands(compute, xs.dtype());
-        let weights = [gate.of_kind(kind)?, up.of_kind(kind)?, down.of_kind(kind)?];
+        let weights = [gate.full()?, up.full()?, down.of_kind(kind)?];
         let below = residual.map(|_| below.full()).transpose()?;
-        let (y, gates, ups) = cuda::forward(xs.of_kind(kind)?, weights, size, below)?;
-        let kept = |b| Tensor::from_cuda(&[rows * f], b);
-        (Tensor::from_cuda(x.value.shape(), y), kept(gates), kept(ups))
+        let (y, kept) = cuda::forward(xs.of_kind(kind)?, weights, size, below)?;
+        let kept = [Tensor::from_cuda(&[rows, 2 * f], kept.both), Tensor::from_cuda(&[2 * f, c], kept.weights)];
+        (Tensor::from_cuda(x.value.shape(), y), kept)
     });
     let (inputs, residual) = ([x, gate, up, down].map(Var::clone), residual.map(Var::id));
     tape.record(op, y, move |dy, grads| {
         let [x, gate, up, down] = &inputs;
-        let tensors = [&dy, &x.value, &gate.value, &up.value, &down.value, &kept_gate, &kept_up];
+        let tensors = [&dy, &x.value, &gate.value, &up.value, &down.value, &kept[0], &kept[1]];
         on_device!(op, tensors; Cpu<T>(cpu, [dy, xs, gates, ups, downs, kept_gate, kept_up]) => {
             let (weights, kept) = ([gates, ups, downs], [kept_gate, kept_up]);
             let d = with_format!(compute, T, cpu, longest, cpu::backward, cpu, size, dy, xs, weights, kept);
             for (var, d) in [x, gate, up, down].into_iter().zip(d) {
                 grads.add(var.id(), Tensor::from_buffer(var.value.shape(), d))?;
             }
-        }, Cuda(gpu, [dy, xs, gates, ups, downs, kept_gate, kept_up]) => {
+        }, Cuda(gpu, [dy, xs, _, _, downs, both, weights]) => {
             let kind = Kind::of_operands(compute, xs.dtype());
-            let weights = [gates.of_kind(kind)?, ups.of_kind(kind)?, downs.of_kind(kind)?];
-            let kept = [kept_gate.of_kind(kind)?, kept_up.of_kind(kind)?];
+            let kept = [both.of_kind(kind)?, weights.of_kind(kind)?, downs.of_kind(kind)?];
             let mut d = [grads.begin(gate)?, grads.begin(up)?, grads.begin(down)?];
             let [g, u, w] = d.each_mut().map(|(d, begun)| -> Result<(&mut CudaBuffer, Accumulate<NoResidual>)> {
                 Ok((d.cuda_mut(op, gpu)?.full_mut()?, Accumulate::existing_if(*begun)))
             });
-            let dx = cuda::backward(dy.of_kind(kind)?, xs.of_kind(kind)?, weights, kept, size, [g?, u?, w?])?;
+            let dx = cuda::backward(dy.of_kind(kind)?, xs.of_kind(kind)?, kept, size, [g?, u?, w?])?;
             grads.add(x.id(), Tensor::from_cuda(x.value.shape(), dx))?;
             for (var, (d, _)) in [gate, up, down].into_iter().zip(d) {
                 grads.add(var.id(), d)?;

@@ -101,6 +101,14 @@ fn layers<'a>(x: Draw, c: &'a Constants) -> Vec<Case<'a>> {
         ("rmsnorm", vec![x(&[3, 19]), x(&[19])], Box::new(|t, v| ops::rmsnorm(t, &v[0], &v[1], 1e-6))),
         ("rope", vec![x(&[1, 7, 2, 6])], Box::new(|t, v| ops::rope(t, &v[0], &c.rope, 0))),
         (
+            "attention_heads",
+            vec![x(&[1, 7, 5]), x(&[12, 5]), x(&[12, 5]), x(&[12, 5])],
+            Box::new(|t, v| {
+                let [q, k, values] = ops::attention_heads(t, &v[0], [&v[1], &v[2], &v[3]], &c.rope, 0)?;
+                ops::add(t, &ops::mul(t, &q, &k)?, &values)
+            }),
+        ),
+        (
             "swiglu",
             vec![x(&[2, 3, 5]), x(&[37, 5]), x(&[37, 5]), x(&[5, 37]), x(&[2, 3, 5])],
             Box::new(|t, v| ops::swiglu(t, &v[0], [&v[1], &v[2], &v[3]], Some(&v[4]))),

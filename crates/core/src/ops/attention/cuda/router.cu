@@ -5,17 +5,32 @@
 // the second (emit) writes w and bias of every entry. Both compute p = [(alpha - 1) z - tau]_+ ^ (1 / (alpha - 1)) by the same expression from
 // the same scores, so they agree on the support.
 
-// The threshold of a row of `count` scores, by Newton on the beta-norm from the left (as the op entmax); a warp takes a row.
+// Sum and largest of eight neighbouring lanes.
+INLINE float eight_sum(float x) {
+    #pragma unroll
+    for (int o = 4; o > 0; o >>= 1) x += __shfl_xor_sync(FULL, x, o);
+    return x;
+}
+INLINE float eight_max(float x) {
+    #pragma unroll
+    for (int o = 4; o > 0; o >>= 1) x = larger(x, __shfl_xor_sync(FULL, x, o));
+    return x;
+}
+
+// The thresholds of four rows of `count` scores, a row for eight lanes, by Newton on the beta-norm from the left (as the op entmax): the steps of a row
+// wait for each other's sums, so a warp has four rows on their way. All lanes call it; a row without scores has 0.
 INLINE float threshold(const float* z, int count, float alpha) {
-    const int lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % 8;
     const float share = alpha - 1.f, beta = 1.f / share;
     float top = NOTHING;
-    for (int c = lane; c < count; c += 32) top = larger(top, z[c]);
-    top = warp_max(top);
+    for (int c = lane; c < count; c += 8) top = larger(top, z[c]);
+    top = eight_max(top);
     float tau = -1.f;
-    for (int step = 0; step < 100; step++) {
+    bool rising = count > 0;
+    for (int step = 0; step < 100 && __any_sync(FULL, rising); step++) {
         float low = 0, high = 0;
-        for (int c = lane; c < count; c += 32) {
+        #pragma unroll 4
+        for (int c = lane; c < (rising ? count : 0); c += 8) {
             const float u = (z[c] - top) * share - tau;
             if (u > 0.f) {
                 const float below = SQUARES ? u : exp2_fast((beta - 1.f) * log2_fast(u));
@@ -23,14 +38,14 @@ INLINE float threshold(const float* z, int count, float alpha) {
                 high += below * u;
             }
         }
-        low = warp_sum(low);
-        high = warp_sum(high);
+        low = eight_sum(low);
+        high = eight_sum(high);
         const float norm = SQUARES ? sqrtf(high) : exp2_fast(share * log2_fast(high));
         const float next = tau + (norm - 1.f) * (SQUARES ? norm : exp2_fast((beta - 1.f) * log2_fast(norm))) / low;
-        if (!(next > tau) || next > 1.f) break;  // rounding ended the rise; the root lies below 0
-        tau = next;
+        rising &= next > tau && next <= 1.f;  // rounding ended the rise; the root lies below 0
+        if (rising) tau = next;
     }
-    return tau + top * share;
+    return count > 0 ? tau + top * share : 0.f;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -42,18 +57,25 @@ router_solve(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* _
     const Rows r = rows_of(t, kv_heads, group, n, width, slabs, 0, chunk);
     score(scores, scratch, q, kbar, r, q_stride, kv_heads, factor);
     const float share = alpha - 1.f, beta = 1.f / share;
+    __shared__ float found[64];  // thresholds of the block's rows
+    const int all = r.tokens() * group;
+    for (int base = warp * 4; base < all; base += WARPS * 4) {
+        const int row = base + lane / 8, i = row / group, h = row % group, own = row < all ? (r.first + i) / chunk : 0;
+        const float tau = threshold(scores + (r.row_of(i) + h) * width, own, alpha);
+        if (row < all && lane % 8 == 0) {
+            found[row] = tau;
+            taus[((long long)r.batch * t + r.first + i) * kv_heads * group + r.kv * group + h] = tau;
+        }
+    }
+    __syncthreads();
     for (int i = warp; i < r.tokens(); i += WARPS) {
         const int token = r.first + i, own = token / chunk;
         float* rows = scores + r.row_of(i) * width;
-        float* out = taus + ((long long)r.batch * t + token) * kv_heads * group + r.kv * group;
-        for (int h = 0; h < group; h++) {
-            const float tau = own > 0 ? threshold(rows + h * width, own, alpha) : 0.f;
-            if (lane == 0) out[h] = tau;
-            // the sum of the heads takes the place of the first one's scores
-            for (int c = lane; c < own; c += 32) {
-                const float p = weight(rows[h * width + c], share, tau, beta);
-                rows[c] = h == 0 ? p : rows[c] + p;
-            }
+        // the sum of the heads takes the place of the first one's scores
+        for (int c = lane; c < own; c += 32) {
+            float sum = 0;
+            for (int h = 0; h < group; h++) sum += weight(rows[h * width + c], share, found[i * group + h], beta);
+            rows[c] = sum;
         }
         const Cells to = cells_of(cells, 0, blockIdx.y, token, t, ceil_div(t, chunk));
         for (int c = lane; c <= own; c += 32) if (c == own || rows[c] > 0.f) atomicOr((u64*)to.words + c, to.bit);
@@ -87,7 +109,7 @@ router_emit(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const flo
                 if (heads && at.has(c)) heads[(long long)at.entry(c) * group + h] = p;
             }
             rows[c] = sum * each;
-            if (sum > 0.f) {
+            if (center && sum > 0.f) {
                 logs += logf(rows[c]);
                 count += 1.f;
             }
@@ -95,12 +117,17 @@ router_emit(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const flo
         logs = warp_sum(logs);
         count = warp_sum(count);
         const float mean = center && count > 0.f ? logs / count : 0.f;
-        for (int c = lane; c <= own; c += 32) {
-            if (!at.has(c)) continue;
-            const u32 entry = at.entry(c);
-            if (weights) weights[entry] = c == own ? 0.f : rows[c];
-            if (bias) bias[entry] = c == own ? (own_bias ? own_bias[r.kv] : 0.f) : (logf(rows[c]) - mean) / sigma;
-            if (heads && c == own) for (int h = 0; h < group; h++) heads[(long long)entry * group + h] = 0.f;
+        for (int base = lane; base <= own; base += 128) {
+            const Four four = four_of(at, base, own + 1, 0);
+            #pragma unroll
+            for (int k = 0; k < 4; k++) {
+                if (!four.has[k]) continue;
+                const int c = base + 32 * k;
+                const u32 entry = four.entry[k];
+                if (weights) weights[entry] = c == own ? 0.f : rows[c];
+                if (bias) bias[entry] = c == own ? (own_bias ? own_bias[r.kv] : 0.f) : (logf(rows[c]) - mean) / sigma;
+                if (heads && c == own) for (int h = 0; h < group; h++) heads[(long long)entry * group + h] = 0.f;
+            }
         }
     }
 }

@@ -120,6 +120,8 @@ pub(super) struct Scored<'a> {
     keys: &'a CudaBuffer,
     pub n: usize,
     wide: usize,
+    /// Distance of rows of scores.
+    width: usize,
     /// Slabs of 16 rows a block, up to four.
     slabs: usize,
     shared: usize,
@@ -156,8 +158,11 @@ impl<'a> Scored<'a> {
             op,
             "{n} scores a query: on cuda a block has room for {fit}; larger chunks or strides make fewer"
         );
-        let slabs = (fit / n.max(1)).clamp(1, 4);
-        Ok(Scored { op, dims, q, keys, n, wide, slabs, shared: rest + slabs * 16 * n.max(1) * 4 })
+        // eight banks from row to row, where there is room: at a multiple of 32 the rows that a warp touches together meet in one bank
+        let apart = n.next_multiple_of(32) + 8;
+        let width = if apart <= fit { apart } else { n.max(1) };
+        let slabs = (fit / width).clamp(1, 4);
+        Ok(Scored { op, dims, q, keys, n, wide, width, slabs, shared: rest + slabs * 16 * width * 4 })
     }
 
     pub fn unit(&self, source: &'static Source, alpha: f64) -> Unit {
@@ -174,7 +179,7 @@ impl<'a> Scored<'a> {
         let (Dims { b, t, g, .. }, group) = (self.dims, self.dims.group());
         let grid = Grid { blocks: [t.div_ceil(self.slabs * (16 / group)), b * g, 1], ..Grid::line(1, 256) };
         let sizes = [t, g, group, self.n].map(Arg::int);
-        (grid.shared(self.shared), sizes, [self.q.2, self.n.max(1), self.slabs].map(Arg::int))
+        (grid.shared(self.shared), sizes, [self.q.2, self.width, self.slabs].map(Arg::int))
     }
 
     /// Launches a kernel over the rows of scores.

@@ -26,7 +26,7 @@ INLINE u32 low_part(float x, float y, u32 pair) { return pack(x - low(pair), y -
 // Written: dq, means [b, t, h] (sum t / sum r), offsets [b, t, g] (the mean of dlogw), own [b, t, g] (dbias of the own chunk), squares [b, t, g]
 // (sum of ds^2), and where they are not null scores [entries, group] (ds) and pairs [b, t, g] (chunks with a ds other than zero).
 // Above 60 lines: the gradients of a tile's scores stay in shared memory from the first pass over them to the product that makes dq.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
 router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __restrict__ shifts, const u64* __restrict__ cells,
             const u32* __restrict__ first, float* __restrict__ sums, const float* __restrict__ dbias, float* __restrict__ dq,
             float* __restrict__ means, float* __restrict__ offsets, float* __restrict__ own_gradient, double* __restrict__ squares,
@@ -85,23 +85,38 @@ router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __
                     sums[at.entry(c)] = s.straight == 2 && all <= LEAST * group ? 0.f : all;
                 }
         }
-        const auto upstream = [&](int c, float& divisor) {
-            divisor = 1.f;
-            if (!at.has(c)) return 0.f;
-            const u32 entry = at.entry(c);
-            divisor = s.straight ? sums[entry] : sums[entry] * group;
-            return dbias[entry] / s.sigma - offset;
-        };
-        for (int c = lane; c < seen; c += 32) {
-            float divisor;
-            const float up = upstream(c, divisor);
+        // dlogw of four chunks and what divides it, 0 and 1 off the support; the own chunk's entry stands for those that are not there
+        struct Up { float of[4], divisor[4]; Four four; };
+        const u32 spare = at.entry(own);
+        const auto upstream = [&](int base, int count) {
+            Up up;
+            up.four = four_of(at, base, count, spare);
             #pragma unroll
-            for (int h = 0; h < 16; h++)
-                if (h < group) {
-                    const float slope_of = counts(c) ? slope(rows[h * width + c], shift_of[h], s) : 0.f;
+            for (int k = 0; k < 4; k++) {
+                up.of[k] = dbias[up.four.entry[k]];
+                up.divisor[k] = sums[up.four.entry[k]];
+            }
+            #pragma unroll
+            for (int k = 0; k < 4; k++) {
+                up.of[k] = up.four.has[k] ? up.of[k] / s.sigma - offset : 0.f;
+                up.divisor[k] = up.four.has[k] ? s.straight ? up.divisor[k] : up.divisor[k] * group : 1.f;
+            }
+            return up;
+        };
+        for (int base = lane; base < seen; base += 128) {
+            const Up up = upstream(base, seen);
+            #pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const int c = base + 32 * k;
+                if (c >= seen) break;
+                #pragma unroll
+                for (int h = 0; h < 16; h++) {
+                    if (h >= group) break;
+                    const float slope_of = s.straight != 2 || up.four.has[k] ? slope(rows[h * width + c], shift_of[h], s) : 0.f;
                     sum[h] += slope_of;
-                    inner[h] += slope_of == 0.f || divisor == 0.f ? 0.f : slope_of / divisor * up;
+                    inner[h] += slope_of == 0.f || up.divisor[k] == 0.f ? 0.f : slope_of / up.divisor[k] * up.of[k];
                 }
+            }
         }
         #pragma unroll
         for (int h = 0; h < 16; h++)
@@ -111,22 +126,25 @@ router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __
                 if (lane == 0) means[place * group + h] = inner[h];
             }
         double square = 0, touched = 0;
-        for (int c = lane; c < most; c += 32) {
-            float divisor = 1.f;
-            const float up = c < own ? upstream(c, divisor) : 0.f;
-            const bool listed = c < own && kept && at.has(c);
-            bool any = false;
+        for (int base = lane; base < most; base += 128) {
+            const Up up = upstream(base, min(own, most));
             #pragma unroll
-            for (int h = 0; h < 16; h++)
-                if (h < group) {
-                    const float slope_of = c < own && counts(c) ? slope(rows[h * width + c], shift_of[h], s) : 0.f;
-                    const float ds = (slope_of == 0.f || divisor == 0.f ? 0.f : slope_of / divisor * up) - slope_of * inner[h];
+            for (int k = 0; k < 4; k++) {
+                const int c = base + 32 * k;
+                if (c >= most) break;
+                bool any = false;
+                #pragma unroll
+                for (int h = 0; h < 16; h++) {
+                    if (h >= group) break;
+                    const float slope_of = c < own && (s.straight != 2 || up.four.has[k]) ? slope(rows[h * width + c], shift_of[h], s) : 0.f;
+                    const float ds = (slope_of == 0.f || up.divisor[k] == 0.f ? 0.f : slope_of / up.divisor[k] * up.of[k]) - slope_of * inner[h];
                     rows[h * width + c] = ds;
                     square += (double)ds * ds;
                     any |= ds != 0.f;
-                    if (listed) kept[(long long)at.entry(c) * group + h] = ds;
+                    if (kept && up.four.has[k]) kept[(long long)up.four.entry[k] * group + h] = ds;
                 }
-            touched += any;
+                touched += any;
+            }
         }
         square = warp_sum(square);
         touched = warp_sum(touched);
@@ -236,18 +254,37 @@ router_keys(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const flo
     load(0);
     for (int i = 0; i < rounds; i++) {
         load(i + 1);
-        for (int x = threadIdx.x; x < together * TILE; x += SIDE) {
-            const int token = begin + i * together + x / TILE, c = c0 + x % TILE;
-            float2 pair = make_float2(0.f, 0.f);
-            if (token < end && c < token / chunk) {
-                const Cells at = cells_of(cells, first, blockIdx.y, token, t, chunks);
-                if (at.has(c)) {
-                    const u32 entry = at.entry(c);
-                    const long long place = ((long long)batch * t + token) * kv_heads + kv;
-                    pair = make_float2(dbias[entry] / s.sigma - offsets[place], s.straight ? sums[entry] : sums[entry] * group);
-                }
+        // four pairs of a thread at a time: the loads of one follow one another. Entry 0 stands for those that are not there.
+        for (int x = threadIdx.x; x < together * TILE; x += 4 * SIDE) {
+            const int c = c0 + x % TILE, token0 = begin + i * together + x / TILE;  // then every SIDE / TILE tokens
+            u64 words[4];
+            u32 entry[4];
+            float up[4], by[4], less[4];
+            #pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const int token = token0 + k * (SIDE / TILE);
+                const bool valid = x + k * SIDE < together * TILE && token < end && c < token / chunk;
+                const long long at = ((long long)blockIdx.y * ceil_div(t, 64) + token / 64) * chunks + c;
+                words[k] = valid ? cells[at] : 0;
+                entry[k] = valid ? first[at] : 0;
             }
-            upstream[x] = pair;
+            #pragma unroll
+            for (int k = 0; k < 4; k++) {
+                const int token = token0 + k * (SIDE / TILE);
+                const u64 bit = 1ull << (token & 63);
+                const bool has = words[k] & bit;
+                entry[k] = has ? entry[k] + __popcll(words[k] & (bit - 1)) : 0;
+                words[k] = has;
+                up[k] = dbias[entry[k]];
+                by[k] = sums[entry[k]];
+                less[k] = offsets[((long long)batch * t + (has ? token : 0)) * kv_heads + kv];
+            }
+            #pragma unroll
+            for (int k = 0; k < 4; k++) {
+                if (x + k * SIDE >= together * TILE) break;
+                const float by_of = s.straight ? by[k] : by[k] * group;
+                upstream[x + k * SIDE] = words[k] ? make_float2(up[k] / s.sigma - less[k], by_of) : make_float2(0.f, 0.f);
+            }
         }
         copy_wait<1>();
         __syncthreads();

@@ -8,9 +8,9 @@ use crate::error::{Result, ensure};
 use crate::ops::attention::{Center, Dims, Entmax, RouterGradient};
 use crate::ops::cuda::reduce::sum_axis;
 
-/// Blocks of the key side that are wanted at least: about two a multiprocessor of a large card. A constant, so that the order of sums follows
-/// from the shape alone.
-const BLOCKS: usize = 256;
+/// Blocks of the key side that are wanted at least: eight a multiprocessor of a large card, which hide each other's waits. A constant, so that the
+/// order of sums follows from the shape alone.
+const BLOCKS: usize = 1056;
 
 /// What backward needs of [`super::StreamedRouting`].
 #[derive(Debug, Clone, Copy)]

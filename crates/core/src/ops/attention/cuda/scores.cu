@@ -80,6 +80,26 @@ struct Cells {
     METHOD bool has(int chunk) const { return words[chunk] & bit; }
     METHOD u32 entry(int chunk) const { return first[chunk] + __popcll(words[chunk] & (bit - 1)); }
 };
+// Of four chunks, 32 apart from `c` on, as far as they are below `count`: whether the token has them, and their entries. What does not depend on
+// each other is asked for together, because one number of an entry is three loads that follow one another. An entry that is not there is `none`.
+struct Four { bool has[4]; u32 entry[4]; };
+INLINE Four four_of(const Cells& at, int c, int count, u32 none) {
+    u64 words[4];
+    u32 first[4];
+    #pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const int chunk = c + 32 * k;
+        words[k] = chunk < count ? at.words[chunk] : 0;
+        first[k] = chunk < count ? at.first[chunk] : 0;
+    }
+    Four all;
+    #pragma unroll
+    for (int k = 0; k < 4; k++) {
+        all.has[k] = words[k] & at.bit;
+        all.entry[k] = all.has[k] ? first[k] + __popcll(words[k] & (at.bit - 1)) : none;
+    }
+    return all;
+}
 INLINE Cells cells_of(const u64* cells, const u32* first, int batch_head, int token, int t, int chunks) {
     const long long row = ((long long)batch_head * ceil_div(t, 64) + token / 64) * chunks;
     return {cells + row, first ? first + row : 0, 1ull << (token & 63)};

@@ -8,7 +8,7 @@ use crate::testing::{attention_of_operands, bf16};
 use crate::{Device, Tensor, testing};
 
 /// Shapes with odd lengths, every group size, every head width (two of them padded) and every chunk size.
-const SHAPES: [([usize; 5], usize); 15] = [
+const SHAPES: [([usize; 5], usize); 17] = [
     ([1, 1, 1, 1, 32], 16),
     ([2, 5, 2, 1, 64], 16),
     ([1, 37, 3, 1, 64], 16),
@@ -24,6 +24,8 @@ const SHAPES: [([usize; 5], usize); 15] = [
     ([1, 140, 3, 1, 128], 4),
     ([2, 97, 2, 2, 8], 8),
     ([1, 210, 12, 1, 96], 64),
+    ([2, 450, 6, 2, 64], 64),
+    ([1, 420, 4, 2, 64], 64),
 ];
 
 fn dims([b, t, h, g, d]: [usize; 5]) -> Dims {
@@ -166,8 +168,13 @@ fn to_cells(list: &HostRoutes, numbers: &[f64]) -> Vec<f64> {
 /// Attended chunks with nothing between them, more of it than blocks of keys are on their way at a time.
 #[test]
 fn chunks_may_lie_far_apart() {
+    for (heads, width) in [(16, 128), (3, 64)] {
+        attended_far_apart(dims([1, 1100, heads, 1, width]));
+    }
+}
+
+fn attended_far_apart(dims: Dims) {
     let Some(gpu) = cuda() else { return };
-    let dims = dims([1, 1100, 16, 1, 128]);
     let host = inputs(dims);
     let choose = |_, _, query: usize, chosen: &mut Vec<u32>| {
         let own = query / 64;
@@ -205,7 +212,7 @@ fn entries_are_numbered_by_cell() {
 #[test]
 fn same_bits_every_run() {
     let Some(gpu) = cuda() else { return };
-    for (extents, chunk) in [([2, 700, 8, 2, 64], 32), ([1, 700, 16, 1, 128], 64)] {
+    for (extents, chunk) in [([2, 700, 8, 2, 64], 32), ([1, 700, 16, 1, 128], 64), ([2, 700, 6, 2, 64], 64)] {
         let dims = dims(extents);
         let card = on(gpu, &inputs(dims));
         let list = routes(&testing::device(), dims, chunk).to_host().unwrap();

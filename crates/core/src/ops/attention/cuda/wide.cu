@@ -1,5 +1,5 @@
-// Attention on wgmma: two warpgroups multiply, 64 rows (or 64 keys) each, and the four warps of a third bring what they need, 64 rows at a time,
-// into a slot each. While one warpgroup has exponentials to compute the other one multiplies.
+// Attention on wgmma: GROUPS warpgroups multiply, 64 rows (or 64 keys) each, and the four warps of another one bring what they need, 64 rows at a
+// time, into a slot each. While one warpgroup has exponentials to compute the others multiply.
 //
 // D: head width in shared memory, 64 or 128; HEAD: as it is, a multiple of 8. LISTED: 1 where a bit matrix says who attends what, CHUNK tokens a
 // chunk: 64. Else a query attends every key up to its own.
@@ -8,11 +8,17 @@
 #define PANELS ((D + 63) / 64)
 #define TILE (64 * PANELS * 128)
 #define SLOTS 4
-#define CONSUMERS 256
+#define CONSUMERS (128 * GROUPS)
+#define THREADS (CONSUMERS + 128)
 
-// Of the 168 registers a thread that a block of 384 begins with, those who bring give some to those who multiply.
-INLINE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 232;"); }
-INLINE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 40;"); }
+// Of the registers that a block begins with (168 a thread with two groups, 128 with three), those who bring give some to those who multiply.
+#if GROUPS == 3
+INLINE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 152;"); }
+INLINE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 56;"); }
+#else
+INLINE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 224;"); }
+INLINE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 56;"); }
+#endif
 
 // 64 rows of a shared-memory tile, by one warp: row i begins `places[i]` elements behind `from`, and is zero where that is negative.
 INLINE void gather_by_warp(u32 to, const bf16* from, const long long* places) {
@@ -52,6 +58,13 @@ INLINE void add_product(float (&acc)[PANELS][32], const u32 (&p)[4][4], u32 b) {
         #pragma unroll
         for (int panel = 0; panel < PANELS; panel++)
             wgmma64_rs_transposed(acc[panel], p[step], right + panel * 512 + step * 128, 1);
+}
+
+// By the 128 threads of a warpgroup: waits for what all of them copied, and makes it visible to wgmma. No other barrier has this number.
+INLINE void join_copies(int group_of) {
+    copy_wait<0>();
+    proxy_fence();
+    asm volatile("bar.sync %0, 128;" ::"r"(group_of + 1) : "memory");
 }
 
 // Empties the slots between the lanes that fill one and the `readers` warps that read it; the caller joins its threads.

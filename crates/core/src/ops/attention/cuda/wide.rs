@@ -20,16 +20,26 @@ static KEY_SIDE: Source =
 const ROWS_EACH: usize = 64;
 /// Tiles of 64 rows that the slots hold.
 const SLOTS: usize = 8;
-/// Two warpgroups that multiply and one that brings.
-const THREADS: u32 = 384;
 /// Tokens of a sequence with lists at most: the key side counts them in shared memory.
 const MOST_TOKENS: usize = 1 << 17;
 /// Query heads of a kv head from which on the query side's backward takes lists: five tokens a warpgroup.
 const LEAST_GROUP: usize = 12;
 
+/// Warpgroups that multiply, beside one that brings: three where the registers of a thread allow it, so that two multiply while one
+/// computes powers.
+fn groups(source: &'static Source, form: Form) -> usize {
+    let few_sums = std::ptr::eq(source, &FORWARD) || (std::ptr::eq(source, &ROWS) && form.wide == 64);
+    if few_sums { 3 } else { 2 }
+}
+
+fn threads(groups: usize) -> u32 {
+    128 * (groups as u32 + 1)
+}
+
 fn unit(source: &'static Source, form: Form) -> Unit {
     let listed = usize::from(form.chunk.is_some());
-    let numbers = [("D", form.wide), ("HEAD", form.head), ("LISTED", listed), ("CHUNK", KEYS)];
+    let groups = groups(source, form);
+    let numbers = [("D", form.wide), ("HEAD", form.head), ("LISTED", listed), ("CHUNK", KEYS), ("GROUPS", groups)];
     Unit::new(source, numbers.map(|(name, value)| (name, value.to_string())))
 }
 
@@ -68,18 +78,18 @@ impl Pass<'_> {
         operands: usize,
         buffers: &[Arg],
     ) -> Result<()> {
-        let group = self.dims.group();
+        let (group, groups) = (self.dims.group(), groups(source, self.form));
         let (q, (k, v)) = (self.operands.q, self.maps()?);
         let first = [Arg::At(q.0, q.1), Arg::Map(&k), Arg::Map(&v)];
         let sizes = [self.dims.t, self.dims.g, group, q.2, self.chunks()].map(Arg::int);
         let args = [&first[..], buffers, &self.lists(), &sizes, &[self.scale()]].concat();
-        let tokens = 2 * (ROWS_EACH / group);
+        let tokens = groups * (ROWS_EACH / group);
         let grid = Grid { blocks: [self.dims.t.div_ceil(tokens), self.dims.b * self.dims.g, 1], ..Grid::default() };
-        let shared = (2 * operands + SLOTS) * self.tile() + self.dims.t.div_ceil(KEYS).next_multiple_of(8) * 2;
+        let shared = (groups * operands + SLOTS) * self.tile() + self.dims.t.div_ceil(KEYS).next_multiple_of(8) * 2;
         let kernel = q.0.device().kernel(&unit(source, self.form), name)?;
         // SAFETY: the kernel's parameters in order, for extents that were compared with the buffers when the pass was made and by
         // its methods.
-        unsafe { kernel.launch(Grid { threads: THREADS, ..grid }.shared(shared), &args) }
+        unsafe { kernel.launch(Grid { threads: threads(groups), ..grid }.shared(shared), &args) }
     }
 
     pub(super) fn wide_forward(&self, o: &CudaBuffer, lse: &CudaBuffer) -> Result<()> {
@@ -98,7 +108,7 @@ impl Pass<'_> {
         let args = [&operands[..], &inputs, &outputs, &self.lists(), &sizes, &[self.scale()]].concat();
         let lists = if self.form.chunk.is_some() { 2 * (self.dims.t.div_ceil(64) + 1) * 4 } else { 0 };
         let blocks = [self.keys.div_ceil(2 * ROWS_EACH), self.dims.b * self.dims.g, 1];
-        let grid = Grid { blocks, threads: THREADS, ..Grid::default() };
+        let grid = Grid { blocks, threads: threads(groups(&KEY_SIDE, self.form)), ..Grid::default() };
         let kernel = q.0.device().kernel(&unit(&KEY_SIDE, self.form), "wide_keys")?;
         // SAFETY: as above.
         unsafe { kernel.launch(grid.shared((4 + SLOTS) * self.tile() + lists), &args) }

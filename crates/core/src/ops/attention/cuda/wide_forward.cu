@@ -1,34 +1,33 @@
 // Attention on wgmma, forward. The next scores are on their way while p v is added and while the powers are computed.
 
 // Above 60 lines: the warps that load and the warpgroups that compute are the two branches of one kernel, which meet at its barriers.
-extern "C" __global__ void __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 wide_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, bf16* __restrict__ o,
                        float* __restrict__ lse, const u64* __restrict__ cells, const u32* __restrict__ first, const float* __restrict__ bias,
                        int t, int kv_heads, int group, int q_stride, int chunks, float scale) {
     extern __shared__ __align__(1024) u8 scratch[];
     __shared__ u64 full[SLOTS], empty[SLOTS];
-    __shared__ float adds[SLOTS][2 * ROWS];
-    __shared__ int on[SLOTS][2];
-    const u32 queries = shared_address(scratch), slots = queries + 2 * TILE;
+    __shared__ float adds[LISTED ? SLOTS : 1][GROUPS * ROWS];
+    __shared__ int on[SLOTS][GROUPS];
+    const u32 queries = shared_address(scratch), slots = queries + GROUPS * TILE;
     const int lane = threadIdx.x % 32;
-    empty_slots(full, empty, 8);
-    const Sides s = sides(cells, first, (unsigned short*)(scratch + (2 + 2 * SLOTS) * TILE), t, kv_heads, group, chunks);
+    empty_slots(full, empty, 4 * GROUPS);
+    const Sides s = sides(cells, first, (unsigned short*)(scratch + (GROUPS + 2 * SLOTS) * TILE), t, kv_heads, group, chunks);
     if (threadIdx.x < CONSUMERS) {
         load_own(queries, q, s, q_stride);
         copy_commit();
-        copy_wait<0>();
-        proxy_fence();
     }
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
         fewer_registers();
-        const int slot = threadIdx.x / 32 - 8;
+        const int slot = threadIdx.x / 32 - 4 * GROUPS;
         for (int i = slot, round = 0; i < s.count; i += SLOTS, round++) {
             if (round > 0) barrier_wait(shared_address(empty + slot), (round - 1) & 1);
             bring(i, slot, slots, full, adds, on, &k, &v, bias, s);
         }
     } else {
         more_registers();
+        join_copies(threadIdx.x / 128);  // keys and values are on their way meanwhile
         const int own = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, row0 = warp * 16 + lane / 4;
         const int tokens[2] = {s.token(own * ROWS + row0), s.token(own * ROWS + row0 + 8)};
         const u32 rows = queries + own * TILE;
@@ -72,6 +71,7 @@ wide_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, const __
             for (int n = 0; n < 16; n++) p[n / 4][n % 4] = pack(x[2 * n], x[2 * n + 1]);
         };
         const auto shrink_sums = [&] {
+            if (__all_sync(FULL, shrink[0] == 1.f && shrink[1] == 1.f)) return;  // most blocks raise no row's maximum
             #pragma unroll
             for (int panel = 0; panel < PANELS; panel++)
                 #pragma unroll
@@ -98,6 +98,7 @@ wide_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, const __
                 wgmma_commit();
                 wgmma_wait<1>();
                 soften(after);
+                if (sum[0] + sum[1] < 0.f) __trap();  // never: a branch on all powers keeps the wait for p v behind them
                 wgmma_wait<0>();
                 walk.leave(i);
                 shrink_sums();

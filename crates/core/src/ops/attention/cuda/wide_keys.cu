@@ -5,7 +5,7 @@
 
 // Above 60 lines: the warps that look up and load rows and the warpgroups that add up dk and dv are the two branches of one kernel, which meet at
 // its barriers.
-extern "C" __global__ void __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, const bf16* __restrict__ dout,
                const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dk, float* __restrict__ dv,
                const u64* __restrict__ all_cells, const u32* __restrict__ all_first, const float* __restrict__ bias, int t,
@@ -39,8 +39,6 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
             copy16(values + to, v + at, valid);
         }
         copy_commit();
-        copy_wait<0>();
-        proxy_fence();
     }
     const int first_tile = key0 / 64;
     if (LISTED) {
@@ -68,57 +66,71 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
         const int slot = threadIdx.x / 32 - 8, list = LISTED ? slot / 2 : 0;
         const u32* own = before + list * (tiles + 1);
         const int total = LISTED ? (int)own[tiles] : max(0, t - key0), batches = ceil_div(total, together);
+        // What is known of the two rows that a lane looks up of a batch.
+        struct Row { int token; float delta, shift; };
+        const auto look_up = [&](int i, int r) {
+            const int place = i * together + r / group;
+            const bool valid = i < batches && r < together * group && place < total;
+            Row row = {-1, 0.f, NOTHING};
+            if (!valid) return row;
+            u64 bits = 0, before_it = 0;
+            if (LISTED) {
+                int low = first_tile, high = tiles - 1;  // the last tile with no more rows before it than `place`
+                while (low < high) {
+                    const int middle = (low + high + 1) / 2;
+                    if ((int)own[middle] <= place) low = middle; else high = middle - 1;
+                }
+                bits = word(list, low);
+                int rank = place - own[low], at = 0;
+                #pragma unroll
+                for (int width = 32; width > 0; width /= 2) {
+                    const int count = __popcll(bits >> at & ((1ull << width) - 1));
+                    if (rank >= count) { rank -= count; at += width; }
+                }
+                row.token = low * 64 + at;
+                before_it = bits & ((1ull << at) - 1);
+            } else {
+                row.token = key0 + place;
+            }
+            const long long at = ((long long)batch * t + row.token) * heads + kv * group + r % group;
+            row.delta = delta[at];
+            float plus = 0.f;
+            if (LISTED && bias) plus = bias[entries[row.token / 64 * chunks + key0 / CHUNK + list] + __popcll(before_it)] * LOG2E;
+            row.shift = plus - lse[at] * LOG2E;
+            return row;
+        };
+        const int first = LISTED ? slot % 2 : slot, step = LISTED ? 2 : SLOTS;
+        Row rows[2] = {look_up(first, lane), look_up(first, lane + 32)};
         int round = 0;
-        for (int i = LISTED ? slot % 2 : slot; i < batches; i += LISTED ? 2 : SLOTS, round++) {
+        for (int i = first; i < batches; i += step, round++) {
             if (round > 0) barrier_wait(shared_address(empty + slot), (round - 1) & 1);
-            for (int r = lane; r < BATCH; r += 32) {
-                const int place = i * together + r / group;
-                const bool valid = r < together * group && place < total;
-                int token = -1;
-                if (valid && !LISTED) token = key0 + place;
-                if (valid && LISTED) {
-                    int low = first_tile, high = tiles - 1;  // the last tile with no more rows before it than `place`
-                    while (low < high) {
-                        const int middle = (low + high + 1) / 2;
-                        if ((int)own[middle] <= place) low = middle; else high = middle - 1;
-                    }
-                    u64 bits = word(list, low);
-                    int rank = place - own[low], at = 0;
-                    #pragma unroll
-                    for (int width = 32; width > 0; width /= 2) {
-                        const int count = __popcll(bits >> at & ((1ull << width) - 1));
-                        if (rank >= count) { rank -= count; at += width; }
-                    }
-                    token = low * 64 + at;
-                }
-                tokens[slot][r] = token;
+            #pragma unroll
+            for (int half = 0; half < 2; half++) {
+                const int r = lane + 32 * half;
+                const int token = rows[half].token, head = kv * group + r % group;
                 const long long line = (long long)batch * t + token;
-                const int head = kv * group + r % group;
-                places[slot][0][r] = valid ? line * q_stride + head * HEAD : -1;
-                places[slot][1][r] = valid ? (line * heads + head) * HEAD : -1;
-                const long long row = line * heads + head;
-                inner[slot][r] = valid ? delta[row] : 0.f;
-                const float low = valid ? lse[row] * LOG2E : 0.f;
-                float plus = valid ? 0.f : NOTHING;
-                if (LISTED && valid) {
-                    const int chunk = key0 / CHUNK + list, cell = token / 64 * chunks + chunk;
-                    const u64 bit = 1ull << (token & 63), bits = chunk < chunks ? cells[cell] : 0;
-                    plus = !(bits & bit) ? NOTHING : bias ? bias[entries[cell] + __popcll(bits & (bit - 1))] * LOG2E : 0.f;
-                }
-                shifts[slot][r] = plus - low;
+                tokens[slot][r] = token;
+                places[slot][0][r] = token < 0 ? -1 : line * q_stride + head * HEAD;
+                places[slot][1][r] = token < 0 ? -1 : (line * heads + head) * HEAD;
+                inner[slot][r] = rows[half].delta;
+                shifts[slot][r] = rows[half].shift;
             }
             __syncwarp();
             const u32 to = slots + slot * 2 * TILE;
             gather_by_warp(to, q, places[slot][0]);
             gather_by_warp(to + TILE, dout, places[slot][1]);
             copy_commit();
+            // the next batch is looked up while this one's rows come in
+            #pragma unroll
+            for (int half = 0; half < 2; half++) rows[half] = look_up(i + step, lane + 32 * half);
             copy_wait<0>();
             proxy_fence();
             barrier_arrive(shared_address(full + slot));
         }
     } else {
         more_registers();
-        const int list = threadIdx.x / 128, warp = threadIdx.x / 32 % 4;
+        join_copies(threadIdx.x / 128);
+        const int list = __shfl_sync(FULL, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4;
         const int total = LISTED ? (int)before[list * (tiles + 1) + tiles] : max(0, t - key0), batches = ceil_div(total, together);
         const float factor = scale * LOG2E;
         const u32 own_keys = keys + list * TILE, own_values = values + list * TILE;
@@ -150,6 +162,18 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
                 wgmma_wait<1>();
             }
             u32 p[4][4], ds[4][4];
+            // tokens ascend, so only the first batches have keys behind a token; with more sums a branch here spills
+            if (ahead && tokens[slot][0] < key0 + list * KEYS + KEYS - 1) {
+                #pragma unroll
+                for (int n = 0; n < 8; n++) {
+                    const int2 token = *(const int2*)&tokens[slot][n * 8 + lane % 4 * 2];
+                    #pragma unroll
+                    for (int half = 0; half < 2; half++) {
+                        if (key + 8 * half > token.x) x[n * 4 + 2 * half] = NOTHING;
+                        if (key + 8 * half > token.y) x[n * 4 + 2 * half + 1] = NOTHING;
+                    }
+                }
+            }
             #pragma unroll
             for (int n = 0; n < 8; n++) {
                 const int r = n * 8 + lane % 4 * 2;
@@ -159,8 +183,8 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
                     const float2 shift = *(const float2*)&shifts[slot][r];
                     float& a = x[n * 4 + 2 * half];
                     float& b = x[n * 4 + 2 * half + 1];
-                    a = key + 8 * half > token.x ? 0.f : exp2_fast(fmaf(a, factor, shift.x));
-                    b = key + 8 * half > token.y ? 0.f : exp2_fast(fmaf(b, factor, shift.y));
+                    a = !ahead && key + 8 * half > token.x ? 0.f : exp2_fast(fmaf(a, factor, shift.x));
+                    b = !ahead && key + 8 * half > token.y ? 0.f : exp2_fast(fmaf(b, factor, shift.y));
                     p[n / 2][n % 2 * 2 + half] = pack(a, b);
                 }
             }

@@ -2,34 +2,32 @@
 // ds k is added.
 
 // Above 60 lines: the warps that load and the warpgroups that compute are the two branches of one kernel, which meet at its barriers.
-extern "C" __global__ void __launch_bounds__(384, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
 wide_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const __grid_constant__ Map v, const bf16* __restrict__ dout,
                     const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dq, float* __restrict__ dbias,
                     const u64* __restrict__ cells, const u32* __restrict__ first, const float* __restrict__ bias, int t, int kv_heads,
                     int group, int q_stride, int chunks, float scale) {
     extern __shared__ __align__(1024) u8 scratch[];
     __shared__ u64 full[SLOTS], empty[SLOTS];
-    __shared__ float adds[SLOTS][2 * ROWS], of_rows[LISTED ? SLOTS : 1][2 * ROWS];
-    __shared__ int on[SLOTS][2];
-    const u32 queries = shared_address(scratch), outs = queries + 2 * TILE, slots = outs + 2 * TILE;
+    __shared__ float adds[LISTED ? SLOTS : 1][GROUPS * ROWS], of_rows[LISTED ? SLOTS : 1][GROUPS * ROWS];
+    __shared__ int on[SLOTS][GROUPS];
+    const u32 queries = shared_address(scratch), outs = queries + GROUPS * TILE, slots = outs + GROUPS * TILE;
     const int lane = threadIdx.x % 32;
-    empty_slots(full, empty, 8);
-    const Sides s = sides(cells, first, (unsigned short*)(scratch + (4 + 2 * SLOTS) * TILE), t, kv_heads, group, chunks);
+    empty_slots(full, empty, 4 * GROUPS);
+    const Sides s = sides(cells, first, (unsigned short*)(scratch + (2 * GROUPS + 2 * SLOTS) * TILE), t, kv_heads, group, chunks);
     if (threadIdx.x < CONSUMERS) {
         load_own(queries, q, s, q_stride);
         load_own(outs, dout, s, s.heads * HEAD);
         copy_commit();
-        copy_wait<0>();
-        proxy_fence();
     }
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
         fewer_registers();
-        const int slot = threadIdx.x / 32 - 8;
+        const int slot = threadIdx.x / 32 - 4 * GROUPS;
         // the bias's gradient of block i, whose rows' sums the warpgroups have left
         const auto collect = [&](int i) {
             if (!LISTED || !dbias) return;
-            for (int e = lane; e < 2 * s.together; e += 32) {
+            for (int e = lane; e < GROUPS * s.together; e += 32) {
                 const int row = e / s.together * ROWS + e % s.together * group, token = s.token(row), cell = token / 64 * chunks + s.list[i];
                 if (token < 0) continue;
                 const u64 bits = s.cells[cell], bit = 1ull << (token & 63);
@@ -54,6 +52,7 @@ wide_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const __gri
         }
     } else {
         more_registers();
+        join_copies(threadIdx.x / 128);  // keys and values are on their way meanwhile
         const int own = threadIdx.x / 128, warp = threadIdx.x / 32 % 4, row0 = warp * 16 + lane / 4;
         const int tokens[2] = {s.token(own * ROWS + row0), s.token(own * ROWS + row0 + 8)};
         const u32 rows = queries + own * TILE, own_outs = outs + own * TILE;
@@ -85,13 +84,17 @@ wide_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const __gri
             for (int half = 0; half < 2; half++) {
                 const float shift = (LISTED ? adds[i % SLOTS][own * ROWS + row0 + 8 * half] : 0.f) - low[half];
                 float sum = 0;
+                if (key0 + KEYS - 1 > tokens[half]) {
+                    #pragma unroll
+                    for (int n = 0; n < 16; n++)
+                        if (key0 + n / 2 * 8 + lane % 4 * 2 + n % 2 > tokens[half]) x[n / 2 * 4 + 2 * half + n % 2] = NOTHING;
+                }
                 #pragma unroll
                 for (int n = 0; n < 8; n++) {
                     float d[2];
                     #pragma unroll
                     for (int e = 0; e < 2; e++) {
-                        const int key = key0 + n * 8 + lane % 4 * 2 + e;
-                        const float p = key > tokens[half] ? 0.f : exp2_fast(fmaf(x[n * 4 + 2 * half + e], factor, shift));
+                        const float p = exp2_fast(fmaf(x[n * 4 + 2 * half + e], factor, shift));
                         d[e] = p * (dp[n * 4 + 2 * half + e] - inner[half]);
                         if (LISTED) sum += d[e];
                     }

@@ -8,7 +8,7 @@ struct Sides {
     const u32* entries;
     int chunks;
     unsigned short* list;
-    METHOD int token(int row) const {  // of the block's 128 rows, -1 for none
+    METHOD int token(int row) const {  // of the block's rows, -1 for none
         const int in = row % ROWS, token = first + row / ROWS * together + in / group;
         return in < together * group && token < t ? token : -1;
     }
@@ -19,16 +19,16 @@ INLINE Sides sides(const u64* cells, const u32* entries, unsigned short* list, i
     Sides s;
     s.batch = blockIdx.y / kv_heads, s.kv = blockIdx.y % kv_heads, s.heads = kv_heads * group, s.group = group, s.t = t, s.chunks = chunks;
     s.together = ROWS / group;
-    s.first = (gridDim.x - 1 - blockIdx.x) * 2 * s.together;  // the longest tiles first
+    s.first = (gridDim.x - 1 - blockIdx.x) * GROUPS * s.together;  // the longest tiles first
     s.cells = cells + (long long)blockIdx.y * ceil_div(t, 64) * chunks;
     s.entries = entries + (long long)blockIdx.y * ceil_div(t, 64) * chunks;
     s.list = list;
-    const int end = min(s.first + 2 * s.together, t), blocks = ceil_div(end, KEYS);
+    const int end = min(s.first + GROUPS * s.together, t), blocks = ceil_div(end, KEYS);
     s.count = blocks;
     if (LISTED) {
-        __shared__ int counts[12];
+        __shared__ int counts[THREADS / 32];
         int total = 0;
-        for (int base = 0; base < blocks; base += 384) {
+        for (int base = 0; base < blocks; base += THREADS) {
             const int block = base + threadIdx.x;
             bool any = false;
             if (block < blocks)
@@ -43,7 +43,7 @@ INLINE Sides sides(const u64* cells, const u32* entries, unsigned short* list, i
             if (lane == 0) counts[warp] = __popc(votes);
             __syncthreads();
             int before = total;
-            for (int w = 0; w < 12; w++) {
+            for (int w = 0; w < THREADS / 32; w++) {
                 if (w < warp) before += counts[w];
                 total += counts[w];
             }
@@ -55,7 +55,7 @@ INLINE Sides sides(const u64* cells, const u32* entries, unsigned short* list, i
     return s;
 }
 
-// By both warpgroups: their rows of a [b, t, heads, HEAD].
+// By the warpgroups that multiply: their rows of a [b, t, heads, HEAD].
 INLINE void load_own(u32 to, const bf16* from, const Sides& s, int stride) {
     for (int i = threadIdx.x % 128; i < ROWS * PANELS * 8; i += 128) {
         const int row = i / (PANELS * 8), piece = i % (PANELS * 8), own = threadIdx.x / 128, token = s.token(own * ROWS + row);
@@ -67,7 +67,7 @@ INLINE void load_own(u32 to, const bf16* from, const Sides& s, int stride) {
 
 // The keys and values of block i, by the copy engine, and what its rows add to their scores there (`bias` or minus infinity), by the warp of
 // a slot.
-INLINE void bring(int i, int slot, u32 slots, u64* full, float (*adds)[2 * ROWS], int (*on)[2], const Map* k, const Map* v, const float* bias,
+INLINE void bring(int i, int slot, u32 slots, u64* full, float (*adds)[GROUPS * ROWS], int (*on)[GROUPS], const Map* k, const Map* v, const float* bias,
                   const Sides& s) {
     const int lane = threadIdx.x % 32, block = LISTED ? s.list[i] : i;
     if (lane == 0) {
@@ -80,9 +80,9 @@ INLINE void bring(int i, int slot, u32 slots, u64* full, float (*adds)[2 * ROWS]
         }
     }
     if (LISTED) {
-        bool some[2] = {false, false};
+        bool some[GROUPS] = {};
         #pragma unroll
-        for (int part = 0; part < 4; part++) {
+        for (int part = 0; part < 2 * GROUPS; part++) {
             const int row = part * 32 + lane, token = s.token(row);
             float add = NOTHING;
             if (token >= 0) {
@@ -93,8 +93,11 @@ INLINE void bring(int i, int slot, u32 slots, u64* full, float (*adds)[2 * ROWS]
             adds[slot][row] = add;
             some[part / 2] |= add != NOTHING;
         }
-        const bool first = __any_sync(FULL, some[0]), second = __any_sync(FULL, some[1]);
-        if (lane == 0) on[slot][0] = first, on[slot][1] = second;
+        #pragma unroll
+        for (int of = 0; of < GROUPS; of++) {
+            const bool any = __any_sync(FULL, some[of]);
+            if (lane == 0) on[slot][of] = any;
+        }
     }
     barrier_arrive(shared_address(full + slot));
 }
@@ -102,7 +105,7 @@ INLINE void bring(int i, int slot, u32 slots, u64* full, float (*adds)[2 * ROWS]
 // Walks the blocks that a warpgroup works on: waits for one, skips what none of its rows attends.
 struct Walk {
     u64 *full, *empty;
-    int (*on)[2];
+    int (*on)[GROUPS];
     int count, own, last;  // of blocks; the warpgroup; its last token
     const unsigned short* list;
     // The next block from i on, below `limit`; or `limit`. A block that is held keeps its slot, so nobody may look SLOTS ahead of it.
