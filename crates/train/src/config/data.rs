@@ -6,6 +6,7 @@ use dash_data::{Bos, EXTENSIONS, FIELD, Source, SpecialTokens, no_text};
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, positive, wrong};
+use super::word::word;
 
 /// `[data]`
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -159,7 +160,7 @@ impl Data {
 
     /// Refuses keys that mean nothing to the source.
     fn check_source(&self) -> Result<(), ConfigError> {
-        let word = super::word(&self.source);
+        let word = word(&self.source);
         let nothing = |key: &str| {
             let what = format!("means nothing to data.source = \"{word}\"; remove it, or set data.source = \"text\"");
             wrong(key, what)

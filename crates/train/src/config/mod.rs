@@ -17,11 +17,11 @@ mod router;
 mod run;
 mod set;
 mod template;
+mod word;
 
 use std::io::Read;
 use std::path::Path;
 
-use serde::Serialize;
 use toml::{Table, Value};
 
 pub use compare::{Arm, Compare};
@@ -36,13 +36,9 @@ pub use problems::nearest;
 pub use router::{Ramp, RouterPlan};
 pub use run::{DeviceName, MOST_THREADS, Run};
 pub use template::{about, template};
+pub use word::word;
 
 use set::{apply, explained};
-
-/// How a configuration writes a choice: `phone-book`.
-pub fn word(choice: &impl Serialize) -> String {
-    serde_json::json!(choice).as_str().unwrap_or_default().to_string()
-}
 
 /// Gives keys that had another name the one that they have: runs and files of earlier builds stay readable.
 fn rename(table: &mut Table) {
