@@ -120,9 +120,8 @@ pub(super) struct Scored<'a> {
     keys: &'a CudaBuffer,
     pub n: usize,
     wide: usize,
-    /// Distance of rows of scores.
+    /// Distance of rows of scores, and slabs of 16 rows a block, up to four.
     width: usize,
-    /// Slabs of 16 rows a block, up to four.
     slabs: usize,
     shared: usize,
 }
