@@ -6,7 +6,7 @@ use super::super::tuning::label;
 use super::charts;
 use super::study::{Section, Study};
 use crate::lab::chart::trimmed;
-use crate::lab::stats::Estimate;
+use crate::lab::stats::{Estimate, Time};
 
 fn values(pairs: &[(u64, f64)]) -> Vec<f64> {
     pairs.iter().map(|p| p.1).collect()
@@ -32,6 +32,16 @@ fn spread(values: &[f64]) -> String {
         1 => format!("{} (one seed)", trimmed(e.mean)),
         _ if low == high => format!("{} in all", trimmed(low)),
         _ => format!("{} ({} to {})", of(e.mean), of(low), of(high)),
+    }
+}
+
+/// As [`spread`], of times of which those that nobody reached are where the runs ended: how many, or that none was.
+pub(super) fn time(times: &[(u64, Time)]) -> String {
+    let at: Vec<f64> = times.iter().map(|(_, t)| t.at).collect();
+    match times.iter().filter(|(_, t)| !t.happened).count() {
+        0 => spread(&at),
+        n if n == at.len() => format!("none by {}", trimmed(at.iter().copied().fold(0.0, f64::max))),
+        n => format!("{}, {n} censored", spread(&at)),
     }
 }
 
@@ -67,7 +77,8 @@ pub fn summary(study: &Study) -> Section {
         match m.kind {
             Kind::Loss => plus_minus(&Estimate::of(&v)),
             // a mean of all or nothing has no interval worth the name
-            Kind::Accuracy | Kind::Time => spread(&v),
+            Kind::Accuracy => spread(&v),
+            Kind::Time => time(&m.times(study.results, arm, &study.plan.rules)),
         }
     };
     let row = |arm: &str| {

@@ -2,6 +2,7 @@ use super::super::criteria::Status;
 use super::super::table::Row;
 use super::*;
 use crate::config::{Compare, Config};
+use crate::lab::stats::Time;
 
 const CONFIG: &str = "[run]\nsteps = 30\n[data]\nvocab_size = 40\nseq_len = 64\nbatch_size = 2\n[task]\nkind = \"recall\"\n\
     pairs = 4\n[optim]\nlr = 1e-3\n[model]\nlayers = 1\nwidth = 16\nheads = 2\nkv_heads = 1\nffn = 24\n\
@@ -207,6 +208,19 @@ fn a_failed_run_never_solved_its_task() {
     assert_eq!(cell(&r, "Time to solve", "a", "solved"), "3 of 6");
     assert_eq!(cell(&r, "Time to solve", "b", "solved"), "2 of 6");
     assert_eq!(cell(&r, PRIMARY, "b", "pairs"), "5");
+}
+
+#[test]
+fn a_time_that_nobody_reached_is_told_as_such() {
+    let told = |all: &[(f64, bool)]| {
+        let times: Vec<_> = (1..).zip(all).map(|(seed, &(at, happened))| (seed, Time { at, happened })).collect();
+        super::tables::time(&times)
+    };
+    assert_eq!(told(&[(12.0, false), (12.0, false)]), "none by 12");
+    assert_eq!(told(&[(12.0, true), (12.0, true)]), "12 in all");
+    assert_eq!(told(&[(4.0, true), (8.0, true)]), "6.0 (4.0 to 8.0)");
+    assert_eq!(told(&[(4.0, true), (12.0, false)]), "8.0 (4.0 to 12.0), 1 censored");
+    assert_eq!(told(&[]), "no run finished");
 }
 
 #[test]
