@@ -31,7 +31,8 @@ fn age(path: &Path) {
     File::options().write(true).open(path).unwrap().set_modified(old).unwrap();
 }
 
-fn tokens(shards: &[Arc<Shard>]) -> Vec<u32> {
+/// Every token of some shards, in order.
+pub(super) fn tokens(shards: &[Arc<Shard>]) -> Vec<u32> {
     let (mut all, mut ids) = (Vec::new(), Vec::new());
     for shard in shards {
         shard.read(0, shard.len(), &mut ids);

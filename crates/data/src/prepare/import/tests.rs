@@ -2,11 +2,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use super::super::tests::tokens;
 use super::super::{Prepared, Source, prepare};
 use super::*;
-use crate::shard::Shard;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -33,15 +32,6 @@ fn settings(path: PathBuf, cache: &Path) -> Settings {
         max_tokens: 0,
         cache: cache.join("cache"),
     }
-}
-
-fn tokens(shards: &[Arc<Shard>]) -> Vec<u32> {
-    let (mut all, mut ids) = (Vec::new(), Vec::new());
-    for shard in shards {
-        shard.read(0, shard.len(), &mut ids);
-        all.extend_from_slice(&ids);
-    }
-    all
 }
 
 fn both(p: &Prepared) -> (Vec<u32>, Vec<u32>) {
