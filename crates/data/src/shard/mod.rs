@@ -26,9 +26,10 @@ mod write;
 
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::{DataError, Result};
 pub(crate) use series::{ShardSeries, shard_path};
@@ -40,6 +41,9 @@ const HEADER: usize = 72;
 
 /// Larger files are mapped; smaller ones are read, so that nothing that happens to the file later can be seen here.
 const MAP_ABOVE: u64 = 64 << 20;
+
+/// Tokens that one pass over a shard has in memory at a time.
+const PIECE: usize = 1 << 20;
 
 /// The bytes of a shard.
 enum Content {
@@ -54,6 +58,21 @@ impl std::ops::Deref for Content {
             Content::Read(bytes) => bytes,
             Content::Mapped(map) => map,
         }
+    }
+}
+
+impl Content {
+    /// Takes a range of a mapped file out of this process's memory; who looks again has it read again. Each page that was looked at
+    /// counts as the process's own, so that one pass over all shards would take as much memory as the corpus has.
+    fn let_go(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Content::Mapped(map) = self {
+            // SAFETY: nothing is lost: the map is shared and never written, so its pages are those of the file.
+            // Where the system refuses, they stay until it needs the memory.
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 }
 
@@ -170,15 +189,21 @@ impl Shard {
     /// Reads everything: the checksum, the range of every token, the order of the documents.
     fn verify(&self) -> Result<()> {
         let bad = |what: String| Err(Self::bad(&self.path, what));
-        if xxh3_64(&self.content[HEADER..]) != u64_at(&self.content, 56) {
+        let (end, tokens_end) = (self.content.len(), HEADER + self.tokens * self.width);
+        let (mut hash, mut above, mut buffer) = (Xxh3::new(), None, Vec::new());
+        for start in (HEADER..end).step_by(PIECE * self.width) {
+            let range = start..(start + PIECE * self.width).min(end);
+            hash.update(&self.content[range.clone()]);
+            self.decode(start.min(tokens_end)..range.end.min(tokens_end), &mut buffer);
+            let first = buffer.iter().position(|&id| id >= self.vocab);
+            above = above.or(first.map(|i| ((start - HEADER) / self.width + i, buffer[i])));
+            self.content.let_go(range);
+        }
+        if hash.digest() != u64_at(&self.content, 56) {
             return bad("the content does not match its checksum: a bit was flipped".into());
         }
-        let (vocab, mut buffer) = (self.vocab, Vec::new());
-        for start in (0..self.tokens).step_by(1 << 20) {
-            self.read(start, (1 << 20).min(self.tokens - start), &mut buffer);
-            if let Some(i) = buffer.iter().position(|&id| id >= vocab) {
-                return bad(format!("token {} is {}, the vocabulary size is {vocab}", start + i, buffer[i]));
-            }
+        if let Some((at, id)) = above {
+            return bad(format!("token {at} is {id}, the vocabulary size is {}", self.vocab));
         }
         let starts = self.document_starts();
         let ascend = starts.is_sorted() && starts.last().is_none_or(|&s| s <= self.tokens as u64);
@@ -232,7 +257,25 @@ impl Shard {
     /// When the range ends after the last token.
     pub fn read(&self, start: usize, count: usize, out: &mut Vec<u32>) {
         self.check_range(start, count);
-        let bytes = &self.content[HEADER + start * self.width..][..count * self.width];
+        let at = HEADER + start * self.width;
+        self.decode(at..at + count * self.width, out);
+    }
+
+    /// One pass over all tokens in order, piece by piece, each with up to `overlap` tokens of the next one. It takes memory for one
+    /// piece, however large the file is.
+    pub fn pieces(&self, overlap: usize, mut each: impl FnMut(&[u32])) {
+        let mut buffer = Vec::new();
+        for start in (0..self.tokens).step_by(PIECE) {
+            self.read(start, (PIECE + overlap).min(self.tokens - start), &mut buffer);
+            each(&buffer);
+            let at = HEADER + start * self.width;
+            self.content.let_go(at..at + buffer.len() * self.width);
+        }
+    }
+
+    /// Replaces `out` by the tokens of a range of bytes.
+    fn decode(&self, range: Range<usize>, out: &mut Vec<u32>) {
+        let bytes = &self.content[range];
         out.clear();
         if self.width == 2 {
             out.extend(bytes.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]) as u32));

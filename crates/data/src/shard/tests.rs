@@ -137,3 +137,58 @@ fn a_stamp_saves_the_second_check_until_the_file_changes() {
     age(long_ago);
     assert!(error(&path).contains("a bit was flipped"));
 }
+
+/// Bytes of a mapped file that are in this process's memory.
+#[cfg(target_os = "linux")]
+fn resident(path: &Path) -> usize {
+    let maps = fs::read_to_string("/proc/self/smaps").unwrap();
+    let own = maps.split_once(path.to_str().unwrap()).expect("the file is mapped").1;
+    let line = own.lines().find(|l| l.starts_with("Rss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_pass_over_a_mapped_shard_leaves_it_out_of_memory() {
+    let (dir, piece) = (tempfile::tempdir().unwrap(), 1 << 20);
+    let path = dir.path().join("large.shard");
+    let mut w = ShardWriter::create(&path, 1000, 77, false).unwrap();
+    w.begin();
+    let ids: Vec<u32> = (0..piece).map(|i| i % 1000).collect();
+    for _ in 0..33 {
+        w.append(&ids, &[]).unwrap();
+    }
+    w.append(&[999, 1], &[]).unwrap();
+    w.finish().unwrap();
+    let shard = Shard::open(&path).unwrap();
+    assert!(shard.bytes() > MAP_ABOVE as usize);
+    assert!(resident(&path) < shard.bytes() / 8, "{} bytes after the check", resident(&path));
+    for overlap in [0, 1, 5] {
+        let mut seen = Vec::new();
+        shard.pieces(overlap, |ids| seen.push((ids.len(), ids[0], ids[ids.len() - 1])));
+        let full = (piece as usize + overlap, 0, [575, 0, 4][overlap.min(2)]);
+        assert_eq!(seen[..32], [full; 32]);
+        // the tokens that the last full piece takes of the next one are two at most
+        let last = [(piece as usize, 0, 575), (piece as usize + 1, 0, 999), (piece as usize + 2, 0, 1)][overlap.min(2)];
+        assert_eq!(seen[32..], [last, (2, 999, 1)]);
+        assert!(resident(&path) < shard.bytes() / 8, "{} bytes after a pass", resident(&path));
+    }
+}
+
+#[test]
+fn a_wrong_token_behind_the_first_piece_is_told_by_its_place() {
+    for vocab in [300u32, 70_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.shard");
+        let mut w = ShardWriter::create(&path, vocab as usize, 77, true).unwrap();
+        w.begin();
+        let n = PIECE + 3;
+        w.append(&vec![1; n], &vec![1; n]).unwrap();
+        w.finish().unwrap();
+        let width = if vocab == 300 { 2 } else { 4 };
+        let at = HEADER + (n - 1) * width;
+        forge(&path, |x| x[at..at + width].copy_from_slice(&vocab.to_le_bytes()[..width]));
+        let told = error(&path);
+        assert!(told.contains(&format!("token {} is {vocab}, the vocabulary size is {vocab}", n - 1)), "{told}");
+    }
+}

@@ -177,12 +177,8 @@ impl ValidationSet {
 /// Loss of the best prediction without context: the entropy of the validation targets under the training frequencies.
 pub fn unigram_loss(train: &[Arc<Shard>], set: &ValidationSet, vocab: usize) -> f64 {
     let mut counts = vec![1.0f64; vocab];
-    let mut buffer = Vec::new();
     for shard in train {
-        for start in (0..shard.len()).step_by(1 << 20) {
-            shard.read(start, (1 << 20).min(shard.len() - start), &mut buffer);
-            buffer.iter().for_each(|&id| counts[id as usize] += 1.0);
-        }
+        shard.pieces(0, |ids| ids.iter().for_each(|&id| counts[id as usize] += 1.0));
     }
     let total: f64 = counts.iter().sum();
     let (mut sum, mut n) = (0.0, 0usize);

@@ -76,17 +76,15 @@ fn candidates(inputs: &[u32], targets: &[u32], far: usize) -> Vec<(usize, u64, b
 
 /// How often each of the pairs occurs in the shards.
 fn count(counts: &mut HashMap<u64, u64>, train: &[Arc<Shard>]) {
-    let mut buffer = Vec::new();
     for shard in train {
         // pieces overlap by a token, so that each pair is in one
-        for start in (0..shard.len()).step_by(1 << 20) {
-            shard.read(start, ((1 << 20) + 1).min(shard.len() - start), &mut buffer);
-            for two in buffer.windows(2) {
+        shard.pieces(1, |ids| {
+            for two in ids.windows(2) {
                 if let Some(n) = counts.get_mut(&pair(two[0], two[1])) {
                     *n += 1;
                 }
             }
-        }
+        });
     }
 }
 
