@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Recomputes the statistics that docs/RESULTS.md prints. Python 3 alone, no packages.
 
-    python3 docs/results/recompute.py                 # what RESULTS.md prints: a, b and c from their printed values, P0 and N from their rows
+    python3 docs/results/recompute.py                 # what RESULTS.md prints: a, b and c from their printed values, the others from their rows
     python3 docs/results/recompute.py results.csv     # the tables of one study, from the rows that `train compare` wrote (results.csv.gz, too)
 
 The rows (results.csv) of studies a, b and c were not kept. What follows from the printed values is recomputed here; what does not is
@@ -185,11 +185,13 @@ def median(times):
     return None
 
 
-def solved_times(path, solved=0.9, checks=2):
+def solved_times(path, solved=0.9, checks=2, tuned=False):
     """{arm: {seed: (update, True)}} of the last of `checks` validations in a row with `solved`; (last planned update, False) where there is none."""
     accuracy, ends, ended, length = defaultdict(list), {}, set(), None
     for row in rows_of(path):
         run = row["arm"], int(row["seed"])
+        if ("@" in row["arm"]) != tuned:
+            continue
         if row["split"] == "run" and row["metric"] == "steps":
             ends[run] = int(float(row["value"]))
         if row["split"] == "run" and row["metric"] in ("finished", "failed") and float(row["value"]) == 1.0:
@@ -215,6 +217,8 @@ def last_values(path, baseline):
     wanted, last, clipped, logged = ("accuracy", "gamma", "tokens_asked", "attended_tokens", "answer_recall", "answer_chance"), {}, defaultdict(int), defaultdict(int)
     for row in rows_of(path):
         run = row["arm"], int(row["seed"])
+        if "@" in row["arm"]:
+            continue
         if row["split"] == "train" and row["metric"] == "grad_norm":
             logged[run[0]] += 1
             clipped[run[0]] += float(row["value"]) > 1.0
@@ -256,6 +260,25 @@ def of_times(path, baseline, margin):
               f"log-rank observed {observed}, expected {expected:.2f}, p = {rank:.2g}; earlier in {sum(d < 0 for d in differences)}, later in {sum(d > 0 for d in differences)}")
 
 
+def two_arms(path, arm, against):
+    """Paired difference of two arms, neither of which is the baseline; no such pair was declared."""
+    times = solved_times(path)
+    differences = [at - times[against][seed][0] for seed, (at, _) in times[arm].items()]
+    low, high, _ = flip_interval(differences)
+    print(f"  {arm} - {against} (not declared): mean {sum(differences) / len(differences):.1f} updates ({low:.1f} to {high:.1f}), sign-flip p = {sign_flip(differences)[0]:.5f}; "
+          f"earlier in {sum(d < 0 for d in differences)}, later in {sum(d > 0 for d in differences)} of {len(differences)}")
+
+
+def tuning(path):
+    """Mean time to solve of every learning rate that was tried, over the tuning seeds; the least is the one that ran."""
+    tried = defaultdict(dict)
+    for label, own in solved_times(path, tuned=True).items():
+        arm, rate = label.split("@")
+        tried[arm][float(rate)] = sum(at for at, _ in own.values()) / len(own)
+    for arm, means in tried.items():
+        print(f"  rates of {arm}: " + ", ".join(f"{rate:g}: {mean:.1f}" for rate, mean in sorted(means.items())) + f"; best {min(means, key=means.get):g}")
+
+
 # The recall task -----------------------------------------------------------------------------------------------------
 
 def shortcut(pairs, queries, values, sequences=100_000, seed=1):
@@ -276,6 +299,13 @@ def shortcut(pairs, queries, values, sequences=100_000, seed=1):
             left[answer] -= 1
     return [r / sequences for r in right], fixed / sequences / queries
 
+
+# Studies whose rows are here: folder, title, margin of equivalence in updates, and pairs of arms that RESULTS.md compares beside the baseline.
+STUDIES = (
+    ("p0", "Study P0", 100, ()),
+    ("needle", "Study needle", 200, (("dash", "topk"),)),
+    ("paths", "Study paths", 100, (("dash", "topk"), ("dash", "dash-frozen"), ("dash", "dash-summaries-only"), ("dash-summaries-only", "dash-q-only"), ("topk-bias", "topk-bias-stopped"), ("topk-bias-stopped", "topk"), ("topk-bias", "dash"))),
+)
 
 # The printed values ---------------------------------------------------------------------------------------------------
 
@@ -415,10 +445,12 @@ if __name__ == "__main__":
             of_rows(name)
     else:
         printed()
-        for name, title in (("p0", "Study P0"), ("needle", "Study N")):
+        for name, title, margin, others in STUDIES:
             rows = Path(__file__).parent / name / "results.csv.gz"
-            if rows.exists():
-                print(f"\n{title}, time to solve (0.9 in two validations running)")
-                of_times(rows, "dash-stopped", 100)
-                print("  Last values, mean over seeds (least to largest):")
-                last_values(rows, "dash-stopped")
+            print(f"\n{title}, time to solve (0.9 in two validations running)")
+            of_times(rows, "dash-stopped", margin)
+            for arm, against in others:
+                two_arms(rows, arm, against)
+            tuning(rows)
+            print("  Last values, mean over seeds (least to largest):")
+            last_values(rows, "dash-stopped")
