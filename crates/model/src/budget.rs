@@ -106,6 +106,9 @@ mod tests {
         }
         assert_eq!(budget.tops(1, 2, 37, 3).unwrap(), [&tops[37..40], &tops[237..240]].concat());
         assert_eq!(budget.tops(0, 1, 0, 200).unwrap(), vec![1; 200]);
+        // sums 1, 2, 3.5, 5, 6.5 with 1/4 and with 3/4: 1 2 3 5 6 and 1 2 4 5 7
+        let halves = of(&[1.0, 1.0, 1.5, 1.5, 1.5]).tops(1, 2, 0, 5).unwrap();
+        assert_eq!(halves, [1, 1, 1, 2, 1, 1, 1, 2, 1, 2]);
         // longer sequences have a table of their own
         assert_eq!(budget.tops(1, 1, 0, 201).unwrap(), vec![1; 201]);
         assert!(budget.tops(1, 1, 0, 401).unwrap_err().to_string().contains("no layer 1 with 401 positions"));

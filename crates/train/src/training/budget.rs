@@ -54,3 +54,46 @@ fn profile(model: &Model, t: usize, batches: &[&Batch]) -> dash_core::Result<Pro
     let mean = |layer: Vec<u64>| layer.into_iter().map(|n| n as f64 / rows.max(1) as f64).collect();
     Ok(Profile { length: t, sequences, layers: sums.into_iter().map(mean).collect() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::training::handmade::{Pull, reader};
+    use dash_model::{Dense, TopK};
+
+    fn batch(sequences: usize, t: usize) -> Batch {
+        let ids = vec![1; sequences * t];
+        Batch {
+            inputs: ids.clone().into(),
+            targets: ids,
+            batch: sequences,
+            state: Default::default(),
+            questions: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_a_model_attends_is_written_by_length_layer_and_position() {
+        let folder = tempfile::tempdir().unwrap();
+        let flat = Pull { q: &[], k: &[] };
+        let topk = TopK { chunk_size: 2, top: 3, ..TopK::default() };
+        let (two, one, short) = (batch(2, 8), batch(1, 8), batch(3, 5));
+        let by_length = [(5, vec![&short]), (8, vec![&two, &one])];
+        record(folder.path(), &reader(topk.into(), 3, 8, &flat), &by_length).unwrap();
+        let profile = |length: usize, means: &[f64]| Profile { length, sequences: 3, layers: vec![means.to_vec(); 3] };
+        // the own chunk and the earlier ones, three at most
+        let eight = [1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 3.0, 3.0];
+        let want = Budget { chunk_size: 2, lengths: vec![profile(5, &eight[..5]), profile(8, &eight)] };
+        assert_eq!(read(folder.path()).unwrap(), Some(want));
+        std::fs::write(folder.path().join(FILE), "{").unwrap();
+        assert!(read(folder.path()).unwrap_err().to_string().ends_with("budget.json is damaged"));
+    }
+
+    #[test]
+    fn dense_attention_has_no_budget() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = reader(Dense {}.into(), 1, 8, &Pull { q: &[], k: &[] });
+        record(folder.path(), &model, &[(8, vec![&batch(1, 8)])]).unwrap();
+        assert_eq!(read(folder.path()).unwrap(), None);
+    }
+}

@@ -164,3 +164,46 @@ impl Sums<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pair_is_far_by_its_last_occurrence() {
+        // 5 6 stands at 0, 2 and 6: 2 back, then 4 back; 5 5 at 4 and 5 follows itself
+        let inputs = [5, 6, 5, 6, 5, 5, 5, 6];
+        let targets = [6, 5, 6, 5, 5, 5, 6, 7];
+        let of = |far| candidates(&inputs, &targets, far);
+        assert_eq!(of(3), [(4, pair(5, 5), false), (6, pair(5, 6), true), (7, pair(6, 7), false)]);
+        assert_eq!(of(4), [(7, pair(6, 7), false)]);
+        assert_eq!(pair(1, u32::MAX), 0x1_ffff_ffff);
+        assert_eq!([0, 1, 2, 3, 6, 7].map(class), [0, 1, 1, 2, 2, 3]);
+    }
+
+    /// Two batches, of two sequences of three targets and of one. Class 0 has both halves, class 1 no control, class 2 nothing far, class
+    /// 3 nothing at all, class 4 both.
+    #[test]
+    fn means_of_matched_classes_and_an_error_over_sequences() {
+        let place = |at: usize, far: bool, class: usize| Place { at, far, class };
+        let first =
+            vec![place(0, true, 0), place(1, true, 1), place(2, true, 4), place(3, false, 0), place(4, true, 0)];
+        let second = vec![place(0, false, 2), place(1, true, 0), place(2, false, 4)];
+        let set = FarSet { seq_len: 3, batches: vec![first, second] };
+        let mut sums = set.sums();
+        sums.add(0, &[1.0, 50.0, 3.0, 4.0, 2.0, 60.0]);
+        sums.add(1, &[70.0, 6.0, 9.0]);
+        let found = sums.finish().unwrap();
+        assert_eq!((found.tokens, found.control_tokens), (4, 2));
+        assert_eq!(found.loss, (1.0 + 2.0 + 6.0 + 3.0) / 4.0);
+        // three of class 0, one of class 4
+        assert_eq!(found.control, 0.75 * 4.0 + 0.25 * 9.0);
+        // sequences have 1 + 3 of two, 2 of one and 6 of one, the mean is 3: sqrt(3 / 2 (4 + 1 + 9)) / 4
+        assert_eq!(found.error, Some(21f64.sqrt() / 4.0));
+        // no class has both
+        let one = FarSet { seq_len: 3, batches: vec![vec![place(0, true, 0), place(1, false, 1)]] };
+        let mut sums = one.sums();
+        sums.add(0, &[1.0, 2.0, 3.0]);
+        assert_eq!(sums.finish(), None);
+    }
+}

@@ -31,6 +31,11 @@ fn number(x: f64) -> Value {
     serde_json::Number::from_f64(x).map_or(Value::Null, Value::Number)
 }
 
+/// Decades of what is above 0.
+fn logs(x: &[f64]) -> Vec<f64> {
+    x.iter().filter(|v| **v > 0.0).map(|v| v.log10()).collect()
+}
+
 impl Metrics {
     /// Opens the files of a run folder, dropping lines after `step`: a resumed run writes them again.
     ///
@@ -98,7 +103,6 @@ impl Metrics {
                 events.scalar(&format!("{place}/head{head}/score_grad_norm"), *norm, step);
                 events.scalar(&format!("{place}/head{head}/router_share_q"), split.share(), step);
             }
-            let logs = |x: &[f64]| x.iter().filter(|v| **v > 0.0).map(|v| v.log10()).collect::<Vec<f64>>();
             events.histogram(&format!("{place}/log10_score_gradient"), &logs(&probe.score_values), step);
             events.histogram(&format!("{place}/log10_weight"), &logs(&probe.weights), step);
         }

@@ -23,5 +23,6 @@ mod tests {
         assert_eq!(standard_error(&[(1.0, 1.0), (7.0, 3.0)]), Some(2.0 / 4.0));
         assert_eq!(standard_error(&[(1.0, 4.0)]), None);
         assert_eq!(standard_error(&[]), None);
+        assert_eq!(standard_error(&[(0.0, 0.0), (0.0, 0.0)]), None);
     }
 }

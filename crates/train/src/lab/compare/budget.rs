@@ -169,4 +169,30 @@ mod tests {
         let set = ["model.attention.kind=topk", "model.attention.top=4"];
         assert_eq!(planned(&arm("topk", &set).1), Some(22.5));
     }
+
+    #[test]
+    fn five_per_cent_more_are_alike_and_no_setting_is_told_that_cannot_be() {
+        assert!(!differ(20.0, 21.0) && !differ(21.0, 20.0) && differ(20.0, 21.001) && differ(21.001, 20.0));
+        // 32.5 tokens are visible; entmax keeps the own chunk and another one
+        let dash = arm("dash", &[]).1;
+        assert_eq!(setting(&dash, 16.25), Some(("router.target_share=0.5".into(), 16.25)));
+        assert_eq!((setting(&dash, 0.5), setting(&dash, 40.0)), (None, None));
+    }
+
+    #[test]
+    fn an_arm_is_set_against_its_baseline_wherever_that_stands() {
+        let top =
+            |n: usize| arm(&format!("top{n}"), &["model.attention.kind=topk", &format!("model.attention.top={n}")]);
+        // 2, 3 and 4 chunks of 8: 11.5 or so, 17.5 and 22.5 tokens
+        let mut plan = plan(vec![top(2), top(3), top(4)]);
+        plan.rules.baseline = "top3".into();
+        let told = before(&plan);
+        assert_eq!(told.len(), 2, "{told:?}");
+        assert!(
+            told[0].starts_with("unequal budgets: top2 attends ") && told[0].contains(", top3 17.5"),
+            "{}",
+            told[0]
+        );
+        assert!(told[1].starts_with("unequal budgets: top4 attends 22.5 tokens a query, top3 17.5"), "{}", told[1]);
+    }
 }

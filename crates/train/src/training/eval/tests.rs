@@ -230,3 +230,21 @@ fn far_and_rare_targets_and_their_control_are_counted_by_hand() {
     // 4 back is not more than 4 back
     assert_eq!(far(4, 2, 2), None);
 }
+
+#[test]
+fn sequences_of_text_and_task_by_their_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = [shard(dir.path(), "a", &[1; 100], None)];
+    let sizes = |set: &[&str], text: &[Arc<Shard>]| {
+        let set = ValidationSet::new(&config(set), text).unwrap();
+        let of = |(t, batches): (usize, Vec<&Batch>)| (t, batches.iter().map(|b| b.batch).collect::<Vec<_>>());
+        set.by_length().into_iter().map(of).collect::<Vec<_>>()
+    };
+    let set = ["data.seq_len=24", "data.batch_size=3", "model.attention.kind=dense"];
+    // 99 / 24 windows
+    assert_eq!(sizes(&set, &text), [(24, vec![3, 1])]);
+    let task = ["data.vocab_size=40", "task.kind=sort", "task.pairs=3", "task.eval_sequences=2"];
+    let both = |lengths: &'static str| [&set[..], &task[..], &[lengths]].concat();
+    assert_eq!(sizes(&both("task.eval_lengths=[32, 16]"), &[]), [(16, vec![2]), (24, vec![2]), (32, vec![2])]);
+    assert_eq!(sizes(&both("task.eval_lengths=[32, 16]"), &text), [(16, vec![2]), (24, vec![2, 3, 1]), (32, vec![2])]);
+}

@@ -182,6 +182,8 @@ fn a_probe_line_and_its_events_hold_the_same_figures() {
         assert!(events.iter().all(|(t, _)| *t != format!("probe/layer{}/layer", layer["layer"])));
     }
     assert!(compared >= 10 && heads == 2, "{compared} figures, {heads} heads");
+    assert_eq!(events.iter().filter(|(t, _)| t.ends_with("/log10_weight")).count(), 2);
+    assert_eq!(logs(&[0.0, 100.0, 0.1, 1.0]), [2.0, -1.0, 0.0]);
 }
 
 #[test]

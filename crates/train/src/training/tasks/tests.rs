@@ -111,6 +111,7 @@ fn a_router_that_takes_the_strongest_chunk_is_judged_answer_by_answer() {
     let near = Score { asked: 1, right: 1, ..Score::default() };
     let far = Score { asked: 4, right: 2, missed: 1, misread: 1, unseen: 2 };
     assert_eq!(r.by_distance.into_iter().collect::<Vec<_>>(), [(2, near), (8, far)]);
+    assert_eq!(r.by_question, [r.score], "each sequence asks once");
     let (right, wrong) = losses();
     close(r.loss, (3.0 * right + 2.0 * wrong) / 5.0);
     // sqrt(5 / 4 (3 (2 / 5)^2 + 2 (3 / 5)^2)) / 5
