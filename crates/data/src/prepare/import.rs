@@ -40,7 +40,7 @@ pub(super) fn import(
     key.update(described.as_bytes());
     key.update(&content.to_le_bytes());
     let key = format!("{:032x}", key.digest128());
-    let claimed = Place::claim(&settings.cache, &key, || progress(Progress::Waiting))?;
+    let claimed = Place::claim(&settings.cache, &key, &mut || progress(Progress::Waiting))?;
     let fresh = claimed.is_some();
     if let Some(place) = claimed {
         let report = fill(place.path(), settings, tokenizer, &found, progress)?;

@@ -163,12 +163,17 @@ fn shards(folder: &Path, name: &str, told: usize, tokenizer: Option<&Tokenizer>)
 /// # Errors
 /// When text cannot be found or read, the vocabulary does not fit, or a shard is damaged.
 pub fn prepare(settings: &Settings, mut progress: impl FnMut(Progress)) -> Result<Prepared> {
+    prepare_telling(settings, &mut progress)
+}
+
+/// Compiled once, not for each closure that is told where it stands.
+fn prepare_telling(settings: &Settings, progress: &mut dyn FnMut(Progress)) -> Result<Prepared> {
     let given = settings.tokenizer.as_ref().map(|path| given(path, settings)).transpose()?;
     // of the file as it was given: what is prepared with one that differs in what is switched off has the same folder
     let notes = given.as_ref().map_or(Vec::new(), |t| t.notes().to_vec());
     if settings.source == Source::Tokens {
-        let (folder, fresh) = import::import(settings, given.as_ref(), &mut progress)?;
-        return opened(&folder, fresh, notes, settings, &mut progress);
+        let (folder, fresh) = import::import(settings, given.as_ref(), progress)?;
+        return opened(&folder, fresh, notes, settings, progress);
     }
     let described = key::settings(settings, given.as_ref());
     let mut corpus = match settings.source {
@@ -185,18 +190,18 @@ pub fn prepare(settings: &Settings, mut progress: impl FnMut(Progress)) -> Resul
                 Some(corpus) => corpus,
                 None => cargo::corpus(&settings.path, settings.validation_share)?,
             };
-            let scan = scan::scan(&corpus, settings, &described, &mut progress)?;
+            let scan = scan::scan(&corpus, settings, &described, progress)?;
             let key = scan.key.clone();
-            let place = Place::claim(&settings.cache, &key, || progress(Progress::Waiting))?;
+            let place = Place::claim(&settings.cache, &key, &mut || progress(Progress::Waiting))?;
             let fresh = place.is_some();
             if let Some(place) = place {
-                fill(place, &corpus, settings, given, scan, &mut progress)?;
+                fill(place, &corpus, settings, given, scan, progress)?;
             }
             index.remember(&key);
             (settings.cache.join(key), fresh)
         }
     };
-    opened(&folder, fresh, notes, settings, &mut progress)
+    opened(&folder, fresh, notes, settings, progress)
 }
 
 /// A folder that is complete, with what is worth knowing of the tokenizer that was given.

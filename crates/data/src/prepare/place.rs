@@ -37,15 +37,17 @@ fn is_current(path: &Path, file: &File) -> bool {
 
 impl Lock {
     /// Takes a lock; `waiting` is called once if somebody else holds it.
-    fn take(path: PathBuf, waiting: impl FnOnce()) -> Result<Self> {
-        let mut waiting = Some(waiting);
+    fn take(path: PathBuf, waiting: &mut dyn FnMut()) -> Result<Self> {
+        let mut told = false;
         loop {
             let file = open_lock(&path).map_err(DataError::io(&path, "cannot be created"))?;
             let locked = try_lock(&file).and_then(|taken| {
                 if taken {
                     return Ok(());
                 }
-                waiting.take().into_iter().for_each(|told| told());
+                if !std::mem::replace(&mut told, true) {
+                    waiting();
+                }
                 file.lock()
             });
             locked.map_err(DataError::io(&path, "cannot be locked"))?;
@@ -76,7 +78,7 @@ impl Place {
     ///
     /// # Errors
     /// When the cache cannot be written.
-    pub fn claim(cache: &Path, key: &str, waiting: impl FnOnce()) -> Result<Option<Self>> {
+    pub fn claim(cache: &Path, key: &str, waiting: &mut dyn FnMut()) -> Result<Option<Self>> {
         let folder = cache.join(key);
         if is_complete(&folder) {
             return Ok(None);
@@ -150,8 +152,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (dead, alive) = (dir.path().join(".tmp-dead-77"), dir.path().join(".tmp-alive"));
         [&dead, &alive].iter().for_each(|d| std::fs::create_dir_all(d.join("x")).unwrap());
-        let lock = Lock::take(dir.path().join(".lock-alive"), || {}).unwrap();
-        let place = Place::claim(dir.path(), "own", || {}).unwrap().unwrap();
+        let lock = Lock::take(dir.path().join(".lock-alive"), &mut || {}).unwrap();
+        let place = Place::claim(dir.path(), "own", &mut || {}).unwrap().unwrap();
         assert!(!dead.exists() && alive.exists() && place.path().exists());
         drop(lock);
         drop(place);
@@ -162,11 +164,11 @@ mod tests {
     #[test]
     fn the_second_waits_for_the_first_and_finds_its_work() {
         let dir = tempfile::tempdir().unwrap();
-        let place = Place::claim(dir.path(), "k", || {}).unwrap().unwrap();
+        let place = Place::claim(dir.path(), "k", &mut || {}).unwrap().unwrap();
         let (told, hears) = std::sync::mpsc::channel();
         let cache = dir.path().to_path_buf();
         let second =
-            std::thread::spawn(move || Place::claim(&cache, "k", || told.send(()).unwrap()).unwrap().is_none());
+            std::thread::spawn(move || Place::claim(&cache, "k", &mut || told.send(()).unwrap()).unwrap().is_none());
         hears.recv().unwrap();
         std::fs::write(place.path().join("report.json"), "{}").unwrap();
         place.finish().unwrap();
@@ -183,7 +185,7 @@ mod tests {
             for _ in 0..8 {
                 s.spawn(|| {
                     for _ in 0..50 {
-                        let place = Place::claim(dir.path(), "k", || {}).unwrap().unwrap();
+                        let place = Place::claim(dir.path(), "k", &mut || {}).unwrap().unwrap();
                         assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
                         std::thread::yield_now();
                         inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);

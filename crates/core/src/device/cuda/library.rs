@@ -1,6 +1,8 @@
 //! Finds and opens CUDA's shared libraries at run time. A library or a function that is missing is an error that says where
 //! it was looked for; nothing of CUDA is needed to build.
 
+use std::ffi::c_void;
+use std::mem::transmute_copy;
 use std::path::PathBuf;
 
 use crate::error::{Error, Result};
@@ -40,8 +42,16 @@ impl Library {
     /// # Safety
     /// `T` must be the type of that function.
     pub unsafe fn function<T: Copy>(&self, name: &str) -> Result<T> {
-        // SAFETY: the caller vouches for the type.
-        unsafe { self.handle.get::<T>(name) }.map(|f| *f).map_err(|e| {
+        const { assert!(size_of::<T>() == size_of::<*mut c_void>()) };
+        let address = self.address(name)?;
+        // SAFETY: the caller vouches that a T is at the address, and a T is as large as one.
+        Ok(unsafe { transmute_copy(&address) })
+    }
+
+    /// Where a function is: of no type, so that looking up is compiled once and not for each of the tables' functions.
+    fn address(&self, name: &str) -> Result<*mut c_void> {
+        // SAFETY: an address is read, and nothing is called.
+        unsafe { self.handle.get::<*mut c_void>(name) }.map(|address| *address).map_err(|e| {
             let what = format!("{} has no function {name}; a newer version is needed ({e})", self.path.display());
             Error::device("cuda", what)
         })
