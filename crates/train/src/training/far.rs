@@ -181,6 +181,20 @@ mod tests {
         assert_eq!([0, 1, 2, 3, 6, 7].map(class), [0, 1, 1, 2, 2, 3]);
     }
 
+    #[test]
+    fn a_pair_across_two_pieces_of_a_shard_counts_once() {
+        let (dir, piece) = (tempfile::tempdir().unwrap(), 1 << 20);
+        let path = dir.path().join("a.shard");
+        let mut w = dash_data::ShardWriter::create(&path, 9, 0, false).unwrap();
+        w.begin();
+        // 1 2 at the start, and where the first piece ends
+        w.append(&[vec![1, 2], vec![0; piece - 3], vec![1, 2, 3]].concat(), &[]).unwrap();
+        w.finish().unwrap();
+        let mut counts: HashMap<u64, u64> = [(pair(1, 2), 0), (pair(2, 3), 0), (pair(3, 1), 0)].into();
+        count(&mut counts, &[Arc::new(Shard::open(&path).unwrap())]);
+        assert_eq!([pair(1, 2), pair(2, 3), pair(3, 1)].map(|p| counts[&p]), [2, 1, 0]);
+    }
+
     /// Two batches, of two sequences of three targets and of one. Class 0 has both halves, class 1 no control, class 2 nothing far, class
     /// 3 nothing at all, class 4 both.
     #[test]

@@ -149,6 +149,9 @@ fn a_stopped_or_hard_router_has_no_gradient_and_full_density_captures_everything
         let visible: usize = (4..26).map(|query| query / 4).sum();
         let want = (visible - 4) as f64 / visible as f64;
         assert!((layer.pairs_with_gradient - want).abs() < 1e-12 && layer.dead_chunks == 0.0);
+        // a share, of one sequence as of two
+        let one = Probe::new(&batch, 1).run(&model).unwrap().1.remove(layer.layer);
+        assert!((one.pairs_with_gradient - want).abs() < 1e-12, "{}", one.pairs_with_gradient);
     }
     // a hard choice of the own chunk alone leaves every other chunk dead, for as long as it lasts
     let (mut model, batch) = tiny("topk");
@@ -277,6 +280,43 @@ fn recall_and_captured_mass_of_scores_that_are_whole_numbers() {
     let last = [1.0 / 3.0, 2.0 / 4.0, 1.0 / 5.0, 4.0 / 6.0, 1.0];
     let soft: f64 = [first, second, third, last].as_flattened().iter().sum::<f64>() / 2.0;
     close(captured, (soft + 2.0 * plain) / 20.0);
+}
+
+/// Every head, token and sequence has other queries and keys: against the formula on nested lists, whose places cannot be confused.
+#[test]
+fn recall_and_captured_mass_take_the_right_heads_and_tokens() {
+    let (b, g, t) = (2, 2, 7);
+    let mut rng = Rng::new(9);
+    let mut rows = |heads: usize| -> Vec<Vec<Vec<[f64; 2]>>> {
+        let mut row = || (0..heads).map(|_| [rng.normal(), rng.normal()]).collect::<Vec<_>>();
+        (0..b).map(|_| (0..t).map(|_| row()).collect()).collect()
+    };
+    let (q, k) = (rows(4), rows(2));
+    let list = listed((b, g, t), 2, &[(0, 3, &[0]), (1, 4, &[1]), (1, 6, &[0, 2]), (2, 5, &[1]), (3, 6, &[1])]);
+    let (mut captured, mut recalls) = (0.0, Vec::new());
+    for (batch, kv, query) in (0..b * g * 5).map(|i| (i / 5 / g, i / 5 % g, i % 5 + 2)) {
+        let mut mass = [0.0; 4];
+        for head in [2 * kv, 2 * kv + 1] {
+            let of = |j: usize| {
+                let (q, k) = (q[batch][query][head], k[batch][j][kv]);
+                ((q[0] * k[0] + q[1] * k[1]) / 2f64.sqrt()).exp()
+            };
+            let all: f64 = (0..=query).map(of).sum();
+            (0..=query).for_each(|j| mass[j / 2] += of(j) / all / 2.0);
+        }
+        let (own, chosen) = list.chunks_of(batch, kv, query).split_last().unwrap();
+        captured += mass[*own as usize] + chosen.iter().map(|&c| mass[c as usize]).sum::<f64>();
+        let better = |c: u32| (0..*own).filter(|&o| mass[o as usize] > mass[c as usize]).count();
+        if !chosen.is_empty() {
+            let best = chosen.iter().filter(|&&c| better(c) < chosen.len()).count();
+            recalls.push(best as f64 / chosen.len() as f64);
+        }
+    }
+    let flat = |x: &[Vec<Vec<[f64; 2]>>]| x.iter().flatten().flatten().flatten().copied().collect::<Vec<f64>>();
+    let got = overlap(&list, (&flat(&q), &flat(&k)), 4, 2);
+    assert_eq!(recalls.len(), 5);
+    close(got.0, recalls.iter().sum::<f64>() / 5.0);
+    close(got.1, captured / 20.0);
 }
 
 #[test]
