@@ -13,7 +13,7 @@ use crate::intake::split::{Half, Split};
 use crate::intake::{Corpus, Document, Found, Text, pieces};
 use crate::report::Report;
 use crate::shard::ShardSeries;
-use crate::tokenizer::{Encoded, Tokenizer, Unknown};
+use crate::tokenizer::{Encoded, SpecialTokens, Tokenizer, Unknown};
 
 /// A piece to encode.
 struct Work {
@@ -268,8 +268,8 @@ fn note(settings: &Settings, counts: &Counts, report: &mut Report) {
     }
     if counts.special_names > 0 {
         let what = match settings.treatment.special_tokens {
-            crate::SpecialTokens::Text => "are encoded as text (data.special_tokens = \"parse\" makes them tokens)",
-            crate::SpecialTokens::Parse => "are encoded as tokens",
+            SpecialTokens::Text => "are encoded as text (data.special_tokens = \"parse\" makes them tokens)",
+            SpecialTokens::Parse => "are encoded as tokens",
         };
         report.notes.push(format!("{} names of special tokens in the text {what}", counts.special_names));
     }

@@ -17,6 +17,7 @@
 //! Of the vocabulary, token 0 is the mark and the rest is three equal ranges: keys, values, noise. Targets that are not
 //! asked are [`IGNORE`] and have no loss.
 
+mod identity;
 mod mqar;
 mod order;
 mod records;
