@@ -2,7 +2,7 @@
 
 pub use super::Binary;
 use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind, Source, Unit};
-use crate::error::{Result, ensure};
+use crate::error::{Error, Result, ensure};
 use crate::ops::cuda::{alike, real, same};
 use crate::ops::reduce::cuda::sum_axis;
 use crate::shape::{broadcast, broadcast_strides, numel};
@@ -195,7 +195,7 @@ pub fn cast(x: &CudaBuffer, to: Kind) -> Result<CudaBuffer> {
 /// # Errors
 /// When a buffer cannot be cast to that kind ([`cast`]), or memory runs out.
 pub fn join(op: &'static str, parts: &[&CudaBuffer], to: Kind) -> Result<CudaBuffer> {
-    let first = parts.first().ok_or_else(|| crate::Error::invalid(op, "nothing to join"))?;
+    let first = parts.first().ok_or_else(|| Error::invalid(op, "nothing to join"))?;
     let y = first.device().alloc(op, to, parts.iter().map(|part| part.len()).sum())?;
     let mut at = 0;
     for x in parts {
@@ -205,7 +205,7 @@ pub fn join(op: &'static str, parts: &[&CudaBuffer], to: Kind) -> Result<CudaBuf
             (Kind::F32, Kind::F64) => ("of_float", to),
             (Kind::F64, Kind::F32) => ("to_float", Kind::F64),
             (from @ (Kind::F32 | Kind::F64), _) if from == to => ("same_kind", to),
-            (from, to) => return Err(crate::Error::invalid(op, format!("{from:?} to {to:?}"))),
+            (from, to) => return Err(Error::invalid(op, format!("{from:?} to {to:?}"))),
         };
         let threads = if name == "to_bf16" { x.len().div_ceil(8) } else { x.len() };
         let kernel = x.device().kernel(&unit(number), name)?;

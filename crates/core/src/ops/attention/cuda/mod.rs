@@ -25,7 +25,7 @@ pub use span::{Rows, span_attention, span_attention_backward};
 
 use super::Dims;
 use crate::device::cuda::{CudaBuffer, CudaData, Kind, Unit};
-use crate::error::{Result, ensure};
+use crate::error::{Error, Result, ensure};
 use crate::number::Compute;
 use pass::Pass;
 
@@ -38,7 +38,7 @@ pub const CHUNKS: [usize; 6] = [4, 8, 16, 32, 64, 128];
 fn padded(op: &'static str, d: usize) -> Result<usize> {
     let wide = WIDTHS.into_iter().find(|&wide| wide >= d).filter(|_| d > 0 && d.is_multiple_of(8));
     wide.ok_or_else(|| {
-        crate::Error::invalid(op, format!("head width {d}: cuda has kernels for multiples of 8 up to {}", WIDTHS[3]))
+        Error::invalid(op, format!("head width {d}: cuda has kernels for multiples of 8 up to {}", WIDTHS[3]))
     })
 }
 
