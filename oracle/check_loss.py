@@ -329,7 +329,12 @@ def attention(x, p, m, a, layer):
         a = a | {"means": a["budget"][layer][: x.shape[1]]}
     b, t, _ = x.shape
     d = m["head_dim"]
-    angle = np.arange(t)[:, None] * m["rope_theta"] ** (-np.arange(0, d, 2) / d)
+    turns = m["rope_theta"] ** (-np.arange(0, d, 2) / d)
+    if scaling := m.get("rope_scaling"):
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        waves = scaling["original_positions"] * turns / (2 * np.pi)
+        turns = turns * (np.clip((waves - low) / (high - low), 0, 1) * (1 - 1 / scaling["factor"]) + 1 / scaling["factor"])
+    angle = np.arange(t)[:, None] * turns
     cos, sin = np.cos(angle), np.sin(angle)
 
     def rotate(y):

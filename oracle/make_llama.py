@@ -17,13 +17,13 @@ def ids():
     return torch.tensor([[(7 * i + 13 * j * j + 5 * i * j) % 96 for j in range(48)] for i in range(2)])
 
 
-def make(folder, seed, dtype, tied, shard):
+def make(folder, seed, dtype, tied, shard, rope=None):
     """Random weights, larger than those of a fresh model, so that attention is far from even."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         max_position_embeddings=64, rms_norm_eps=1e-5, tie_word_embeddings=tied, initializer_range=0.2,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        rope_parameters=rope or {"rope_type": "default", "rope_theta": 5000.0},
     )
     model = LlamaForCausalLM(config).to(dtype)
     with torch.no_grad():
@@ -43,3 +43,6 @@ if __name__ == "__main__":
     make(out / "llama-f32-tied", 1, torch.float32, True, "1GB")
     make(out / "llama-bf16-sharded", 2, torch.bfloat16, False, "20KB")
     make(out / "llama-f16", 3, torch.float16, False, "1GB")
+    # frequencies of all three bands: 16 original positions hold 2.5 waves of the fastest pair, 0.5 of the next, 0.1 and less of the others
+    make(out / "llama3-f32", 4, torch.float32, False, "1GB", {
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 0.25, "high_freq_factor": 2.0, "original_max_position_embeddings": 16})

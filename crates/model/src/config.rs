@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::attention::Attention;
 use crate::error::ConfigError;
 use crate::params::{parameters, twice};
+use crate::rope::{RopeScaling, frequencies};
 
 /// Extents and settings of a Llama decoder.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +43,9 @@ pub struct ModelConfig {
     /// and a fraction of the activation memory.
     #[serde(default)]
     pub recompute: bool,
+    /// Stretches the rotary angles as Llama 3 does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rope_scaling: Option<RopeScaling>,
     /// Which attention.
     #[serde(default)]
     pub attention: Attention,
@@ -108,6 +112,7 @@ impl ModelConfig {
             init_std: init_std(),
             compute: Compute::default(),
             recompute: false,
+            rope_scaling: None,
             attention: Attention::default(),
         };
         config.resolve();
@@ -119,6 +124,11 @@ impl ModelConfig {
         if self.head_dim == 0 && self.heads > 0 {
             self.head_dim = self.width / self.heads;
         }
+    }
+
+    /// The frequencies of a head's rotary angles, in radians a position.
+    pub fn rope_frequencies(&self) -> Vec<f64> {
+        frequencies(self.head_dim, self.rope_theta, self.rope_scaling)
     }
 
     /// Refuses what no model can be built from. Call after [`ModelConfig::resolve`].
@@ -154,6 +164,7 @@ impl ModelConfig {
                 format!("{x:?} is not a positive number in f32 (1e-45 to 3.4e38)"),
             ));
         }
+        self.rope_scaling.as_ref().map_or(Ok(()), RopeScaling::check)?;
         self.attention.check_all()?;
         if let Some(name) = twice(self) {
             let what = format!("{} has two parameters {name} in a layer", self.attention.kind());

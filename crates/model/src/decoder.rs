@@ -59,7 +59,7 @@ impl Model {
     pub fn with_params(config: ModelConfig, params: Params, positions: usize) -> Result<Self> {
         let first = params.iter().next().ok_or_else(|| Error::invalid("model", "there are no parameters"))?;
         let (device, dtype) = (first.value.device(), first.value.dtype());
-        let rope = RopeTable::new(device, dtype, positions, config.head_dim, config.rope_theta)?;
+        let rope = RopeTable::of_frequencies(device, dtype, positions, &config.rope_frequencies())?;
         let places = Places::of(&config);
         Ok(Model { config, budget: None, params, places, rope })
     }

@@ -13,6 +13,7 @@ mod flops;
 mod generate;
 mod load;
 mod params;
+mod rope;
 mod trace;
 
 pub use attention::{
@@ -28,4 +29,5 @@ pub use flops::{Flops, flops};
 pub use generate::{Generation, Sampling, generate, has_cache};
 pub use load::{Described, LoadError, parse_tensors, read_folder, read_tensors};
 pub use params::{Group, INDEXER, Init, Param, ParamSpec, Params, parameters};
+pub use rope::RopeScaling;
 pub use trace::{RouterStats, RouterTrace};

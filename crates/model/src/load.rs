@@ -13,6 +13,7 @@ use crate::attention::{Attention, Dense};
 use crate::config::ModelConfig;
 use crate::decoder::Model;
 use crate::params::{Params, parameters};
+use crate::rope::RopeScaling;
 
 /// Why a file gives no model.
 #[derive(Debug, thiserror::Error)]
@@ -147,8 +148,7 @@ struct File {
     rms_norm_eps: f64,
     rope_theta: Option<f64>,
     rope_parameters: Option<Rope>,
-    #[serde(default)]
-    rope_scaling: Value,
+    rope_scaling: Option<Rope>,
     hidden_act: Option<String>,
     #[serde(default)]
     attention_bias: bool,
@@ -178,11 +178,42 @@ const NEUTRAL: [(&str, Value); 12] = [
     ("partial_rotary_factor", Value::Null),
 ];
 
-/// Where newer loaders look for the rotary angles.
+/// The rotary angles: `rope_parameters` of newer files, `rope_scaling` of older ones.
 #[derive(Deserialize)]
 struct Rope {
+    #[serde(alias = "type")]
     rope_type: Option<String>,
     rope_theta: Option<f64>,
+    factor: Option<f64>,
+    low_freq_factor: Option<f64>,
+    high_freq_factor: Option<f64>,
+    original_max_position_embeddings: Option<usize>,
+}
+
+impl Rope {
+    /// How it stretches the angles, or what is asked for that this decoder does not compute.
+    fn scaling(&self) -> Result<Option<RopeScaling>, String> {
+        match self.rope_type.as_deref() {
+            None | Some("default") if self.factor.is_none_or(|f| f == 1.0) => Ok(None),
+            Some("llama3") => {
+                let needed =
+                    |key: &str, x: Option<f64>| x.ok_or(format!("{key} is missing, which rope_type \"llama3\" needs"));
+                let original = self.original_max_position_embeddings;
+                Ok(Some(RopeScaling {
+                    factor: needed("factor", self.factor)?,
+                    low_freq_factor: needed("low_freq_factor", self.low_freq_factor)?,
+                    high_freq_factor: needed("high_freq_factor", self.high_freq_factor)?,
+                    original_positions: original
+                        .ok_or("original_max_position_embeddings is missing, which rope_type \"llama3\" needs")?,
+                }))
+            }
+            other => {
+                let factor = self.factor.map_or(String::new(), |f| format!(" with factor {f}"));
+                let told = other.map_or("left out".to_string(), |name| format!("{name:?}"));
+                Err(format!("rope_type is {told}{factor}, expected \"default\" or \"llama3\""))
+            }
+        }
+    }
 }
 
 /// What the Llama's keys do not say.
@@ -194,7 +225,6 @@ struct DashLab {
 impl File {
     /// The keys that ask for something else than this decoder computes, with what it computes.
     fn refusals(&self) -> Vec<String> {
-        let rope_type = self.rope_parameters.as_ref().and_then(|r| r.rope_type.as_deref());
         let found = [
             (
                 "model_type",
@@ -208,16 +238,13 @@ impl File {
                 "\"silu\"",
                 matches!(self.hidden_act.as_deref(), None | Some("silu")),
             ),
-            ("rope_type", rope_type.unwrap_or("default"), "\"default\"", matches!(rope_type, None | Some("default"))),
         ];
         let mut out: Vec<String> = found
             .iter()
             .filter(|(.., fits)| !fits)
             .map(|(key, value, expected, _)| format!("{key} is {value:?}, expected {expected}"))
             .collect();
-        if !self.rope_scaling.is_null() {
-            out.push(format!("rope_scaling is {}, expected null", self.rope_scaling));
-        }
+        out.extend(self.scaling().err());
         let biases = [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)];
         out.extend(biases.iter().filter(|(_, on)| *on).map(|(key, _)| format!("{key} is true, expected false")));
         for (key, neutral) in &NEUTRAL {
@@ -234,6 +261,10 @@ impl File {
         out
     }
 
+    fn scaling(&self) -> Result<Option<RopeScaling>, String> {
+        self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()).map_or(Ok(None), Rope::scaling)
+    }
+
     fn model(&self) -> ModelConfig {
         let heads = (self.num_attention_heads, self.num_key_value_heads.unwrap_or(self.num_attention_heads));
         let usual = ModelConfig::new(self.num_hidden_layers, self.hidden_size, heads, self.intermediate_size);
@@ -244,6 +275,8 @@ impl File {
             norm_eps: self.rms_norm_eps,
             tie_embeddings: self.tie_word_embeddings,
             init_std: self.initializer_range.unwrap_or(usual.init_std),
+            // what is no scaling was refused
+            rope_scaling: self.scaling().ok().flatten(),
             attention: self.dashlab.as_ref().map_or(Dense {}.into(), |own| own.attention),
             ..usual
         }
@@ -261,8 +294,7 @@ impl Model {
     /// When a file is missing or damaged, `config.json` asks for something that this decoder does not compute, or the weights
     /// are not those of that configuration.
     pub fn load(folder: &Path, device: &Device) -> Result<Self, LoadError> {
-        let described = Described::of(folder)?;
-        described.with(read_folder(folder, device)?, &folder.join("model.safetensors"))
+        Described::of(folder)?.load(folder, device)
     }
 
     /// The model of a configuration with the weights of a `model.safetensors`, for sequences of up to `positions` tokens. The file has
@@ -327,6 +359,14 @@ impl Described {
     pub fn of(folder: &Path) -> Result<Self, LoadError> {
         let path = folder.join("config.json");
         Described::parse(&read(&path)?, &path)
+    }
+
+    /// With the weights of a folder: `model.safetensors`, or the files that its index names.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load(self, folder: &Path, device: &Device) -> Result<Model, LoadError> {
+        self.with(read_folder(folder, device)?, &folder.join("model.safetensors"))
     }
 
     /// With the bytes of a `model.safetensors`; `path` names it in messages.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use dash_core::{Device, Tape};
 use dash_model::{LoadError, Model};
 
-const FOLDERS: [&str; 3] = ["llama-f32-tied", "llama-bf16-sharded", "llama-f16"];
+const FOLDERS: [&str; 4] = ["llama-f32-tied", "llama-bf16-sharded", "llama-f16", "llama3-f32"];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -39,7 +39,8 @@ fn the_loss_is_that_of_transformers() {
         let (got, want) = (loss(&model), told["loss"].as_f64().unwrap());
         // both in f32: some hundred roundings of 6e-8 on a loss of 5, two orders below what is asked for (1e-3)
         assert!((got - want).abs() < 1e-5, "{name}: {got}, transformers {want}");
-        assert_eq!((model.positions(), model.config().rope_theta), (64, 5000.0));
+        let theta = if name == "llama3-f32" { 500.0 } else { 5000.0 };
+        assert_eq!((model.positions(), model.config().rope_theta), (64, theta));
         let tape = Tape::inference();
         assert_eq!(model.leaves(&tape).len(), if name == FOLDERS[0] { 20 } else { 21 });
     }
@@ -94,7 +95,12 @@ fn what_changes_the_arithmetic_is_refused_by_its_key() {
         let e = told("llama-f16", "config.json", swapped(from, to));
         assert!(e.contains("config.json") && e.contains(key), "{e}");
     };
-    refused("\"rope_type\": \"default\"", "\"rope_type\": \"llama3\"", "rope_type is \"llama3\", expected \"default\"");
+    refused(
+        "\"rope_type\": \"default\"",
+        "\"rope_type\": \"llama3\"",
+        "factor is missing, which rope_type \"llama3\" needs",
+    );
+    refused("\"rope_type\": \"default\"", "\"rope_type\": \"yarn\"", "rope_type is \"yarn\"");
     refused("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias is true");
     refused("\"model_type\": \"llama\"", "\"model_type\": \"qwen3\"", "model_type is \"qwen3\"");
     refused("\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", "hidden_act is \"gelu\"");

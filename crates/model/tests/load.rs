@@ -88,8 +88,8 @@ fn what_it_does_not_compute_is_told() {
         "model_type is \"mistral\", expected \"llama\" or \"dashlab\"",
     );
     refused(&|json| json["hidden_act"] = json!("gelu"), "hidden_act is \"gelu\", expected \"silu\"");
-    refused(&|json| json["rope_scaling"] = json!({"factor": 8}), "rope_scaling is {\"factor\":8}, expected null");
-    refused(&|json| json["rope_parameters"] = json!({"rope_type": "llama3"}), "rope_type is \"llama3\"");
+    refused(&|json| json["rope_scaling"] = json!({"factor": 8}), "rope_type is left out with factor 8, expected");
+    refused(&|json| json["rope_parameters"] = json!({"rope_type": "llama3"}), "factor is missing");
     refused(&|json| json["mlp_bias"] = json!(true), "mlp_bias is true, expected false");
     let unnamed = |json: &mut Value| {
         json["model_type"] = json!("dashlab");

@@ -6,6 +6,8 @@ k, v [b, g, T, d] of all; chunks of s tokens, n = ceil(T / s). Row i of a sequen
 whichever side it stands: positions and chunks are those of the sequence alone. Above 400 lines: one file travels with the weights
 of every export.
 """
+import math
+
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -17,6 +19,7 @@ class DashLabConfig(PretrainedConfig):
     """Llama keys, and `dashlab.attention`: the attention table of the exported config.toml."""
 
     model_type = "dashlab"
+    max_position_embeddings = None  # rotary angles that are stretched ask for it before the file's own is set
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
 
@@ -376,6 +379,14 @@ class Attention(nn.Module):
         return self.o_proj(o.transpose(1, 2).reshape(b, t, -1))
 
 
+def stretched(turns, rope):
+    """Llama 3's scaling of the rotary frequencies (arXiv 2407.21783, section 3.4.3): long waves turn `factor` times more slowly."""
+    low, high, factor = rope["low_freq_factor"], rope["high_freq_factor"], rope["factor"]
+    waves = rope["original_max_position_embeddings"] * turns / (2 * math.pi)
+    kept = ((waves - low) / (high - low)).clamp(0, 1)
+    return turns * (kept + (1 - kept) / factor)
+
+
 class RMSNorm(nn.Module):
     def __init__(self, width, eps):
         super().__init__()
@@ -424,9 +435,11 @@ class Decoder(nn.Module):
         d, rope = self.c.head_dim, getattr(self.c, "rope_parameters", None) or {}
         if self.angles is None or self.angles.shape[0] < f.total:
             theta = rope["rope_theta"] if "rope_theta" in rope else self.c.rope_theta
-            steps = torch.arange(0, d, 2, device="cpu", dtype=torch.float64) / d
+            turns = theta ** -(torch.arange(0, d, 2, device="cpu", dtype=torch.float64) / d)
+            if rope.get("rope_type") == "llama3":
+                turns = stretched(turns, rope)
             rows = max(f.total, self.c.max_position_embeddings)
-            self.angles = torch.arange(rows, device="cpu", dtype=torch.float64)[:, None] * theta**-steps
+            self.angles = torch.arange(rows, device="cpu", dtype=torch.float64)[:, None] * turns
         at = self.angles[f.pos.cpu()][:, None]
         cos, sin = at.cos().to(dtype).to(f.pos.device), at.sin().to(dtype).to(f.pos.device)
 

@@ -37,6 +37,6 @@ pub use layout::{index_select, reshape, transpose};
 pub use matmul::{linear, linear_add, matmul};
 pub use reduce::{sum_all, sum_axis};
 pub use rmsnorm::rmsnorm;
-pub use rope::{RopeTable, rope};
+pub use rope::{RopeTable, frequencies as rope_frequencies, rope};
 pub use softmax::softmax;
 pub use swiglu::{swiglu, swiglu_scratch};

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::compare::Compare;
 use super::data::Data;
 use super::eval::{Checkpoint, Eval, Log};
+use super::init::Init;
 use super::optim::Optim;
 use super::probe::ProbePlan;
 use super::router::RouterPlan;
@@ -39,6 +40,9 @@ pub struct Config {
     /// A task with a known answer, instead of the text or mixed into it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub task: Option<Task>,
+    /// The model that it starts from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<Init>,
     /// Looks into the router's gradient.
     #[serde(default)]
     pub probe: ProbePlan,
@@ -96,6 +100,11 @@ impl Config {
     /// How the tokenizer is used.
     pub fn treatment(&self) -> Treatment {
         Treatment { bos: self.data.bos, special_tokens: self.data.special_tokens }
+    }
+
+    /// Whether a tokenizer of `have` entries is one of the model's. A model that was padded has more rows than its tokenizer has entries.
+    pub fn fits_tokenizer(&self, have: usize) -> bool {
+        have == self.data.vocab_size || have < self.data.vocab_size && self.init.is_some()
     }
 
     /// `<run.dir>/<run.name>`

@@ -9,6 +9,7 @@ mod diff;
 mod error;
 mod eval;
 mod file;
+mod init;
 mod optim;
 mod probe;
 mod problems;
@@ -30,6 +31,7 @@ pub use diff::{Difference, Effect};
 pub use error::{ConfigError, LoadError};
 pub use eval::{Checkpoint, Eval, Far, Log, Stop};
 pub use file::Config;
+pub use init::{Init, Origin};
 pub use optim::{DECAY_FRACTION, MIN_LR_RATIO, Optim, OptimKind, Schedule};
 pub use probe::ProbePlan;
 pub use problems::nearest;
@@ -113,13 +115,14 @@ impl Config {
             rename(&mut table);
         }
         let where_ = if set.is_empty() { place.clone() } else { format!("{place} with --set {}", set.join(" --set ")) };
+        let filled = init::fill(&mut table, &where_)?;
         if let Some(problems) = problems::of(&sections(), &table, text) {
             return Err(LoadError::new(where_, problems));
         }
         let gives_compute = table.get("model").is_some_and(|model| model.get("compute").is_some());
         // from the text where nothing is on top of it, so that a message shows the line
         let config: Result<Config, _> =
-            if set.is_empty() { toml::from_str(text) } else { Value::Table(table).try_into() };
+            if set.is_empty() && !filled { toml::from_str(text) } else { Value::Table(table).try_into() };
         let mut config = config.map_err(|e| LoadError::new(&where_, explained(e.to_string().trim_end())))?;
         // a name that is none is told by the check of the table
         if let (false, Ok(device)) = (gives_compute, config.run.device_name()) {

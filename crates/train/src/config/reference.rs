@@ -34,7 +34,7 @@ pub struct Section {
 }
 
 /// A table of the file, the struct that it is, and the source that declares the struct.
-const TABLES: [(&str, &str, &str); 13] = [
+const TABLES: [(&str, &str, &str); 15] = [
     ("run", "Run", include_str!("run.rs")),
     ("data", "Data", include_str!("data.rs")),
     ("task", "Task", include_str!("../../../data/src/task/mod.rs")),
@@ -44,9 +44,11 @@ const TABLES: [(&str, &str, &str); 13] = [
     ("eval.far", "Far", include_str!("eval.rs")),
     ("checkpoint", "Checkpoint", include_str!("eval.rs")),
     ("log", "Log", include_str!("eval.rs")),
+    ("init", "Init", include_str!("init.rs")),
     ("probe", "ProbePlan", include_str!("probe.rs")),
     ("router", "RouterPlan", include_str!("router.rs")),
     ("model", "ModelConfig", include_str!("../../../model/src/config.rs")),
+    ("model.rope_scaling", "RopeScaling", include_str!("../../../model/src/rope.rs")),
     ("compare", "Compare", include_str!("compare.rs")),
 ];
 
@@ -116,6 +118,10 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("model.init_std", "above 0", "0.0"),
     ("model.kv_heads", "divides `heads`", "3"),
     ("model.head_dim", "even, or 0", "5"),
+    ("model.rope_scaling.factor", "at least 1", "0.5"),
+    ("model.rope_scaling.low_freq_factor", "above 0", "0.0"),
+    ("model.rope_scaling.high_freq_factor", "above `low_freq_factor`", "1.0"),
+    ("model.rope_scaling.original_positions", "at least 1", "0"),
     ("compare.seeds", "1 to 10000", "0"),
     ("compare.alpha", "above 0, at most 0.5", "0.0"),
     ("compare.margin", "above 0", "0.0"),
@@ -132,6 +138,18 @@ const NEEDS: &[(&str, &str)] = &[
     ("eval.stop.accuracy", "eval.stop.checks=1"),
     ("eval.stop.accuracy", "eval.stop.after=0"),
     ("eval.far.tokens", "eval.far.rare=9"),
+    ("model.rope_scaling.factor", "model.rope_scaling.low_freq_factor=1.0"),
+    ("model.rope_scaling.factor", "model.rope_scaling.high_freq_factor=4.0"),
+    ("model.rope_scaling.factor", "model.rope_scaling.original_positions=64"),
+    ("model.rope_scaling.low_freq_factor", "model.rope_scaling.factor=32.0"),
+    ("model.rope_scaling.low_freq_factor", "model.rope_scaling.high_freq_factor=4.0"),
+    ("model.rope_scaling.low_freq_factor", "model.rope_scaling.original_positions=64"),
+    ("model.rope_scaling.high_freq_factor", "model.rope_scaling.factor=32.0"),
+    ("model.rope_scaling.high_freq_factor", "model.rope_scaling.low_freq_factor=1.0"),
+    ("model.rope_scaling.high_freq_factor", "model.rope_scaling.original_positions=64"),
+    ("model.rope_scaling.original_positions", "model.rope_scaling.factor=32.0"),
+    ("model.rope_scaling.original_positions", "model.rope_scaling.low_freq_factor=1.0"),
+    ("model.rope_scaling.original_positions", "model.rope_scaling.high_freq_factor=4.0"),
     ("eval.stop.checks", "eval.stop.accuracy=0.9"),
     ("eval.stop.checks", "eval.stop.after=0"),
 ];
@@ -194,7 +212,7 @@ fn type_of(kind: &str) -> String {
         "String" => "text".into(),
         "PathBuf" => "path".into(),
         "Ramp" => kind.to_lowercase(),
-        "Attention" | "Stop" | "Far" => "table, see below".into(),
+        "Attention" | "Stop" | "Far" | "RopeScaling" => "table, see below".into(),
         _ if kind.starts_with("Option<") => type_of(&inner(kind).unwrap()),
         _ if kind.starts_with("Vec<") => format!("list of {}", type_of(&inner(kind).unwrap())),
         _ => match ENUMS.iter().find(|(name, _)| *name == kind) {

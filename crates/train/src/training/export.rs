@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use dash_data::Tokenizer;
-use dash_model::Model;
 use dash_model::attention::{Export, Loader};
+use dash_model::{Model, ModelConfig};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
@@ -23,8 +23,7 @@ fn config_json(loaded: &Loaded, export: &Export, ids: &SpecialIds) -> Value {
         "hidden_size": m.width, "intermediate_size": m.ffn, "num_hidden_layers": m.layers,
         "num_attention_heads": m.heads, "num_key_value_heads": m.kv_heads, "head_dim": m.head_dim, "hidden_act": "silu",
         "max_position_embeddings": config.data.seq_len, "initializer_range": m.init_std, "rms_norm_eps": m.norm_eps,
-        "rope_theta": m.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": m.rope_theta},
+        "rope_theta": m.rope_theta, "rope_parameters": rope(m),
         "attention_bias": false, "attention_dropout": 0.0, "mlp_bias": false, "tie_word_embeddings": m.tie_embeddings,
         "bos_token_id": ids.bos, "eos_token_id": ids.eos, "pad_token_id": ids.pad, "use_cache": true,
         "torch_dtype": "float32", "dtype": "float32", "transformers_version": "4.56.0",
@@ -38,10 +37,25 @@ fn config_json(loaded: &Loaded, export: &Export, ids: &SpecialIds) -> Value {
         json["model_type"] = json!("dashlab");
         json["architectures"] = json!(["DashLabForCausalLM"]);
     }
+    if m.rope_scaling.is_some() {
+        // where earlier loaders look
+        json["rope_scaling"] = json["rope_parameters"].clone();
+    }
     for (key, value) in &export.keys {
         json[key] = json!(value);
     }
     json
+}
+
+/// The rotary angles under Hugging Face's names.
+fn rope(m: &ModelConfig) -> Value {
+    match m.rope_scaling {
+        None => json!({"rope_type": "default", "rope_theta": m.rope_theta}),
+        Some(s) => json!({
+            "rope_type": "llama3", "rope_theta": m.rope_theta, "factor": s.factor, "low_freq_factor": s.low_freq_factor,
+            "high_freq_factor": s.high_freq_factor, "original_max_position_embeddings": s.original_positions,
+        }),
+    }
 }
 
 /// Ids of the tokens that Python asks for by their part, as training used them.

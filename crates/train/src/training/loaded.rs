@@ -110,7 +110,7 @@ impl Loaded {
             let what = "is not the tokenizer that the model was trained with; restore it, or resume its run, which writes it anew";
             return Err(Failure::request(format!("{}: {what}", path.display())));
         }
-        if let Some(have) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n != config.data.vocab_size) {
+        if let Some(have) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| !config.fits_tokenizer(*n)) {
             let asked = config.data.vocab_size;
             return Err(Failure::request(format!(
                 "data.vocab_size: {asked}, but the model's tokenizer has {have} entries"

@@ -262,7 +262,8 @@ impl Material {
 
     fn of_text(config: &Config, p: Prepared) -> Result<Self> {
         let asked = config.data.vocab_size;
-        if let Some(have) = p.tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|have| *have != asked) {
+        if let Some(have) = p.tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|have| !config.fits_tokenizer(*have))
+        {
             return Err(Failure::request(format!(
                 "data.vocab_size: {asked}, but the tokenizer has {have} entries; set it to {have}"
             )));

@@ -13,6 +13,7 @@ pub mod export;
 pub mod far;
 #[cfg(test)]
 mod handmade;
+pub mod init;
 pub mod knobs;
 pub mod limits;
 pub mod loaded;

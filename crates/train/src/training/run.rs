@@ -10,6 +10,7 @@ use dash_data::LoaderState;
 use super::checkpoint::{self, Checkpoints, State};
 use super::device::device;
 use super::eval::unigram_loss;
+use super::init;
 use super::knobs::initial_gamma;
 use super::lock::RunLock;
 use super::material::Material;
@@ -236,6 +237,9 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     if trainer.optimizer.step == 0 {
         let (ids, batch) = set.first();
         initial_gamma(&mut trainer.model, &config.router, ids, batch)?;
+    }
+    if trainer.optimizer.step == 0 {
+        init::tell_jump(&trainer.model, config, &set)?;
     }
     tell!("{}", preflight::report(config, &trainer.model, &device, &material.train)?.trim_end());
     let unigram = (!material.train.is_empty()).then(|| unigram_loss(&material.train, &set, config.data.vocab_size));

@@ -28,7 +28,7 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Angles for heads of width `head_dim`.
+    /// Angles for heads of width `head_dim`, at the frequencies theta^(-2j/d).
     ///
     /// # Errors
     /// When the width is odd, memory cannot address so many angles, or the device has no memory left.
@@ -38,10 +38,19 @@ impl RopeTable {
             "rope",
             "head width {head_dim} is not even: rope rotates pairs"
         );
-        checked_numel("rope", &[positions, head_dim])?;
-        let half = head_dim / 2;
+        Self::of_frequencies(device, dtype, positions, &frequencies(head_dim, theta))
+    }
+
+    /// Angles of `positions` times each of the `d / 2` frequencies, in radians a position.
+    ///
+    /// # Errors
+    /// When there is no frequency, memory cannot address so many angles, or the device has no memory left.
+    pub fn of_frequencies(device: &Device, dtype: DType, positions: usize, frequencies: &[f64]) -> Result<Self> {
+        ensure!(!frequencies.is_empty(), "rope", "there is no frequency: rope rotates pairs");
+        let half = frequencies.len();
+        checked_numel("rope", &[positions, 2 * half])?;
         let angles = with_number!(dtype, T => {
-            Tensor::from_vec(device, &[positions, head_dim], table::<T>(positions, half, theta))?
+            Tensor::from_vec(device, &[positions, 2 * half], table::<T>(positions, frequencies))?
         });
         Ok(RopeTable { half, positions, angles })
     }
@@ -57,11 +66,17 @@ impl RopeTable {
     }
 }
 
-fn table<T: Number>(positions: usize, half: usize, theta: f64) -> Vec<T> {
+/// The `d / 2` frequencies theta^(-2j/d) of a head's pairs, in radians a position.
+pub fn frequencies(head_dim: usize, theta: f64) -> Vec<f64> {
+    (0..head_dim / 2).map(|j| theta.powf(-2.0 * j as f64 / head_dim as f64)).collect()
+}
+
+fn table<T: Number>(positions: usize, frequencies: &[f64]) -> Vec<T> {
+    let half = frequencies.len();
     let mut out = vec![T::ZERO; positions * 2 * half];
     for (position, row) in out.chunks_exact_mut(2 * half).enumerate() {
-        for j in 0..half {
-            let angle = position as f64 * theta.powf(-2.0 * j as f64 / (2 * half) as f64);
+        for (j, frequency) in frequencies.iter().enumerate() {
+            let angle = position as f64 * frequency;
             (row[j], row[half + j]) = (T::of(angle.cos()), T::of(angle.sin()));
         }
     }

@@ -53,7 +53,7 @@ fn time_one(bench: &mut Bench, qkv: &Qkv, config: &ModelConfig) -> Result<()> {
             Init::Normal(std) => Tensor::normal(&bench.device, &spec.shape, DType::F32, std, &mut bench.rng)?,
         });
     }
-    let rope = RopeTable::new(&bench.device, DType::F32, s.tokens, s.head_dim, config.rope_theta)?;
+    let rope = RopeTable::of_frequencies(&bench.device, DType::F32, s.tokens, &config.rope_frequencies())?;
     let run = |tape: &Tape, vars: &[Var]| {
         let [q, k, v, x, params @ ..] = vars else { unreachable!("four inputs come before the parameters") };
         let own = attention.project(tape, &Layer { x, params, config, rope: &rope, first: 0 })?;

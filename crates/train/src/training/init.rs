@@ -1,0 +1,194 @@
+//! The weights that a run starts from, where they are not drawn.
+
+use std::path::Path;
+
+use dash_core::Device;
+use dash_model::{Described, Model, Param, Params};
+
+use super::checkpoint;
+use super::eval::{ValidationSet, model_folder};
+use super::tasks::RouterChoice;
+use crate::config::{Config, Origin};
+use crate::console::tell;
+use crate::failure::{Failure, Result};
+
+/// The model of a folder with its own attention, for sequences as long as those of `config`.
+fn origin(from: &Path, config: &Config, device: &Device) -> Result<Model> {
+    let described = Origin::of(from, "the model to start from").map_err(Failure::request)?;
+    let positions = config.positions();
+    if positions > described.positions {
+        tell!("warning: {} was made for {} tokens, this run reads {positions}", from.display(), described.positions);
+    }
+    if from.join("config.json").is_file() {
+        let of = Described { config: described.model, vocab: described.vocab, positions };
+        return of.load(from, device).map_err(Failure::request);
+    }
+    let folder = model_folder(from).map_err(Failure::Request)?;
+    let mut own = config.clone();
+    (own.model, own.data.vocab_size) = (described.model, described.vocab);
+    // what it took from another run is in its own knobs
+    own.router.budget_from = None;
+    checkpoint::load_model(&folder, &own, device).map_err(Failure::Request)
+}
+
+/// Parameters that a new model has beside those of another one, and those that it has no use for.
+struct Change {
+    fresh: Vec<String>,
+    unused: Vec<String>,
+}
+
+/// Puts the values of one model into another wherever both have the parameter.
+fn take(model: &mut Model, from: &Params) -> Result<Change> {
+    let mut fresh = Vec::new();
+    for Param { name, value, .. } in model.params_mut().iter_mut() {
+        match from.get(name) {
+            Some(theirs) if theirs.shape() == value.shape() => *value = theirs.clone(),
+            Some(theirs) => {
+                return Err(Failure::request(format!(
+                    "init.from: {name} has shape {:?} there, this model's is {:?}",
+                    theirs.shape(),
+                    value.shape()
+                )));
+            }
+            None => fresh.push(name.clone()),
+        }
+    }
+    let unused = from.iter().filter(|p| model.params().get(&p.name).is_none()).map(|p| p.name.clone()).collect();
+    Ok(Change { fresh, unused })
+}
+
+/// `n parameters (a, b, c, ...)`
+fn named(names: &[String]) -> String {
+    let more = if names.len() > 3 { ", ..." } else { "" };
+    format!("{} parameters ({}{more})", names.len(), names[..names.len().min(3)].join(", "))
+}
+
+/// Starts a fresh model from the weights that `init.from` names. Every parameter of the file is read, and each that has no place in the new
+/// model, or that the file lacks, belongs to an attention and is told.
+///
+/// # Errors
+/// When the folder's model cannot be read.
+pub fn start(model: &mut Model, config: &Config) -> Result<()> {
+    let Some(init) = &config.init else { return Ok(()) };
+    let device = model.device().clone();
+    let from = origin(&init.from, config, &device)?;
+    let change = take(model, from.params())?;
+    tell!("weights   of {} ({} attention)", init.from.display(), from.config().attention.kind());
+    if !change.fresh.is_empty() {
+        tell!("          {} are new, at their initial values", named(&change.fresh));
+    }
+    if !change.unused.is_empty() {
+        tell!("          {} have no use here", named(&change.unused));
+    }
+    Ok(())
+}
+
+/// Tells what the swap of the attention costs before any update: the validation loss with the attention that the weights were trained with,
+/// and with the run's own.
+///
+/// # Errors
+/// When the folder's model cannot be read.
+pub fn tell_jump(model: &Model, config: &Config, set: &ValidationSet) -> Result<()> {
+    let Some(init) = &config.init else { return Ok(()) };
+    let from = origin(&init.from, config, model.device())?;
+    let (before, after) = (set.run(&from, RouterChoice::Own)?.loss, set.run(model, RouterChoice::Own)?.loss);
+    let (theirs, ours) = (from.config().attention.kind(), model.config().attention.kind());
+    tell!(
+        "start     validation loss {before:.4} with {theirs} attention, {after:.4} with {ours}: a jump of {:+.4}",
+        after - before
+    );
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::super::trainer::Trainer;
+    use super::*;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../model/tests/fixtures").join(name)
+    }
+
+    const TEXT: &str =
+        "[run]\nsteps = 3\n[data]\nseq_len = 48\nbatch_size = 2\n[optim]\nlr = 1e-3\n[task]\nkind = \"recall\"\n";
+
+    fn config(from: &Path, set: &[&str]) -> std::result::Result<Config, String> {
+        let mut all = vec![format!("init.from={:?}", from.display().to_string())];
+        all.extend(set.iter().map(|s| s.to_string()));
+        Config::from_text(TEXT, &all, Path::new("c.toml")).map_err(|e| e.to_string())
+    }
+
+    fn values(model: &Model) -> Vec<(String, Vec<f32>)> {
+        let of = |p: &Param| (p.name.clone(), p.value.as_slice::<f32>().unwrap().to_vec());
+        model.params().iter().map(of).collect()
+    }
+
+    #[test]
+    fn extents_and_weights_come_from_the_folder() {
+        let device = Device::cpu(1).unwrap();
+        for name in ["llama-f32-tied", "llama-bf16-sharded", "llama-f16", "llama3-f32"] {
+            let folder = fixture(name);
+            let theirs = Model::load(&folder, &device).unwrap();
+            let dense = config(&folder, &["model.attention.kind=dense"]).unwrap();
+            assert_eq!((dense.model.layers, dense.model.ffn, dense.data.vocab_size), (2, 48, 96), "{name}");
+            assert_eq!(dense.model.rope_scaling.is_some(), name == "llama3-f32");
+            let ours = Trainer::new(&dense, &device).unwrap().model;
+            assert_eq!(values(&ours), values(&theirs), "{name}");
+            // what it is written as needs the folder no more
+            let again = Config::from_text(&dense.to_toml(), &["init.from=/gone".into()], Path::new("c.toml")).unwrap();
+            assert_eq!(again.model, dense.model);
+        }
+    }
+
+    #[test]
+    fn what_an_attention_adds_is_new_and_what_it_lacks_is_left_out() {
+        let device = Device::cpu(1).unwrap();
+        let dash =
+            config(&fixture("llama-f16"), &["model.attention.kind=dash", "model.attention.chunk_size=8"]).unwrap();
+        let theirs = Model::load(&fixture("llama-f16"), &device).unwrap();
+        let mut model = Model::new(dash.model.clone(), 96, 48, 7, &device, dash_core::DType::F32).unwrap();
+        let change = take(&mut model, theirs.params()).unwrap();
+        let indexers: Vec<String> = (0..2).map(|l| format!("model.layers.{l}.{}", dash_model::INDEXER)).collect();
+        assert_eq!((change.fresh, change.unused), (indexers.clone(), Vec::new()));
+        // and back: the values are the same ones
+        let mut dense = Model::new(theirs.config().clone(), 96, 48, 7, &device, dash_core::DType::F32).unwrap();
+        let change = take(&mut dense, model.params()).unwrap();
+        assert_eq!((change.fresh, change.unused), (Vec::new(), indexers));
+        assert_eq!(values(&dense), values(&theirs));
+    }
+
+    #[test]
+    fn what_contradicts_the_folder_is_refused_by_name() {
+        let folder = fixture("llama-f32-tied");
+        for (set, told) in [
+            ("model.layers=3", "model.layers: 3, but"),
+            ("model.rope_theta=1e4", "model.rope_theta: 10000.0, but"),
+            ("model.tie_embeddings=false", "model.tie_embeddings: false, but"),
+            ("data.vocab_size=97", "data.vocab_size: 97, but"),
+            (
+                "model.rope_scaling={factor=8.0,low_freq_factor=1.0,high_freq_factor=4.0,original_positions=64}",
+                "model.rope_scaling",
+            ),
+        ] {
+            let e = config(&folder, &[set]).unwrap_err();
+            assert!(e.contains(told) && e.contains("config.json"), "{set}: {e}");
+        }
+        // the same, said once more
+        let agreeing = ["model.layers=2", "model.rope_theta=5000.0", "model.head_dim=0", "model.attention.kind=dense"];
+        assert_eq!(config(&folder, &agreeing).unwrap().model.head_dim, 8);
+        let nothing = tempfile::tempdir().unwrap();
+        let e = config(nothing.path(), &[]).unwrap_err();
+        assert!(e.contains("holds no config.json and no config.toml"), "{e}");
+        assert!(config(&nothing.path().join("none"), &[]).unwrap_err().contains("init.from"));
+    }
+
+    #[test]
+    fn a_padded_vocabulary_is_one_of_a_loaded_model_alone() {
+        let loaded = config(&fixture("llama-f16"), &["model.attention.kind=dense"]).unwrap();
+        assert!(loaded.fits_tokenizer(96) && loaded.fits_tokenizer(90) && !loaded.fits_tokenizer(97));
+        let drawn = Config { init: None, ..loaded };
+        assert!(drawn.fits_tokenizer(96) && !drawn.fits_tokenizer(90));
+    }
+}
