@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::device::cpu::simd::add_into;
 use crate::device::cuda::{CudaBuffer, Kind};
-use crate::device::{Buffer, CpuData, CpuDevice, CpuNumber, CudaData, CudaDevice, Device};
+use crate::device::{Buffer, CpuData, CpuDevice, CpuNumber, CudaData, CudaDevice, Device, out_of_memory};
 use crate::dispatch::{on_device, same_place};
 use crate::error::{Error, Result, ensure};
 use crate::number::{DType, Host, Number, with_number};
@@ -33,8 +33,8 @@ impl Tensor {
         let op = "from_vec";
         ensure!(data.len() == checked_numel(op, shape)?, op, "{} elements do not fill shape {shape:?}", data.len());
         match (device, T::host(&data)) {
-            (Device::Cpu(cpu), Host::F32(data)) => Ok(Self::from_buffer(shape, cpu.copy(data))),
-            (Device::Cpu(cpu), Host::F64(data)) => Ok(Self::from_buffer(shape, cpu.copy(data))),
+            (Device::Cpu(cpu), Host::F32(data)) => Ok(Self::from_buffer(shape, cpu.try_copy(op, data)?)),
+            (Device::Cpu(cpu), Host::F64(data)) => Ok(Self::from_buffer(shape, cpu.try_copy(op, data)?)),
             (Device::Cuda(gpu), Host::F32(data)) => Ok(Self::from_cuda(shape, gpu.upload("from_vec", data)?)),
             (Device::Cuda(gpu), Host::F64(data)) => Ok(Self::from_cuda(shape, gpu.upload("from_vec", data)?)),
         }
@@ -66,7 +66,7 @@ impl Tensor {
     pub(crate) fn empty(device: &Device, shape: &[usize], dtype: DType) -> Result<Self> {
         let n = checked_numel("empty", shape)?;
         match device {
-            Device::Cpu(cpu) => Ok(with_number!(dtype, T => Self::from_buffer(shape, cpu.alloc::<T>(n)))),
+            Device::Cpu(cpu) => with_number!(dtype, T => Ok(Self::from_buffer(shape, cpu.try_alloc::<T>("empty", n)?))),
             Device::Cuda(gpu) => Ok(Self::from_cuda(shape, gpu.alloc("tensor", Kind::of(dtype), n)?)),
         }
     }
@@ -79,7 +79,7 @@ impl Tensor {
         let n = checked_numel("full", shape)?;
         match device {
             Device::Cpu(cpu) => with_number!(dtype, T => {
-                let mut buffer = cpu.alloc::<T>(n);
+                let mut buffer = cpu.try_alloc::<T>("full", n)?;
                 buffer.fill(T::of(value));
                 Ok(Self::from_buffer(shape, buffer))
             }),
@@ -104,7 +104,10 @@ impl Tensor {
     pub fn normal(device: &Device, shape: &[usize], dtype: DType, std: f64, rng: &mut Rng) -> Result<Self> {
         let n = checked_numel("normal", shape)?;
         with_number!(dtype, T => {
-            Self::from_vec(device, shape, (0..n).map(|_| T::of(std * rng.normal())).collect())
+            let mut values: Vec<T> = Vec::new();
+            values.try_reserve_exact(n).map_err(|_| out_of_memory::<T>("normal", n))?;
+            values.extend((0..n).map(|_| T::of(std * rng.normal())));
+            Self::from_vec(device, shape, values)
         })
     }
 
@@ -298,7 +301,7 @@ impl Tensor {
             return Ok(self.clone());
         }
         on_device!("to_dtype", [self]; Cpu<S>(cpu, [x]) => with_number!(dtype, T => {
-            let mut buffer = cpu.alloc::<T>(x.len());
+            let mut buffer = cpu.try_alloc::<T>("to_dtype", x.len())?;
             buffer.iter_mut().zip(x).for_each(|(y, x): (_, &S)| *y = T::of(x.f64()));
             Ok(Self::from_buffer(&self.shape, buffer))
         }), Cuda(_, [x]) => Ok(Self::from_cuda(&self.shape, elementwise::cast(x.full()?, Kind::of(dtype))?)))

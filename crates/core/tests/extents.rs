@@ -10,6 +10,7 @@ use dash_core::ops::attention::{
     window_routing_after,
 };
 use dash_core::ops::{self, RopeTable};
+use dash_core::rng::Rng;
 use dash_core::{Compute, DType, Device, Ids, Result, Tape, Tensor, Var};
 
 /// Extents, one of which is 0.
@@ -256,4 +257,15 @@ fn a_sum_or_a_product_of_extents_that_wraps_around_is_refused() {
             ["counted in 32 bits", "do not fit into", "from 18446744073709551613 on", "more elements than memory"];
         assert!(says.iter().any(|said| told.contains(said)), "{i}: {told}");
     }
+}
+
+/// 2^50 elements: more than a process can address, whatever the machine has.
+#[test]
+fn a_tensor_that_memory_cannot_hold_is_an_error_that_names_op_and_bytes() {
+    let (device, shape) = (Device::cpu(1).unwrap(), [1 << 25, 1 << 25]);
+    let full = Tensor::full(&device, &shape, DType::F32, 1.0).unwrap_err();
+    let what = "the system has no 4503599.6 GB of memory for 1125899906842624 numbers; use a smaller shape";
+    assert_eq!(full.to_string(), format!("full: {what}"));
+    let normal = Tensor::normal(&device, &shape, DType::F32, 1.0, &mut Rng::new(1)).unwrap_err();
+    assert_eq!(normal.to_string(), format!("normal: {what}"));
 }

@@ -9,6 +9,7 @@ pub mod cuda;
 mod gemm;
 
 pub use cpu::level::{Level, level};
+pub(crate) use cpu::out_of_memory;
 pub use cpu::{Buffer, CpuData, CpuDevice, multiply_add_probe};
 pub(crate) use cpu::{CpuElement, CpuNumber, Shared};
 pub use cuda::{CudaData, CudaDevice, CudaOptions};

@@ -13,7 +13,7 @@ use crate::config::Config;
 use crate::console::print_line;
 use crate::failure::Result;
 use crate::training::device::{device as device_of, threads};
-use crate::training::preflight::{gpu_memory_bytes, memory_bytes};
+use crate::training::preflight::{check_memory, gpu_memory_bytes, memory_bytes};
 use crate::training::trainer::Trainer;
 
 /// Peak resident memory of this process so far, in MB of 1e6 bytes; 0 where the system does not tell.
@@ -43,6 +43,7 @@ fn random_batches(config: &Config, rng: &mut Rng) -> Vec<Batch> {
 /// # Errors
 /// When a step fails.
 pub fn steps_in_turn(config: &Config) -> Result<()> {
+    check_memory(config)?;
     let mut trainer = Trainer::new(config, &device_of(config)?)?;
     let mut rng = Rng::new(config.run.seed);
     for _ in std::io::stdin().lines().map_while(std::result::Result::ok) {
@@ -60,6 +61,7 @@ pub fn steps_in_turn(config: &Config) -> Result<()> {
 /// # Errors
 /// When a step fails.
 pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
+    check_memory(config)?;
     let device = device_of(config)?;
     let mut trainer = Trainer::new(config, &device)?;
     let mut rng = Rng::new(config.run.seed);

@@ -94,6 +94,18 @@ pub fn check_fits(config: &Config, at_once: usize, force: bool) -> Result<()> {
     Ok(())
 }
 
+/// Refuses steps that the memory cannot hold, of a command that writes nothing. A card refuses by itself, op by op.
+///
+/// # Errors
+/// As [`check_fits`].
+pub fn check_memory(config: &Config) -> Result<()> {
+    let params = parameters(&config.model, config.data.vocab_size).map_err(Failure::request)?;
+    match config.run.device_name().map_err(Failure::request)? {
+        DeviceName::Cpu => too_little_memory(config, params, 1).map_or(Ok(()), |what| Err(Failure::request(what))),
+        DeviceName::Cuda(_) => Ok(()),
+    }
+}
+
 /// Refuses a run that the GPU cannot hold, before its data is prepared; with `force` it only warns. `at_once` such runs share the
 /// card. On a CPU there is nothing to ask: [`check_fits`].
 ///

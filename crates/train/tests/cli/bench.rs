@@ -48,6 +48,22 @@ fn bench_in_turn_answers_every_line_with_milliseconds() {
 }
 
 #[test]
+fn bench_refuses_steps_that_memory_cannot_hold() {
+    let s = Sandbox::new();
+    for how in ["--steps=2", "--in-turn"] {
+        let wide =
+            ["model.layers=8", "model.width=131072", "model.ffn=131072", "model.heads=128", "model.kv_heads=128"];
+        let o = s.run(&["bench", how], &wide);
+        let told = String::from_utf8_lossy(&o.stderr);
+        assert_eq!(o.status.code(), Some(2), "{how}: {told}");
+        assert!(
+            told.contains("of memory") && told.contains("lower data.seq_len, model.width or model.layers"),
+            "{told}"
+        );
+    }
+}
+
+#[test]
 fn bench_prints_one_json_object() {
     let s = Sandbox::new();
     let o = s.run(&["bench", "--steps", "2", "--json"], &[]);

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 pub use element::{CpuData, CpuElement, CpuNumber};
 pub use matrix::{MatMut, MatRef};
 pub use peak::multiply_add_probe;
+pub(crate) use pool::out_of_memory;
 pub use pool::{Buffer, Pool, Pools};
 use shared::Pieces;
 pub use shared::Shared;

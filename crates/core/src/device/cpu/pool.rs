@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::{CpuDevice, CpuElement};
+use crate::error::{Error, Result};
 
 /// Free lists, one per element type.
 #[derive(Default)]
@@ -57,15 +58,43 @@ fn class(n: usize) -> usize {
     n.div_ceil(step) * step
 }
 
+/// What `op` says where the system has no memory for `n` elements.
+pub(crate) fn out_of_memory<T>(op: &'static str, n: usize) -> Error {
+    let gigabytes = n as f64 * size_of::<T>() as f64 / 1e9;
+    let what = format!("the system has no {gigabytes:.1} GB of memory for {n} numbers; use a smaller shape");
+    Error::device(op, what)
+}
+
 impl CpuDevice {
-    /// A buffer of `n` elements whose values are unspecified (NaN on a poisoning device).
+    /// A buffer of `n` elements whose values are unspecified (NaN on a poisoning device). For what kernels work in: where the system
+    /// has no memory for it, the process ends.
     pub fn alloc<T: CpuElement>(&self, n: usize) -> Buffer<T> {
+        self.buffer(n, |lines| Some(Vec::with_capacity(lines))).expect("without memory the process has ended")
+    }
+
+    /// The same for `op`, whose extents a caller chooses.
+    ///
+    /// # Errors
+    /// When the system has no memory for it.
+    pub fn try_alloc<T: CpuElement>(&self, op: &'static str, n: usize) -> Result<Buffer<T>> {
+        let reserved = |lines: usize| {
+            let mut all = Vec::new();
+            all.try_reserve_exact(lines).is_ok().then_some(all)
+        };
+        self.buffer(n, reserved).ok_or_else(|| out_of_memory::<T>(op, n))
+    }
+
+    /// From the pool, or from `fresh`, which is told how many lines.
+    fn buffer<T: CpuElement>(&self, n: usize, fresh: fn(usize) -> Option<Vec<Line<T>>>) -> Option<Buffer<T>> {
         const { assert!(Line::<T>::IS_FULL, "elements of 4, 8, .. bytes") };
         let class = class(n);
         let reused =
             T::pool(&self.0.pools).0.lock().expect("no panic holds the lock").get_mut(&class).and_then(Vec::pop);
         // what a class has beyond n stays untouched, so that the system need not back it with memory
-        let lines = reused.unwrap_or_else(|| Vec::with_capacity(class / LINE));
+        let lines = match reused {
+            Some(lines) => lines,
+            None => fresh(class / LINE)?,
+        };
         let bytes = class * size_of::<T>();
         let live = self.0.pools.live.fetch_add(bytes, Ordering::Relaxed) + bytes;
         self.0.pools.peak.fetch_max(live, Ordering::Relaxed);
@@ -74,7 +103,7 @@ impl CpuDevice {
         if self.0.poison {
             buffer.fill(T::POISON);
         }
-        buffer
+        Some(buffer)
     }
 
     /// An empty buffer with room for `capacity` elements, to be filled with [`Buffer::push`].
@@ -96,6 +125,16 @@ impl CpuDevice {
         let mut buffer = self.alloc(values.len());
         buffer.copy_from_slice(values);
         buffer
+    }
+
+    /// The same for `op`, of values that a caller has.
+    ///
+    /// # Errors
+    /// As [`CpuDevice::try_alloc`].
+    pub fn try_copy<T: CpuElement>(&self, op: &'static str, values: &[T]) -> Result<Buffer<T>> {
+        let mut buffer = self.try_alloc(op, values.len())?;
+        buffer.copy_from_slice(values);
+        Ok(buffer)
     }
 
     /// Largest number of bytes in live buffers since the device was made or [`CpuDevice::reset_peak`].
