@@ -183,6 +183,12 @@ fn folder(root: &Path, extensions: &[String]) -> Result<(Vec<SourceFile>, BTreeM
     Ok((files, left_out))
 }
 
+/// `; left out: 2 (binary), 1 (empty)`, or nothing where nothing was: for a message that there is too little text.
+pub(crate) fn told_left_out(left_out: &BTreeMap<String, usize>) -> String {
+    let each: Vec<String> = left_out.iter().map(|(reason, n)| format!("{n} ({reason})")).collect();
+    if each.is_empty() { String::new() } else { format!("; left out: {}", each.join(", ")) }
+}
+
 /// Whether a folder is a run, a comparison, an export or a prepared corpus: its records and reports are no text that somebody wrote, and
 /// would be another corpus after every run.
 fn is_own(folder: &Path) -> bool {

@@ -4,7 +4,7 @@
 
 pub(crate) mod cargo;
 mod encoding;
-mod files;
+pub(crate) mod files;
 mod jsonl;
 mod open;
 pub(crate) mod pieces;

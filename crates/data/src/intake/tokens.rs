@@ -133,8 +133,7 @@ impl TokenFiles {
             files.push(TokenFile::open(source, vocab, end_of_text)?);
         }
         if files.is_empty() {
-            let left: Vec<String> = left_out.iter().map(|(reason, n)| format!("{n} ({reason})")).collect();
-            let left = if left.is_empty() { String::new() } else { format!("; left out: {}", left.join(", ")) };
+            let left = files::told_left_out(&left_out);
             let what = format!("no token ids found; expected .bin files of llm.c, nanoGPT or Megatron{left}");
             return Err(DataError::content(root, what));
         }

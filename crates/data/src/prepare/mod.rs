@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{DataError, Result};
 use crate::files::write_synced;
+use crate::intake::files::told_left_out;
 use crate::intake::split::Split;
 use crate::intake::{Corpus, cargo};
 use crate::report::Report;
@@ -240,11 +241,13 @@ fn given(path: &Path, settings: &Settings) -> Result<Tokenizer> {
 /// Bytes of text that nothing is learned from, whatever the vocabulary: a share of a twentieth validates a single sequence at best.
 const FEW: u64 = 4096;
 
-fn too_small(settings: &Settings, bytes: u64) -> DataError {
+fn too_small(settings: &Settings, report: &Report) -> DataError {
     let what = format!(
-        "{bytes} bytes of text are too few to learn a vocabulary of {} from, to train on and to validate on; bring more text: some \
-         hundred thousand bytes are a start",
-        settings.vocab_size
+        "{} bytes of text are too few to learn a vocabulary of {} from, to train on and to validate on; bring more text: some \
+         hundred thousand bytes are a start{}",
+        report.bytes,
+        settings.vocab_size,
+        told_left_out(&report.left_out)
     );
     DataError::content(&settings.path, what)
 }
@@ -283,7 +286,13 @@ fn fill(
             progress(Progress::Learning(report.vocabulary_bytes, report.bytes));
             let learned = Tokenizer::learn(texts.iter().map(String::as_str), settings.vocab_size, settings.treatment);
             // a smaller vocabulary would not help: what is left then validates nothing
-            learned.map_err(|e| if report.bytes < FEW { too_small(settings, report.bytes) } else { e })?
+            learned.map_err(|e| match e {
+                _ if report.bytes < FEW => too_small(settings, &report),
+                DataError::Content { path, what } => {
+                    DataError::Content { path, what: what + &told_left_out(&report.left_out) }
+                }
+                DataError::Io { .. } | DataError::Cargo(_) => e,
+            })?
         }
     };
     let share = share(settings, &tokenizer, &texts, report.bytes)?;
@@ -294,8 +303,11 @@ fn fill(
     if report.train_tokens == 0 || report.validation_tokens == 0 {
         let what = format!(
             "{} bytes of text gave {} training and {} validation tokens, too few; bring more text, or raise data.validation_share or \
-             data.validation_tokens",
-            report.bytes, report.train_tokens, report.validation_tokens
+             data.validation_tokens{}",
+            report.bytes,
+            report.train_tokens,
+            report.validation_tokens,
+            told_left_out(&report.left_out)
         );
         return Err(DataError::content(&settings.path, what));
     }

@@ -4,6 +4,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{Progress, Settings};
 use crate::error::{DataError, Result};
+use crate::intake::files::told_left_out;
 use crate::intake::sample::Sample;
 use crate::intake::split::Histogram;
 use crate::intake::{Corpus, Document, Found};
@@ -89,8 +90,7 @@ pub(super) fn scan(
         report.keep(&source, len);
     }
     if report.documents == 0 {
-        let left = report.left_out.iter().map(|(reason, n)| format!("{n} ({reason})")).collect::<Vec<_>>().join(", ");
-        let left = if left.is_empty() { left } else { format!("; left out: {left}") };
+        let left = told_left_out(&report.left_out);
         return Err(DataError::content(
             &settings.path,
             format!(

@@ -117,6 +117,31 @@ fn validation_has_at_most_the_tokens_asked_for() {
 }
 
 #[test]
+fn too_little_text_is_told_with_what_was_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("corpus");
+    fs::create_dir(&path).unwrap();
+    let told = |text: &str, set: &dyn Fn(Settings) -> Settings| {
+        fs::write(path.join("a.jsonl"), format!("{{\"text\": null}}\n{{\"text\": \"{text}\"}}\n")).unwrap();
+        fs::write(path.join("b.bin"), "b").unwrap();
+        let all = set(Settings { path: path.clone(), ..settings(dir.path()) });
+        let error = prepare(&all, |_| {}).err().expect("there is too little text");
+        assert!(error.is_request());
+        error.to_string()
+    };
+    let left = "; left out: 1 (extension .bin), 1 (null)";
+    let few = told("a few words", &|s| s);
+    assert!(few.contains("11 bytes of text are too few") && few.ends_with(left), "{few}");
+    let alike = told(&"ab ".repeat(3000), &|s| s);
+    assert!(alike.contains("gives only") && alike.ends_with(left), "{alike}");
+    let one_side = told("a few words", &|s| Settings { vocab_size: 257, ..s });
+    assert!(one_side.ends_with(left), "{one_side}");
+    fs::write(path.join("a.jsonl"), "{\"text\": null}\n").unwrap();
+    let none = prepare(&Settings { path: path.clone(), ..settings(dir.path()) }, |_| {}).err().unwrap().to_string();
+    assert!(none.contains("no text found") && none.ends_with(left), "{none}");
+}
+
+#[test]
 fn a_book_and_a_note_are_both_parted() {
     let dir = tempfile::tempdir().unwrap();
     for edition in 0..30 {
