@@ -46,7 +46,7 @@ const CORE: Order = &[
 /// A configuration has an attention, whose kinds read sizes of the model and declare parameters.
 const MODEL: Order = &[
     &["error"],
-    &["budget", "cache", "trace"],
+    &["budget", "cache", "rope", "trace"],
     &["attention", "config", "params"],
     &["decoder", "flops"],
     &["generate", "load"],

@@ -11,6 +11,7 @@ mod eval;
 mod file;
 mod init;
 mod optim;
+mod origin;
 mod probe;
 mod problems;
 pub mod reference;
@@ -31,8 +32,9 @@ pub use diff::{Difference, Effect};
 pub use error::{ConfigError, LoadError};
 pub use eval::{Checkpoint, Eval, Far, Log, Stop};
 pub use file::Config;
-pub use init::{Init, Origin};
+pub use init::Init;
 pub use optim::{DECAY_FRACTION, MIN_LR_RATIO, Optim, OptimKind, Schedule};
+pub use origin::Origin;
 pub use probe::ProbePlan;
 pub use problems::nearest;
 pub use router::{Ramp, RouterPlan};
@@ -115,7 +117,7 @@ impl Config {
             rename(&mut table);
         }
         let where_ = if set.is_empty() { place.clone() } else { format!("{place} with --set {}", set.join(" --set ")) };
-        let filled = init::fill(&mut table, &where_)?;
+        let filled = origin::fill(&mut table, &where_)?;
         if let Some(problems) = problems::of(&sections(), &table, text) {
             return Err(LoadError::new(where_, problems));
         }

@@ -8,6 +8,7 @@ use dash_model::{Described, Model, Param, Params};
 use super::checkpoint;
 use super::eval::{ValidationSet, model_folder};
 use super::tasks::RouterChoice;
+use super::trainer::Trainer;
 use crate::config::{Config, Origin};
 use crate::console::tell;
 use crate::failure::{Failure, Result};
@@ -63,16 +64,16 @@ fn named(names: &[String]) -> String {
     format!("{} parameters ({}{more})", names.len(), names[..names.len().min(3)].join(", "))
 }
 
-/// Starts a fresh model from the weights that `init.from` names. Every parameter of the file is read, and each that has no place in the new
+/// A trainer at the start of a run: of drawn weights, or of those that `init.from` names. Every parameter of the file is read, and each that has no place in the new
 /// model, or that the file lacks, belongs to an attention and is told.
 ///
 /// # Errors
-/// When the folder's model cannot be read.
-pub fn start(model: &mut Model, config: &Config) -> Result<()> {
-    let Some(init) = &config.init else { return Ok(()) };
-    let device = model.device().clone();
-    let from = origin(&init.from, config, &device)?;
-    let change = take(model, from.params())?;
+/// As [`Trainer::new`], or when the folder's model cannot be read.
+pub fn trainer(config: &Config, device: &Device) -> Result<Trainer> {
+    let mut trainer = Trainer::new(config, device)?;
+    let Some(init) = &config.init else { return Ok(trainer) };
+    let from = origin(&init.from, config, device)?;
+    let change = take(&mut trainer.model, from.params())?;
     tell!("weights   of {} ({} attention)", init.from.display(), from.config().attention.kind());
     if !change.fresh.is_empty() {
         tell!("          {} are new, at their initial values", named(&change.fresh));
@@ -80,7 +81,7 @@ pub fn start(model: &mut Model, config: &Config) -> Result<()> {
     if !change.unused.is_empty() {
         tell!("          {} have no use here", named(&change.unused));
     }
-    Ok(())
+    Ok(trainer)
 }
 
 /// Tells what the swap of the attention costs before any update: the validation loss with the attention that the weights were trained with,
@@ -104,7 +105,6 @@ pub fn tell_jump(model: &Model, config: &Config, set: &ValidationSet) -> Result<
 mod tests {
     use std::path::PathBuf;
 
-    use super::super::trainer::Trainer;
     use super::*;
 
     fn fixture(name: &str) -> PathBuf {
@@ -134,7 +134,7 @@ mod tests {
             let dense = config(&folder, &["model.attention.kind=dense"]).unwrap();
             assert_eq!((dense.model.layers, dense.model.ffn, dense.data.vocab_size), (2, 48, 96), "{name}");
             assert_eq!(dense.model.rope_scaling.is_some(), name == "llama3-f32");
-            let ours = Trainer::new(&dense, &device).unwrap().model;
+            let ours = trainer(&dense, &device).unwrap().model;
             assert_eq!(values(&ours), values(&theirs), "{name}");
             // what it is written as needs the folder no more
             let again = Config::from_text(&dense.to_toml(), &["init.from=/gone".into()], Path::new("c.toml")).unwrap();

@@ -140,7 +140,7 @@ fn stand(
     device: &Device,
 ) -> Result<Stand> {
     if !resumes {
-        return Ok(Stand { trainer: Trainer::new(config, device)?, data: LoaderState::default(), tokens: 0 });
+        return Ok(Stand { trainer: init::trainer(config, device)?, data: LoaderState::default(), tokens: 0 });
     }
     let checkpoints = Checkpoints::of(folder);
     let old = Config::of_run(folder)?;
@@ -173,7 +173,7 @@ fn stand(
             return Err(Failure::Run(anyhow!("{}: no whole checkpoint is left to resume from", folder.display())));
         }
         tell!("no checkpoint yet: starting from step 0");
-        return Ok(Stand { trainer: Trainer::new(config, device)?, data: LoaderState::default(), tokens: 0 });
+        return Ok(Stand { trainer: init::trainer(config, device)?, data: LoaderState::default(), tokens: 0 });
     };
     let (trainer, state) = checkpoint::load(&path, config, device)?;
     checkpoints.tidy(config, state.step);
@@ -237,8 +237,6 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     if trainer.optimizer.step == 0 {
         let (ids, batch) = set.first();
         initial_gamma(&mut trainer.model, &config.router, ids, batch)?;
-    }
-    if trainer.optimizer.step == 0 {
         init::tell_jump(&trainer.model, config, &set)?;
     }
     tell!("{}", preflight::report(config, &trainer.model, &device, &material.train)?.trim_end());

@@ -5,7 +5,6 @@ use dash_data::Batch;
 use dash_model::{Model, RouterStats, RouterTrace};
 
 use super::accumulate::{Tree, leaf, total};
-use super::init;
 use super::knobs::{self, AttendedTokens, Knobs, merged};
 use super::optim::Optimizer;
 use super::schedule::learning_rate;
@@ -91,7 +90,6 @@ impl Trainer {
     pub fn new(config: &Config, device: &Device) -> Result<Self> {
         let (c, t) = (&config.model, config.positions());
         let mut model = Model::new(c.clone(), config.data.vocab_size, t, config.run.seed, device, DType::F32)?;
-        init::start(&mut model, config)?;
         let optimizer = Optimizer::new(&config.optim, model.params())?;
         let yoke = Yoke::of(config)?;
         yoke.set(&mut model)?;

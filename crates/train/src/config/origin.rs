@@ -1,0 +1,166 @@
+//! The model that a run starts from (`[init]`). Its extents fill the keys that the file leaves out, before anything else is read.
+
+use std::path::{Path, PathBuf};
+
+use dash_model::{Described, ModelConfig};
+use toml::{Table, Value};
+
+use super::error::LoadError;
+use super::file::Config;
+
+/// A model that a run may start from, before its weights are read.
+pub struct Origin {
+    /// The file that describes it.
+    pub described_by: PathBuf,
+    /// Extents and attention.
+    pub model: ModelConfig,
+    /// Rows of the embedding.
+    pub vocab: usize,
+    /// Longest sequence that it was made for.
+    pub positions: usize,
+    /// Whether the attention is its own choice, and not what a plain Llama has.
+    pub chosen: bool,
+    /// The tokenizer beside it.
+    pub tokenizer: Option<PathBuf>,
+}
+
+impl Origin {
+    /// What a folder says of its model.
+    ///
+    /// # Errors
+    /// When it holds no description of a model, or one that this program does not compute.
+    pub fn of(from: &Path, place: &str) -> Result<Self, LoadError> {
+        let tokenizer = |home: &Path| Some(home.join("tokenizer.json")).filter(|path| path.is_file());
+        let path = from.join("config.json");
+        if path.is_file() {
+            let found = Described::of(from).map_err(|e| LoadError::new(place, format_args!("init.from: {e}")))?;
+            let chosen = found.config.attention.kind() != "dense";
+            let Described { config: model, vocab, positions } = found;
+            return Ok(Origin { described_by: path, model, vocab, positions, chosen, tokenizer: tokenizer(from) });
+        }
+        // a checkpoint lies two levels below its run
+        let home = [from.to_path_buf(), from.join("../..")].into_iter().find(|p| p.join("config.toml").is_file());
+        let home = home.ok_or_else(|| {
+            LoadError::new(
+                place,
+                format_args!(
+                    "init.from: {} holds no config.json and no config.toml; expected the folder of a Hugging Face model, an exported model, a \
+                     checkpoint or a run",
+                    from.display()
+                ),
+            )
+        })?;
+        let own = Config::of_run(&home)?;
+        let positions = own.positions();
+        Ok(Origin {
+            described_by: home.join("config.toml"),
+            vocab: own.data.vocab_size,
+            model: own.model,
+            positions,
+            chosen: true,
+            tokenizer: tokenizer(&home),
+        })
+    }
+
+    /// What `[model]` has to say, all but the attention.
+    fn keys(&self) -> Vec<(&'static str, Value)> {
+        let m = &self.model;
+        let whole = |n: usize| Value::Integer(n as i64);
+        let mut keys = vec![
+            ("layers", whole(m.layers)),
+            ("width", whole(m.width)),
+            ("heads", whole(m.heads)),
+            ("kv_heads", whole(m.kv_heads)),
+            ("head_dim", whole(m.head_dim)),
+            ("ffn", whole(m.ffn)),
+            ("rope_theta", Value::Float(m.rope_theta)),
+            ("norm_eps", Value::Float(m.norm_eps)),
+            ("tie_embeddings", Value::Boolean(m.tie_embeddings)),
+        ];
+        if let Some(s) = m.rope_scaling {
+            let table = [
+                ("factor", Value::Float(s.factor)),
+                ("low_freq_factor", Value::Float(s.low_freq_factor)),
+                ("high_freq_factor", Value::Float(s.high_freq_factor)),
+                ("original_positions", whole(s.original_positions)),
+            ];
+            keys.push(("rope_scaling", Value::Table(table.into_iter().map(|(k, v)| (k.to_string(), v)).collect())));
+        }
+        keys
+    }
+}
+
+/// Whether two values of a file are the same number, or else the same value.
+fn equal(a: &Value, b: &Value) -> bool {
+    let number = |v: &Value| v.as_float().or(v.as_integer().map(|n| n as f64));
+    match (a, b) {
+        (Value::Table(a), Value::Table(b)) => {
+            a.len() == b.len() && a.iter().all(|(key, a)| b.get(key).is_some_and(|b| equal(a, b)))
+        }
+        _ => number(a).zip(number(b)).map_or(a == b, |(a, b)| a == b),
+    }
+}
+
+/// A table of the file, made where there is none; nothing where something else stands there, which the parser tells.
+fn table<'a>(file: &'a mut Table, name: &str) -> Option<&'a mut Table> {
+    file.entry(name).or_insert_with(|| Value::Table(Table::new())).as_table_mut()
+}
+
+/// Takes from the model that a file starts from what it leaves out. Whether anything was taken.
+///
+/// A run folder's configuration says everything, so that it is read without that folder.
+///
+/// # Errors
+/// When the folder gives no model, or the file contradicts it.
+pub fn fill(file: &mut Table, place: &str) -> Result<bool, LoadError> {
+    let from = file.get("init").and_then(|init| init.get("from")).and_then(Value::as_str).map(PathBuf::from);
+    let Some(from) = from else { return Ok(false) };
+    let says = |table: &str, key: &str| file.get(table).is_some_and(|t| t.get(key).is_some());
+    let extents = ["layers", "width", "heads", "kv_heads", "head_dim", "ffn"];
+    let says_all = says("data", "vocab_size") && extents.iter().all(|key| says("model", key));
+    let origin = match Origin::of(&from, place) {
+        Ok(origin) => origin,
+        // a run that starts reads the folder again, and tells
+        Err(_) if says_all => return Ok(false),
+        Err(e) => return Err(e),
+    };
+    let described_by = origin.described_by.display().to_string();
+    let contradicts = |key: &str, given: &Value, found: &Value| {
+        let what =
+            format!("{key}: {given}, but {described_by} has {found}; leave the key out, or start from another model");
+        Err(LoadError::new(place, what))
+    };
+    let Some(model) = table(file, "model") else { return Ok(false) };
+    for (key, found) in origin.keys() {
+        match model.get(key) {
+            // 0 is "width / heads"
+            Some(Value::Integer(0)) if key == "head_dim" => {}
+            Some(given) if !equal(given, &found) => return contradicts(&format!("model.{key}"), given, &found),
+            Some(_) => continue,
+            None => {}
+        }
+        model.insert(key.to_string(), found);
+    }
+    if origin.model.rope_scaling.is_none()
+        && let Some(given) = model.get("rope_scaling")
+    {
+        return contradicts("model.rope_scaling", given, &Value::String("none".into()));
+    }
+    if origin.chosen && !model.contains_key("attention") {
+        let attention = Value::try_from(origin.model.attention).expect("an attention is TOML");
+        model.insert("attention".into(), attention);
+    }
+    let Some(data) = table(file, "data") else { return Ok(false) };
+    let vocab = Value::Integer(origin.vocab as i64);
+    match data.get("vocab_size") {
+        Some(given) if !equal(given, &vocab) => return contradicts("data.vocab_size", given, &vocab),
+        _ => data.insert("vocab_size".into(), vocab),
+    };
+    // a text is read with the tokens that the model knows
+    if let Some(tokenizer) = origin.tokenizer
+        && !data.contains_key("tokenizer")
+    {
+        data.insert("tokenizer".into(), Value::String(tokenizer.to_string_lossy().into_owned()));
+    }
+    Ok(true)
+}
