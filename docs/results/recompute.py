@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""Recomputes the statistics that docs/RESULTS.md prints. Python 3 alone, no packages.
+"""Recomputes the statistics that docs/RESULTS.md and docs/results/early-studies.md print. Python 3 alone, no packages.
 
-    python3 docs/results/recompute.py                 # what RESULTS.md prints: a, b and c from their printed values, the others from their rows
+    python3 docs/results/recompute.py                 # RESULTS.md from its rows, the early studies a, b and c from their printed values
     python3 docs/results/recompute.py results.csv     # the tables of one study, from the rows that `train compare` wrote (results.csv.gz, too)
 
-The rows (results.csv) of studies a, b and c were not kept. What follows from the printed values is recomputed here; what does not is
-listed in RESULTS.md under "Which numbers can be recomputed".
+The rows of a, b and c were not kept; early-studies.md lists what therefore cannot be recomputed.
 """
 
 import csv
@@ -279,6 +278,24 @@ def tuning(path):
         print(f"  rates of {arm}: " + ", ".join(f"{rate:g}: {mean:.1f}" for rate, mean in sorted(means.items())) + f"; best {min(means, key=means.get):g}")
 
 
+def card_times(path, baseline):
+    """P0's twelve arms on a card, of which only the times were kept."""
+    times = defaultdict(dict)
+    with open(path, newline="") as file:
+        for row in csv.DictReader(file):
+            times[row["arm"]][int(row["seed"])] = int(row["time_to_solve"]), row["solved"] == "1"
+    ps = {}
+    for arm, own in times.items():
+        if arm != baseline:
+            ps[arm], _ = sign_flip([at - times[baseline][seed][0] for seed, (at, _) in own.items()])
+    explored = [arm for arm in ps if arm != "dash"]
+    adjusted = dict(zip(explored, holm([ps[arm] for arm in explored])))
+    for arm, own in times.items():
+        told = "" if arm == baseline else f"; against {baseline} p = {ps[arm]:.5f}" + (f", after Holm {adjusted[arm]:.4f}" if arm in adjusted else "")
+        earlier = "" if arm == baseline else f", sooner in {sum(at < times[baseline][seed][0] for seed, (at, _) in own.items())} of {len(own)}"
+        print(f"  {arm}: {sum(s for _, s in own.values())} of {len(own)} solved it, median {median(list(own.values()))}, mean {sum(at for at, _ in own.values()) / len(own) + 1e-9:.0f}{earlier}{told}")
+
+
 # The recall task -----------------------------------------------------------------------------------------------------
 
 def shortcut(pairs, queries, values, sequences=100_000, seed=1):
@@ -445,6 +462,8 @@ if __name__ == "__main__":
             of_rows(name)
     else:
         printed()
+        print("\nP0's arms on a card, censored at 3000")
+        card_times(Path(__file__).parent / "p0" / "card-times.csv", "dash-stopped")
         for name, title, margin, others in STUDIES:
             rows = Path(__file__).parent / name / "results.csv.gz"
             print(f"\n{title}, time to solve (0.9 in two validations running)")
