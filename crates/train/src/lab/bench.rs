@@ -98,8 +98,7 @@ pub fn step_speed(config: &Config, steps: usize, as_json: bool) -> Result<()> {
     let predicted = match &device {
         Device::Cpu(_) => memory_bytes(config, params),
         Device::Cuda(_) => gpu_memory_bytes(config, params),
-    };
-    let predicted = predicted / 1e6;
+    } / 1e6;
     if as_json {
         let line = json!({
             "tokens_per_s": tokens / median, "step_ms": median * 1e3, "gflops": work / median / 1e9,
