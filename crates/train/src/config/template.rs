@@ -27,8 +27,18 @@ const STARTER: [(&str, &str); 12] = [
 /// has 4 chunks and almost all of them are attended.
 const STARTER_ATTENTION: [(&str, &str); 2] = [("chunk_size", "16"), ("gamma", "4.0")];
 
-/// Tables that a file need not have and whose mere presence means something.
+/// Tables that a file need not have and whose mere presence means something. So does that of every table with a required key that no
+/// [`STARTER`] sets.
 const OPTIONAL: [&str; 4] = ["eval.stop", "eval.far", "task", "compare"];
+
+/// Whether a table stands in the file as a comment.
+fn is_off(section: &Section) -> bool {
+    let unset = |k: &Entry| {
+        let full = format!("{}.{}", section.place, k.name);
+        k.required && full != "model.attention" && !STARTER.iter().any(|(key, _)| *key == full)
+    };
+    OPTIONAL.contains(&section.place) || section.keys.iter().any(unset)
+}
 
 /// A sentence and what it is about, broken into comment lines.
 fn comment(out: &mut String, text: &str) {
@@ -76,7 +86,7 @@ pub fn template(sections: &[Section], (spec, kind): (&Spec, &str), text: Option<
     );
     let text = text.map(|t| toml::Value::String(t.into()).to_string());
     for section in sections {
-        let off = OPTIONAL.contains(&section.place);
+        let off = is_off(section);
         _ = writeln!(out, "\n{}[{}]", if off { "#" } else { "" }, section.place);
         for k in &section.keys {
             let full = format!("{}.{}", section.place, k.name);
