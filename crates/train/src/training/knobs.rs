@@ -108,7 +108,8 @@ pub fn control(plan: &RouterPlan, model: &mut Model, share: Option<f64>) {
     model.set_knobs(None, Some(gamma.clamp(GAMMA.0, GAMMA.1)));
 }
 
-/// Tokens that the starting gamma is found on, at least, where there are as many: a fresh model routes all text alike.
+/// Tokens that the starting gamma is found on, at least, where there are as many: a fresh model routes all text alike, to 1 %
+/// (docs/log/runs.md).
 const START_TOKENS: usize = 1024;
 /// Halvings of the range of gamma (18 in its logarithm): to 0.1 %.
 const HALVINGS: usize = 14;
