@@ -109,6 +109,10 @@ INLINE u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(
 INLINE void copy16(u32 to, const void* from, bool valid) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0) : "memory");
 }
+// 4 bytes, as copy16
+INLINE void copy4(u32 to, const void* from, bool valid) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(valid ? 4 : 0) : "memory");
+}
 INLINE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> INLINE void copy_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 
@@ -163,15 +167,20 @@ INLINE void mma(float (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 INLINE u32 swizzled(int row, int piece) { return (u32)(row * 128 + ((piece ^ (row & 7)) << 4)); }
 
 // A shared-memory tile of HEIGHT rows in panels of 64 columns, from memory: row i from `from(i)`, or zero where that is null. A row has ACROSS elements, a
-// multiple of 8; what its panels hold beyond them is zero. `spare` is any address in memory.
+// multiple of 8; what its panels hold beyond them is zero. `spare` is any address in memory. STEP threads call it, a thread for one piece of rows that
+// lie equally far apart.
 template <int HEIGHT, int ACROSS, int STEP, typename From> INLINE void load_tile(u32 to, const bf16* spare, From from) {
-    constexpr int pieces = (ACROSS + 63) / 64 * 8;
+    constexpr int pieces = (ACROSS + 63) / 64 * 8, apart = STEP / pieces;
+    static_assert(STEP % pieces == 0 && HEIGHT % apart == 0, "every thread has as many rows");
+    const int piece = threadIdx.x % pieces, first = threadIdx.x / pieces;
+    const bool inside = piece * 8 < ACROSS;
+    to += piece / 8 * (HEIGHT * 128);
     #pragma unroll 4
-    for (int i = threadIdx.x; i < HEIGHT * pieces; i += STEP) {
-        const int row = i / pieces, piece = i % pieces;
+    for (int k = 0; k < HEIGHT / apart; k++) {
+        const int row = first + k * apart;
         const bf16* at = from(row);
-        const bool valid = at && piece * 8 < ACROSS;
-        copy16(to + piece / 8 * (HEIGHT * 128) + swizzled(row, piece % 8), valid ? at + piece * 8 : spare, valid);
+        const bool valid = at && inside;
+        copy16(to + swizzled(row, piece % 8), valid ? at + piece * 8 : spare, valid);
     }
 }
 // Fragments of a shared-memory tile of HEIGHT rows, for one step of 16 along its columns: 16 rows as the left operand, and as the right one.

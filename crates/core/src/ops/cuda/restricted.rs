@@ -10,11 +10,9 @@ use std::collections::HashMap;
 use crate::device::cuda::Unit;
 
 /// (kernel, parameter): why that parameter may be.
-const OWN: [(&str, &str, &str); 5] = [
+const OWN: [(&str, &str, &str); 3] = [
     ("attention_rows", "dbias", "the two halves of a chunk of 128 keys are added by the lane that has the token"),
     ("entmax_forward", "p", "a thread solves, overwrites and reads its own columns"),
-    ("router_rows", "shifts", "an input of entmax; straight through writes it and reads the registers it came from"),
-    ("router_rows", "sums", "a lane reads the entries of its own chunks"),
     ("scan_sums", "sums", "a thread overwrites the sum that it has read"),
 ];
 

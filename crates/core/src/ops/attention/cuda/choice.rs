@@ -1,6 +1,7 @@
 //! Choices of a fixed number of chunks on a CUDA device: by softmax over summaries, or over overlapping windows. No choice has a gradient.
 
-use super::router::{ROUTER, Scored};
+use super::router::ROUTER;
+use super::scored::Scored;
 use super::{BlockMask, Strided, check_chunk};
 use crate::device::cuda::{Arg, CudaBuffer};
 use crate::error::{Result, ensure};
@@ -9,7 +10,7 @@ use crate::ops::attention::{Dims, Pooling, Span, Top, WindowChoice};
 /// As no entmax is solved, the definition that tells its kernels apart is given a fixed value.
 const SOFTMAX: f64 = 1.5;
 
-fn mask(dims: Dims, cells: CudaBuffer, chunk: usize, top: Top) -> Result<BlockMask> {
+pub(super) fn mask(dims: Dims, cells: CudaBuffer, chunk: usize, top: Top) -> Result<BlockMask> {
     let queries = (0..dims.g).flat_map(|kv| (0..dims.t).map(move |token| (kv, token)));
     let most: usize = queries.map(|(kv, token)| (token / chunk + 1).min(top.of(kv, token, dims.t))).sum();
     BlockMask::new(cells, (dims.b, dims.g, dims.t), chunk, dims.b * most)
@@ -31,7 +32,7 @@ pub fn topk_routing(
     let op = "topk_routing";
     check_chunk(op, chunk)?;
     top.check(op, dims.g, dims.t)?;
-    let scored = Scored::new(op, dims, q, (kbar, dims.t / chunk), 0)?;
+    let scored = Scored::new(op, dims, q, (kbar, dims.t / chunk), |_| 0)?;
     let cells = scored.cells(chunk)?;
     let (_, sizes, rest) = scored.cut();
     let factor = Arg::F32((gamma / (dims.d as f64).sqrt()) as f32);
@@ -58,7 +59,7 @@ pub fn window_routing(dims: Dims, q: Strided, keys: &CudaBuffer, choice: WindowC
     ensure!(stride > 0 && local > 0, op, "stride is {stride}, local is {local}: at least 1");
     ensure!(top >= init + local, op, "top is {top}, but {init} first and {local} last chunks are always attended");
     let m = Span::Windows { length, stride }.keys(dims.t);
-    let scored = Scored::new(op, dims, q, (keys, m), window_scratch(dims.t, chunk))?;
+    let scored = Scored::new(op, dims, q, (keys, m), |_| window_scratch(dims.t, chunk))?;
     let cells = scored.cells(chunk)?;
     let (_, sizes, rest) = scored.cut();
     let factor = Arg::F32(1.0 / (dims.d as f32).sqrt());

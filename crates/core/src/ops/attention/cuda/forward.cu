@@ -49,8 +49,17 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
 
     const auto load = [&](int i, int slot) { ring.load(&k, &v, slot, kv * HEAD, (LISTED ? list[i] : base_block + i) * KEYS, batch); };
     float biases[SLABS][2][CHUNKS], next[SLABS][2][CHUNKS];
+    const int of_lane = first + warp * SLABS * slab_tokens + lane, lane_token = lane < SLABS * slab_tokens && of_lane < t ? of_lane : -1;
+    const float per_group = 1.f / group;
+    // the lane of a slab that looks up the token of a row of this one
+    const auto source = [&](int half) { return (int)((lane / 4 + 8 * half + 0.5f) * per_group); };
+    Own own, next_own = {false, 0, NOTHING};
     auto look_up = [&](int i) {
         if (!LISTED || i >= count) return;
+        if (LANE_TOKENS) {
+            next_own = own_of(all_cells, all_first, bias, t, chunks, lane_token, list[i] * KEYS / CHUNK);
+            return;
+        }
         #pragma unroll
         for (int m = 0; m < SLABS; m++)
             #pragma unroll
@@ -70,12 +79,24 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
             #pragma unroll
             for (int half = 0; half < 2; half++)
                 #pragma unroll
-                for (int j = 0; j < CHUNKS; j++) biases[m][half][j] = LISTED ? next[m][half][j] : 0.f;
+                for (int j = 0; j < CHUNKS; j++) biases[m][half][j] = LISTED && !LANE_TOKENS ? next[m][half][j] : 0.f;
+        own = next_own;
         look_up(i + 1);
         const int block = LISTED ? list[i] : base_block + i;
         const u32 keys = ring.wait(), values = keys + STAGE;
+        const bool any = !LANE_TOKENS || __any_sync(FULL, own.has);
+        if (LANE_TOKENS && any) {
+            #pragma unroll
+            for (int m = 0; m < SLABS; m++)
+                #pragma unroll
+                for (int half = 0; half < 2; half++) {
+                    const float add = __shfl_sync(FULL, own.add, m * slab_tokens + source(half));
+                    biases[m][half][0] = tokens[m][half] < 0 ? NOTHING : add;
+                }
+        }
         #pragma unroll
         for (int sub = 0; sub < KEYS / SUB; sub++) {
+            if (!any) break;
             const int key0 = block * KEYS + sub * SUB;
             bool on[SLABS], some = false;
             #pragma unroll
@@ -142,12 +163,12 @@ attention_forward(const bf16* __restrict__ q, const __grid_constant__ Map k, con
                         float of_chunk = NOTHING;
                         #pragma unroll
                         for (int n = 0; n < width; n++)
-                            of_chunk = larger(of_chunk, larger(s[m][j * width + n][2 * half], s[m][j * width + n][2 * half + 1]));
-                        most = larger(most, of_chunk * factor + biases[m][half][(PER < KEYS ? sub * SUB / PER : 0) + j]);
+                            of_chunk = fmaxf(of_chunk, fmaxf(s[m][j * width + n][2 * half], s[m][j * width + n][2 * half + 1]));
+                        most = fmaxf(most, of_chunk * factor + biases[m][half][(PER < KEYS ? sub * SUB / PER : 0) + j]);
                     }
-                    most = larger(most, __shfl_xor_sync(FULL, most, 1));
-                    most = larger(most, __shfl_xor_sync(FULL, most, 2));
-                    const float before = top[m][half], now = larger(before, most), base = now == NOTHING ? 0.f : now;
+                    most = fmaxf(most, __shfl_xor_sync(FULL, most, 1));
+                    most = fmaxf(most, __shfl_xor_sync(FULL, most, 2));
+                    const float before = top[m][half], now = fmaxf(before, most), base = now == NOTHING ? 0.f : now;
                     const float shrink = exp2_fast(before - base);
                     top[m][half] = now;
                     float part = 0;

@@ -7,7 +7,7 @@
 #define LIST 4096
 
 // Above 60 lines: listing the tokens, loading their rows and adding to dk and dv work on the same list, slots and registers, a round at a time.
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, D == 128 ? 2 : 3)
 attention_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, const bf16* __restrict__ dout,
                const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dk, float* __restrict__ dv,
                const u64* __restrict__ all_cells, const u32* __restrict__ all_first, const float* __restrict__ bias, int t,
@@ -70,6 +70,35 @@ attention_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf1
         }
         __syncthreads();
         const int count = before[LIST / 64], batches = ceil_div(count, together);
+        // What a thread looks up of one row of a batch, in three steps a batch apart, because each asks for what the one before brought: the cell
+        // of its token; its numbers; the slot. Where a block is one chunk's, of which all listed tokens have an entry.
+        struct Asked { int token; u64 word; u32 first; };
+        struct Found { int token; float low, inner, add; };
+        const auto ask = [&](int i) {
+            const int r = threadIdx.x, place = i * together + r / group;
+            Asked asked = {-1, 0, 0};
+            if (!LANE_TOKENS || r >= together * group || place >= count) return asked;
+            asked.token = base + list[place];
+            const int cell = asked.token / 64 * chunks + key0 / CHUNK;
+            asked.word = cells[cell];
+            asked.first = entries[cell];
+            return asked;
+        };
+        const auto find = [&](const Asked& asked) {
+            Found found = {asked.token, 0.f, 0.f, NOTHING};
+            if (asked.token < 0) return found;
+            const long long at = ((long long)batch * t + asked.token) * heads + kv * group + threadIdx.x % group;
+            found.low = lse[at];
+            found.inner = delta[at];
+            found.add = bias ? bias[asked.first + __popcll(asked.word & ((1ull << (asked.token & 63)) - 1))] : 0.f;
+            return found;
+        };
+        const auto write = [&](int slot, const Found& found) {
+            if (threadIdx.x >= BATCH) return;
+            tokens[slot][threadIdx.x] = found.token;
+            inner[slot][threadIdx.x] = found.inner;
+            shifts[slot][0][threadIdx.x] = (found.low - found.add) * LOG2E;
+        };
         const auto load = [&](int i) {
             if (i < batches) {
                 const int slot = i % 2;
@@ -80,7 +109,7 @@ attention_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf1
                 };
                 load_tile<BATCH, HEAD, THREADS>(rows + slot * 2 * TILE, q, [&](int r) { return row_of(q, r, q_stride); });
                 load_tile<BATCH, HEAD, THREADS>(rows + slot * 2 * TILE + TILE, dout, [&](int r) { return row_of(dout, r, heads * HEAD); });
-                if (threadIdx.x < BATCH) {
+                if (!LANE_TOKENS && threadIdx.x < BATCH) {
                     const int r = threadIdx.x, place = i * together + r / group;
                     const bool valid = r < together * group && place < count;
                     const int token = valid ? base + list[place] : -1;
@@ -103,8 +132,18 @@ attention_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf1
             copy_commit();
         };
         load(0);
+        Asked asked = ask(0);
+        if (LANE_TOKENS) write(0, find(asked));
+        asked = ask(1);
+        Found found = find(asked);
+        asked = ask(2);
         for (int i = 0; i < batches; i++) {
             load(i + 1);
+            if (LANE_TOKENS && i + 1 < batches) {
+                write((i + 1) % 2, found);
+                found = find(asked);
+                asked = ask(i + 3);
+            }
             copy_wait<1>();
             __syncthreads();
             const int slot = i % 2;

@@ -2,8 +2,9 @@
 //! backward, as those of entmax routing are.
 
 use super::plain::RoutedGradients;
-use super::router::{ROUTER, Scored};
+use super::router::ROUTER;
 use super::router_backward::{Slope, gradients};
+use super::scored::Scored;
 use super::{BlockMask, Strided, check_chunk};
 use crate::device::cuda::{Arg, CudaBuffer, Kind};
 use crate::error::Result;
@@ -39,7 +40,7 @@ pub fn softmax_bias(
     let (op, device, chunk) = ("softmax_bias", kbar.device(), mask.chunk_size());
     check_chunk(op, chunk)?;
     mask.check(op, dims)?;
-    let scored = Scored::new(op, dims, q, (kbar, dims.t / chunk), 0)?;
+    let scored = Scored::new(op, dims, q, (kbar, dims.t / chunk), |_| 0)?;
     let floats = |width: usize| device.alloc(op, Kind::F32, mask.entries() * width);
     let (weights, bias) = (floats(1)?, floats(1)?);
     let heads = watch.then(|| floats(dims.group())).transpose()?;

@@ -10,17 +10,21 @@ mod listed;
 mod mask;
 mod pass;
 pub mod plain;
+mod random;
 mod router;
 mod router_backward;
+mod scored;
 mod span;
 mod wide;
 
 pub use choice::{topk_routing, window_routing, window_scratch};
 pub use listed::{ListedBias, softmax_bias, softmax_bias_backward};
 pub use mask::BlockMask;
+pub use random::random_choice;
+pub(super) use router::routes_stream;
 pub use router::{Keys, StreamedRouting, Summary, entmax_routing, head_weights, summary, summary_backward};
-pub(super) use router::{routes_stream, scores_fit};
 pub use router_backward::{Kept, entmax_routing_backward};
+pub(super) use scored::scores_fit;
 pub use span::{Rows, span_attention, span_attention_backward};
 
 use super::Dims;
@@ -64,6 +68,7 @@ pub fn units() -> Vec<Unit> {
         .chain(wide::units())
         .chain(mask::units())
         .chain(plain::units())
+        .chain(random::units())
         .chain(router::units())
         .collect()
 }

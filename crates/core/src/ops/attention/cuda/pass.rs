@@ -58,13 +58,14 @@ impl Cut {
         Cut { warps, slabs, scores }
     }
 
-    /// Backward keeps the scores of a row and their gradients: one slab a warp.
+    /// Backward keeps the scores of a row and their gradients: one slab a warp, because two take twice the registers.
     fn rows(form: Form) -> Self {
-        let warps = match (form.wide, form.chunk) {
-            (128, _) | (_, Some(..64)) => 8,
-            (_, _) => 12,
+        let (warps, scores) = match (form.wide, form.chunk) {
+            (128, _) | (_, Some(..64)) => (8, 64),
+            (64, Some(64)) | (_, None) => (12, 64),
+            (_, Some(_)) => (12, 32),
         };
-        Cut { warps, slabs: 1, scores: 64 }
+        Cut { warps, slabs: 1, scores }
     }
 
     /// Four warps of 16 keys.
@@ -72,6 +73,7 @@ impl Cut {
         let scores = match (form.wide, form.chunk) {
             (128, Some(64) | None) => 32,
             (128, _) => 16,
+            (64, _) => 32,
             _ => 64,
         };
         Cut { warps: 4, slabs: 1, scores }

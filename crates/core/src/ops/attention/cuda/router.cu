@@ -18,115 +18,143 @@ INLINE float eight_max(float x) {
 }
 
 // The thresholds of four rows of `count` scores, a row for eight lanes, by Newton on the beta-norm from the left (as the op entmax): the steps of a row
-// wait for each other's sums, so a warp has four rows on their way. All lanes call it; a row without scores has 0.
-INLINE float threshold(const float* z, int count, float alpha) {
-    const int lane = threadIdx.x % 8;
+// wait for each other's sums, so a warp has four rows on their way. `open` has a word of the lane's for every 256 scores of a row: which may be
+// in the support. The threshold only rises, so what lies below it never comes back; MARGIN is more than it may be off by. All lanes call it; a row
+// without scores has 0.
+#define MARGIN 1e-3f
+// What a step leaves is of the order of its square, so after one this small nothing is left that f32 holds.
+#define ENOUGH 1e-5f
+INLINE float threshold(const float* z, int count, float alpha, u32* open) {
+    const int lane = threadIdx.x % 8, words = ceil_div(count, 256);
     const float share = alpha - 1.f, beta = 1.f / share;
     float top = NOTHING;
-    for (int c = lane; c < count; c += 8) top = larger(top, z[c]);
+    #pragma unroll 4
+    for (int c = lane; c < count; c += 8) top = fmaxf(top, z[c]);
     top = eight_max(top);
     float tau = -1.f;
+    for (int w = 0; w < words; w++) {
+        u32 bits = 0;
+        #pragma unroll 4
+        for (int c = w * 256 + lane, bit = 1; c < min(count, w * 256 + 256); c += 8, bit <<= 1)
+            if ((z[c] - top) * share - tau > -MARGIN) bits |= bit;
+        open[w * THREADS] = bits;
+    }
     bool rising = count > 0;
     for (int step = 0; step < 100 && __any_sync(FULL, rising); step++) {
         float low = 0, high = 0;
-        #pragma unroll 4
-        for (int c = lane; c < (rising ? count : 0); c += 8) {
-            const float u = (z[c] - top) * share - tau;
-            if (u > 0.f) {
-                const float below = SQUARES ? u : exp2_fast((beta - 1.f) * log2_fast(u));
-                low += below;
-                high += below * u;
+        for (int w = 0; w < (rising ? words : 0); w++) {
+            u32 bits = open[w * THREADS];
+            for (u32 left = bits; left;) {
+                const int k = 31 - __clz(left);
+                left ^= 1u << k;
+                const float u = (z[w * 256 + k * 8 + lane] - top) * share - tau;
+                if (u > 0.f) {
+                    const float below = SQUARES ? u : exp2_fast((beta - 1.f) * log2_fast(u));
+                    low += below;
+                    high += below * u;
+                } else if (u < -MARGIN) bits ^= 1u << k;
             }
+            open[w * THREADS] = bits;
         }
         low = eight_sum(low);
         high = eight_sum(high);
         const float norm = SQUARES ? sqrtf(high) : exp2_fast(share * log2_fast(high));
         const float next = tau + (norm - 1.f) * (SQUARES ? norm : exp2_fast((beta - 1.f) * log2_fast(norm))) / low;
-        rising &= next > tau && next <= 1.f;  // rounding ended the rise; the root lies below 0
+        const float rise = next - tau;
+        rising &= rise > 0.f && next <= 1.f;  // rounding ended the rise; the root lies below 0
         if (rising) tau = next;
+        rising &= rise > ENOUGH;
     }
     return count > 0 ? tau + top * share : 0.f;
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
 router_solve(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __restrict__ taus, u64* __restrict__ cells, int t,
              int kv_heads, int group, int n, int chunk, int q_stride, int width, int slabs, float factor, float alpha) {
     extern __shared__ __align__(1024) u8 scratch[];
-    float* scores = (float*)(scratch + 2 * OPERAND);
+    float* scores = (float*)(scratch + SCORES);
+    u32* open = (u32*)(scores + slabs * 16 * width) + threadIdx.x;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Rows r = rows_of(t, kv_heads, group, n, width, slabs, 0, chunk);
     score(scores, scratch, q, kbar, r, q_stride, kv_heads, factor);
-    const float share = alpha - 1.f, beta = 1.f / share;
-    __shared__ float found[64];  // thresholds of the block's rows
+    const float share = alpha - 1.f, beta = 1.f / share, per_chunk = 1.f / chunk;
     const int all = r.tokens() * group;
     for (int base = warp * 4; base < all; base += WARPS * 4) {
-        const int row = base + lane / 8, i = row / group, h = row % group, own = row < all ? (r.first + i) / chunk : 0;
-        const float tau = threshold(scores + (r.row_of(i) + h) * width, own, alpha);
-        if (row < all && lane % 8 == 0) {
-            found[row] = tau;
-            taus[((long long)r.batch * t + r.first + i) * kv_heads * group + r.kv * group + h] = tau;
-        }
-    }
-    __syncthreads();
-    for (int i = warp; i < r.tokens(); i += WARPS) {
-        const int token = r.first + i, own = token / chunk;
-        float* rows = scores + r.row_of(i) * width;
-        // the sum of the heads takes the place of the first one's scores
-        for (int c = lane; c < own; c += 32) {
-            float sum = 0;
-            for (int h = 0; h < group; h++) sum += weight(rows[h * width + c], share, found[i * group + h], beta);
-            rows[c] = sum;
-        }
+        const int row = base + lane / 8, i = divided(row, r.per_group), h = row - i * group, token = r.first + i;
+        const int own = row < all ? divided(token, per_chunk) : 0;
+        const float* z = scores + (r.row_of(i) + h) * width;
+        const float tau = threshold(z, own, alpha, open);
+        if (row >= all) continue;
         const Cells to = cells_of(cells, 0, blockIdx.y, token, t, ceil_div(t, chunk));
-        for (int c = lane; c <= own; c += 32) if (c == own || rows[c] > 0.f) atomicOr((u64*)to.words + c, to.bit);
+        if (lane % 8 == 0) {
+            taus[((long long)r.batch * t + token) * kv_heads * group + r.kv * group + h] = tau;
+            if (h == 0) atomicOr((u64*)to.words + own, to.bit);
+        }
+        // the support of the group is what any head has in its own
+        for (int w = 0; w * 256 < own; w++)
+            for (u32 left = open[w * THREADS]; left;) {
+                const int k = 31 - __clz(left), c = w * 256 + k * 8 + lane % 8;
+                left ^= 1u << k;
+                if (weight(z[c], share, tau, beta) > 0.f) atomicOr((u64*)to.words + c, to.bit);
+            }
     }
 }
 
 // center: 0 nothing, 1 the mean of log w over the support. `own_bias`, a number a kv head, may be null. `heads`, p of every head of an entry,
-// is written where it is not null; `weights` and `bias` where they are not.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+// is written where it is not null; `weights` and `bias` where they are not. Where a block has fewer tokens than warps, several share a token.
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
 router_emit(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const float* __restrict__ taus, const u64* __restrict__ cells,
             const u32* __restrict__ first, const float* __restrict__ own_bias, float* __restrict__ weights, float* __restrict__ bias,
             float* __restrict__ heads, int t, int kv_heads, int group, int n, int chunk, int q_stride, int width, int slabs, float factor,
             float alpha, float sigma, int center) {
     extern __shared__ __align__(1024) u8 scratch[];
-    float* scores = (float*)(scratch + 2 * OPERAND);
+    __shared__ float found[64];  // thresholds of the block's rows
+    float* scores = (float*)(scratch + SCORES);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Rows r = rows_of(t, kv_heads, group, n, width, slabs, 0, chunk);
+    const int tokens = r.tokens(), sharing = max(1, WARPS / tokens), part = warp % sharing;
+    if (threadIdx.x < tokens * group) {
+        const int i = divided(threadIdx.x, r.per_group);
+        found[threadIdx.x] = taus[((long long)r.batch * t + r.first + i) * kv_heads * group + (r.kv - i) * group + threadIdx.x];
+    }
     score(scores, scratch, q, kbar, r, q_stride, kv_heads, factor);
-    const float share = alpha - 1.f, beta = 1.f / share, each = 1.f / group;
-    for (int i = warp; i < r.tokens(); i += WARPS) {
+    const float share = alpha - 1.f, beta = 1.f / share, each = 1.f / group, inverse = 1.f / sigma;
+    const float of_own = own_bias ? own_bias[r.kv] : 0.f;
+    for (int i = warp / sharing; i < tokens; i += WARPS / sharing) {
         const int token = r.first + i, own = token / chunk;
-        float* rows = scores + r.row_of(i) * width;
-        const float* tau = taus + ((long long)r.batch * t + token) * kv_heads * group + r.kv * group;
+        const float* rows = scores + r.row_of(i) * width;
+        const float* tau = found + i * group;
         const Cells at = cells_of(cells, first, blockIdx.y, token, t, ceil_div(t, chunk));
-        float logs = 0, count = 0;
-        for (int c = lane; c < own; c += 32) {
+        const auto mean_weight = [&](int c) {
             float sum = 0;
-            for (int h = 0; h < group; h++) {
-                const float p = weight(rows[h * width + c], share, tau[h], beta);
-                sum += p;
-                if (heads && at.has(c)) heads[(long long)at.entry(c) * group + h] = p;
-            }
-            rows[c] = sum * each;
-            if (center && sum > 0.f) {
-                logs += logf(rows[c]);
+            for (int h = 0; h < group; h++) sum += weight(rows[h * width + c], share, tau[h], beta);
+            return sum * each;
+        };
+        float mean = 0;
+        if (center) {
+            float logs = 0, count = 0;
+            for (int c = lane; c < own; c += 32) {
+                if (!at.has(c)) continue;
+                logs += logf(mean_weight(c));
                 count += 1.f;
             }
+            logs = warp_sum(logs);
+            count = warp_sum(count);
+            mean = count > 0.f ? logs / count : 0.f;
         }
-        logs = warp_sum(logs);
-        count = warp_sum(count);
-        const float mean = center && count > 0.f ? logs / count : 0.f;
-        for (int base = lane; base <= own; base += 128) {
+        for (int base = lane + part * 128; base <= own; base += 128 * sharing) {
             const Four four = four_of(at, base, own + 1, 0);
             #pragma unroll
             for (int k = 0; k < 4; k++) {
                 if (!four.has[k]) continue;
                 const int c = base + 32 * k;
                 const u32 entry = four.entry[k];
-                if (weights) weights[entry] = c == own ? 0.f : rows[c];
-                if (bias) bias[entry] = c == own ? (own_bias ? own_bias[r.kv] : 0.f) : (logf(rows[c]) - mean) / sigma;
-                if (heads && c == own) for (int h = 0; h < group; h++) heads[(long long)entry * group + h] = 0.f;
+                const float w = c == own ? 0.f : mean_weight(c);
+                if (weights) weights[entry] = w;
+                if (bias) bias[entry] = c == own ? of_own : (logf(w) - mean) * inverse;
+                if (heads)
+                    for (int h = 0; h < group; h++)
+                        heads[(long long)entry * group + h] = c == own ? 0.f : weight(rows[h * width + c], share, tau[h], beta);
             }
         }
     }
@@ -139,7 +167,7 @@ router_listed(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const u
               float* __restrict__ weights, float* __restrict__ bias, float* __restrict__ heads, int t, int kv_heads, int group, int n,
               int chunk, int q_stride, int width, int slabs, float factor, float least) {
     extern __shared__ __align__(1024) u8 scratch[];
-    float* scores = (float*)(scratch + 2 * OPERAND);
+    float* scores = (float*)(scratch + SCORES);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const Rows r = rows_of(t, kv_heads, group, n, width, slabs, 0, chunk);
     score(scores, scratch, q, kbar, r, q_stride, kv_heads, factor);
@@ -219,7 +247,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 router_top(const bf16* __restrict__ q, const bf16* __restrict__ kbar, u64* __restrict__ cells, int t, int kv_heads, int group, int n,
            int chunk, int q_stride, int width, int slabs, float factor, int top, const u32* __restrict__ tops) {
     extern __shared__ __align__(1024) u8 scratch[];
-    float* scores = (float*)(scratch + 2 * OPERAND);
+    float* scores = (float*)(scratch + SCORES);
     const Rows r = rows_of(t, kv_heads, group, n, width, slabs, 0, chunk);
     score(scores, scratch, q, kbar, r, q_stride, kv_heads, factor);
     for (int i = threadIdx.x / 32; i < r.tokens(); i += WARPS) {
@@ -241,7 +269,7 @@ router_windows(const bf16* __restrict__ q, const bf16* __restrict__ keys, u64* _
                int q_stride, int width, int slabs, float factor, int add, int stride, int chunk, int top,
                int length, int init, int local, int sum) {
     extern __shared__ __align__(1024) u8 scratch[];
-    float* scores = (float*)(scratch + 2 * OPERAND);
+    float* scores = (float*)(scratch + SCORES);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = ceil_div(t, chunk);
     const Rows r = rows_of(t, kv_heads, group, n, width, slabs, add, stride);
     float* pooled = scores + slabs * 16 * width + warp * chunks;

@@ -1,8 +1,9 @@
 //! Chunk summaries, and routing by alpha-entmax over them, on a CUDA device. No score outlives its block: the support is kept as bits,
 //! and a threshold a row.
 
-use super::{BlockMask, CHUNKS, Strided, WIDTHS, check_chunk, check_group, check_strided, padded};
-use crate::device::cuda::{Arg, CudaBuffer, CudaData, CudaDevice, Grid, Kind, Source, Unit};
+use super::scored::{SOFTMAX, Scored, beside_scores, scores_fit, unit};
+use super::{BlockMask, CHUNKS, Strided, WIDTHS, check_chunk, check_strided, padded};
+use crate::device::cuda::{Arg, CudaBuffer, CudaData, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
 use crate::number::Compute;
 use crate::ops::attention::{Center, Dims, Entmax};
@@ -17,17 +18,8 @@ pub(super) static BACKWARD: Source = Source {
     text: concat!(include_str!("scores.cu"), include_str!("router_backward.cu")),
 };
 
-/// Rows of an operand in shared memory.
-const TILE: usize = 64;
-
 fn summary_unit(d: usize, chunk: usize) -> Unit {
     Unit::new(&SUMMARY, [("HEAD", d.to_string()), ("CHUNK", chunk.to_string())])
-}
-
-fn unit(source: &'static Source, (head, wide): (usize, usize), alpha: f64) -> Unit {
-    let squares = usize::from(alpha == 1.5);
-    let numbers = [("D", wide), ("HEAD", head), ("SQUARES", squares)];
-    Unit::new(source, numbers.map(|(name, value)| (name, value.to_string())))
 }
 
 /// Everything that routing compiles.
@@ -35,7 +27,8 @@ pub fn units() -> Vec<Unit> {
     let summaries = WIDTHS.into_iter().flat_map(|d| CHUNKS.into_iter().map(move |chunk| summary_unit(d, chunk)));
     let forms = || WIDTHS.into_iter().flat_map(|d| [((d, d), 1.5), ((d, d), 1.25)]);
     let routers = forms().flat_map(|(d, alpha)| [&ROUTER, &BACKWARD].map(|source| unit(source, d, alpha)));
-    summaries.chain(routers).collect()
+    let soft = WIDTHS.into_iter().map(|d| unit(&BACKWARD, (d, d), SOFTMAX));
+    summaries.chain(routers).chain(soft).collect()
 }
 
 /// Summaries of the complete chunks.
@@ -112,102 +105,10 @@ pub fn summary_backward(
     sum_axis(&partial, (1, b * n, g * d))
 }
 
-/// Queries and what they choose among, whose scores lie in shared memory: `n` vectors a kv head, of chunks or of windows.
-pub(super) struct Scored<'a> {
-    pub op: &'static str,
-    pub dims: Dims,
-    q: Strided<'a>,
-    keys: &'a CudaBuffer,
-    pub n: usize,
-    wide: usize,
-    /// Distance of rows of scores, and slabs of 16 rows a block, up to four.
-    width: usize,
-    slabs: usize,
-    shared: usize,
-}
-
-/// Bytes of a block beside the scores, and how many scores a query it then has room for.
-fn room(device: &CudaDevice, wide: usize, beside: usize) -> (usize, usize) {
-    let rest = 2 * TILE * wide.div_ceil(64) * 128 + beside;
-    (rest, (device.properties().shared_per_block as usize).saturating_sub(rest) / (16 * 4))
-}
-
-/// Whether a block has room for `n` scores a query, with `beside` bytes beside them.
-pub(in crate::ops::attention) fn scores_fit(device: &CudaDevice, d: usize, n: usize, beside: usize) -> bool {
-    padded("routing", d).is_ok_and(|wide| n <= room(device, wide, beside).1)
-}
-
-impl<'a> Scored<'a> {
-    /// `beside` are bytes of a block beside the scores.
-    pub fn new(
-        op: &'static str,
-        dims: Dims,
-        q: Strided<'a>,
-        (keys, n): (&'a CudaBuffer, usize),
-        beside: usize,
-    ) -> Result<Self> {
-        let Dims { b, t, h, g, d } = dims;
-        let wide = padded(op, d)?;
-        check_group(op, dims)?;
-        check_strided(op, "q", q, [b, t, h, d])?;
-        ensure!((keys.kind(), keys.len()) == (Kind::Bf16, b * n * g * d), op, "{keys:?} for {n} keys of {dims:?}");
-        let (rest, fit) = room(keys.device(), wide, beside);
-        ensure!(
-            n <= fit,
-            op,
-            "{n} scores a query: on cuda a block has room for {fit}; larger chunks or strides make fewer"
-        );
-        // eight banks from row to row, where there is room: at a multiple of 32 the rows that a warp touches together meet in one bank
-        let apart = n.next_multiple_of(32) + 8;
-        let width = if apart <= fit { apart } else { n.max(1) };
-        let slabs = (fit / width).clamp(1, 4);
-        Ok(Scored { op, dims, q, keys, n, wide, width, slabs, shared: rest + slabs * 16 * width * 4 })
-    }
-
-    pub fn unit(&self, source: &'static Source, alpha: f64) -> Unit {
-        unit(source, (self.dims.d, self.wide), alpha)
-    }
-
-    /// q and what it is scored with.
-    pub fn operands(&self) -> [Arg<'a>; 2] {
-        [Arg::At(self.q.0, self.q.1), Arg::Buffer(self.keys)]
-    }
-
-    /// Blocks over all rows, and the sizes `[t, kv heads, group, n]` and `[q stride, width of a row of scores, slabs]`.
-    pub fn cut(&self) -> (Grid, [Arg<'static>; 4], [Arg<'static>; 3]) {
-        let (Dims { b, t, g, .. }, group) = (self.dims, self.dims.group());
-        let grid = Grid { blocks: [t.div_ceil(self.slabs * (16 / group)), b * g, 1], ..Grid::line(1, 256) };
-        let sizes = [t, g, group, self.n].map(Arg::int);
-        (grid.shared(self.shared), sizes, [self.q.2, self.width, self.slabs].map(Arg::int))
-    }
-
-    /// Launches a kernel over the rows of scores.
-    pub fn launch(&self, (source, alpha): (&'static Source, f64), name: &'static str, args: &[Arg]) -> Result<()> {
-        let kernel = self.keys.device().kernel(&self.unit(source, alpha), name)?;
-        // SAFETY: the callers give the kernel's parameters in order; extents were compared with the buffers in `new` and by them.
-        unsafe { kernel.launch(self.cut().0, args) }
-    }
-
-    /// Where it all lives.
-    pub fn device(&self) -> &'a CudaDevice {
-        self.keys.device()
-    }
-
-    /// Bytes of an operand in shared memory.
-    pub fn operand(&self) -> usize {
-        TILE * self.wide.div_ceil(64) * 128
-    }
-
-    /// Cells without a bit.
-    pub fn cells(&self, chunk: usize) -> Result<CudaBuffer> {
-        let Dims { b, t, g, .. } = self.dims;
-        self.keys.device().zeros(self.op, Kind::U64, b * g * t.div_ceil(64) * t.div_ceil(chunk))
-    }
-}
-
 /// Whether the streaming router takes these queries.
 pub(in crate::ops::attention) fn routes_stream(compute: Compute, q: &CudaData, dims: Dims, chunk: usize) -> bool {
-    super::streams(compute, q, dims, Some(chunk)) && scores_fit(q.device(), dims.d, dims.t / chunk, 0)
+    let n = dims.t / chunk;
+    super::streams(compute, q, dims, Some(chunk)) && scores_fit(q.device(), dims.d, n, beside_scores(dims, n))
 }
 
 /// What routing found.
@@ -243,7 +144,7 @@ pub fn entmax_routing(
     let chunk = settings.chunk_size;
     check_chunk(op, chunk)?;
     check_alpha(op, settings.alpha)?;
-    let scored = Scored::new(op, dims, q, (kbar, t / chunk), 0)?;
+    let scored = Scored::new(op, dims, q, (kbar, t / chunk), beside_scores(dims, t / chunk))?;
     if let Some(x) = diagonal {
         ensure!((x.kind(), x.len()) == (Kind::F32, g), op, "diagonal {x:?} for {g} kv heads");
     }
@@ -287,7 +188,8 @@ pub fn head_weights(
 ) -> Result<CudaBuffer> {
     let op = "entmax_routing";
     routing.mask.check(op, dims)?;
-    let scored = Scored::new(op, dims, q, (kbar, dims.t / settings.chunk_size), 0)?;
+    let n = dims.t / settings.chunk_size;
+    let scored = Scored::new(op, dims, q, (kbar, n), beside_scores(dims, n))?;
     let heads = kbar.device().alloc(op, Kind::F32, routing.mask.entries() * dims.group())?;
     let outputs = [Arg::Null, Arg::Null, Arg::Null, Arg::Buffer(&heads)];
     emit(&scored, (&routing.taus, &routing.mask), outputs, settings)?;

@@ -1,16 +1,17 @@
 //! The gradient through the router on a CUDA device: from the bias of every entry to the queries and the chunk summaries.
 
 use super::plain::RoutedGradients;
-use super::router::{BACKWARD, Scored, factor};
+use super::router::{BACKWARD, factor};
+use super::scored::{SOFTMAX, Scored, beside_scores};
 use super::{BlockMask, Strided, check_chunk};
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind};
 use crate::error::{Result, ensure};
 use crate::ops::attention::{Center, Dims, Entmax, RouterGradient};
 use crate::ops::cuda::reduce::sum_axis;
 
-/// Blocks of the key side that are wanted at least: eight a multiprocessor of a large card, which hide each other's waits. A constant, so that the
-/// order of sums follows from the shape alone.
-const BLOCKS: usize = 1056;
+/// Blocks of the key side at most, where a segment is not all tokens: twice the three that each multiprocessor of a large card has at a time. A
+/// constant, so that the order of sums follows from the shape alone.
+const BLOCKS: usize = 792;
 
 /// What backward needs of [`super::StreamedRouting`].
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +59,14 @@ pub(super) enum Slope<'a> {
 }
 
 impl Slope<'_> {
+    /// The alpha that kernels are compiled for.
+    fn alpha(self, settings: Entmax) -> f64 {
+        match self {
+            Slope::Entmax { .. } => settings.alpha,
+            Slope::Visible | Slope::Listed => SOFTMAX,
+        }
+    }
+
     /// What the kernels call it.
     fn arg(self) -> Arg<'static> {
         Arg::Int(match self {
@@ -82,7 +91,8 @@ pub(super) fn gradients(
     mask.check(op, dims)?;
     let (entries, group) = (mask.entries(), dims.group());
     ensure!(dbias.kind() == Kind::F32 && dbias.len() >= entries, op, "{dbias:?} for {entries} entries");
-    let scored = Scored::new(op, dims, q, (kbar, t / settings.chunk_size), 0)?;
+    let n = t / settings.chunk_size;
+    let scored = Scored::new(op, dims, q, (kbar, n), beside_scores(dims, n))?;
     let stopped = settings.gradient == RouterGradient::Stopped;
     let floats = |len| device.alloc(op, Kind::F32, len);
     // of softmax: the logarithm of each row's sum, and the heads' sum of every entry
@@ -109,7 +119,7 @@ pub(super) fn gradients(
     let args =
         [&scored.operands()[..], &inputs, &outputs, &[kept_scores, pairs], &sizes, &chunk, &rest, &numbers, &flags]
             .concat();
-    scored.launch((&BACKWARD, settings.alpha), "router_rows", &args)?;
+    scored.launch((&BACKWARD, slope.alpha(settings)), "router_rows", &args)?;
     let total = |x: &CudaBuffer| sum_axis(x, (1, x.len(), 1));
     let operands = match stopped {
         true => None,
@@ -134,16 +144,16 @@ fn key_side(scored: &Scored, inputs: &[Arg], settings: Entmax, slope: Slope) -> 
         return device.zeros(scored.op, Kind::F32, 0);
     }
     let tiles = n.div_ceil(64);
-    let segments = BLOCKS.div_ceil(tiles * b * g).min(t.div_ceil(64)).max(1);
+    let segments = (BLOCKS / (tiles * b * g)).clamp(1, t.div_ceil(64));
     let partial = device.alloc(scored.op, Kind::F32, segments * b * n * g * d)?;
     let (_, sizes, rest) = scored.cut();
     let sizes = [&[Arg::int(b)], &sizes[..], &[Arg::int(settings.chunk_size), rest[0]]].concat();
     let numbers = [factor(settings, d), Arg::F32(settings.alpha as f32), Arg::F32(settings.backward_sigma() as f32)];
     let args = [&scored.operands()[..], inputs, &[Arg::Buffer(&partial)], &sizes, &numbers, &[slope.arg()]].concat();
-    // summaries, two tiles of rows, and two numbers for each of a batch's tokens and 64 chunks
-    let shared = 3 * scored.operand() + 64 / scored.dims.group() * 64 * 8;
+    // summaries, two tiles of rows, and of two batches' tokens two numbers for each of 64 chunks, 72 apart
+    let shared = 3 * scored.operand() + 2 * (64 / scored.dims.group()) * 72 * 8;
     let grid = Grid { blocks: [tiles, b * g, segments], ..Grid::line(1, 128) };
-    let kernel = device.kernel(&scored.unit(&BACKWARD, settings.alpha), "router_keys")?;
+    let kernel = device.kernel(&scored.unit(&BACKWARD, slope.alpha(settings)), "router_keys")?;
     // SAFETY: the kernel's parameters in order; extents were compared with the buffers by the caller.
     unsafe { kernel.launch(grid.shared(shared), &args)? };
     sum_axis(&partial, (1, segments, b * n * g * d))

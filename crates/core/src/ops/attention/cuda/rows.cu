@@ -64,29 +64,80 @@ attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const 
     copy_wait<0>();
     __syncthreads();
     if (threadIdx.x == 0) for (int i = 0; i < slots && i < count; i++) load(i, i);
+    const int of_lane = first + warp * SLABS * slab_tokens + lane, lane_token = lane < SLABS * slab_tokens && of_lane < t ? of_lane : -1;
+    const float per_group = 1.f / group;
+    // the lane of a slab that looks up the token of a row of this one
+    const auto source = [&](int half) { return (int)((lane / 4 + 8 * half + 0.5f) * per_group); };
+    Own own, next = {false, 0, NOTHING};
+    if (LANE_TOKENS && count > 0) next = own_of(all_cells, all_first, bias, t, chunks, lane_token, list[0] * KEYS / CHUNK);
     for (int i = 0; i < count; i++) {
         const int block = LISTED ? list[i] : base_block + i;
+        own = next;
+        if (LANE_TOKENS && i + 1 < count) next = own_of(all_cells, all_first, bias, t, chunks, lane_token, list[i + 1] * KEYS / CHUNK);
         const u32 keys = ring.wait(), values = keys + STAGE;
+        float adds[SLABS][2][CHUNKS], summed[SLABS][2][CHUNKS] = {};
+        bool on[SLABS], some = false;
         #pragma unroll
         for (int m = 0; m < SLABS; m++) {
-            const int slab = warp * SLABS + m;
-            float adds[2][CHUNKS], summed[2][CHUNKS] = {};
             bool attends = false;
             #pragma unroll
             for (int half = 0; half < 2; half++)
                 #pragma unroll
                 for (int j = 0; j < CHUNKS; j++) {
-                    adds[half][j] = !LISTED ? 0.f : tokens[m][half] < 0 ? NOTHING : bias_of(cells, entries, bias, chunks, tokens[m][half], chunk_at(block, j));
-                    attends |= adds[half][j] != NOTHING && block * KEYS <= tokens[m][half] && (!SPAN || block * KEYS + KEYS > begins[m][half]);
+                    const int token = tokens[m][half];
+                    float add = 0.f;
+                    if (LANE_TOKENS) add = __shfl_sync(FULL, own.add, m * slab_tokens + source(half));
+                    else if (LISTED && token >= 0) add = bias_of(cells, entries, bias, chunks, token, chunk_at(block, j));
+                    adds[m][half][j] = LISTED && token < 0 ? NOTHING : add;
+                    attends |= adds[m][half][j] != NOTHING && block * KEYS <= token && (!SPAN || block * KEYS + KEYS > begins[m][half]);
                 }
-            if (!__any_sync(FULL, attends)) continue;
+            on[m] = __any_sync(FULL, attends);
+            some |= on[m];
+        }
+        #pragma unroll 1
+        for (int sub = 0; some && sub < KEYS / SUB; sub++) {
+            float s[SLABS][SUB / 8][4] = {}, dp[SLABS][SUB / 8][4] = {};
             #pragma unroll
-            for (int sub = 0; sub < KEYS / SUB; sub++) {
-                float s[SUB / 8][4] = {}, dp[SUB / 8][4] = {};
-                scores<ROWS, KEYS>(s, dp, queries, outs, slab * 16, keys, values, sub * SUB);
-                u32 ds[SUB / 16][4];
+            for (int step = 0; step < D / 16; step++) {
+                u32 a[SLABS][4], d[SLABS][4];
+                #pragma unroll
+                for (int m = 0; m < SLABS; m++) {
+                    fragment<ROWS>(a[m], queries, (warp * SLABS + m) * 16, step);
+                    fragment<ROWS>(d[m], outs, (warp * SLABS + m) * 16, step);
+                }
+                #pragma unroll
+                for (int n = 0; n < SUB / 16; n++) {
+                    u32 b[4];
+                    fragment_right<KEYS>(b, keys, sub * SUB + n * 16, step);
+                    #pragma unroll
+                    for (int m = 0; m < SLABS; m++)
+                        if (SLABS == 1 || on[m]) {
+                            mma(s[m][2 * n], a[m], b[0], b[1]);
+                            mma(s[m][2 * n + 1], a[m], b[2], b[3]);
+                        }
+                    fragment_right<KEYS>(b, values, sub * SUB + n * 16, step);
+                    #pragma unroll
+                    for (int m = 0; m < SLABS; m++)
+                        if (SLABS == 1 || on[m]) {
+                            mma(dp[m][2 * n], d[m], b[0], b[1]);
+                            mma(dp[m][2 * n + 1], d[m], b[2], b[3]);
+                        }
+                }
+            }
+            u32 ds[SLABS][SUB / 16][4];
+            #pragma unroll
+            for (int m = 0; m < SLABS; m++) {
+                if (SLABS > 1 && !on[m]) continue;
                 #pragma unroll
                 for (int half = 0; half < 2; half++) {
+                    // with spans a row may have nothing, and then no shift
+                    if (!SPAN && block * KEYS + sub * SUB + SUB - 1 > tokens[m][half]) {
+                        #pragma unroll
+                        for (int n = 0; n < SUB / 8; n++)
+                            #pragma unroll
+                            for (int e = 0; e < 2; e++)
+                                if (block * KEYS + sub * SUB + n * 8 + lane % 4 * 2 + e > tokens[m][half]) s[m][n][2 * half + e] = NOTHING;
+                    }
                     #pragma unroll
                     for (int n = 0; n < SUB / 8; n++) {
                         const int j = PER < KEYS ? (sub * SUB + n * 8) / PER : 0;
@@ -94,36 +145,51 @@ attention_rows(const bf16* __restrict__ q, const __grid_constant__ Map k, const 
                         #pragma unroll
                         for (int e = 0; e < 2; e++) {
                             const int key = block * KEYS + sub * SUB + n * 8 + lane % 4 * 2 + e;
-                            const bool outside = key > tokens[m][half] || (SPAN && key < begins[m][half]);
-                            const float r = outside ? 0.f : share_of(s[n][2 * half + e], factor, shift[m][half] - adds[half][j], powers).r;
-                            out[e] = r * (dp[n][2 * half + e] - inner[m][half]);
-                            summed[half][j] += out[e];
+                            const bool outside = SPAN && (key > tokens[m][half] || key < begins[m][half]);
+                            const float r = outside ? 0.f : share_of(s[m][n][2 * half + e], factor, shift[m][half] - adds[m][half][j], powers).r;
+                            out[e] = r * (dp[m][n][2 * half + e] - inner[m][half]);
+                            summed[m][half][j] += out[e];
                         }
-                        ds[n / 2][n % 2 * 2 + half] = pack(out[0], out[1]);
+                        ds[m][n / 2][n % 2 * 2 + half] = pack(out[0], out[1]);
                     }
                 }
-                #pragma unroll
-                for (int step = 0; step < SUB / 16; step++)
-                    #pragma unroll
-                    for (int n = 0; n < D / 16; n++) {
-                        u32 b[4];
-                        fragment_transposed<KEYS>(b, keys, sub * SUB + step * 16, n);
-                        mma(acc[m][2 * n], ds[step], b[0], b[1]);
-                        mma(acc[m][2 * n + 1], ds[step], b[2], b[3]);
-                    }
             }
-            if (!LISTED || !dbias) continue;
+            #pragma unroll
+            for (int step = 0; step < SUB / 16; step++)
+                #pragma unroll
+                for (int n = 0; n < D / 16; n++) {
+                    u32 b[4];
+                    fragment_transposed<KEYS>(b, keys, sub * SUB + step * 16, n);
+                    #pragma unroll
+                    for (int m = 0; m < SLABS; m++)
+                        if (SLABS == 1 || on[m]) {
+                            mma(acc[m][2 * n], ds[m][step], b[0], b[1]);
+                            mma(acc[m][2 * n + 1], ds[m][step], b[2], b[3]);
+                        }
+                }
+        }
+        #pragma unroll
+        for (int m = 0; m < SLABS; m++) {
+            const int slab = warp * SLABS + m;
+            if (!LISTED || !dbias || !on[m]) continue;
             #pragma unroll
             for (int half = 0; half < 2; half++)
                 #pragma unroll
                 for (int j = 0; j < CHUNKS; j++) {
-                    float sum = summed[half][j];
+                    float sum = summed[m][half][j];
                     sum += __shfl_xor_sync(FULL, sum, 1);
                     if (CHUNK > 4) sum += __shfl_xor_sync(FULL, sum, 2);  // else a chunk is two lanes of the four
                     if (lane % (CHUNK > 4 ? 4 : 2) == 0) of_rows[warp][chunk_in_block(j)][lane / 4 + 8 * half] = sum;
                 }
             __syncwarp();
-            for (int e = lane; e < slab_tokens * BLOCK_CHUNKS; e += 32) {
+            const int place = lane - m * slab_tokens;
+            if (LANE_TOKENS && own.has && place >= 0 && place < slab_tokens) {
+                float sum = 0;
+                for (int h = 0; h < group; h++) sum += of_rows[warp][0][place * group + h];
+                float* to = dbias + own.entry;
+                *to = CHUNK > KEYS && block % 2 == 1 ? *to + sum : sum;  // as below
+            }
+            for (int e = lane; !LANE_TOKENS && e < slab_tokens * BLOCK_CHUNKS; e += 32) {
                 const int token = first + slab * slab_tokens + e % slab_tokens, chunk = block * KEYS / CHUNK + e / slab_tokens;
                 const int cell = token / 64 * chunks + chunk;
                 const u64 bit = 1ull << (token & 63);

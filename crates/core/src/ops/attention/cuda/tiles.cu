@@ -104,6 +104,20 @@ INLINE float bias_of(const u64* cells, const u32* first, const float* bias, int 
     return bias ? bias[first[cell] + __popcll(word & (bit - 1))] * LOG2E : 0.f;
 }
 
+// A block of keys is one chunk's: each lane looks up one token of its warp's slabs, a block ahead.
+#define LANE_TOKENS (LISTED && CHUNK >= KEYS && SLABS <= 2)
+struct Own { bool has; u32 entry; float add; };  // the token attends the chunk; its entry; the bias in powers of two, or minus infinity
+INLINE Own own_of(const u64* cells, const u32* first, const float* bias, int t, int chunks, int token, int chunk) {
+    Own own = {false, 0, NOTHING};
+    if (token < 0 || chunk >= chunks) return own;
+    const int cell = (blockIdx.y * ceil_div(t, 64) + token / 64) * chunks + chunk;  // of all kv heads; the host counts them in an int
+    const u64 word = cells[cell], bit = 1ull << (token & 63);
+    own.entry = first[cell] + __popcll(word & (bit - 1));
+    own.has = word & bit;
+    if (own.has) own.add = bias ? bias[own.entry] * LOG2E : 0.f;
+    return own;
+}
+
 // The blocks of keys that a tile of tokens attends, ascending: how many. `list` has room for all.
 INLINE int visited(unsigned short* list, int* scratch, const u64* cells, int chunks, int first, int end, int blocks) {
     int total = 0;

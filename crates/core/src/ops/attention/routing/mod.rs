@@ -72,7 +72,7 @@ fn check(op: &'static str, q: &Tensor, kbar: &Tensor, past: usize, chunk_size: u
 /// precision: that of whoever made the queries counts.
 fn streams(q: &CudaData, (dims, n): (Dims, usize), chunk: usize, beside: usize) -> bool {
     let compute = if q.is_rounded() { Compute::Bf16 } else { Compute::Full };
-    cuda::streams(compute, q, dims, Some(chunk)) && cuda::scores_fit(q.device(), dims.d, n, beside)
+    cuda::streams(compute, q, dims, Some(chunk)) && cuda::scores_fit(q.device(), dims.d, n, |_| beside)
 }
 
 fn check_no_past(op: &'static str, past: usize) -> Result<()> {

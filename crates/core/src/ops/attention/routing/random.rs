@@ -5,7 +5,7 @@
 //! is the output function of splitmix64 with its increment. Of the earlier chunks those with the largest keys are attended: a
 //! uniform choice without replacement that is the same in every sequence, every pass and on every device.
 
-use super::super::{Routes, entries32, positions32};
+use super::super::{Routes, cuda, entries32, positions32};
 use super::Top;
 use crate::device::Device;
 use crate::error::{Result, ensure};
@@ -48,6 +48,13 @@ pub fn random_routing(
     entries32(op, checked_numel(op, &[kv_heads, t])?)?;
     top.check(op, kv_heads, t)?;
     let layer = [random.seed, random.layer as u64].into_iter().fold(0, mix);
+    match device {
+        Device::Cpu(_) => {}
+        Device::Cuda(gpu) => {
+            ensure!(past == 0, op, "no kernel of this GPU routes after {past} kept tokens");
+            return cuda::random_choice(gpu, extents, s, layer, top).map(Routes::cuda);
+        }
+    }
     // every sequence of the batch has the same
     let mut chosen: Vec<Vec<u32>> = Vec::with_capacity(kv_heads * t);
     for (kv, query) in (0..kv_heads).flat_map(|kv| (0..t).map(move |query| (kv, query))) {
