@@ -1,6 +1,6 @@
 //! Random choices on a CUDA device, the same as on a CPU.
 
-use super::{BlockMask, check_chunk, choice::mask};
+use super::{BlockMask, choice::mask};
 use crate::device::cuda::{Arg, CudaDevice, Grid, Kind, Source, Unit};
 use crate::error::Result;
 use crate::ops::attention::{Dims, Top};
@@ -16,7 +16,7 @@ pub(super) fn units() -> Vec<Unit> {
 /// The op `random_routing` for `(batch, kv heads, queries)` = `extents`, whose keys begin with `layer`.
 ///
 /// # Errors
-/// When there is no kernel for the chunk size, or memory runs out.
+/// When memory runs out.
 pub fn random_choice(
     device: &CudaDevice,
     (b, g, t): (usize, usize, usize),
@@ -25,7 +25,6 @@ pub fn random_choice(
     top: Top,
 ) -> Result<BlockMask> {
     let op = "random_routing";
-    check_chunk(op, chunk)?;
     let cells = device.zeros(op, Kind::U64, checked_numel(op, &[b, g, t.div_ceil(64), t.div_ceil(chunk)])?)?;
     let each = top.upload(device)?;
     let lists = [Arg::Buffer(&cells), each.as_ref().map_or(Arg::Null, Arg::Buffer), Arg::Long(layer as i64)];
@@ -47,6 +46,7 @@ mod tests {
         let each: Vec<u32> = (0..3 * 333).map(|i| 1 + i % 23).collect();
         for (extents, chunk_size, top) in [
             ((2, 2, 300), 16, Top::All(4)),
+            ((1, 1, 300), 20, Top::All(3)),
             ((1, 3, 333), 4, Top::Each(&each)),
             ((1, 1, 1), 64, Top::All(1)),
             ((1, 2, 1100), 8, Top::All(1000)),
