@@ -14,6 +14,7 @@ mod tokenizer;
 
 pub use error::{DataError, Result};
 pub use intake::tokens::Side;
+pub use intake::whole::{TokenIds, token_ids, whole_text};
 pub use intake::{EXTENSIONS, FIELD, json_line, no_text};
 pub use loader::{Batch, Loader, LoaderState, Mixture, ValidationText};
 pub use prepare::{Prepared, Progress, Settings, Source, prepare};

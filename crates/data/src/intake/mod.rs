@@ -14,6 +14,7 @@ pub(crate) mod split;
 mod tests;
 mod text;
 pub(crate) mod tokens;
+pub(crate) mod whole;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;

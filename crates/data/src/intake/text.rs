@@ -111,7 +111,7 @@ pub(super) fn other(path: &Path, what: &str) -> DataError {
 }
 
 /// Which byte is no UTF-8, and what to do.
-fn not_utf8(path: &Path, at: u64) -> DataError {
+pub(super) fn not_utf8(path: &Path, at: u64) -> DataError {
     let what = format!(
         "byte {at} is not valid UTF-8; convert the file to UTF-8 (iconv -f ISO-8859-1 -t UTF-8, with the encoding that it has)"
     );

@@ -139,6 +139,16 @@ impl TokenFiles {
         }
         Ok(TokenFiles { files, left_out })
     }
+
+    /// One file, whatever its name says of a split.
+    ///
+    /// # Errors
+    /// As [`TokenFiles::of`].
+    pub fn one(path: &Path, vocab: usize) -> Result<TokenFile> {
+        let (sources, _) = files::list_tokens(path)?;
+        let source = sources.into_iter().next();
+        TokenFile::open(source.ok_or_else(|| content(path, "holds no token ids"))?, vocab, None)
+    }
 }
 
 fn content(path: &Path, what: impl Into<String>) -> DataError {
@@ -267,6 +277,16 @@ impl TokenFile {
             begins = false;
         }
         Ok(begins)
+    }
+
+    /// Leaves the first `most` tokens.
+    pub fn truncate(&mut self, most: u64) {
+        let mut left = most;
+        for run in &mut self.runs {
+            run.tokens = run.tokens.min(left);
+            left -= run.tokens;
+        }
+        self.tokens = self.tokens.min(most);
     }
 
     /// All files that it is of.

@@ -8,7 +8,9 @@ use dash_model::Attention;
 use dash_model::attention::keys::Key;
 use serde_json::json;
 
+use super::choices::ChoiceArgs;
 use super::config_args::OptionalConfig;
+use super::whole::WholeArgs;
 use crate::config::{Config, Far};
 use crate::console::{print_line, tell};
 use crate::failure::{Failure, Result};
@@ -44,6 +46,12 @@ pub struct EvalArgs {
     /// Compute on cpu, cuda or cuda:N instead of the device of the run
     #[arg(long)]
     pub device: Option<String>,
+    /// On all of a file in the place of the validation
+    #[command(flatten)]
+    pub whole: WholeArgs,
+    /// On a test of choices in the place of the validation
+    #[command(flatten)]
+    pub choices: ChoiceArgs,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -55,6 +63,22 @@ pub struct EvalArgs {
 /// A wrong request, or a model or corpus that cannot be read.
 pub fn run(args: &EvalArgs) -> Result<()> {
     let loaded = Loaded::open(&args.model, args.config.load()?.as_ref(), args.device.as_deref())?;
+    if args.whole.asked() {
+        return args.whole.run(&loaded, args.json);
+    }
+    if args.choices.asked() {
+        return args.choices.run(&loaded, args.json);
+    }
+    validate(args, loaded)
+}
+
+/// On the validation text and the task.
+fn validate(args: &EvalArgs, loaded: Loaded) -> Result<()> {
+    if args.whole.stride.is_some() {
+        return Err(Failure::request(
+            "--stride: a validation has windows of its own; add --tokens FILE or --text FILE",
+        ));
+    }
     let (material, changed) = match args.config.config {
         None => own_material(&loaded)?,
         Some(_) => (Material::of(&loaded.config)?, false),

@@ -2,6 +2,7 @@
 
 mod audit;
 mod bench;
+mod choices;
 mod compare;
 mod config_args;
 mod eval;
@@ -11,6 +12,7 @@ mod init;
 mod plot;
 mod prepare;
 mod train;
+mod whole;
 
 use std::process::ExitCode;
 

@@ -18,4 +18,5 @@ mod run;
 mod sandbox;
 #[cfg(unix)]
 mod trouble;
+mod whole;
 mod yoke;
