@@ -73,6 +73,8 @@ fn an_arm_that_does_not_fit_is_refused_before_any_compute() {
     failed(&compare("dense", &["router.target_share=0.5", "model.attention.kind=dash"]), 2, &["arm \"dense\""]);
     let other = "compare={arm=[{name=\"a\"},{name=\"b\",set=[\"data.seq_len=40\"]}]}";
     failed(&s.run(&["compare"], &[other]), 2, &["arm \"b\"", "cannot be paired"]);
+    let other = "compare={tuning_seeds=[101],arm=[{name=\"a\"},{name=\"b\",set=[\"run.seed=101\"]}]}";
+    failed(&s.run(&["compare"], &[other]), 2, &["arm \"b\": changes run.seed", "cannot be paired"]);
     assert!(!s.path("runs").exists() && !s.path("data").exists());
 }
 
@@ -212,6 +214,10 @@ fn a_declared_comparison_tunes_decides_and_tells_a_changed_rule_first() {
     assert!(
         first(read("report.md")).starts_with("Criteria were changed after the first run (compare.alpha 0.05 -> 0.1)")
     );
+    // other seeds after the first ones were seen
+    succeeded(&s.run(&["compare", "--report-only"], &[&set[..], &["run.seed=5"]].concat()));
+    let told = first(read("report.md"));
+    assert!(told.starts_with("Criteria were changed after the first run (run.seed 0 -> 5)"), "{told}");
     fs::write(s.path("criteria.md"), "dash counts as better at any alpha").unwrap();
     succeeded(&s.run(&["compare", "--report-only"], &set));
     assert!(first(read("report.md")).contains("the text of criteria.md"));

@@ -20,6 +20,9 @@ const FILE: &str = "criteria.json";
 pub struct Declaration {
     /// `[compare]`, with the seeds and the baseline of the command line.
     pub rules: Compare,
+    /// `run.seed`, from which the seeds count; none in a record of an earlier build.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_seed: Option<u64>,
     /// Of the criteria file; none where none was named.
     pub hash: Option<String>,
     /// The last commit of the criteria file, if it was as committed: `1234567 of 2026-11-26`.
@@ -68,6 +71,7 @@ pub fn record(plan: &Plan, runs: &[Run]) -> Result<()> {
     let named = !file.as_os_str().is_empty();
     let declaration = Declaration {
         rules: plan.rules.clone(),
+        first_seed: Some(plan.base().run.seed),
         hash: named.then(|| hash(file)).transpose()?,
         committed: if named { committed(file) } else { None },
         runs_before: runs.iter().any(|r| r.folder.join("config.toml").exists()),
@@ -121,9 +125,13 @@ pub fn status(plan: &Plan, folder: &Path) -> Result<Status> {
         ))
     })?;
     let mut changed = Vec::new();
-    // what decides nothing cannot have been bent
-    if !plan.rules.primary.is_empty() {
+    // what neither decided nor decides anything cannot have been bent
+    if !(before.rules.primary.is_empty() && plan.rules.primary.is_empty()) {
         changed = differences(&before.rules, &plan.rules);
+        let now = plan.base().run.seed;
+        if let Some(then) = before.first_seed.filter(|then| *then != now) {
+            changed.push(format!("run.seed {then} -> {now}"));
+        }
     }
     if let (Some(then), Some(now)) = (&before.hash, &now)
         && then != now

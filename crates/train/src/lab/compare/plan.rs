@@ -127,6 +127,12 @@ fn resolve(path: &Path, set: &[String], base: &Config, arms: &[Arm]) -> Result<V
         }
         let all: Vec<String> = set.iter().chain(&arm.set).cloned().collect();
         let config = Config::load(path, &all).map_err(|e| Failure::request(format!("arm {:?}: {e}", arm.name)))?;
+        if config.run.seed != base.run.seed {
+            return Err(Failure::request(format!(
+                "arm {:?}: changes run.seed; arms with different seeds cannot be paired. Set it for all of them in [run]",
+                arm.name
+            )));
+        }
         if config.data != base.data || config.task != base.task || config.run.steps != base.run.steps {
             return Err(Failure::request(format!(
                 "arm {:?}: changes [data], [task] or run.steps; arms that see different data or tokens cannot be paired",
