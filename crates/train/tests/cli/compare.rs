@@ -75,6 +75,23 @@ fn an_arm_that_does_not_fit_is_refused_before_any_compute() {
     failed(&s.run(&["compare"], &[other]), 2, &["arm \"b\"", "cannot be paired"]);
     let other = "compare={tuning_seeds=[101],arm=[{name=\"a\"},{name=\"b\",set=[\"run.seed=101\"]}]}";
     failed(&s.run(&["compare"], &[other]), 2, &["arm \"b\": changes run.seed", "cannot be paired"]);
+    let topk = |chunk: usize| format!("model.attention={{kind=\\\"topk\\\",chunk_size={chunk},top=2}}");
+    let arms = |key: &str, of: &str, set: &str| {
+        format!("compare={{arm=[{{name=\"a\",set=[\"{of}\"]}},{{name=\"b\",{key}=\"a\",set=[\"{set}\"]}}]}}")
+    };
+    for (key, of, set, told) in [
+        (
+            "budget_of",
+            "model.attention.kind=dense".to_string(),
+            topk(8),
+            "has dense attention, which chooses no chunks",
+        ),
+        ("budget_of", "model.attention.chunk_size=4".to_string(), topk(8), "has chunks of 4 tokens, the arm of 8"),
+        ("budget_of", "model.layers=1".to_string(), topk(8), "layers, the arm"),
+        ("gamma_of", "model.attention.kind=dense".to_string(), "model.attention.kind=dash".into(), "has no gamma"),
+    ] {
+        failed(&s.run(&["compare"], &[&arms(key, &of, &set)]), 2, &["arm \"b\"", key, told]);
+    }
     assert!(!s.path("runs").exists() && !s.path("data").exists());
 }
 

@@ -3,6 +3,7 @@
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 
+use dash_model::attention::Knob;
 use dash_model::kinds;
 
 use super::measure::{Measure, measures};
@@ -64,6 +65,27 @@ impl Takes {
         match self {
             Takes::Budget => config.router.budget_from = Some(run),
             Takes::Gamma => config.router.gamma_from = Some(run),
+        }
+    }
+
+    /// Why an arm of the first configuration can take nothing of one of the second, or `None`.
+    fn misfit(self, own: &Config, other: &Config) -> Option<String> {
+        let kind = other.model.attention.kind();
+        match self {
+            Takes::Budget => match (own.model.attention.chunk_size(), other.model.attention.chunk_size()) {
+                (_, None) => Some(format!("has {kind} attention, which chooses no chunks")),
+                (Some(own), Some(other)) if own != other => {
+                    Some(format!("has chunks of {other} tokens, the arm of {own}"))
+                }
+                _ if own.model.layers != other.model.layers => {
+                    Some(format!("has {} layers, the arm {}", other.model.layers, own.model.layers))
+                }
+                _ => None,
+            },
+            Takes::Gamma => {
+                let mut attention = other.model.attention;
+                attention.knob_mut(Knob::Gamma).is_none().then(|| format!("has {kind} attention, which has no gamma"))
+            }
         }
     }
 }
@@ -179,7 +201,12 @@ fn yoked(chosen: &[Arm], rules: &Compare, resolved: &[(String, Config)]) -> Resu
                 "has one run a seed, at one learning rate; give the arm a rate_of instead of tuning it".into(),
             );
         }
-        if let Some((_, config)) = resolved.iter().find(|(arm, _)| arm == name) {
+        let config_of = |arm: &str| resolved.iter().find(|(name, _)| name == arm).map(|(_, config)| config);
+        if let Some(config) = config_of(name) {
+            // one that --arms leaves out has ended, and its run tells
+            if let Some(what) = config_of(&of).and_then(|other| takes.misfit(config, other)) {
+                return refuse(what);
+            }
             let mut config = config.clone();
             takes.set(&mut config, of.clone().into());
             config.check().map_err(|e| Failure::request(format!("arm {name:?}: {key}: {e}")))?;
