@@ -31,10 +31,22 @@ pub fn peak_of(name: &str) -> Option<f64> {
 
 /// The peak that a run on this device is measured against: none on a CPU, of an unknown card, or where products are not of bf16.
 pub fn peak(device: &Device, compute: Compute) -> Option<f64> {
-    match (device, compute) {
-        (Device::Cuda(gpu), Compute::Bf16) => peak_of(&gpu.properties().name),
-        (Device::Cuda(_), Compute::F32) | (Device::Cpu(_), _) => None,
+    match device {
+        Device::Cuda(gpu) => peak_in(&gpu.properties().name, compute),
+        Device::Cpu(_) => None,
     }
+}
+
+fn peak_in(card: &str, compute: Compute) -> Option<f64> {
+    match compute {
+        Compute::Bf16 => peak_of(card),
+        Compute::F32 => None,
+    }
+}
+
+/// Share of a peak in FLOP a second that so much work a token at so many tokens a second takes.
+fn utilisation(flops_per_token: f64, tokens_per_s: f64, peak: f64) -> f64 {
+    flops_per_token * tokens_per_s / peak
 }
 
 /// Keys that a query of an update attended on average, all branches together.
@@ -66,7 +78,7 @@ impl Pace {
             Device::Cpu(_) => None,
             Device::Cuda(gpu) => Some(gpu.usage().peak),
         };
-        let mfu = peak(device, config.model.compute).map(|peak| work * tokens_per_s / peak);
+        let mfu = peak(device, config.model.compute).map(|peak| utilisation(work, tokens_per_s, peak));
         Pace { tokens_per_s, flops_per_token: work, mfu, memory }
     }
 }
@@ -96,6 +108,15 @@ mod tests {
         assert_eq!(peak_of("NVIDIA L40S"), Some(362e12));
         assert_eq!(peak_of("NVIDIA L4"), Some(121e12));
         assert_eq!(peak_of("NVIDIA GeForce GTX 1080"), None);
+        assert_eq!(peak_in("NVIDIA H100 80GB HBM3", Compute::Bf16), Some(989.4e12));
+        assert_eq!(peak_in("NVIDIA H100 80GB HBM3", Compute::F32), None);
+        assert_eq!(peak(&Device::cpu(1).unwrap(), Compute::Bf16), None);
+    }
+
+    #[test]
+    fn utilisation_is_work_over_the_peak() {
+        // 100 M parameters: 6e8 FLOP a token, 500,000 tokens a second, of 1e15
+        assert_eq!(utilisation(6e8, 5e5, 1e15), 0.3);
     }
 
     #[test]
