@@ -213,7 +213,7 @@ def solved_times(path, solved=0.9, checks=2, tuned=False):
 
 def last_values(path, baseline):
     """What a run's last validation or logged update says of accuracy, budget and router: mean over seeds, least and largest. And clipping."""
-    wanted, last, clipped, logged = ("accuracy", "gamma", "tokens_asked", "attended_tokens", "answer_recall", "answer_chance"), {}, defaultdict(int), defaultdict(int)
+    wanted, last, clipped, logged = ("accuracy", "gamma", "tokens_asked", "attended_tokens", "answer_recall", "answer_chance", "router_missed", "reader_missed", "shortcut"), {}, defaultdict(int), defaultdict(int)
     for row in rows_of(path):
         run = row["arm"], int(row["seed"])
         if "@" in row["arm"]:
@@ -221,7 +221,7 @@ def last_values(path, baseline):
         if row["split"] == "train" and row["metric"] == "grad_norm":
             logged[run[0]] += 1
             clipped[run[0]] += float(row["value"]) > 1.0
-        if row["split"] in ("train", "val") and row["metric"] in wanted and "distance" not in row["at"]:
+        if row["split"] in ("train", "val") and row["metric"] in wanted and "distance" not in row["at"] and not (row["metric"] != "accuracy" and "question" in row["at"]):
             last[(row["split"], row["metric"], row["at"]), run] = float(row["value"])
     for key in sorted({key for key, _ in last}):
         by = defaultdict(dict)
