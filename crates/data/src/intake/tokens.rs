@@ -184,7 +184,11 @@ impl TokenFile {
             (20240520, 1) => ("llm.c, version 1", Number::U16, HEADER, word(2) as i64, own(GPT2_END)),
             (20240801, 7) => ("llm.c, version 7", Number::U32, HEADER, word(2) as i64, own(LLAMA3_BEGIN)),
             (20240520 | 20240801, version) => {
-                return Err(content(&path, format!("is of llm.c's version {version}; versions 1 and 7 are read")));
+                let what = format!(
+                    "is of llm.c's version {version} behind the number {}; 20240520 with version 1 and 20240801 with version 7 are read",
+                    word(0)
+                );
+                return Err(content(&path, what));
             }
             (20240522, _) => {
                 return Err(content(
@@ -297,14 +301,22 @@ impl TokenFile {
 
 /// Refuses what cannot be 16 bits a token.
 fn headerless(path: &Path, head: &[u8], file: &SourceFile, vocab: usize) -> Result<()> {
+    // three bytes of gzip: two alone are an id of GPT-2
     let known = [
-        (&b"PK\x03\x04"[..], "an archive, as PyTorch saves models"),
-        (&b"DASHTOKS"[..], "a shard of a prepared corpus"),
+        (&b"PK\x03\x04"[..], "an archive, as PyTorch saves models", "name the file of ids"),
+        (&b"DASHTOKS"[..], "a shard of a prepared corpus", "name the file that it was made from"),
+        (&b"\x1f\x8b\x08"[..], "compressed (gzip)", "decompress it first (gunzip)"),
+        (&b"\x28\xb5\x2f\xfd"[..], "compressed (zstd)", "decompress it first (unzstd)"),
+        (&b"\xfd7zXZ\0"[..], "compressed (xz)", "decompress it first (unxz)"),
+        (&b"\x93NUMPY"[..], "an array with numpy's header", "write its uint16 alone, with tofile"),
     ];
-    if let Some((_, what)) = known.iter().find(|(magic, _)| head.starts_with(magic)) {
-        return Err(content(path, format!("is {what}, no file of token ids")));
+    if let Some((_, what, instead)) = known.iter().find(|(magic, ..)| head.starts_with(magic)) {
+        return Err(content(path, format!("is {what}, no file of token ids; {instead}")));
     }
-    if file.len == 0 || !file.len.is_multiple_of(2) {
+    if file.len == 0 {
+        return Err(content(path, "is empty; bring the whole file, or move it away"));
+    }
+    if !file.len.is_multiple_of(2) {
         return Err(content(
             path,
             format!("has {} bytes and no header; tokens of 16 bits are an even number", file.len),

@@ -42,6 +42,9 @@ pub fn token_ids(path: &Path, vocab: usize, most: u64) -> Result<TokenIds> {
 /// # Errors
 /// When it cannot be read, is damaged, is in another encoding, or has more bytes.
 pub fn whole_text(path: &Path, most: u64) -> Result<String> {
+    if path.is_dir() {
+        return Err(DataError::content(path, "is a folder; name a file"));
+    }
     let (mut content, mut bytes) = (open::open(path)?, Vec::new());
     (&mut content).take(most.saturating_add(1)).read_to_end(&mut bytes).map_err(open::failed(path))?;
     if bytes.len() as u64 > most {

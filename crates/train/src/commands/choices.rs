@@ -65,29 +65,35 @@ fn lines<T: DeserializeOwned>(path: &Path, what: &str) -> Result<Vec<T>> {
     Ok(found)
 }
 
-/// A sentence, scored from its first token on.
-fn sentence(tokenizer: &Tokenizer, text: &str, path: &Path) -> Result<Asked> {
+/// A sentence, scored from its first token on; `None` where it has none.
+fn sentence(tokenizer: &Tokenizer, text: &str) -> Result<Option<Asked>> {
     let mut ids = tokenizer.bos().to_vec();
     if ids.is_empty() {
         ids.push(tokenizer.end_of_text());
     }
     let from = ids.len();
     ids.extend(tokenizer.encode(text)?);
-    scored(Asked { ids, from }, path)
+    Ok(scored(Asked { ids, from }))
 }
 
-/// What an ending adds to its context: encoded alone, with a space before it.
-fn ending(tokenizer: &Tokenizer, (context, text): (&str, &str), path: &Path) -> Result<Asked> {
+/// What an ending adds to its context: encoded alone, with a space before it. `None` where one of both is empty.
+fn ending(tokenizer: &Tokenizer, context: &str, text: &str) -> Result<Option<Asked>> {
+    if text.is_empty() {
+        return Ok(None);
+    }
     let ids = tokenizer.encode_prompt(context)?;
     let from = ids.len();
-    scored(Asked { ids: [ids, tokenizer.encode(&format!(" {text}"))?].concat(), from }, path)
+    Ok(scored(Asked { ids: [ids, tokenizer.encode(&format!(" {text}"))?].concat(), from }))
 }
 
-fn scored(asked: Asked, path: &Path) -> Result<Asked> {
-    if asked.from == 0 || asked.from == asked.ids.len() {
-        return Err(Failure::request(format!("{}: holds an empty text, which cannot be scored", path.display())));
-    }
-    Ok(asked)
+fn scored(asked: Asked) -> Option<Asked> {
+    (asked.from > 0 && asked.from < asked.ids.len()).then_some(asked)
+}
+
+/// What an empty text is told by: `pair 3 of a.jsonl`.
+fn empty(path: &Path, what: &str, i: usize) -> Failure {
+    let path = path.display();
+    Failure::request(format!("{path}: {what} {} holds an empty text, which cannot be scored; mend or remove it", i + 1))
 }
 
 fn least(x: &[f64]) -> Option<usize> {
@@ -133,9 +139,10 @@ fn blimp(paths: &[PathBuf], (loaded, tokenizer): (&Loaded, &Tokenizer), json: bo
     let (mut right, mut of, mut by_file) = (0, 0, Vec::new());
     for path in paths {
         let mut asked = Vec::new();
-        for pair in lines::<Pair>(path, "pair of BLiMP (sentence_good, sentence_bad)")? {
-            asked.push(sentence(tokenizer, &pair.sentence_good, path)?);
-            asked.push(sentence(tokenizer, &pair.sentence_bad, path)?);
+        for (i, pair) in lines::<Pair>(path, "pair of BLiMP (sentence_good, sentence_bad)")?.iter().enumerate() {
+            for text in [&pair.sentence_good, &pair.sentence_bad] {
+                asked.push(sentence(tokenizer, text)?.ok_or_else(|| empty(path, "pair", i))?);
+            }
         }
         let nats = ask(loaded, asked)?;
         let (these, pairs) = (nats.chunks_exact(2).filter(|x| x[0] < x[1]).count(), nats.len() / 2);
@@ -167,9 +174,13 @@ fn hellaswag(path: &Path, (loaded, tokenizer): (&Loaded, &Tokenizer), json: bool
             let (label, n) = (&q.label, q.endings.len());
             Failure::request(format!("{}: question {}: label {label} names none of {n} endings", path.display(), i + 1))
         })?;
+        if q.endings.len() < 2 {
+            let what = format!("question {} has one ending, so there is nothing to choose", i + 1);
+            return Err(Failure::request(format!("{}: {what}", path.display())));
+        }
         rights.push(right);
         for text in &q.endings {
-            asked.push(ending(tokenizer, (&q.ctx, text), path)?);
+            asked.push(ending(tokenizer, &q.ctx, text)?.ok_or_else(|| empty(path, "question", i))?);
         }
     }
     let lengths: Vec<f64> = asked.iter().map(|a| (a.ids.len() - a.from) as f64).collect();

@@ -62,6 +62,7 @@ pub struct EvalArgs {
 /// # Errors
 /// A wrong request, or a model or corpus that cannot be read.
 pub fn run(args: &EvalArgs) -> Result<()> {
+    args.whole.check()?;
     let loaded = Loaded::open(&args.model, args.config.load()?.as_ref(), args.device.as_deref())?;
     if args.whole.asked() {
         return args.whole.run(&loaded, args.json);
@@ -74,11 +75,6 @@ pub fn run(args: &EvalArgs) -> Result<()> {
 
 /// On the validation text and the task.
 fn validate(args: &EvalArgs, loaded: Loaded) -> Result<()> {
-    if args.whole.stride.is_some() {
-        return Err(Failure::request(
-            "--stride: a validation has windows of its own; add --tokens FILE or --text FILE",
-        ));
-    }
     let (material, changed) = match args.config.config {
         None => own_material(&loaded)?,
         Some(_) => (Material::of(&loaded.config)?, false),

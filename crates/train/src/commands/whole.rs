@@ -20,19 +20,36 @@ pub struct WholeArgs {
     /// Evaluate on all of these files of text, each a document
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["config", "kind", "router"])]
     pub text: Vec<PathBuf>,
-    /// With --tokens: predict so many from the file's beginning on, as the speed runs of GPT-2 on FineWeb do
-    #[arg(long, value_name = "N", requires = "tokens", default_value_t = 10_485_760, value_parser = clap::value_parser!(u64).range(1..))]
-    pub max_tokens: u64,
+    /// With --tokens: predict so many from the file's beginning on; 10485760, as the speed runs of GPT-2 on FineWeb do, if left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub max_tokens: Option<u64>,
     /// With --tokens or --text: tokens by which a window moves on; those before serve as context. A whole window if left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub stride: Option<u64>,
 }
 
+/// Tokens of a file that are predicted where `--max-tokens` is not given: those of the speed runs of GPT-2 on FineWeb.
+const PREDICTED: u64 = 10_485_760;
+
 /// Bytes of a text file at most.
 const MOST_TEXT: u64 = 1 << 30;
 
+/// JSON lines hold texts in records: the loss of the records would be that of their syntax, too.
+fn refuse_records(path: &Path) -> Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let name = name.trim_end_matches(".gz").trim_end_matches(".zst");
+    if !name.ends_with(".jsonl") && !name.ends_with(".ndjson") {
+        return Ok(());
+    }
+    let path = path.display();
+    Err(Failure::request(format!(
+        "--text {path}: holds records and no plain text; write the texts to a file of their own, for example with jq -r .text {path}"
+    )))
+}
+
 /// A document: what it begins with is context.
 fn document(path: &Path, tokenizer: &Tokenizer) -> Result<Sequence> {
+    refuse_records(path)?;
     let text = whole_text(path, MOST_TEXT)?;
     let encoded = tokenizer.encode_accounted(&text, true)?;
     if encoded.ids.is_empty() {
@@ -57,9 +74,11 @@ fn document(path: &Path, tokenizer: &Tokenizer) -> Result<Sequence> {
 fn read(args: &WholeArgs, loaded: &Loaded) -> Result<(Vec<Sequence>, String)> {
     if let Some(path) = &args.tokens {
         // one more: the first is context
-        let found = token_ids(path, loaded.config.data.vocab_size, args.max_tokens.saturating_add(1))?;
+        let found =
+            token_ids(path, loaded.config.data.vocab_size, args.max_tokens.unwrap_or(PREDICTED).saturating_add(1))?;
         if found.ids.len() < 2 {
-            return Err(Failure::request(format!("--tokens {}: holds no two tokens", path.display())));
+            let what = "holds no two tokens, of which the second could be predicted; give a longer file";
+            return Err(Failure::request(format!("--tokens {}: {what}", path.display())));
         }
         let what = format!("{} ({}, {} tokens)", path.display(), found.layout, found.of);
         return Ok((vec![Sequence { ids: found.ids, bytes: None }], what));
@@ -73,6 +92,21 @@ fn read(args: &WholeArgs, loaded: &Loaded) -> Result<(Vec<Sequence>, String)> {
 }
 
 impl WholeArgs {
+    /// Refuses what goes with `--tokens` or `--text` alone, where it would mean nothing.
+    ///
+    /// # Errors
+    /// Names the argument.
+    pub fn check(&self) -> Result<()> {
+        if self.max_tokens.is_some() && self.tokens.is_none() {
+            return Err(Failure::request("--max-tokens: goes with --tokens FILE; all of anything else is evaluated"));
+        }
+        if self.stride.is_some() && !self.asked() {
+            let what = "has windows of its own; leave it out, or evaluate --tokens FILE or --text FILE";
+            return Err(Failure::request(format!("--stride: what is evaluated {what}")));
+        }
+        Ok(())
+    }
+
     /// Whether they replace the validation.
     pub fn asked(&self) -> bool {
         self.tokens.is_some() || !self.text.is_empty()

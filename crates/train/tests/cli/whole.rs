@@ -81,6 +81,11 @@ fn texts_are_evaluated_from_their_first_token_to_their_last() {
     failed(&eval("empty.txt"), 2, &["empty.txt", "holds no text"]);
     failed(&eval("latin.txt"), 2, &["latin.txt", "byte 3 is not valid UTF-8"]);
     failed(&eval("gone.txt"), 2, &["gone.txt"]);
+    failed(&eval("."), 2, &["is a folder"]);
+    fs::write(s.path("a.jsonl"), "{\"text\": \"key\"}\n").unwrap();
+    failed(&eval("a.jsonl"), 2, &["a.jsonl", "holds records", "jq -r .text"]);
+    let both = ["eval", "--model", "runs/test", "--text", "a.txt", "--max-tokens", "5"];
+    failed(&s.bin(&both), 2, &["--max-tokens", "--tokens FILE"]);
 }
 
 #[test]
@@ -117,6 +122,13 @@ fn tests_of_choices_are_read_scored_and_told() {
     fs::write(s.path("empty.jsonl"), "\n").unwrap();
     failed(&eval(&["--blimp", "empty.jsonl"]), 2, &["empty.jsonl", "holds no pair"]);
     fs::write(s.path("blank.jsonl"), pair("", "a")).unwrap();
-    failed(&eval(&["--blimp", "blank.jsonl"]), 2, &["blank.jsonl", "empty text"]);
+    failed(&eval(&["--blimp", "blank.jsonl"]), 2, &["blank.jsonl", "pair 1 holds an empty text"]);
+    failed(&eval(&["--blimp", "easy.jsonl", "--stride", "2"]), 2, &["--stride"]);
+    failed(&eval(&["--hellaswag", "swag.jsonl", "--max-tokens", "2"]), 2, &["--max-tokens", "--tokens FILE"]);
+    failed(&eval(&["--blimp", "."]), 2, &["is a folder"]);
+    fs::write(s.path("few.jsonl"), "{\"ctx\": \"the\", \"endings\": [\"chunk\"], \"label\": 0}\n").unwrap();
+    failed(&eval(&["--hellaswag", "few.jsonl"]), 2, &["few.jsonl", "question 1 has one ending"]);
+    fs::write(s.path("none.jsonl"), question("0").replace("of the query", "")).unwrap();
+    failed(&eval(&["--hellaswag", "none.jsonl"]), 2, &["none.jsonl", "question 1 holds an empty text"]);
     failed(&eval(&["--blimp", "gone.jsonl"]), 2, &["gone.jsonl"]);
 }

@@ -115,6 +115,17 @@ fn damaged_files_are_told_by_name_and_leave_nothing() {
     assert!(told(&word(-1, 8), 50257).contains("-1 tokens"));
     assert!(told(b"abc", 50257).contains("has 3 bytes and no header"));
     assert!(told(b"PK\x03\x04more", 50257).contains("as PyTorch saves models"));
+    // compressed ids of a vocabulary that holds every number of 16 bits
+    for (head, word) in [
+        (&b"\x1f\x8b\x08\0"[..], "gunzip"),
+        (b"\x28\xb5\x2f\xfd", "unzstd"),
+        (b"\xfd7zXZ\0", "unxz"),
+        (b"\x93NUMPY\x01\0", "tofile"),
+    ] {
+        assert!(told(&[head, &[7; 64]].concat(), 1 << 16).contains(word), "{word}");
+    }
+    assert!(told(b"", 50257).contains("is empty"));
+    assert!(told(&word(7, 4), 50257).contains("version 7 behind the number 20240520"));
     assert!(told(&[0; 64], 100_000).contains("data.vocab_size = 100000 needs more"));
     assert!(told(&val, 50257).contains("gave 0 training and "));
     let left: Vec<_> = fs::read_dir(dir.path().join("cache")).unwrap().map(|e| e.unwrap().file_name()).collect();
