@@ -327,6 +327,8 @@ fn declarations_that_no_run_can_satisfy_are_refused() {
     refused("seeds=1000000000000", &["compare.seeds: 1000000000000 is not 1 to 10000"]);
     refused("learning_rates=[1e-3,0.001],primary=\"loss\"", &["compare.learning_rates: 0.001 is named twice"]);
     refused("criteria=\"nowhere.md\"", &["compare.criteria: nowhere.md is no file"]);
+    fs::write(s.path("empty.md"), "").unwrap();
+    refused("criteria=\"empty.md\"", &["compare.criteria: empty.md is empty", "before the first run"]);
     refused("checks=0", &["compare.checks: is 0"]);
     refused("alpha=1.0", &["compare.alpha: 1 is not above 0 and at most 0.5"]);
     // text alone has no accuracy
@@ -335,9 +337,6 @@ fn declarations_that_no_run_can_satisfy_are_refused() {
         2,
         &["measured by no arm", "\"loss\""],
     );
-    fs::write(s.path("rows.csv"), "a,b\n1,2\n").unwrap();
-    let rows = ["compare", "--arms", "dense,dash", "--rows", "rows.csv"];
-    failed(&s.run(&rows, &[RECALL, "data.vocab_size=40"]), 2, &["rows.csv", "is no results.csv"]);
     assert!(!s.path("runs").exists() && !s.path("data").exists());
 }
 

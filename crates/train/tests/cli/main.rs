@@ -14,6 +14,7 @@ mod python;
 mod requests;
 #[cfg(unix)]
 mod resume;
+mod rows;
 mod run;
 mod sandbox;
 #[cfg(unix)]

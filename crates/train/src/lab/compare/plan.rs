@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use dash_model::attention::Knob;
 use dash_model::kinds;
 
+use super::criteria;
 use super::measure::{Measure, measures};
 use super::run::Run;
 use crate::config::{Arm, Compare, Config, DeviceName, Stop, nearest};
@@ -245,13 +246,7 @@ fn check_rules(rules: &Compare, first_seed: u64, measured: &[Measure]) -> Result
     if rules.stop_after.is_some() && !measured.iter().any(|m| m.key == "time-to-solve") {
         return Err(Failure::request("compare.stop_after: means nothing without [task]; a text is never solved"));
     }
-    if !rules.criteria.as_os_str().is_empty() && !rules.criteria.is_file() {
-        return Err(Failure::request(format!(
-            "compare.criteria: {} is no file; write what would count for and against down before the first run",
-            rules.criteria.display()
-        )));
-    }
-    Ok(())
+    criteria::check(&rules.criteria)
 }
 
 impl Plan {
@@ -286,6 +281,9 @@ impl Plan {
         let yokes = yoked(&chosen, &rules, &resolved)?;
         let out = || base.run.dir.join(format!("compare-{}", base.run.name));
         let out = request.out.map_or_else(out, Path::to_path_buf);
+        if out.exists() && !out.is_dir() {
+            return Err(Failure::request(format!("--out {}: is no folder; name another place", out.display())));
+        }
         let plan = Plan { arms: resolved, own_baselines, rates_of, yokes, rules, out, command: command.into() };
         plan.check_contrast()?;
         Ok(plan)

@@ -1,6 +1,6 @@
 //! The numbers of a comparison as rows, the one thing that reports are made from: results.csv.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 
 use anyhow::Context;
@@ -149,26 +149,38 @@ impl Rows {
     /// Reads [`Rows::csv`] back.
     ///
     /// # Errors
-    /// When a line has other columns.
+    /// When a line has other columns, no number where one belongs, or the figure of an earlier line.
     pub fn from_csv(text: &str) -> anyhow::Result<Self> {
         let mut lines = text.lines();
         anyhow::ensure!(lines.next() == Some(HEAD), "the first line is not {HEAD}");
-        let row = |line: &str| {
+        let (mut rows, mut seen) = (Vec::new(), HashSet::new());
+        for (i, line) in lines.enumerate() {
             let fields: Vec<&str> = line.split(',').collect();
-            let [arm, seed, step, split, metric, at, value] = fields[..] else {
-                anyhow::bail!("{line}: seven columns")
+            let read = match fields[..] {
+                [arm, seed, step, split, metric, at, value] => {
+                    seed.parse().ok().zip(step.parse().ok()).zip(value.parse().ok()).map(|((seed, step), value)| Row {
+                        arm: arm.into(),
+                        seed,
+                        step,
+                        split: split.into(),
+                        metric: metric.into(),
+                        at: at.into(),
+                        value,
+                    })
+                }
+                _ => None,
             };
-            Ok(Row {
-                arm: arm.into(),
-                seed: seed.parse()?,
-                step: step.parse()?,
-                split: split.into(),
-                metric: metric.into(),
-                at: at.into(),
-                value: value.parse()?,
-            })
-        };
-        Ok(Rows(lines.map(row).collect::<anyhow::Result<_>>()?))
+            let number = i + 2;
+            let Some(row) = read else {
+                anyhow::bail!(
+                    "line {number} is {line:?}, expected {HEAD} with numbers for seed, step and value; bring the whole file"
+                );
+            };
+            let figure = line.rsplit_once(',').map_or(line, |(figure, _)| figure);
+            anyhow::ensure!(seen.insert(figure), "line {number} has {figure} once more; a run counts once");
+            rows.push(row);
+        }
+        Ok(Rows(rows))
     }
 
     /// Rows of one figure.

@@ -88,9 +88,14 @@ pub fn answer(study: &Study, criteria: &Status) -> String {
             format!("Criteria were changed after the first run ({}), so this explores. ", criteria.changed.join("; "))
         }
     };
+    let contrast = &study.plan.rules.contrast;
+    let left_out = match contrast.is_empty() || all.iter().any(|c| c.declared) {
+        true => String::new(),
+        false => format!("The declared contrast, {contrast}, is not among these arms, so this explores. "),
+    };
     let open = match study.plan.rules.primary.is_empty() {
         true => " No primary outcome was declared (compare.primary), so this explores and decides nothing.",
         false => "",
     };
-    format!("{changed}{finding}{open}")
+    format!("{changed}{left_out}{finding}{open}")
 }

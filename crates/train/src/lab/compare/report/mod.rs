@@ -12,6 +12,7 @@ mod task;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -93,13 +94,34 @@ pub fn write(plan: &Plan, runs: &[Run], tuning: &Rows) -> Result<PathBuf> {
     save(plan, &Report::new(plan, &Results::of(all), &notes))
 }
 
-/// Writes the report of published rows; the runs need not be there.
+/// Bytes of published rows at most.
+const MOST_ROWS: u64 = 1 << 30;
+
+/// The seeds of `0, 1, 2`, for people.
+fn listed(seeds: &BTreeSet<u64>) -> String {
+    seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// Arms whose rows are of other seeds than those of the configuration.
+fn other_seeds(plan: &Plan, rows: &Rows) -> Vec<String> {
+    let first = plan.base().run.seed;
+    let planned: BTreeSet<u64> = (first..first.saturating_add(plan.rules.seeds)).collect();
+    let told = |arm: &str| {
+        let found: BTreeSet<u64> = rows.0.iter().filter(|r| r.arm == arm).map(|r| r.seed).collect();
+        let (found, planned) = (listed(&found), listed(&planned));
+        (found != planned)
+            .then(|| format!("The rows of {arm} have the seeds {found}; those of the configuration are {planned}."))
+    };
+    plan.names().into_iter().filter_map(told).collect()
+}
+
+/// Writes the report of published rows, compressed or not; the runs need not be there.
 ///
 /// # Errors
 /// When the file is none of ours or a file cannot be written.
 pub fn write_from(plan: &Plan, path: &Path) -> Result<PathBuf> {
     let read = || -> anyhow::Result<Rows> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("{} cannot be read", path.display()))?;
+        let text = dash_data::whole_text(path, MOST_ROWS)?;
         Rows::from_csv(&text).with_context(|| format!("{} is no results.csv of a comparison", path.display()))
     };
     let mut rows = read().map_err(Failure::Request)?;
@@ -114,7 +136,8 @@ pub fn write_from(plan: &Plan, path: &Path) -> Result<PathBuf> {
     // the record of what was declared lies beside the rows
     let folder = path.parent().unwrap_or(&plan.out);
     let own = Rows(results.all.0.iter().filter(|r| !r.arm.contains('@')).cloned().collect());
-    let notes = Notes { criteria: criteria::status(plan, folder)?, builds: repeat::builds(&own), ..Notes::default() };
+    let unfinished = other_seeds(plan, &own);
+    let notes = Notes { unfinished, criteria: criteria::status(plan, folder)?, builds: repeat::builds(&own) };
     save(plan, &Report::new(plan, &results, &notes))
 }
 

@@ -84,7 +84,7 @@ impl Study<'_> {
 /// What is known beside the rows.
 #[derive(Default)]
 pub struct Notes {
-    /// What became of runs that did not finish.
+    /// What became of runs that did not finish, or are not those that were planned.
     pub unfinished: Vec<String>,
     /// The declaration.
     pub criteria: Status,

@@ -1,0 +1,58 @@
+//! `compare --rows`: a report from published rows.
+
+use std::fs;
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+
+use crate::sandbox::{RECALL, Sandbox, failed, succeeded};
+
+#[test]
+fn published_rows_are_read_as_they_are_and_what_they_lack_is_told() {
+    let s = Sandbox::new();
+    let rules = "compare={seeds=1,primary=\"loss\",contrast=\"dash\",arm=[{name=\"dense\",set=[\"model.attention.kind=dense\"]},\
+        {name=\"dash\"}]}";
+    let set = [RECALL, "data.vocab_size=40", "run.steps=2", rules];
+    succeeded(&s.run(&["compare"], &set));
+    let rows = fs::read_to_string(s.path("runs/compare-test/results.csv")).unwrap();
+    let tables = |path: &str| {
+        let text = fs::read_to_string(s.path(path).join("report.md")).unwrap();
+        text.lines().filter(|l| l.starts_with('|')).map(str::to_string).collect::<Vec<_>>()
+    };
+    // compressed, as they are published
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    packed.write_all(rows.as_bytes()).unwrap();
+    let packed = packed.finish().unwrap();
+    fs::write(s.path("rows.csv.gz"), &packed).unwrap();
+    succeeded(&s.run(&["compare", "--rows", "rows.csv.gz", "--out", "packed"], &set));
+    assert_eq!(tables("packed"), tables("runs/compare-test"));
+
+    let told = |content: &[u8], words: &[&str]| {
+        fs::write(s.path("other"), content).unwrap();
+        failed(&s.run(&["compare", "--rows", "other", "--out", "none"], &set), 2, &[&["other"], words].concat());
+        assert!(!s.path("none").exists());
+    };
+    failed(
+        &s.run(&["compare", "--rows", "rows.csv.gz", "--out", "rows.csv.gz"], &set),
+        2,
+        &["rows.csv.gz: is no folder"],
+    );
+    told(b"a,b\n1,2\n", &["is no results.csv"]);
+    told(&packed[..packed.len() - 9], &["cut off", "bring the whole file"]);
+    told(&[rows.as_bytes(), b"\xff"].concat(), &["is not valid UTF-8"]);
+    let (head, second) = (rows.lines().next().unwrap(), rows.lines().nth(1).unwrap());
+    told(format!("{head}\n{second}\ndense,0").as_bytes(), &["line 3 is \"dense,0\", expected arm,seed"]);
+    told(rows.replacen(second, &second.replace(",0,", ",x,"), 1).as_bytes(), &["line 2 is", "with numbers for seed"]);
+    told(format!("{rows}{second}\n").as_bytes(), &["once more", "a run counts once"]);
+
+    let report = |args: &[&str]| {
+        succeeded(&s.run(&[&["compare", "--rows", "rows.csv.gz", "--out", "again"], args].concat(), &set));
+        fs::read_to_string(s.path("again/report.md")).unwrap()
+    };
+    assert!(!report(&[]).contains("The rows of"));
+    let text = report(&["--seeds", "3"]);
+    assert!(text.contains("The rows of dash have the seeds 0; those of the configuration are 0, 1, 2."), "{text}");
+    let text = report(&["--arms", "dense"]);
+    assert!(text.lines().nth(2).unwrap().starts_with("The declared contrast, dash, is not among these arms"), "{text}");
+}
