@@ -1,11 +1,12 @@
 //! A model from an exported folder: `config.json` and `model.safetensors` with Hugging Face's names for a Llama, and the attention,
 //! where it is not dense, as the table `dashlab.attention` of `config.json`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod tensors;
+
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use dash_core::{Device, Tensor};
-use safetensors::tensor::{Dtype, SafeTensors};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -14,6 +15,8 @@ use crate::config::ModelConfig;
 use crate::decoder::Model;
 use crate::params::{Params, parameters};
 use crate::rope::RopeScaling;
+use tensors::{described_by, read};
+pub use tensors::{parse_tensors, read_folder, read_tensors};
 
 /// Why a file gives no model.
 #[derive(Debug, thiserror::Error)]
@@ -42,95 +45,6 @@ pub enum LoadError {
         /// What was found, and what is expected.
         what: String,
     },
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    std::fs::read(path).map_err(|what| LoadError::Read { path: path.to_path_buf(), what })
-}
-
-/// The tensors of a safetensors file, by name.
-///
-/// # Errors
-/// When the file cannot be read or is no safetensors file, a tensor is not of f32, bf16 or f16, or the device has no memory left.
-pub fn read_tensors(path: &Path, device: &Device) -> Result<HashMap<String, Tensor>, LoadError> {
-    parse_tensors(&read(path)?, path, device)
-}
-
-/// The f32 values of little-endian numbers; every bf16 (8 bits of mantissa) and f16 (11 bits) is one exactly. `None` for other types.
-fn numbers(data: &[u8], dtype: Dtype) -> Option<Vec<f32>> {
-    let halves = || data.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    Some(match dtype {
-        Dtype::F32 => data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect(),
-        Dtype::BF16 => halves().map(|b| f32::from_bits(u32::from(b) << 16)).collect(),
-        Dtype::F16 => halves().map(from_f16).collect(),
-        _ => return None,
-    })
-}
-
-/// IEEE 754 binary16: sign, 5 bits of exponent, 10 of mantissa.
-fn from_f16(bits: u16) -> f32 {
-    let (sign, exponent, mantissa) = (u32::from(bits >> 15) << 31, u32::from(bits >> 10 & 31), u32::from(bits & 0x3ff));
-    match exponent {
-        // below 2^-14 in steps of 2^-24
-        0 => f32::from_bits(sign | (mantissa as f32 * 2f32.powi(-24)).to_bits()),
-        31 => f32::from_bits(sign | 0x7f80_0000 | mantissa << 13),
-        _ => f32::from_bits(sign | (exponent + 112) << 23 | mantissa << 13),
-    }
-}
-
-/// The tensors of a folder: `model.safetensors`, or the files that `model.safetensors.index.json` names.
-///
-/// # Errors
-/// As [`read_tensors`], or when the index names a tensor that its file does not have, or a file elsewhere.
-pub fn read_folder(folder: &Path, device: &Device) -> Result<HashMap<String, Tensor>, LoadError> {
-    let (single, index) = (folder.join("model.safetensors"), folder.join("model.safetensors.index.json"));
-    if single.is_file() || !index.is_file() {
-        return read_tensors(&single, device);
-    }
-    let damaged = |what: String| LoadError::Damaged { path: index.clone(), what };
-    let parsed: Index = serde_json::from_slice(&read(&index)?).map_err(|e| damaged(e.to_string()))?;
-    let files: BTreeSet<&String> = parsed.weight_map.values().collect();
-    let mut all = HashMap::new();
-    for file in files {
-        if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
-            return Err(damaged(format!("names {file:?}, which is no file beside it")));
-        }
-        for (name, tensor) in read_tensors(&folder.join(file), device)? {
-            if parsed.weight_map.get(&name) != Some(file) {
-                return Err(damaged(format!("says nothing of {name}, which {file} holds")));
-            }
-            all.insert(name, tensor);
-        }
-    }
-    match parsed.weight_map.iter().find(|(name, _)| !all.contains_key(*name)) {
-        Some((name, file)) => Err(damaged(format!("says that {file} holds {name}, which it does not"))),
-        None => Ok(all),
-    }
-}
-
-/// `model.safetensors.index.json`
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-/// As [`read_tensors`], from the bytes of the file; `path` names it in messages.
-///
-/// # Errors
-/// As [`read_tensors`].
-pub fn parse_tensors(bytes: &[u8], path: &Path, device: &Device) -> Result<HashMap<String, Tensor>, LoadError> {
-    let damaged = |what: String| LoadError::Damaged { path: path.to_path_buf(), what };
-    let file = SafeTensors::deserialize(bytes).map_err(|e| damaged(e.to_string()))?;
-    let mut out = HashMap::new();
-    for (name, view) in file.tensors() {
-        let data = numbers(view.data(), view.dtype());
-        let data =
-            data.ok_or_else(|| damaged(format!("tensor {name} is {:?}, expected F32, BF16 or F16", view.dtype())))?;
-        let tensor =
-            Tensor::from_vec(device, view.shape(), data).map_err(|e| damaged(format!("tensor {name}: {e}")))?;
-        out.insert(name, tensor);
-    }
-    Ok(out)
 }
 
 /// What is read of `config.json`.
@@ -313,6 +227,15 @@ impl Model {
     }
 }
 
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// Whether two tensors hold the same numbers, bit by bit.
+fn equal(a: &Tensor, b: &Tensor) -> bool {
+    let bits = |x: &Tensor| x.to_vec::<f32>().map(|x| x.into_iter().map(f32::to_bits).collect::<Vec<_>>()).ok();
+    a.shape() == b.shape() && bits(a) == bits(b)
+}
+
 /// A model before it has weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Described {
@@ -366,7 +289,7 @@ impl Described {
     /// # Errors
     /// As [`Model::load`].
     pub fn load(self, folder: &Path, device: &Device) -> Result<Model, LoadError> {
-        self.with(read_folder(folder, device)?, &folder.join("model.safetensors"))
+        self.with(read_folder(folder, device)?, &described_by(folder))
     }
 
     /// With the bytes of a `model.safetensors`; `path` names it in messages.
@@ -384,9 +307,15 @@ impl Described {
         let Described { config, vocab, positions } = self;
         let params = Params::from_named(&config, vocab, |name| tensors.remove(name));
         let params = params.map_err(|e| unfit(e.to_string()))?;
-        if config.tie_embeddings {
+        if config.tie_embeddings
             // some writers store the embedding once more under this name
-            tensors.remove("lm_head.weight");
+            && let Some(head) = tensors.remove(HEAD)
+            && !params.get(EMBEDDING).is_some_and(|embedding| equal(embedding, &head))
+        {
+            return Err(unfit(format!(
+                "{HEAD} is not {EMBEDDING}, though the configuration ties them; set tie_word_embeddings to false to keep both, or take \
+                 {HEAD} out of the file"
+            )));
         }
         if let Some(name) = tensors.keys().min() {
             return Err(unfit(format!("{name} belongs to no parameter of the model that the configuration describes")));

@@ -85,6 +85,8 @@ fn an_index_that_does_not_fit_its_files_is_told() {
     let extra = told(name, index, swapped(line, &format!("{line},\n\"a\": \"model-00001-of-00003.safetensors\"")));
     assert!(extra.contains("says that model-00001-of-00003.safetensors holds a, which it does not"), "{extra}");
     assert!(told(name, index, |_| b"{}".to_vec()).contains("weight_map"));
+    let none = told(name, index, |_| b"{\"weight_map\": {}}".to_vec());
+    assert!(none.contains("index.json: parameter model.embed_tokens.weight is missing"), "{none}");
     let file = "model-00003-of-00003.safetensors";
     assert!(told(name, file, |bytes| bytes[..bytes.len() - 2].to_vec()).contains(file));
 }

@@ -75,6 +75,16 @@ fn a_plain_llama_is_dense_and_may_store_its_embedding_twice() {
 }
 
 #[test]
+fn an_output_of_its_own_is_not_dropped_where_embeddings_are_tied() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = ModelConfig { attention: Dense {}.into(), ..ModelConfig::new(1, 16, (2, 2), 24) };
+    let untied = ModelConfig { tie_embeddings: false, ..config };
+    written(folder.path(), &untied, |json| json["tie_word_embeddings"] = json!(true));
+    let told = Model::load(folder.path(), &Device::cpu(1).unwrap()).map(|_| ()).unwrap_err().to_string();
+    assert!(told.contains("lm_head.weight is not model.embed_tokens.weight, though the configuration ties"), "{told}");
+}
+
+#[test]
 fn what_it_does_not_compute_is_told() {
     let folder = tempfile::tempdir().unwrap();
     let config = ModelConfig::new(1, 16, (2, 1), 24);
@@ -115,7 +125,15 @@ fn what_it_does_not_compute_is_told() {
     };
     told("model.safetensors is damaged");
     fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    told("holds no model.safetensors and no model.safetensors.index.json");
+    fs::write(folder.path().join("pytorch_model.bin"), "").unwrap();
+    told("pytorch_model.bin is not read: transformers writes safetensors");
+    fs::create_dir(folder.path().join("model.safetensors")).unwrap();
     told("model.safetensors cannot be read");
+    fs::remove_dir(folder.path().join("model.safetensors")).unwrap();
+    fs::write(folder.path().join("model.safetensors"), "version https://git-lfs.github.com/spec/v1\noid sha256:12\n")
+        .unwrap();
+    told("git lfs pull");
     fs::write(folder.path().join("config.json"), "{\"model_type\": 3}").unwrap();
     told("config.json is damaged");
 }

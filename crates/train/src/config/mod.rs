@@ -130,7 +130,11 @@ impl Config {
         if let (false, Ok(device)) = (gives_compute, config.run.device_name()) {
             config.model.compute = device.default_compute();
         }
-        config.resolve(path, &where_)
+        let config = config.resolve(path, &where_)?;
+        if filled {
+            origin::check_tokenizer(&config, &where_)?;
+        }
+        Ok(config)
     }
 
     /// The configuration of a run folder, which may have been moved, with settings on top of it.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use dash_data::Tokenizer;
 use dash_model::{Described, ModelConfig};
 use toml::{Table, Value};
 
@@ -32,6 +33,12 @@ impl Origin {
     pub fn of(from: &Path, place: &str) -> Result<Self, LoadError> {
         let tokenizer = |home: &Path| Some(home.join("tokenizer.json")).filter(|path| path.is_file());
         let path = from.join("config.json");
+        let kinds = "expected the folder of a Hugging Face model, an exported model, a checkpoint or a run";
+        if !from.is_dir() {
+            let what = if from.exists() { "is a file" } else { "is no folder" };
+            let from = from.display().to_string();
+            return Err(LoadError::new(place, format_args!("init.from: {from:?} {what}; {kinds}")));
+        }
         if path.is_file() {
             let found = Described::of(from).map_err(|e| LoadError::new(place, format_args!("init.from: {e}")))?;
             let chosen = found.config.attention.kind() != "dense";
@@ -43,11 +50,7 @@ impl Origin {
         let home = home.ok_or_else(|| {
             LoadError::new(
                 place,
-                format_args!(
-                    "init.from: {} holds no config.json and no config.toml; expected the folder of a Hugging Face model, an exported model, a \
-                     checkpoint or a run",
-                    from.display()
-                ),
+                format_args!("init.from: {} holds no config.json and no config.toml; {kinds}", from.display()),
             )
         })?;
         let own = Config::of_run(&home)?;
@@ -87,6 +90,34 @@ impl Origin {
             keys.push(("rope_scaling", Value::Table(table.into_iter().map(|(k, v)| (k.to_string(), v)).collect())));
         }
         keys
+    }
+}
+
+/// Refuses to read a text with other tokens than the model's: its ids would mean something else to the weights.
+///
+/// # Errors
+/// When the folder that a run starts from has no tokenizer and none is named, or another one is.
+pub fn check_tokenizer(config: &Config, place: &str) -> Result<(), LoadError> {
+    let Some(init) = config.init.as_ref().filter(|_| config.has_tokenizer()) else { return Ok(()) };
+    let (from, named) = (init.from.display(), &config.data.tokenizer);
+    let refused = |what: String| Err(LoadError::new(place, what));
+    let Some(own) = Origin::of(&init.from, place)?.tokenizer else {
+        return match named.as_os_str().is_empty() {
+            true => refused(format!(
+                "init.from: {from} has no tokenizer.json, and a vocabulary learned anew has other ids than its weights know; put its tokenizer \
+                 there, or name it in data.tokenizer"
+            )),
+            false => Ok(()),
+        };
+    };
+    // what cannot be read is told by who prepares the text
+    let hash = |path: &Path| Tokenizer::load(path, config.treatment()).ok().map(|t| t.hash());
+    match (hash(&own), hash(named)) {
+        (Some(own), Some(named)) if own != named => refused(format!(
+            "data.tokenizer: {} is another tokenizer than {from} has, whose ids its weights know; leave the key out",
+            config.data.tokenizer.display()
+        )),
+        _ => Ok(()),
     }
 }
 

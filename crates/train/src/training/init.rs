@@ -73,6 +73,12 @@ pub fn trainer(config: &Config, device: &Device) -> Result<Trainer> {
     let mut trainer = Trainer::new(config, device)?;
     let Some(init) = &config.init else { return Ok(trainer) };
     let from = origin(&init.from, config, device)?;
+    for Param { name, value, .. } in from.params().iter() {
+        if !value.is_finite()? {
+            let what = "holds a number that is not finite (NaN or infinity), with which nothing can be trained";
+            return Err(Failure::request(format!("init.from: {name} of {} {what}", init.from.display())));
+        }
+    }
     let change = take(&mut trainer.model, from.params())?;
     tell!("weights   of {} ({} attention)", init.from.display(), from.config().attention.kind());
     if !change.fresh.is_empty() {
@@ -181,7 +187,56 @@ mod tests {
         let nothing = tempfile::tempdir().unwrap();
         let e = config(nothing.path(), &[]).unwrap_err();
         assert!(e.contains("holds no config.json and no config.toml"), "{e}");
-        assert!(config(&nothing.path().join("none"), &[]).unwrap_err().contains("init.from"));
+        assert!(config(&nothing.path().join("none"), &[]).unwrap_err().contains("none\" is no folder"));
+        let e = config(&folder.join("config.json"), &[]).unwrap_err();
+        assert!(e.contains("is a file; expected the folder of"), "{e}");
+    }
+
+    /// A copy of a fixture.
+    fn copied(name: &str) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(fixture(name)).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_refused_by_name() {
+        let dir = copied("llama-f16");
+        let file = dir.path().join("model.safetensors");
+        let mut bytes = std::fs::read(&file).unwrap();
+        let last = bytes.len() - 2;
+        bytes[last..].copy_from_slice(&0x7c00u16.to_le_bytes());
+        std::fs::write(&file, bytes).unwrap();
+        let dense = config(dir.path(), &["model.attention.kind=dense"]).unwrap();
+        let Err(e) = trainer(&dense, &Device::cpu(1).unwrap()) else { panic!("infinity is no weight") };
+        let Failure::Request(e) = e else { panic!("{e:?}") };
+        assert!(e.to_string().contains("model.") && e.to_string().contains("is not finite"), "{e}");
+    }
+
+    #[test]
+    fn a_text_is_read_with_the_tokens_of_the_weights_or_not_at_all() {
+        let (dir, other) = (copied("llama-f16"), tempfile::tempdir().unwrap());
+        let learn = |text: &str, path: &Path| {
+            let learned =
+                dash_data::Tokenizer::learn([text].into_iter(), 264, dash_data::Treatment::default()).unwrap();
+            std::fs::write(path.join("tokenizer.json"), learned.json()).unwrap();
+            format!("data.tokenizer={:?}", path.join("tokenizer.json").display().to_string())
+        };
+        // half of the sequences are text
+        let set = ["model.attention.kind=dense", "task.share=0.5", "data.source=text", "data.path=."];
+        let told = |more: &[&str]| config(dir.path(), &[&set, more].concat()).err();
+        let e = told(&[]).unwrap();
+        assert!(e.contains("has no tokenizer.json") && e.contains("data.tokenizer"), "{e}");
+        let named = learn("the cat sat on the mat", other.path());
+        assert_eq!(told(&[&named]), None);
+        learn("and the dog ran home", dir.path());
+        let e = told(&[&named]).unwrap();
+        assert!(e.contains("data.tokenizer") && e.contains("is another tokenizer than"), "{e}");
+        assert_eq!(told(&[]), None);
+        assert_eq!(told(&["data.source=tokens"]), None);
     }
 
     #[test]
