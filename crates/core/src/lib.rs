@@ -18,6 +18,7 @@
 //! # Ok::<(), dash_core::Error>(())
 //! ```
 
+pub mod communicator;
 pub mod device;
 mod dispatch;
 mod error;

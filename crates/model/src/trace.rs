@@ -14,7 +14,7 @@ pub struct RouterTrace {
 
 /// Figures of one layer. A *row* is a (batch, kv head, query) triple; rows in the first chunk have nothing to route and
 /// do not count.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct RouterStats {
     /// Mean over rows of attended chunks / visible chunks, the own chunk counted in both.
     pub density: f64,

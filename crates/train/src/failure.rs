@@ -11,6 +11,8 @@ pub enum Failure {
     Interrupted,
     /// Nobody reads standard output any more (`| head`). Exit status 0: the reader has what it wanted.
     ReaderGone,
+    /// Another process of the run failed, and the first one says why. Exit status of that failure.
+    Elsewhere(u8),
 }
 
 impl Failure {
@@ -26,6 +28,18 @@ impl Failure {
             Failure::Request(_) => 2,
             Failure::Interrupted => 130,
             Failure::ReaderGone => 0,
+            Failure::Elsewhere(status) => *status,
+        }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Failure::Request(e) | Failure::Run(e) => write!(f, "{e:#}"),
+            Failure::Interrupted => f.write_str("interrupted after saving"),
+            Failure::ReaderGone => f.write_str("nobody reads standard output any more"),
+            Failure::Elsewhere(_) => f.write_str("another process of the run failed"),
         }
     }
 }

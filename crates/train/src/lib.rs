@@ -1,6 +1,6 @@
 //! The trainer: configuration, training, studies, and the command line over them.
 //!
-//! Four parts, each knowing only those before it: [`config`] is plain data, [`training`] is the loop with all that it reads and
+//! Five parts, each knowing only those before it: [`config`] is plain data, [`peers`] connects several processes, [`training`] is the loop with all that it reads and
 //! writes, [`lab`] is what studies and proves, [`commands`] is the command line.
 
 pub mod commands;
@@ -9,6 +9,7 @@ mod console;
 mod failure;
 mod files;
 pub mod lab;
+pub mod peers;
 mod program;
 mod signals;
 pub mod training;

@@ -27,6 +27,7 @@ type Order = &'static [&'static [&'static str]];
 const TRAIN: Order = &[
     &["config"],
     &["console", "failure", "files", "program", "signals"],
+    &["peers"],
     &["training"],
     &["lab"],
     &["commands"],
@@ -38,7 +39,7 @@ const CORE: Order = &[
     &["device"],
     &["ids", "storage"],
     &["dispatch", "tensor"],
-    &["tape"],
+    &["communicator", "tape"],
     &["ops"],
     &["testing"],
     &["lib"],

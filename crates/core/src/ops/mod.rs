@@ -23,7 +23,7 @@ pub mod attention;
 mod entmax;
 
 mod adamw;
-mod grad_norm;
+pub mod grad_norm;
 
 pub use adamw::{AdamW, Moments, adamw, adamw_all};
 pub use attach::attach;

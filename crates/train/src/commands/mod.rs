@@ -136,7 +136,7 @@ pub fn main() -> ExitCode {
         Err(failure) => {
             match &failure {
                 Failure::Request(e) | Failure::Run(e) => console::tell_error(format_args!("error: {e:#}")),
-                Failure::Interrupted | Failure::ReaderGone => {}
+                Failure::Interrupted | Failure::ReaderGone | Failure::Elsewhere(_) => {}
             }
             ExitCode::from(failure.status())
         }

@@ -3,7 +3,10 @@
 use clap::Args;
 
 use super::config_args::OptionalConfig;
+use crate::config::DeviceName;
 use crate::failure::{Failure, Result};
+use crate::peers::seat::{self, Asked};
+use crate::peers::spawn;
 use crate::signals::{Interrupt, end_with_parent};
 use crate::training::run::{Resume, Start, train};
 
@@ -24,6 +27,9 @@ pub struct TrainArgs {
     /// Start although memory or disk seem too small for the run
     #[arg(long)]
     force: bool,
+    /// Train with this many processes on this host, one a GPU; several hosts, and CPUs, need a launcher (docs/SCALING.md)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    processes: Option<u16>,
     /// Save and stop when this process, which started the run, is gone
     #[arg(long, value_name = "PID", hide = true)]
     with_parent: Option<u32>,
@@ -49,5 +55,21 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         config.run.steps = steps.unsigned_abs();
     }
     let start = Start { resume, allow_changes: args.allow_changes, extend: args.extend.is_some(), force: args.force };
-    train(&config, start, Interrupt::install)
+    match seat::asked(&|name| std::env::var(name).ok())? {
+        Asked::Spawn(brood) => spawn::run(&brood),
+        Asked::Sit(seat) => match args.processes.map_or(1, usize::from) {
+            1 => train(&config, start, &seat, Interrupt::install),
+            n if seat.world > 1 => Err(Failure::request(format!(
+                "--processes {n}: a launcher has started {} already; leave it out",
+                seat.world
+            ))),
+            n if config.run.device_name().map_err(Failure::request)? == DeviceName::Cpu => {
+                Err(Failure::request(format!(
+                    "--processes {n} is for GPUs (run.device = \"cuda\"). Threads use all cores of a CPU (run.threads); processes on CPUs are started \
+                 by MPI: mpirun -n {n} --bind-to none train ..., of a program built with --features mpi"
+                )))
+            }
+            n => spawn::run(&spawn::of_this_host(n)?),
+        },
+    }
 }

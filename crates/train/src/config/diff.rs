@@ -25,8 +25,9 @@ pub struct Difference {
 }
 
 /// Keys that start with one of these change less than the weights; all others may change them.
-const EFFECTS: [(&str, Effect); 10] = [
+const EFFECTS: [(&str, Effect); 11] = [
     ("run.threads", Effect::Nothing),
+    ("run.peer_timeout_s", Effect::Nothing),
     ("run.dir", Effect::Nothing),
     ("run.name", Effect::Nothing),
     ("data.cache", Effect::Nothing),

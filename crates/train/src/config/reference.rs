@@ -73,6 +73,7 @@ const ENUMS: [(&str, &str); 7] = [
 const RANGES: &[(&str, &str, &str)] = &[
     ("run.steps", "at least 1", "0"),
     ("run.threads", "at most 1024", "1025"),
+    ("run.peer_timeout_s", "1 to 604800", "0"),
     ("run.device", "`cpu`, `cuda`, `cuda:N`", "\"tpu\""),
     ("data.vocab_size", "at least 2", "1"),
     ("data.extensions", "at least one, small letters without a dot", "[\"parquet\"]"),

@@ -29,6 +29,14 @@ pub struct Run {
     /// Worker threads, 0 for one per logical core. The result does not depend on it.
     #[serde(default)]
     pub threads: usize,
+    /// Where several processes train: seconds that one waits for another, at the start and at every update. A process that is gone is noticed at
+    /// once; this is for one that hangs.
+    #[serde(default = "ten_minutes")]
+    pub peer_timeout_s: u64,
+}
+
+fn ten_minutes() -> u64 {
+    600
 }
 
 fn runs() -> PathBuf {
@@ -41,6 +49,9 @@ fn cpu() -> String {
 
 /// Threads at most: more than any machine has cores, and few enough that a system which grants them all is not drowned.
 pub const MOST_THREADS: usize = 1024;
+
+/// Seconds that a process waits for another at most.
+const MOST_WAITING: u64 = 7 * 24 * 3600;
 
 /// GPUs of one machine at most.
 const MOST_GPUS: usize = 64;
@@ -78,6 +89,10 @@ impl Run {
         if self.threads > MOST_THREADS {
             let what = format!("{} is above {MOST_THREADS}; 0 takes one thread a logical core", self.threads);
             return wrong("run.threads", what);
+        }
+        positive("run.peer_timeout_s", usize::try_from(self.peer_timeout_s).unwrap_or(usize::MAX))?;
+        if self.peer_timeout_s > MOST_WAITING {
+            return wrong("run.peer_timeout_s", format!("{} is above {MOST_WAITING}, a week", self.peer_timeout_s));
         }
         self.device_name().map(|_| ())
     }

@@ -46,7 +46,7 @@ pub fn verify_resume(config: &Config) -> Result<()> {
         let data = advance(&mut whole, &config, &mut batches, STEPS, LoaderState::default())?;
         let tokens = STEPS * config.tokens_per_step() as u64;
         let state = State::new(STEPS, tokens, config.run.seed, data, String::new());
-        let path = Checkpoints::of(&scratch).save(&whole, state, &config)?;
+        let path = Checkpoints::of(&scratch).save(&whole, &whole.gathered_state()?, state, &config)?;
         advance(&mut whole, &config, &mut batches, STEPS, data)?;
         let (mut resumed, state) = checkpoint::load(&path, &config, &device)?;
         advance(&mut resumed, &config, &mut loader(state.data)?, STEPS, state.data)?;

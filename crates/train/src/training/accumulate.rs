@@ -37,6 +37,11 @@ impl Sum for Vec<Option<Tensor>> {
     }
 }
 
+/// The largest number of processes that give the bits of one, where an update has `all` micro-batches; so does every divisor of it.
+pub fn most_processes(all: usize) -> usize {
+    1 << all.trailing_zeros()
+}
+
 /// Micro-batches of a leaf, where an update has `all` of them.
 pub fn leaf(all: usize) -> usize {
     all >> all.trailing_zeros()

@@ -90,7 +90,7 @@ fn sync_and_hash(path: &Path) -> anyhow::Result<String> {
 }
 
 /// The hash of a file, piece by piece: a checkpoint may be larger than what is left of the memory.
-fn hash(mut file: File) -> std::io::Result<String> {
+pub fn hash(mut file: File) -> std::io::Result<String> {
     let (mut hash, mut piece) = (Xxh3::new(), vec![0; 1 << 20]);
     loop {
         match file.read(&mut piece)? {
@@ -130,11 +130,17 @@ impl Checkpoints {
     }
 
     /// Writes one and removes those that need not be kept: all but the `keep_last` newest and the `keep_best` with the
-    /// lowest validation loss.
+    /// lowest validation loss. `moments` is [`Trainer::gathered_state`].
     ///
     /// # Errors
     /// When it cannot be written; the older ones are untouched then.
-    pub fn save(&self, trainer: &Trainer, mut state: State, config: &Config) -> anyhow::Result<PathBuf> {
+    pub fn save(
+        &self,
+        trainer: &Trainer,
+        moments: &[(String, Tensor)],
+        mut state: State,
+        config: &Config,
+    ) -> anyhow::Result<PathBuf> {
         std::fs::create_dir_all(&self.folder)
             .with_context(|| format!("{} cannot be created", self.folder.display()))?;
         let name = format!("step-{:08}", state.step);
@@ -142,7 +148,7 @@ impl Checkpoints {
         let _ = std::fs::remove_dir_all(&aside);
         state.optimizer = trainer.optimizer.kind().into();
         state.knobs = Knobs::of(&trainer.model.config().attention);
-        let written = self.write(&aside, trainer, &mut state);
+        let written = self.write(&aside, (trainer, moments), &mut state);
         if let Err(e) = written {
             let _ = std::fs::remove_dir_all(&aside);
             return Err(e.context("the checkpoint could not be saved; earlier checkpoints are kept"));
@@ -158,13 +164,18 @@ impl Checkpoints {
         Ok(place)
     }
 
-    fn write(&self, aside: &Path, trainer: &Trainer, state: &mut State) -> anyhow::Result<()> {
+    fn write(
+        &self,
+        aside: &Path,
+        (trainer, moments): (&Trainer, &[(String, Tensor)]),
+        state: &mut State,
+    ) -> anyhow::Result<()> {
         std::fs::create_dir(aside).with_context(|| format!("{} cannot be created", aside.display()))?;
         let params = trainer.model.params();
         let model = params.iter().map(|p| (p.name.clone(), &p.value));
         let [model_file, optimizer_file] = ["model.safetensors", "optimizer.safetensors"];
         write_safetensors(&aside.join(model_file), model)?;
-        write_safetensors(&aside.join(optimizer_file), trainer.optimizer.named(params))?;
+        write_safetensors(&aside.join(optimizer_file), moments.iter().map(|(name, x)| (name.clone(), x)))?;
         for name in [model_file, optimizer_file] {
             state.files.insert(name.into(), sync_and_hash(&aside.join(name))?);
         }

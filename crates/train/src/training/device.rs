@@ -6,6 +6,7 @@ use dash_core::{CudaOptions, Device};
 
 use crate::config::{Config, DeviceName};
 use crate::failure::{Failure, Result};
+use crate::peers::seat::Seat;
 
 /// The device of a configuration.
 ///
@@ -13,10 +14,25 @@ use crate::failure::{Failure, Result};
 /// When the operating system refuses the threads that `run.threads` asks for, when there is no such GPU, or when a library of CUDA
 /// is missing: what was searched where.
 pub fn device(config: &Config) -> Result<Device> {
-    let threads = config.run.threads;
+    device_at(config, &Seat::alone())
+}
+
+/// The device of a process among others of its host: a GPU of its own, by its number there, or its part of the cores.
+///
+/// # Errors
+/// As [`device`]; and when `run.device` names one GPU for all.
+pub fn device_at(config: &Config, seat: &Seat) -> Result<Device> {
+    let threads = match config.run.threads {
+        0 if seat.local_world > 1 => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            (cores / seat.local_world).max(1)
+        }
+        threads => threads,
+    };
     match config.run.device_name().map_err(Failure::request)? {
         DeviceName::Cpu => Device::cpu(threads).map_err(|e| Failure::request(format!("run.threads = {threads}: {e}"))),
         DeviceName::Cuda(ordinal) => {
+            let ordinal = if seat.world > 1 { own_gpu(config, seat)? } else { ordinal };
             let folders = folders();
             let searched = match folders.as_slice() {
                 [] => "none of them has one here".to_string(),
@@ -39,6 +55,19 @@ pub fn device(config: &Config) -> Result<Device> {
     }
 }
 
+/// Where a launcher shows each process one GPU only, it is number 0.
+fn own_gpu(config: &Config, seat: &Seat) -> Result<usize> {
+    if config.run.device != "cuda" {
+        return Err(Failure::request(format!(
+            "run.device = {:?} is one GPU for {} processes; \"cuda\" gives each its own",
+            config.run.device, seat.world
+        )));
+    }
+    let visible = std::env::var("CUDA_VISIBLE_DEVICES").unwrap_or_default();
+    let one = !visible.is_empty() && !visible.contains(',');
+    Ok(if one { 0 } else { seat.local_rank })
+}
+
 /// Threads that a device's host works with.
 pub fn threads(device: &Device) -> usize {
     match device {
@@ -58,7 +87,7 @@ fn kernels() -> Option<PathBuf> {
 /// Folders that hold CUDA's libraries on one machine or another and exist on this one, the most deliberate first: CUDA_HOME, the
 /// Python packages of an active environment, those of the `python3` on the path, `/usr/local/cuda`. The loader's own places come
 /// last.
-fn folders() -> Vec<PathBuf> {
+pub fn folders() -> Vec<PathBuf> {
     let named = |name: &str| std::env::var_os(name).map(PathBuf::from);
     let toolkits = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(named);
     let python = std::env::var_os("PATH")

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use dash_data::{Batch, Loader, Shard};
-use dash_model::Model;
+use dash_model::{Model, RouterStats, RouterTrace};
+use serde::{Deserialize, Serialize};
 
 use super::far::{FarLoss, FarSet};
 use super::standard_error::standard_error;
@@ -13,6 +14,7 @@ use super::trainer::batch_ids;
 use crate::config::{Config, Far};
 use crate::console::tell;
 use crate::failure::Result;
+use crate::peers::Peers;
 
 /// What a validation found.
 #[derive(Debug, Clone)]
@@ -38,6 +40,24 @@ pub struct Validation {
     pub by_position: Vec<f64>,
     /// Density by layer; empty if dense.
     pub layers: Vec<f64>,
+}
+
+/// What a model makes of a batch of text.
+#[derive(Serialize, Deserialize)]
+struct Figures {
+    /// Of each target, in nats.
+    nll: Vec<f64>,
+    /// By layer; none where nothing routes.
+    routers: Vec<Option<RouterStats>>,
+}
+
+impl Figures {
+    fn of(model: &Model, router: RouterChoice, batch: &Batch) -> Result<Self> {
+        let (ids, targets) = batch_ids(model, batch)?;
+        let (nll, traces) = model.nll((&ids, &targets), router.of(&[]).as_ref())?;
+        let stats = |trace: &Option<RouterTrace>| trace.as_ref().map(RouterTrace::stats).transpose();
+        Ok(Figures { nll: nll.to_f64()?, routers: traces.iter().map(stats).collect::<dash_core::Result<_>>()? })
+    }
 }
 
 /// Batches and byte counts, read once.
@@ -114,6 +134,15 @@ impl ValidationSet {
     /// # Errors
     /// When a token is not below the model's vocabulary.
     pub fn run(&self, model: &Model, router: RouterChoice) -> Result<Validation> {
+        self.run_among(model, router, &Peers::Alone)
+    }
+
+    /// As [`ValidationSet::run`], with the batches of text shared out among processes that all have the model; all get the result, which has
+    /// the bits of one process. Each evaluates a task's sequences, which are few.
+    ///
+    /// # Errors
+    /// Those of [`ValidationSet::run`], and when another process does not answer.
+    pub fn run_among(&self, model: &Model, router: RouterChoice, peers: &Peers) -> Result<Validation> {
         let task = self.task.as_ref().map(|t| t.run(model, router)).transpose()?.unwrap_or_default();
         if self.batches.is_empty() {
             let own = task.iter().find(|r| r.length == self.seq_len).expect("the training length is evaluated");
@@ -137,10 +166,9 @@ impl ValidationSet {
         let mut by_position = vec![0.0; seq_len];
         let (mut layers, mut rows) = (vec![0.0; model.config().layers], 0u64);
         let mut far = self.far.as_ref().map(FarSet::sums);
-        for (number, b) in self.batches.iter().enumerate() {
-            let (ids, targets) = batch_ids(model, b)?;
-            let (nll, routers) = model.nll((&ids, &targets), router.of(&[]).as_ref())?;
-            let nll = nll.to_f64()?;
+        let own = &self.batches[peers.block(self.batches.len())];
+        let own = own.iter().map(|batch| Figures::of(model, router, batch)).collect::<Result<Vec<_>>>()?;
+        for (number, (b, Figures { nll, routers })) in self.batches.iter().zip(peers.concat(own)?).enumerate() {
             sequences.extend(nll.chunks_exact(seq_len).map(|nll| (nll.iter().sum::<f64>(), seq_len as f64)));
             far.iter_mut().for_each(|far| far.add(number, &nll));
             sum += nll.iter().sum::<f64>();
@@ -148,8 +176,7 @@ impl ValidationSet {
             for (i, x) in nll.iter().enumerate() {
                 by_position[i % seq_len] += x;
             }
-            for (layer, trace) in routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?))) {
-                let stats = trace.stats()?;
+            for (layer, stats) in routers.iter().enumerate().filter_map(|(i, s)| Some((i, s.as_ref()?))) {
                 layers[layer] += stats.density * stats.rows as f64;
                 listed += stats.tokens * b.batch as f64;
                 routed += b.batch;

@@ -30,6 +30,7 @@ pub mod provenance;
 pub mod run;
 pub mod schedule;
 mod session;
+pub mod shares;
 pub mod spent;
 mod standard_error;
 pub mod state;

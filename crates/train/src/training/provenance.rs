@@ -59,10 +59,22 @@ pub struct Start {
     pub processor: String,
     /// The host's system and its kind of processor.
     pub system: String,
+    /// Processes that train together; the bits do not depend on it.
+    #[serde(default = "one")]
+    pub processes: usize,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl Start {
-    fn now(device: &Device, step: u64, extended: Option<u64>, tokenizer: Option<&Tokenizer>) -> Self {
+    fn now(
+        (device, processes): (&Device, usize),
+        step: u64,
+        extended: Option<u64>,
+        tokenizer: Option<&Tokenizer>,
+    ) -> Self {
         let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let owned = |(name, version): (&str, &str)| (name.to_string(), version.to_string());
         let (name, libraries) = match device {
@@ -86,6 +98,7 @@ impl Start {
             tokenizer: tokenizer.map(named),
             processor: processor(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default()),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
+            processes,
         }
     }
 
@@ -196,14 +209,14 @@ pub enum Begins {
     Extended(u64),
 }
 
-/// Writes this process down as a start at `step` on text that `tokenizer` wrote, behind the starts that a run has which is there. Tells what has changed since the last
+/// Writes this process, the first of so many, down as a start at `step` on text that `tokenizer` wrote, behind the starts that a run has which is there. Tells what has changed since the last
 /// one. A list that is damaged is put aside and told.
 ///
 /// # Errors
 /// When the file cannot be written.
 pub fn record(
     folder: &Path,
-    device: &Device,
+    (device, processes): (&Device, usize),
     step: u64,
     begins: Begins,
     tokenizer: Option<&Tokenizer>,
@@ -223,7 +236,7 @@ pub fn record(
         Begins::Extended(steps) => Some(steps),
         Begins::Anew | Begins::Resumed => None,
     };
-    let now = Start::now(device, step, extended, tokenizer);
+    let now = Start::now((device, processes), step, extended, tokenizer);
     let last = all.last().and_then(|v| serde_json::from_value::<Start>(v.clone()).ok());
     let changes = last.map_or(String::new(), |last| now.changes_since(&last));
     if !changes.is_empty() {
@@ -285,8 +298,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let device = Device::cpu(2).unwrap();
         assert_eq!(read(dir.path()).unwrap(), []);
-        record(dir.path(), &device, 0, Begins::Anew, None).unwrap();
-        record(dir.path(), &device, 5, Begins::Extended(9), None).unwrap();
+        record(dir.path(), (&device, 1), 0, Begins::Anew, None).unwrap();
+        record(dir.path(), (&device, 1), 5, Begins::Extended(9), None).unwrap();
         let mut starts = read(dir.path()).unwrap();
         assert_eq!(starts.iter().map(|s| (s.step, s.threads)).collect::<Vec<_>>(), [(0, 2), (5, 2)]);
         assert_eq!(lines(&starts).len(), 2);
@@ -302,17 +315,17 @@ mod tests {
         let mut values = values(&dir.path().join(FILE)).unwrap();
         values[0]["later"] = 1.into();
         std::fs::write(dir.path().join(FILE), serde_json::to_vec(&values).unwrap()).unwrap();
-        record(dir.path(), &device, 7, Begins::Resumed, None).unwrap();
+        record(dir.path(), (&device, 1), 7, Begins::Resumed, None).unwrap();
         let text = std::fs::read_to_string(dir.path().join(FILE)).unwrap();
         assert!(text.contains("\"later\": 1") && read(dir.path()).unwrap().len() == 3);
-        record(dir.path(), &device, 0, Begins::Anew, None).unwrap();
+        record(dir.path(), (&device, 1), 0, Begins::Anew, None).unwrap();
         assert_eq!(read(dir.path()).unwrap().len(), 1);
     }
 
     #[test]
     fn other_libraries_of_a_gpu_are_said() {
         let dir = tempfile::tempdir().unwrap();
-        record(dir.path(), &Device::cpu(1).unwrap(), 0, Begins::Anew, None).unwrap();
+        record(dir.path(), (&Device::cpu(1).unwrap(), 1), 0, Begins::Anew, None).unwrap();
         let mut first = read(dir.path()).unwrap().remove(0);
         assert_eq!(first.libraries, BTreeMap::new());
         // as a build before this key wrote it
@@ -342,7 +355,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join(FILE), "[{\"time\"").unwrap();
         assert!(format!("{:#}", read(dir.path()).unwrap_err()).contains("provenance.json is damaged"));
-        record(dir.path(), &Device::cpu(1).unwrap(), 3, Begins::Resumed, None).unwrap();
+        record(dir.path(), (&Device::cpu(1).unwrap(), 1), 3, Begins::Resumed, None).unwrap();
         assert_eq!(read(dir.path()).unwrap().len(), 1);
         assert_eq!(std::fs::read_to_string(dir.path().join("provenance.json.damaged")).unwrap(), "[{\"time\"");
     }

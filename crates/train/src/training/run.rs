@@ -1,15 +1,17 @@
 //! A run: its folder, where it starts or goes on, and what it starts with. The loop is a [`Session`].
 
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use dash_core::Device;
 use dash_data::LoaderState;
+use dash_model::Model;
 
+use super::accumulate::most_processes;
 use super::checkpoint::{self, Checkpoints, State};
-use super::device::device;
-use super::eval::unigram_loss;
+use super::device::{device_at, folders};
+use super::eval::{ValidationSet, unigram_loss};
 use super::init;
 use super::knobs::initial_gamma;
 use super::lock::RunLock;
@@ -21,10 +23,14 @@ use super::schedule::learning_rate;
 use super::session::{Parts, Session};
 use super::trainer::Trainer;
 use super::yoke::Yoke;
-use crate::config::{Config, Difference, Effect};
+use crate::config::{Config, DeviceName, Difference, Effect};
 use crate::console::{self, tell};
 use crate::failure::{Failure, Result};
 use crate::files::replace_file;
+use crate::peers::Peers;
+use crate::peers::hello::Hello;
+use crate::peers::seat::Seat;
+use crate::program;
 use crate::signals::Interrupt;
 
 /// How a run starts.
@@ -134,7 +140,7 @@ fn begins(resumes: bool, start: Start, steps: u64) -> Begins {
 /// A fresh start, or the newest whole checkpoint.
 fn stand(
     config: &Config,
-    (start, resumes): (Start, bool),
+    (start, resumes, peers): (Start, bool, &Peers),
     folder: &Path,
     data_hash: &str,
     device: &Device,
@@ -176,7 +182,9 @@ fn stand(
         return Ok(Stand { trainer: init::trainer(config, device)?, data: LoaderState::default(), tokens: 0 });
     };
     let (trainer, state) = checkpoint::load(&path, config, device)?;
-    checkpoints.tidy(config, state.step);
+    if peers.is_first() {
+        checkpoints.tidy(config, state.step);
+    }
     if start.extend {
         tell_extension(&old, config, state.step)?;
     }
@@ -192,38 +200,122 @@ fn restore_tokenizer(material: &Material, folder: &Path) -> Result<()> {
     Ok(replace_file(&folder.join("tokenizer.json"), tokenizer.json().as_bytes())?)
 }
 
-/// Trains.
+/// What this process says of itself to the others.
+fn hello(config: &Config, seat: &Seat) -> Result<Hello> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "a host".into());
+    let program = std::env::current_exe().and_then(std::fs::File::open).and_then(checkpoint::hash);
+    let binary = program.map_err(|e| anyhow!("this program's file cannot be read: {e}"))?;
+    // where a run begins is no matter of one process
+    let config = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(config.to_toml().as_bytes()));
+    let token = std::env::var("DASHLAB_TOKEN").unwrap_or_default();
+    let host = host.trim().to_string();
+    Ok(Hello { rank: seat.rank, world: seat.world, host, build: program::build(), binary, config, token })
+}
+
+/// Refuses a number of processes that would have bits of its own.
+fn check_world(config: &Config, world: usize) -> Result<()> {
+    let all = config.data.grad_accum;
+    let most = most_processes(all);
+    if most.is_multiple_of(world) {
+        return Ok(());
+    }
+    let raise = all.next_multiple_of(world.next_power_of_two());
+    Err(Failure::request(format!(
+        "{world} processes: data.grad_accum = {all} micro-batches an update are shared out with the same bits by {}; choose one of these, or another \
+         data.grad_accum, for example {raise} for {} processes",
+        worlds(most),
+        world.next_power_of_two()
+    )))
+}
+
+/// `1, 2 or 4 processes`
+fn worlds(most: usize) -> String {
+    let all: Vec<String> = (0..=most.ilog2()).map(|i| (1usize << i).to_string()).collect();
+    match all.split_last() {
+        Some((last, rest)) if !rest.is_empty() => format!("{} or {last} processes", rest.join(", ")),
+        _ => "1 process".into(),
+    }
+}
+
+/// Trains, alone or as one of several processes.
 ///
 /// # Errors
 /// See [`Failure`]: a wrong request, a run that failed, or one that a signal stopped after saving.
-pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::Result<Interrupt>) -> Result<()> {
-    let began = Instant::now();
-    let folder = config.folder();
-    if !continues(&folder, start.resume)? {
-        // before anything is prepared
-        Yoke::of(config)?;
+pub fn train(
+    config: &Config,
+    start: Start,
+    seat: &Seat,
+    interrupt: impl FnOnce() -> anyhow::Result<Interrupt>,
+) -> Result<()> {
+    check_world(config, seat.world)?;
+    let on_gpu = config.run.device_name().map_err(Failure::request)? != DeviceName::Cpu;
+    let patience = Duration::from_secs(config.run.peer_timeout_s);
+    let peers = match seat.world {
+        1 => Peers::Alone,
+        _ => Peers::join(seat, &hello(config, seat)?, on_gpu, patience)?,
+    };
+    if !peers.is_first() {
+        // one process tells; each has a log
+        console::set_quiet(true);
     }
-    let config = &as_extended(config, start);
-    preflight::check_fits(config, 1, start.force)?;
-    let device = device(config)?;
-    preflight::check_fits_gpu(config, &device, 1, start.force)?;
-    let material = match start.resume {
-        None => Material::of(config)?,
+    let result = train_among(config, start, (seat, &peers), interrupt);
+    peers.leave(&result);
+    result
+}
+
+/// What the run learns from: the first process of a host prepares it, the others find it.
+fn material(config: &Config, start: Start, peers: &Peers) -> Result<Material> {
+    let folder = config.folder();
+    let own = peers.in_turn(|| match start.resume {
+        None => Material::of(config),
         Some(_) => {
             let newest = Checkpoints::of(&folder).newest().map_err(Failure::Request)?.0;
             let trained = newest.and_then(|path| checkpoint::read_state(&path).ok()).map(|state| state.data_hash);
-            Material::of_trained(&found_to_resume(config, &folder, trained.as_deref()), trained.as_deref())?
+            Material::of_trained(&found_to_resume(config, &folder, trained.as_deref()), trained.as_deref())
         }
-    };
+    })?;
+    let first = peers.first(|| Ok(own.hash.clone()))?;
+    let differs = format!("prepared corpus {}, rank 0 has {first}; give all processes the same files", own.hash);
+    peers.all(if own.hash == first { Ok(()) } else { Err(Failure::request(differs)) })?;
+    Ok(own)
+}
+
+fn train_among(
+    config: &Config,
+    start: Start,
+    (seat, peers): (&Seat, &Peers),
+    interrupt: impl FnOnce() -> anyhow::Result<Interrupt>,
+) -> Result<()> {
+    let began = Instant::now();
+    let folder = config.folder();
+    peers.first(|| {
+        if !continues(&folder, start.resume)? {
+            // before anything is prepared
+            Yoke::of(config)?;
+        }
+        Ok(())
+    })?;
+    let config = &as_extended(config, start);
+    let device = peers.all((|| {
+        preflight::check_fits(config, seat.local_world, start.force)?;
+        let device = device_at(config, seat)?;
+        preflight::check_fits_gpu(config, &device, 1, start.force)?;
+        Ok(device)
+    })())?;
+    peers.connect(&device, &folders())?;
+    let material = material(config, start, peers)?;
     let data_hash = material.hash.clone();
-    let _lock = RunLock::take(&folder)?;
+    let _lock = peers.all(if peers.is_first() { RunLock::take(&folder).map(Some) } else { Ok(None) })?;
     // another process may have made a run of the folder while this one prepared its data
-    let resumes = continues(&folder, start.resume)?;
-    console::record_to(&folder.join("run.log"));
-    let Stand { mut trainer, data, tokens } = stand(config, (start, resumes), &folder, &data_hash, &device)?;
+    let resumes = peers.first(|| continues(&folder, start.resume))?;
+    let log = if peers.is_first() { "run.log".into() } else { format!("rank-{}.log", peers.rank()) };
+    console::record_to(&folder.join(log));
+    let stood = peers.in_turn(|| stand(config, (start, resumes, peers), &folder, &data_hash, &device))?;
+    let Stand { mut trainer, data, tokens } = stood;
+    trainer.share(peers);
     if resumes && trainer.optimizer.step >= config.run.steps {
         // a finished run may have lost it
-        restore_tokenizer(&material, &folder)?;
+        peers.first(|| restore_tokenizer(&material, &folder))?;
         let (made, all) = (trainer.optimizer.step, config.run.steps);
         tell!(
             "{}: already finished, {made} of {all} updates; --extend STEPS goes on up to STEPS in all",
@@ -237,21 +329,54 @@ pub fn train(config: &Config, start: Start, interrupt: impl FnOnce() -> anyhow::
     if trainer.optimizer.step == 0 {
         let (ids, batch) = set.first();
         initial_gamma(&mut trainer.model, &config.router, ids, batch)?;
-        init::tell_jump(&trainer.model, config, &set)?;
+        peers.first(|| init::tell_jump(&trainer.model, config, &set))?;
     }
-    tell!("{}", preflight::report(config, &trainer.model, &device, &material.train)?.trim_end());
-    let unigram = (!material.train.is_empty()).then(|| unigram_loss(&material.train, &set, config.data.vocab_size));
-    if let Some(unigram) = unigram {
-        tell!("unigram   {unigram:.3} nats a token is what the validation text costs without context");
-    }
-
-    restore_tokenizer(&material, &folder)?;
-    let begins = begins(resumes, start, config.run.steps);
-    provenance::record(&folder, &device, trainer.optimizer.step, begins, material.tokenizer.as_ref())?;
-    trainer.yoke.record(&folder)?;
-    // last, because it is what makes the folder a run
-    replace_file(&folder.join("config.toml"), config.to_toml().as_bytes())?;
+    let unigram = tell_cost(config, (&trainer.model, &device), (&material, &set), peers)?;
+    let processes = (&device, peers.world());
+    peers.first(|| write_down(config, &trainer, &material, processes, begins(resumes, start, config.run.steps)))?;
     let state = State::new(trainer.optimizer.step, tokens, config.run.seed, data, data_hash);
     let parts = Parts { config, material: &material, trainer, loader, set, unigram, state, interrupt, began };
     Session::new(parts)?.run()
+}
+
+/// What makes a folder that of a run.
+fn write_down(
+    config: &Config,
+    trainer: &Trainer,
+    material: &Material,
+    processes: (&Device, usize),
+    begins: Begins,
+) -> Result<()> {
+    let folder = config.folder();
+    restore_tokenizer(material, &folder)?;
+    provenance::record(&folder, processes, trainer.optimizer.step, begins, material.tokenizer.as_ref())?;
+    trainer.yoke.record(&folder)?;
+    // last, because it is what makes the folder a run
+    Ok(replace_file(&folder.join("config.toml"), config.to_toml().as_bytes())?)
+}
+
+/// What the run will cost, before it begins; the loss without context, where there is text.
+fn tell_cost(
+    config: &Config,
+    (model, device): (&Model, &Device),
+    (material, set): (&Material, &ValidationSet),
+    peers: &Peers,
+) -> Result<Option<f64>> {
+    if !peers.is_first() {
+        return Ok(None);
+    }
+    tell!("{}", preflight::report(config, model, device, &material.train)?.trim_end());
+    let (world, all) = (peers.world(), config.data.grad_accum);
+    if world > 1 || all > 1 {
+        let same = worlds(most_processes(all));
+        tell!(
+            "processes {world}; an update of {all} micro-batches, {} tokens, has the same bits with {same}",
+            config.tokens_per_step()
+        );
+    }
+    let unigram = (!material.train.is_empty()).then(|| unigram_loss(&material.train, set, config.data.vocab_size));
+    if let Some(unigram) = unigram {
+        tell!("unigram   {unigram:.3} nats a token is what the validation text costs without context");
+    }
+    Ok(unigram)
 }

@@ -86,7 +86,8 @@ pub(super) struct Parts<'a> {
 pub(super) struct Session<'a> {
     parts: Parts<'a>,
     checkpoints: Checkpoints,
-    metrics: Metrics,
+    /// The first process keeps the record.
+    metrics: Option<Metrics>,
     probe: Probe,
     bar: ProgressBar,
     speed: Speed,
@@ -103,9 +104,10 @@ impl<'a> Session<'a> {
     pub fn new(parts: Parts<'a>) -> Result<Self> {
         let (config, first) = (parts.config, parts.trainer.optimizer.step);
         let folder = config.folder();
-        let mut metrics = Metrics::open(&folder, first, config.log.tensorboard)?;
+        let is_first = parts.trainer.peers().is_first();
+        let mut metrics = is_first.then(|| Metrics::open(&folder, first, config.log.tensorboard)).transpose()?;
         if first == 0 {
-            metrics.config(config);
+            metrics.iter_mut().for_each(|metrics| metrics.config(config));
         }
         let target = if console::is_quiet() { ProgressDrawTarget::hidden() } else { ProgressDrawTarget::stderr() };
         let bar = ProgressBar::with_draw_target(Some(config.run.steps), target);
@@ -131,6 +133,7 @@ impl<'a> Session<'a> {
     /// See [`Failure`]: a run that failed, or one that a signal stopped after saving.
     pub fn run(mut self) -> Result<()> {
         let config = self.parts.config;
+        self.parts.trainer.peers().expect_updates(true);
         while self.parts.trainer.optimizer.step < config.run.steps && !self.enough() {
             let step = self.parts.trainer.optimizer.step + 1;
             let mut due = Due::at(config, step);
@@ -139,10 +142,12 @@ impl<'a> Session<'a> {
             }
             if due.probe {
                 self.parts.trainer.settle()?;
-                let (loss, layers) = self.probe.run(&self.parts.trainer.model)?;
-                self.metrics.probe(step, loss, &layers);
+                if let Some(metrics) = &mut self.metrics {
+                    let (loss, layers) = self.probe.run(&self.parts.trainer.model)?;
+                    metrics.probe(step, loss, &layers);
+                }
             }
-            let stop = self.parts.interrupt.requested();
+            let stop = self.parts.trainer.peers().any(self.parts.interrupt.requested())?;
             due.save |= stop;
             if due.validation || due.save {
                 self.parts.trainer.check_weights(step, self.checkpoints.list().last().map(|c| c.0))?;
@@ -168,8 +173,9 @@ impl<'a> Session<'a> {
             }
         }
         self.bar.finish_and_clear();
-        if budget::read(&config.folder())?.is_none() {
-            // a run that an earlier build ended
+        // a run that an earlier build ended
+        let unrecorded = self.parts.trainer.peers().first(|| Ok(budget::read(&config.folder())?.is_none()))?;
+        if unrecorded {
             self.record_budget()?;
         }
         let (made, all) = (self.parts.trainer.optimizer.step, config.run.steps);
@@ -188,7 +194,7 @@ impl<'a> Session<'a> {
 
     fn record_budget(&self) -> Result<()> {
         let Parts { config, trainer, set, .. } = &self.parts;
-        budget::record(&config.folder(), &trainer.model, &set.by_length())
+        trainer.peers().first(|| budget::record(&config.folder(), &trainer.model, &set.by_length()))
     }
 
     /// One update, and the state after it; its figures where they were read.
@@ -214,7 +220,7 @@ impl<'a> Session<'a> {
     fn log(&mut self, stats: &StepStats) {
         let Parts { config, state, .. } = &self.parts;
         let pace = Pace::of(config, self.parts.trainer.model.device(), self.speed.rate(), stats);
-        self.metrics.train(config, (state.step, state.tokens), &pace, stats);
+        self.metrics.iter_mut().for_each(|m| m.train(config, (state.step, state.tokens), &pace, stats));
         if !self.looked && settled_at(config).is_some_and(|settled| state.step >= settled) {
             self.looked = true;
             if let Some(warning) = hardly_sparse(config, state.step, stats) {
@@ -230,9 +236,10 @@ impl<'a> Session<'a> {
         let Parts { config, material, trainer, set, unigram, state, .. } = &mut self.parts;
         let step = state.step;
         let chooses = if config.router.oracle { RouterChoice::Oracle } else { RouterChoice::Own };
-        let v = set.run(&trainer.model, chooses)?;
+        let v = set.run_among(&trainer.model, chooses, trainer.peers())?;
         state.validation_loss = Some(v.loss);
         self.watch.iter_mut().for_each(|watch| watch.saw(&v.task));
+        let Some(metrics) = &mut self.metrics else { return Ok(()) };
         let sample = match (config.eval.sample_tokens, &material.tokenizer) {
             (0, _) | (_, None) => None,
             (n, Some(tokenizer)) => {
@@ -243,7 +250,7 @@ impl<'a> Session<'a> {
                 Some((prompt, told.text))
             }
         };
-        self.metrics.validation(step, state.tokens, &v, *unigram, sample.as_ref().map(|(_, text)| text.as_str()));
+        metrics.validation(step, state.tokens, &v, *unigram, sample.as_ref().map(|(_, text)| text.as_str()));
         let density = if config.model.attention.chunk_size().is_some() {
             format!(", attends {:.0} % of chunks", 100.0 * v.density)
         } else {
@@ -258,8 +265,9 @@ impl<'a> Session<'a> {
 
     fn save(&self) -> Result<()> {
         let Parts { config, trainer, state, .. } = &self.parts;
-        self.checkpoints.save(trainer, state.clone(), config)?;
-        Ok(())
+        let moments = trainer.gathered_state()?;
+        let save = || Ok(self.checkpoints.save(trainer, &moments, state.clone(), config).map(|_| ())?);
+        trainer.peers().first(save)
     }
 }
 

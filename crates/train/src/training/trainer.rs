@@ -8,10 +8,12 @@ use super::accumulate::{Tree, leaf, total};
 use super::knobs::{self, AttendedTokens, Knobs, merged};
 use super::optim::Optimizer;
 use super::schedule::learning_rate;
+use super::shares::{Reduced, Shares};
 use super::tasks::RouterChoice;
 use super::yoke::Yoke;
 use crate::config::Config;
 use crate::failure::{Failure, Result};
+use crate::peers::Peers;
 
 /// What training changes.
 pub struct Trainer {
@@ -23,6 +25,8 @@ pub struct Trainer {
     unread: Vec<Handed>,
     /// What the run took from another one.
     pub yoke: Yoke,
+    /// What of an update this process makes, where several train.
+    shares: Shares,
 }
 
 /// An update that was handed to the device.
@@ -40,6 +44,8 @@ struct Handed {
 
 /// Updates handed to a device, at most, before their figures are read: a step that went wrong is found after so many.
 const UNREAD: usize = 64;
+/// The same where several processes train: a process that waits for its GPU longer than for the others seems to hang.
+const UNREAD_BY_SEVERAL: usize = 8;
 
 /// What an update tells.
 #[derive(Debug, Clone)]
@@ -98,7 +104,29 @@ impl Trainer {
 
     /// Of weights and moments.
     pub fn of(model: Model, optimizer: Optimizer) -> Self {
-        Trainer { model, optimizer, unread: Vec::new(), yoke: Yoke::default() }
+        Trainer { model, optimizer, unread: Vec::new(), yoke: Yoke::default(), shares: Shares::alone() }
+    }
+
+    /// From now on several processes train: each keeps the state of the parameters that it owns.
+    pub fn share(&mut self, peers: &Peers) {
+        self.shares = Shares::of(peers.clone(), self.model.params());
+        if let Some(own) = self.shares.own() {
+            self.optimizer.keep(&own);
+        }
+    }
+
+    /// The processes that train.
+    pub fn peers(&self) -> &Peers {
+        self.shares.peers()
+    }
+
+    /// All optimiser state with its names, in the first process; it is in host memory where another process has some of it.
+    ///
+    /// # Errors
+    /// When another process does not answer.
+    pub fn gathered_state(&self) -> Result<Vec<(String, Tensor)>> {
+        let own = self.optimizer.named(self.model.params()).map(|(name, x)| (name, x.clone()));
+        self.shares.gather(self.model.params(), own.collect())
     }
 
     /// One update from `batches`, which together are the global batch. The loss is normalised by the number of tokens of
@@ -113,7 +141,8 @@ impl Trainer {
     pub fn step(&mut self, config: &Config, batches: &[Batch], with_routers: bool) -> Result<Option<StepStats>> {
         let device = self.model.device().clone();
         let stats = device.enter(|| self.update(config, batches, with_routers))?;
-        if stats.is_none() && self.unread.len() >= UNREAD {
+        let most = if self.peers().world() == 1 { UNREAD } else { UNREAD_BY_SEVERAL };
+        if stats.is_none() && self.unread.len() >= most {
             self.settle()?;
         }
         Ok(stats)
@@ -128,7 +157,7 @@ impl Trainer {
         let (mut losses, mut attended) = (Vec::with_capacity(batches.len()), Vec::new());
         let mut stats: Vec<Vec<Option<RouterStats>>> = Vec::new();
         let steers = config.router.target_share.is_some();
-        for batch in batches {
+        for batch in &batches[self.peers().block(batches.len())] {
             let tape = Tape::new().computing(config.model.compute.into());
             let leaves = self.model.leaves(&tape);
             let (loss, traces) = self.loss_of(config.router.oracle, (&tape, &leaves), batch, tokens as f64)?;
@@ -145,14 +174,16 @@ impl Trainer {
             }
         }
         let grads = sums.finish()?.unwrap_or_default();
+        let Reduced { grads, losses, reached, norm } = self.shares.reduce(self.model.params(), grads, losses)?;
         let before = self.unread.last().map(|handed| handed.factor.clone());
         let finite: Vec<Tensor> = losses.iter().cloned().chain(before).collect();
-        let (grad_norm, factor) =
-            self.optimizer.update(self.model.params_mut(), (&grads, &finite), lr, &config.optim)?;
+        let params = self.model.params_mut();
+        let factor = self.optimizer.update(params, (&grads, &norm, &finite), lr, &config.optim)?;
+        self.shares.spread(params, &reached)?;
         // a CPU's figures are there
         let later = !(with_routers || steers) && self.model.device().is_asynchronous();
         let kept = if later { batches.to_vec() } else { Vec::new() };
-        self.unread.push(Handed { step, batches: kept, losses, grad_norm, factor, oracle: config.router.oracle });
+        self.unread.push(Handed { step, batches: kept, losses, grad_norm: norm, factor, oracle: config.router.oracle });
         if later {
             return Ok(None);
         }
@@ -160,18 +191,31 @@ impl Trainer {
         let (loss, grad_norm) = self.read(Some((batches, &grads)))?;
         let knobs = Knobs::of(&self.model.config().attention);
         let shares = attended.iter().map(AttendedTokens::share).collect::<dash_core::Result<Vec<_>>>()?;
-        let shares: Vec<f64> = shares.into_iter().flatten().collect();
+        let shares: Vec<f64> = self.peers().concat(shares)?.into_iter().flatten().collect();
         let attended = (!shares.is_empty()).then(|| total(&shares) / shares.len() as f64);
         knobs::control(&config.router, &mut self.model, attended);
+        let routers = if with_routers { self.routers(stats, &grads)? } else { Vec::new() };
+        Ok(Some(StepStats { loss, grad_norm, lr, routers, knobs, attended }))
+    }
+
+    /// The figures of all layers, from those of this process's micro-batches and the gradients of the parameters that it owns.
+    fn routers(&self, own: Vec<Vec<Option<RouterStats>>>, grads: &[Option<Tensor>]) -> Result<Vec<LayerStats>> {
+        let layers = own.first().map_or(0, Vec::len);
+        let gradient = |layer: usize| {
+            let gradient = self.model.indexer(layer).and_then(|i| grads[i].as_ref());
+            gradient.map_or(Ok(0.0), |g| ops::grad_norm(g.device(), [g])?.item())
+        };
+        let gradients = (0..layers).map(gradient).collect::<dash_core::Result<Vec<f64>>>()?;
+        let (stats, gradients) = (self.peers().concat(own)?, self.peers().concat(vec![gradients])?);
         let mut routers = Vec::new();
-        for layer in 0..stats.first().map_or(0, Vec::len) {
+        for layer in 0..layers {
             let all: Vec<&RouterStats> = stats.iter().filter_map(|micro| micro[layer].as_ref()).collect();
             let Some(router) = merged(&all) else { continue };
-            let gradient = self.model.indexer(layer).and_then(|i| grads[i].as_ref());
-            let indexer_gradient = gradient.map_or(Ok(0.0), |g| ops::grad_norm(g.device(), [g])?.item())?;
+            // one process owns it, the others have 0
+            let indexer_gradient = gradients.iter().map(|of_rank| of_rank[layer]).sum();
             routers.push(LayerStats { layer, router, indexer_gradient });
         }
-        Ok(Some(StepStats { loss, grad_norm, lr, routers, knobs, attended }))
+        Ok(routers)
     }
 
     /// The loss of a micro-batch, and what the routers chose or the oracle did in their place.
@@ -216,12 +260,18 @@ impl Trainer {
             }
             // neither this update nor a later one has changed anything
             self.optimizer.undo_steps(count - i as u64);
+            let infinite = |g: &Option<Tensor>| g.as_ref().is_some_and(|g| !g.is_finite().unwrap_or(true));
+            let name = self.model.params().iter().zip(grads).find(|(_, g)| infinite(g)).map(|(p, _)| p.name.clone());
+            // owners come in the order of the parameters
+            let name = self.peers().concat(vec![name])?.into_iter().flatten().next();
+            if !self.peers().is_first() {
+                // it happened to all, and the first process tells
+                return Err(Failure::Elsewhere(1));
+            }
             if let Some(bad) = bad {
                 return Err(self.not_finite((*step, "loss"), *oracle, &batches[bad..=bad], counted(batches)));
             }
-            let infinite = |g: &Option<Tensor>| g.as_ref().is_some_and(|g| !g.is_finite().unwrap_or(true));
-            let name = self.model.params().iter().zip(grads).find(|(_, g)| infinite(g));
-            let what = name.map_or("gradient norm".into(), |(p, _)| format!("gradient of {}", p.name));
+            let what = name.map_or("gradient norm".into(), |name| format!("gradient of {name}"));
             return Err(self.not_finite((*step, &what), *oracle, batches, counted(batches)));
         }
         Ok(last)
@@ -231,17 +281,24 @@ impl Trainer {
     /// from there never recovers. A gradient can be finite and its update not, for example with a learning rate beyond f32.
     ///
     /// # Errors
-    /// A failed run that names the first parameter and the step of the checkpoint that is good.
+    /// A failed run that names the first parameter and the step of the checkpoint that is good; or the process whose weights are not those of
+    /// the first.
     pub fn check_weights(&mut self, step: u64, saved: Option<u64>) -> Result<()> {
         self.settle()?;
         let mut bad = None;
         for (i, p) in self.model.params().iter().enumerate() {
             if !(p.value.is_finite()? && self.optimizer.is_finite(i)?) {
-                bad = Some(p);
+                bad = Some(i);
                 break;
             }
         }
-        let Some(bad) = bad else { return Ok(()) };
+        // state is with its owner
+        let bad = self.peers().concat(vec![bad])?.into_iter().flatten().min();
+        let Some(bad) = bad else { return self.check_alike(step) };
+        if !self.peers().is_first() {
+            return Err(Failure::Elsewhere(1));
+        }
+        let bad = self.model.params().iter().as_slice()[bad].name.clone();
         let kept = match saved {
             Some(step) => format!("The checkpoint of step {step} is kept; resume from it with"),
             None => "There is no checkpoint yet; start again with".to_string(),
@@ -249,7 +306,27 @@ impl Trainer {
         Err(Failure::Run(anyhow::anyhow!(
             "step {step}: parameter {} is not finite after the update, so nothing was saved. {kept} a lower optim.lr, a longer \
              optim.warmup_steps or a larger optim.eps",
-            bad.name
+            bad
+        )))
+    }
+
+    /// Refuses weights that differ from process to process: a fault of hardware or libraries that a loss would show much later.
+    fn check_alike(&self, step: u64) -> Result<()> {
+        if self.peers().world() == 1 {
+            return Ok(());
+        }
+        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        for p in self.model.params().iter() {
+            p.value.to_vec::<f32>()?.iter().for_each(|x| hash.update(&x.to_le_bytes()));
+        }
+        let all = self.peers().concat(vec![hash.digest()])?;
+        let Some(rank) = all.iter().position(|hash| *hash != all[0]) else { return Ok(()) };
+        if !self.peers().is_first() {
+            return Err(Failure::Elsewhere(1));
+        }
+        Err(Failure::Run(anyhow::anyhow!(
+            "step {step}: rank {rank} has other weights than rank 0, which must not be: its memory, its device or a library of it is not as that \
+             of rank 0. Nothing was saved; start again with --resume=auto from the last checkpoint"
         )))
     }
 

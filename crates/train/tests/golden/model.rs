@@ -124,7 +124,8 @@ fn golden_model_ten_adamw_losses() {
             drop(loss);
             let grads: Vec<Option<Tensor>> = leaves.iter().map(|l| grads.take(l)).collect();
             drop(leaves);
-            optimizer.update(m.params_mut(), (&grads, &losses), 1e-3, &optim).unwrap();
+            let norm = dash_core::ops::grad_norm(m.device(), grads.iter().flatten()).unwrap();
+            optimizer.update(m.params_mut(), (&grads, &norm, &losses), 1e-3, &optim).unwrap();
         }
     }
 }

@@ -205,6 +205,26 @@ impl CudaBuffer {
     }
 }
 
+impl CudaBuffer {
+    /// The elements of some buffers of one kind, one after the other.
+    ///
+    /// # Errors
+    /// When a buffer is of another kind, or memory runs out.
+    pub fn concatenation(device: &CudaDevice, kind: Kind, parts: &[&CudaBuffer]) -> Result<CudaBuffer> {
+        let op = "concatenation";
+        let whole = device.alloc(op, kind, parts.iter().map(|part| part.len).sum())?;
+        let (inner, mut at) = (&*device.0, whole.address());
+        for part in parts.iter().filter(|part| part.len > 0) {
+            ensure!(part.kind == kind && part.device.is(device), op, "{part:?} among {kind:?} of {device:?}");
+            // SAFETY: `whole` has as many bytes as all parts, and `at` those of the parts before.
+            let status = unsafe { (inner.driver.copy_on_device)(at, part.address(), part.bytes(), inner.stream) };
+            inner.check(op, "cuMemcpyDtoDAsync", status)?;
+            at += part.bytes() as Address;
+        }
+        Ok(whole)
+    }
+}
+
 impl CudaDevice {
     /// Room for `len` elements; what is in it is undefined, NaN on a poisoning device.
     ///

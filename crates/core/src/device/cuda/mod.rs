@@ -13,6 +13,7 @@ pub(crate) mod contest;
 mod data;
 mod launch;
 mod library;
+pub mod nccl;
 mod operand;
 mod versions;
 

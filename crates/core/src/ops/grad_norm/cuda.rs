@@ -21,14 +21,19 @@ pub fn units() -> Vec<Unit> {
     [Kind::F32, Kind::F64].map(unit).into()
 }
 
-/// The norm of all elements of all buffers: one f64 on the device.
+/// Sums of squares that [`squares_of`] makes of so many elements.
+pub fn parts(numel: usize) -> usize {
+    numel.div_ceil(PIECE)
+}
+
+/// The sums of squares of the pieces of all buffers, in order: f64.
 ///
 /// # Errors
 /// When memory runs out.
-pub fn grad_norm(device: &CudaDevice, grads: &[&CudaBuffer]) -> Result<CudaBuffer> {
+pub fn squares_of(device: &CudaDevice, grads: &[&CudaBuffer]) -> Result<CudaBuffer> {
     let op = "grad_norm";
-    let blocks = |g: &CudaBuffer| g.len().div_ceil(PIECE);
-    let parts = device.alloc(op, Kind::F64, grads.iter().map(|g| blocks(g)).sum())?;
+    let blocks = |g: &CudaBuffer| parts(g.len());
+    let sums = device.alloc(op, Kind::F64, grads.iter().map(|g| blocks(g)).sum())?;
     let mut first = 0;
     for grads in grads.chunk_by(|a, b| a.kind() == b.kind()).flat_map(|alike| alike.chunks(MANY)) {
         let (mut table, mut own) = (Table::new(MANY * 3), 0);
@@ -39,12 +44,12 @@ pub fn grad_norm(device: &CudaDevice, grads: &[&CudaBuffer]) -> Result<CudaBuffe
             own += blocks(grad);
         }
         let kernel = device.kernel(&unit(grads[0].kind()), "squares")?;
-        let args = [Arg::Table(&table), Arg::int(grads.len()), Arg::At(&parts, first)];
+        let args = [Arg::Table(&table), Arg::int(grads.len()), Arg::At(&sums, first)];
         // SAFETY: the kernel's parameters in order; the table has its three words a row, and a block is a piece and a part.
         unsafe { kernel.launch(Grid::line(own, 512), &args)? };
         first += own;
     }
-    root_of_sum(&parts)
+    Ok(sums)
 }
 
 /// The root of the sum of `parts`, added in order: one f64.
@@ -86,7 +91,7 @@ pub fn clip_factor(norm: &CudaBuffer, clip: f64, losses: &[&CudaBuffer]) -> Resu
 #[cfg(test)]
 mod tests {
     use super::super::{clip_factor, grad_norm};
-    use crate::device::cuda::Kind;
+    use crate::device::cuda::{CudaBuffer, Kind};
     use crate::ops::cuda::testing::{cuda, tensors};
     use crate::{DType, Tensor};
 
@@ -97,7 +102,12 @@ mod tests {
             let inputs = tensors(&[(&[200_001], kind), (&[7], kind)]);
             let want = grad_norm(inputs[0].device(), &inputs).unwrap();
             let on: Vec<_> = inputs.iter().map(|x| device.tensor(x, kind)).collect();
-            let got = super::grad_norm(device.cuda(), &on.iter().collect::<Vec<_>>()).unwrap();
+            let of = |some: &[CudaBuffer]| super::squares_of(device.cuda(), &some.iter().collect::<Vec<_>>()).unwrap();
+            let got = super::root_of_sum(&of(&on)).unwrap();
+            // made apart it has the same bits
+            let apart = CudaBuffer::concatenation(device.cuda(), Kind::F64, &[&of(&on[..1]), &of(&on[1..])]).unwrap();
+            let apart = super::root_of_sum(&apart).unwrap().download::<f64>().unwrap();
+            assert_eq!(apart[0].to_bits(), got.download::<f64>().unwrap()[0].to_bits());
             let norm = got.download::<f64>().unwrap()[0];
             assert!((norm / want.item().unwrap() - 1.0).abs() < 1e-12, "{norm}, {want:?}");
             for clip in [1.0, 1e9, 0.0] {
@@ -118,8 +128,9 @@ mod tests {
             (0..2 * super::MANY + 5).map(|i| tensors(&[(&[1 + i * 7 % 90], kind(i))]).remove(0)).collect();
         let want: f64 = many.iter().flat_map(|x| x.to_f64().unwrap()).map(|x| x * x).sum::<f64>().sqrt();
         let on: Vec<_> = many.iter().enumerate().map(|(i, x)| device.tensor(x, kind(i))).collect();
-        let got = super::grad_norm(device.cuda(), &on.iter().collect::<Vec<_>>()).unwrap();
+        let norm = |all: &[&CudaBuffer]| super::root_of_sum(&super::squares_of(device.cuda(), all).unwrap()).unwrap();
+        let got = norm(&on.iter().collect::<Vec<_>>());
         assert!((got.download::<f64>().unwrap()[0] / want - 1.0).abs() < 1e-12);
-        assert_eq!(super::grad_norm(device.cuda(), &[]).unwrap().download::<f64>().unwrap(), [0.0]);
+        assert_eq!(norm(&[]).download::<f64>().unwrap(), [0.0]);
     }
 }

@@ -4,6 +4,7 @@
 pub mod cuda;
 
 use crate::device::cpu::simd::{self, simd};
+use crate::device::cuda::{CudaBuffer, Kind};
 use crate::device::{CpuDevice, Device};
 use crate::error::{Result, ensure};
 use crate::number::with_number;
@@ -25,21 +26,64 @@ simd! {
 /// # Errors
 /// When a tensor lives on another device.
 pub fn grad_norm<'a>(device: &Device, grads: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
+    root_of_sum(device, &[squares_of(device, grads)?])
+}
+
+/// Number of the partial sums that [`squares_of`] makes of a tensor of so many elements.
+pub fn parts(device: &Device, numel: usize) -> usize {
+    match device {
+        Device::Cpu(_) => 1,
+        Device::Cuda(_) => cuda::parts(numel),
+    }
+}
+
+/// The sums of squares of pieces of the tensors, in order: f64 on the device, for each tensor as many as [`parts`] says.
+///
+/// # Errors
+/// When a tensor lives on another device.
+pub fn squares_of<'a>(device: &Device, grads: impl IntoIterator<Item = &'a Tensor>) -> Result<Tensor> {
     match device {
         Device::Cpu(cpu) => {
-            let mut sum = 0.0;
+            let mut sums = Vec::new();
             for g in grads {
-                sum += with_number!(g.dtype(), T => {
+                sums.push(with_number!(g.dtype(), T => {
                     let x = g.on_cpu::<T>("grad_norm", cpu)?;
                     cpu.ordered_sum(x.len(), ELEMENTWISE, |r| squares(&x[r]))
-                });
+                }));
             }
-            Ok(Tensor::from_buffer(&[], cpu.copy(&[sum.sqrt()])))
+            Ok(Tensor::from_buffer(&[sums.len()], cpu.copy(&sums)))
         }
         Device::Cuda(gpu) => {
             let on = |g: &'a Tensor| g.on_cuda("grad_norm", gpu)?.full();
             let grads = grads.into_iter().map(on).collect::<Result<Vec<_>>>()?;
-            Ok(Tensor::from_cuda(&[], cuda::grad_norm(gpu, &grads)?))
+            let sums = cuda::squares_of(gpu, &grads)?;
+            Ok(Tensor::from_cuda(&[sums.len()], sums))
+        }
+    }
+}
+
+/// The root of the sum of all `sums`, added in order: an f64 scalar on the device. Of what [`squares_of`] makes of some tensors it is their
+/// norm, however the tensors, in their order, were divided among its calls.
+///
+/// # Errors
+/// When one lives on another device or is no f64.
+pub fn root_of_sum(device: &Device, sums: &[Tensor]) -> Result<Tensor> {
+    let op = "grad_norm";
+    match device {
+        Device::Cpu(cpu) => {
+            let mut sum = 0.0;
+            for x in sums {
+                sum = x.on_cpu::<f64>(op, cpu)?.iter().fold(sum, |sum, x| sum + x);
+            }
+            Ok(Tensor::from_buffer(&[], cpu.copy(&[sum.sqrt()])))
+        }
+        Device::Cuda(gpu) => {
+            let sums = sums.iter().map(|x| x.on_cuda(op, gpu)?.full()).collect::<Result<Vec<_>>>()?;
+            let root = match sums[..] {
+                [all] => cuda::root_of_sum(all)?,
+                _ => cuda::root_of_sum(&CudaBuffer::concatenation(gpu, Kind::F64, &sums)?)?,
+            };
+            Ok(Tensor::from_cuda(&[], root))
         }
     }
 }
@@ -92,6 +136,20 @@ mod tests {
         assert!((norm([&a, &b]) / want.sqrt() - 1.0).abs() < 1e-6);
         assert_eq!(grad_norm(&d, []).unwrap().item().unwrap(), 0.0);
         assert!(grad_norm(&device(), [&a]).unwrap_err().to_string().contains("an input lives on cpu"));
+    }
+
+    #[test]
+    fn the_parts_of_the_tensors_may_be_made_apart() {
+        let d = device();
+        let grads: Vec<Tensor> = (0..5).map(|i| normal(&d, &[1 + 9_000 * i], i as u64)).collect();
+        let whole = grad_norm(&d, &grads).unwrap().item().unwrap();
+        for cut in 0..=grads.len() {
+            let sums = [&grads[..cut], &grads[cut..]].map(|some| squares_of(&d, some).unwrap());
+            let counts: Vec<usize> =
+                [&grads[..cut], &grads[cut..]].map(|some| some.iter().map(|g| parts(&d, g.numel())).sum()).into();
+            assert_eq!(sums.each_ref().map(Tensor::numel).to_vec(), counts);
+            assert_eq!(root_of_sum(&d, &sums).unwrap().item().unwrap().to_bits(), whole.to_bits(), "{cut}");
+        }
     }
 
     #[test]

@@ -3,8 +3,10 @@
 mod adamw;
 mod rule;
 
-use dash_core::ops::{clip_factor, grad_norm};
-use dash_core::{Error, Result, Tensor};
+use std::ops::Range;
+
+use dash_core::ops::clip_factor;
+use dash_core::{Result, Tensor};
 use dash_model::{Group, Param, ParamError, Params};
 
 pub use rule::{Item, Rule, Update};
@@ -81,12 +83,21 @@ impl Optimizer {
         Ok(Optimizer { rule, state, step })
     }
 
+    /// Forgets the state of all other parameters: another process has it, and they get no gradient here.
+    pub fn keep(&mut self, own: &Range<usize>) {
+        for (i, state) in self.state.iter_mut().enumerate() {
+            if !own.contains(&i) {
+                state.clear();
+            }
+        }
+    }
+
     /// As `optim.kind` has it.
     pub fn kind(&self) -> &'static str {
         self.rule.kind()
     }
 
-    /// All state with its names.
+    /// The state that is here, with its names.
     pub fn named<'a>(&'a self, params: &'a Params) -> impl Iterator<Item = (String, &'a Tensor)> {
         let of = |(p, state): (&'a Param, &'a Vec<Tensor>)| {
             self.rule.slots().iter().zip(state).map(move |(slot, x)| (slot_name(slot, p), x))
@@ -102,8 +113,8 @@ impl Optimizer {
         self.state[i].iter().try_fold(true, |all, x| Ok(all && x.is_finite()?))
     }
 
-    /// One update. A parameter without a gradient stays as it is. Returns the gradient's norm before clipping and what the
-    /// gradients were multiplied by, scalars on the device: nothing is read on the host. If the norm or one of `finite`, scalars,
+    /// One update by gradients whose norm is `norm`. A parameter without a gradient stays as it is. Returns what the gradients were
+    /// multiplied by, a scalar on the device: nothing is read on the host. If the norm or one of `finite`, scalars,
     /// is not finite, neither is the factor, and no parameter and no state is changed; whoever reads that afterwards calls
     /// [`Optimizer::undo_steps`]. With the factor of the update before among `finite`, no later update changes anything either.
     ///
@@ -112,13 +123,11 @@ impl Optimizer {
     pub fn update(
         &mut self,
         params: &mut Params,
-        (grads, finite): (&[Option<Tensor>], &[Tensor]),
+        (grads, norm, finite): (&[Option<Tensor>], &Tensor, &[Tensor]),
         lr: f64,
         o: &Optim,
-    ) -> Result<(Tensor, Tensor)> {
-        let first = params.iter().next().ok_or_else(|| Error::invalid("optimizer", "there are no parameters"))?;
-        let norm = grad_norm(first.value.device(), grads.iter().flatten())?;
-        let scale = clip_factor(&norm, o.clip, finite)?;
+    ) -> Result<Tensor> {
+        let scale = clip_factor(norm, o.clip, finite)?;
         self.step += 1;
         let mut all = Vec::with_capacity(grads.len());
         for ((param, grad), state) in params.iter_mut().zip(grads).zip(&mut self.state) {
@@ -128,7 +137,7 @@ impl Optimizer {
             }
         }
         self.rule.update(&Update { settings: o, step: self.step, scale: &scale }, all)?;
-        Ok((norm, scale))
+        Ok(scale)
     }
 
     /// Takes the count of updates back that changed nothing.

@@ -1,0 +1,175 @@
+//! Several processes on CPUs, as a user starts them: `cargo test -p train --features mpi --test processes`. Needs mpirun.
+#![cfg(feature = "mpi")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const CONFIG: &str = "[run]\nsteps = 240\n[data]\nvocab_size = 300\nseq_len = 128\nbatch_size = 2\ngrad_accum = 4\n\
+    [optim]\nlr = 1e-3\nwarmup_steps = 2\n\
+    [model]\nlayers = 2\nwidth = 32\nheads = 2\nkv_heads = 1\nffn = 48\n[model.attention]\nkind = \"dash\"\nchunk_size = 16\n\
+    [task]\nkind = \"recall\"\n[eval]\nevery = 80\n[checkpoint]\nevery = 40\n[log]\nevery = 20\n";
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Place(tempfile::tempdir().unwrap());
+        std::fs::write(place.0.path().join("c.toml"), CONFIG).unwrap();
+        place
+    }
+
+    /// `train` with these words in so many processes; one is started as everybody does.
+    fn command(&self, world: usize, words: &[&str]) -> Command {
+        let train = env!("CARGO_BIN_EXE_train");
+        let mut command = match world {
+            1 => Command::new(train),
+            _ => {
+                let mut mpirun = Command::new("mpirun");
+                mpirun.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n"]);
+                mpirun.arg(world.to_string()).arg(train);
+                mpirun
+            }
+        };
+        command.args(["--config", "c.toml"]).args(words).current_dir(self.0.path());
+        command
+    }
+
+    fn run(&self, world: usize, words: &[&str]) -> Output {
+        self.command(world, words).output().expect("mpirun is there: Debian has it in openmpi-bin")
+    }
+
+    fn start(&self, world: usize, words: &[&str]) -> Child {
+        self.command(world, words).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+
+    fn checkpoint(&self, run: &str, step: u64) -> PathBuf {
+        self.0.path().join(run).join("c/checkpoints").join(format!("step-{step:08}"))
+    }
+
+    fn bytes(&self, run: &str, step: u64) -> Vec<Vec<u8>> {
+        let folder = self.checkpoint(run, step);
+        ["model.safetensors", "optimizer.safetensors"].map(|f| std::fs::read(folder.join(f)).unwrap()).into()
+    }
+}
+
+fn told(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout)
+}
+
+fn wait_for(what: &str, mut is_there: impl FnMut() -> bool) {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !is_there() {
+        assert!(Instant::now() < until, "{what} did not come in a minute");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Processes of the program below a process.
+fn below(parent: u32) -> Vec<u32> {
+    let status = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = all.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|&pid| status(pid).lines().any(|l| l == format!("PPid:\t{parent}"))).collect()
+}
+
+fn kill(pid: u32) {
+    assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
+}
+
+fn is_there(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // a zombie is none any more
+    stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with('Z'))
+}
+
+#[test]
+fn two_processes_have_the_bits_of_one_through_kills_and_other_numbers() {
+    let place = Place::new();
+    for (run, world) in [("one", 1), ("two", 2), ("four", 4)] {
+        let output = place.run(world, &["--set", &format!("run.dir={run}")]);
+        assert!(output.status.success(), "{}", told(&output));
+        if world > 1 {
+            let text = told(&output);
+            assert!(text.contains(&format!("processes {world}; an update of 4 micro-batches, 1024 tokens")), "{text}");
+            assert_eq!(text.matches("step 240/240").count(), 1, "one process tells: {text}");
+            let log = std::fs::read_to_string(place.0.path().join(run).join("c/rank-1.log")).unwrap();
+            assert!(log.contains("step 240/240"), "{log}");
+        }
+    }
+    let metrics = |run: &str| -> Vec<String> {
+        let text = std::fs::read_to_string(place.0.path().join(run).join("c/metrics.jsonl")).unwrap();
+        let figures = |line: &str| {
+            let mut line: serde_json::Value = serde_json::from_str(line).unwrap();
+            // what depends on the clock
+            let line = line.as_object_mut().unwrap();
+            line.retain(|key, _| {
+                !["tokens_per_s", "mfu", "seconds", "gflops", "memory_mb", "rss_mb"].contains(&key.as_str())
+            });
+            serde_json::to_string(line).unwrap()
+        };
+        text.lines().map(figures).collect()
+    };
+    assert_eq!(metrics("one"), metrics("two"));
+    let whole = place.bytes("one", 240);
+    assert!(place.bytes("two", 240) == whole && place.bytes("four", 240) == whole);
+
+    // two processes, one of them killed; then one, killed; then two to the end
+    let resume = ["--set", "run.dir=other", "--resume=auto"];
+    let mut two = place.start(2, &resume);
+    wait_for("the first checkpoint", || place.checkpoint("other", 40).exists());
+    let ranks = below(two.id());
+    assert_eq!(ranks.len(), 2, "{ranks:?}");
+    kill(ranks[1]);
+    let killed = Instant::now();
+    wait_for("the end of the other process", || !is_there(ranks[0]));
+    assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
+    assert!(!two.wait().unwrap().success());
+    let mut one = place.start(1, &resume);
+    wait_for("a later checkpoint", || [80, 120, 160].iter().any(|&step| place.checkpoint("other", step).exists()));
+    one.kill().unwrap();
+    one.wait().unwrap();
+    let output = place.run(2, &resume);
+    assert!(output.status.success() && told(&output).contains("resuming from"), "{}", told(&output));
+    assert!(place.bytes("other", 240) == whole, "2, 1, 2 processes");
+}
+
+#[test]
+fn a_signal_saves_and_stops_all() {
+    let place = Place::new();
+    let set = ["--set", "run.dir=stopped", "--set", "run.steps=100000"];
+    let two = place.start(2, &set);
+    wait_for("the first checkpoint", || place.checkpoint("stopped", 40).exists());
+    assert!(Command::new("kill").args(["-TERM", &two.id().to_string()]).status().unwrap().success());
+    let output = two.wait_with_output().unwrap();
+    assert!(!output.status.success());
+    let log = std::fs::read_to_string(place.0.path().join("stopped/c/run.log")).unwrap();
+    assert!(log.contains("interrupted at step") && log.contains("saved; continue with"), "{log}");
+}
+
+#[test]
+fn what_does_not_belong_together_is_refused_with_status_2() {
+    let place = Place::new();
+    let refused = |output: Output, word: &str| {
+        assert_eq!(output.status.code(), Some(2), "{word}: {}", told(&output));
+        assert!(told(&output).contains(word), "{word}: {}", told(&output));
+    };
+    let three = place.run(3, &["--set", "run.dir=three"]);
+    refused(three, "are shared out with the same bits by 1, 2 or 4 processes");
+    let train = env!("CARGO_BIN_EXE_train");
+    let mut unequal = place.command(2, &["--set", "run.dir=unequal"]);
+    // the words above are those of two processes; a third one with another configuration
+    unequal.args([":", "-n", "2", train, "--config", "c.toml", "--set", "optim.lr=2e-3", "--set", "run.dir=unequal"]);
+    refused(unequal.output().unwrap(), "has another configuration than rank 0");
+    let mut by_ranks = place.command(1, &["--set", "run.dir=ranks"]);
+    by_ranks.envs([("RANK", "0"), ("WORLD_SIZE", "2")]);
+    refused(by_ranks.output().unwrap(), "mpirun -n 2");
+    for run in ["three", "unequal", "ranks"] {
+        assert!(!place.0.path().join(run).join("c/config.toml").exists(), "{run}: no run begins");
+    }
+    // what rank 0 alone finds ends all with its status
+    let done = place.run(2, &["--set", "run.dir=small", "--set", "run.steps=4"]);
+    assert!(done.status.success(), "{}", told(&done));
+    refused(place.run(2, &["--set", "run.dir=small"]), "holds a run already");
+    assert!(Path::new(&place.0.path().join("small/c")).is_dir());
+}
