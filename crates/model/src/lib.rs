@@ -28,6 +28,6 @@ pub use error::{ConfigError, ParamError};
 pub use flops::{Flops, flops};
 pub use generate::{Generation, Sampling, generate, has_cache};
 pub use load::{Described, LoadError, parse_tensors, read_folder, read_tensors};
-pub use params::{Group, INDEXER, Init, Param, ParamSpec, Params, parameters};
+pub use params::{Group, INDEXER, Init, Param, ParamSpec, Params, parameters, parameters_in};
 pub use rope::RopeScaling;
 pub use trace::{RouterStats, RouterTrace};

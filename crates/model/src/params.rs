@@ -163,8 +163,23 @@ const MOST_PARAMETERS: usize = 1 << 40;
 /// # Errors
 /// When they are more than 2^40: no machine that this program knows holds them.
 pub fn parameters(c: &ModelConfig, vocab: usize) -> Result<usize, ConfigError> {
+    counted(c, vocab, |_| true)
+}
+
+/// Those of a group.
+///
+/// # Errors
+/// As [`parameters`].
+pub fn parameters_in(c: &ModelConfig, vocab: usize, group: Group) -> Result<usize, ConfigError> {
+    counted(c, vocab, |of| of == group)
+}
+
+fn counted(c: &ModelConfig, vocab: usize, counts: impl Fn(Group) -> bool) -> Result<usize, ConfigError> {
     let numel = |p: &ParamSpec| p.shape.iter().try_fold(1usize, |n, &extent| n.checked_mul(extent));
-    let sum = |specs: &[ParamSpec]| specs.iter().try_fold(0usize, |sum, p| sum.checked_add(numel(p)?));
+    let sum = |specs: &[ParamSpec]| {
+        let mut counted = specs.iter().filter(|p| counts(p.group));
+        counted.try_fold(0usize, |sum, p| sum.checked_add(numel(p)?))
+    };
     // without the list of all layers, which may be long
     let once = sum(&specs(&ModelConfig { layers: 0, ..c.clone() }, vocab));
     let all = sum(&block(c)).and_then(|n| n.checked_mul(c.layers)).and_then(|n| n.checked_add(once?));

@@ -38,8 +38,10 @@ fn a_step_reuses_the_memory_of_the_step_before() {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../configs/bench-cpu.toml");
     let sizes = ["model.layers=2", "data.seq_len=256", "data.batch_size=2"].map(String::from);
     for compute in ["f32", "bf16"] {
-        for kind in VARIANTS.iter().map(|v| v.kind) {
-            let attention = [format!("model.attention.kind={kind}"), format!("model.compute={compute}")];
+        let kinds = VARIANTS.iter().map(|v| (v.kind, "adamw")).chain([("dense", "muon")]);
+        for (kind, optimiser) in kinds {
+            let attention = [("model.attention.kind", kind), ("model.compute", compute), ("optim.kind", optimiser)];
+            let attention = attention.map(|(key, value)| format!("{key}={value}"));
             let config = Config::load(&path, &[&sizes[..], &attention[..]].concat()).unwrap();
             // one thread, so that which tasks hold scratch memory at once does not vary
             let mut trainer = Trainer::new(&config, &Device::cpu(1).unwrap()).unwrap();
@@ -59,7 +61,7 @@ fn a_step_reuses_the_memory_of_the_step_before() {
             });
             let steady = step();
             assert!(first.0 > 10 << 20, "{kind}: the first step makes the memory, {first:?}");
-            assert!(steady.0 < 1 << 20 && steady.1 < 64 << 10, "{kind}, {compute}: {steady:?}");
+            assert!(steady.0 < 1 << 20 && steady.1 < 64 << 10, "{kind}, {compute}, {optimiser}: {steady:?}");
         }
     }
 }

@@ -9,6 +9,7 @@ pub(crate) use super::entmax::cuda as entmax;
 pub(crate) use super::grad_norm::cuda as grad_norm;
 pub(crate) use super::heads::cuda as heads;
 pub(crate) use super::layout::cuda as layout;
+pub(crate) use super::muon::cuda as muon;
 pub(crate) use super::reduce::cuda as reduce;
 pub(crate) use super::rmsnorm::cuda as rmsnorm;
 pub(crate) use super::rope::cuda as rope;
@@ -36,6 +37,7 @@ pub fn units() -> Vec<Unit> {
         grad_norm::units(),
         heads::units(),
         layout::units(),
+        muon::units(),
         reduce::units(),
         rmsnorm::units(),
         rope::units(),

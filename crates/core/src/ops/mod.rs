@@ -24,6 +24,7 @@ mod entmax;
 
 mod adamw;
 pub mod grad_norm;
+mod muon;
 
 pub use adamw::{AdamW, Moments, adamw, adamw_all};
 pub use attach::attach;
@@ -35,6 +36,7 @@ pub use grad_norm::{clip_factor, grad_norm};
 pub use heads::attention_heads;
 pub use layout::{index_select, reshape, transpose};
 pub use matmul::{linear, linear_add, matmul};
+pub use muon::{Muon, muon};
 pub use reduce::{sum_all, sum_axis};
 pub use rmsnorm::rmsnorm;
 pub use rope::{RopeTable, frequencies as rope_frequencies, rope};

@@ -33,7 +33,7 @@ pub use error::{ConfigError, LoadError};
 pub use eval::{Checkpoint, Eval, Far, Log, Stop};
 pub use file::Config;
 pub use init::Init;
-pub use optim::{DECAY_FRACTION, MIN_LR_RATIO, Optim, OptimKind, Schedule};
+pub use optim::{AdjustLr, DECAY_FRACTION, MIN_LR_RATIO, MOMENTUM, Optim, OptimKind, Schedule};
 pub use origin::Origin;
 pub use probe::ProbePlan;
 pub use problems::nearest;

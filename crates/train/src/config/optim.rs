@@ -53,6 +53,12 @@ pub struct Optim {
     /// Added to the root of the second moment.
     #[serde(default = "adam_eps")]
     pub eps: f64,
+    /// Decay of `muon`'s momentum, 0.95 without it; refused with other kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub momentum: Option<f64>,
+    /// What `muon` makes of `lr` for a matrix: `match-rms-adamw` multiplies by 0.2 sqrt(longer side), so that `lr` means what it means to AdamW, `original` by sqrt(rows / columns) where that is above 1. Refused with other kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adjust_lr: Option<AdjustLr>,
 }
 
 /// Kinds of optimisers.
@@ -62,6 +68,19 @@ pub enum OptimKind {
     /// AdamW (arXiv 1711.05101).
     #[default]
     Adamw,
+    /// Muon for the matrices of the decoder, AdamW for the rest.
+    Muon,
+}
+
+/// How `muon` fits the learning rate to a matrix, by the names of `torch.optim.Muon`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AdjustLr {
+    /// The root mean square of an update is 0.2 of the learning rate.
+    #[default]
+    MatchRmsAdamw,
+    /// The published rule.
+    Original,
 }
 
 /// What the learning rate does after the warmup.
@@ -108,6 +127,9 @@ pub(super) fn drop_unread(optim: &mut Table) {
     optim.retain(|key, _| !schedule.unread().contains(&key));
 }
 
+/// `momentum` of a file without it.
+pub const MOMENTUM: f64 = 0.95;
+
 fn tenth() -> f64 {
     0.1
 }
@@ -140,6 +162,26 @@ impl Optim {
                 value.get_or_insert(default);
             }
         }
+        if self.kind == OptimKind::Muon {
+            self.momentum.get_or_insert(MOMENTUM);
+            self.adjust_lr.get_or_insert_default();
+        }
+    }
+
+    /// Keys of `muon` in a file of another kind, or out of range.
+    fn check_muon(&self) -> Result<(), ConfigError> {
+        for (key, given) in [("optim.momentum", self.momentum.is_some()), ("optim.adjust_lr", self.adjust_lr.is_some())]
+        {
+            if given && self.kind != OptimKind::Muon {
+                return wrong(key, "means nothing to optim.kind = \"adamw\"; remove it, or set optim.kind = \"muon\"");
+            }
+        }
+        match self.momentum {
+            Some(x) if !(0.0..1.0).contains(&x) => {
+                wrong("optim.momentum", format!("{x:?} is not at least 0 and below 1"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Says what no optimiser can follow.
@@ -165,6 +207,7 @@ impl Optim {
                 return wrong(key, format!("{x:?} is not at least 0 and below 1"));
             }
         }
+        self.check_muon()?;
         // where a gradient is 0, an eps that is 0 in f32 makes the update 0 / 0
         if !(self.eps as f32 > 0.0 && self.eps.is_finite()) {
             return wrong("optim.eps", format!("{:?} is not above 0 in f32 (1e-45 is the smallest)", self.eps));

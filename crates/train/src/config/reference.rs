@@ -59,12 +59,13 @@ const PARTS: [(&str, &str, &str); 2] = [
     ("`[[compare.arm]]`", "Arm", include_str!("compare.rs")),
 ];
 
-const ENUMS: [(&str, &str); 7] = [
+const ENUMS: [(&str, &str); 8] = [
     ("Bos", include_str!("../../../data/src/tokenizer/mod.rs")),
     ("SpecialTokens", include_str!("../../../data/src/tokenizer/mod.rs")),
     ("Source", include_str!("../../../data/src/prepare/mod.rs")),
     ("TaskKind", include_str!("../../../data/src/task/mod.rs")),
     ("OptimKind", include_str!("optim.rs")),
+    ("AdjustLr", include_str!("optim.rs")),
     ("Schedule", include_str!("optim.rs")),
     ("Compute", include_str!("../../../model/src/config.rs")),
 ];
@@ -102,6 +103,7 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("optim.beta1", "0 to below 1", "1.0"),
     ("optim.beta2", "0 to below 1", "1.0"),
     ("optim.eps", "above 0", "0.0"),
+    ("optim.momentum", "0 to below 1", "1.0"),
     ("eval.batches", "at least 1", "0"),
     ("eval.stop.accuracy", "above 0, at most 1", "0.0"),
     ("eval.stop.checks", "at least 1", "0"),
@@ -136,6 +138,7 @@ const RANGES: &[(&str, &str, &str)] = &[
 const NEEDS: &[(&str, &str)] = &[
     ("task.power", "task.kind=\"mqar\""),
     ("optim.decay_fraction", "optim.schedule=\"warmup-stable-decay\""),
+    ("optim.momentum", "optim.kind=\"muon\""),
     ("eval.stop.accuracy", "eval.stop.checks=1"),
     ("eval.stop.accuracy", "eval.stop.after=0"),
     ("eval.far.tokens", "eval.far.rare=9"),

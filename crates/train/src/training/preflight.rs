@@ -8,7 +8,7 @@ use dash_core::device::cpu_multiplies_bf16;
 use dash_core::ops::attention::cuda::why_whole_rows;
 use dash_core::{DType, Device, Tape, Tensor, ops};
 use dash_data::Shard;
-use dash_model::{Compute, Model, flops, parameters};
+use dash_model::{Compute, Group, Model, flops, parameters, parameters_in};
 
 use super::limits;
 use super::optim::rule;
@@ -29,9 +29,14 @@ const PROCESS: f64 = 18e6;
 /// Bytes of a card that are taken before a model is: workspace of the products, compiled kernels.
 const GPU_PROCESS: f64 = 300e6;
 
-/// Tensors that the optimiser keeps for each parameter, in its type.
-fn slots(config: &Config) -> usize {
-    rule(config.optim.kind).slots().len()
+/// Scalars of the optimiser's state.
+fn optimizer_state(config: &Config) -> f64 {
+    let (c, vocab, rule) = (&config.model, config.data.vocab_size, rule(config.optim.kind));
+    let of = |group| {
+        let count = parameters_in(c, vocab, group).map_or(f64::INFINITY, |n| n as f64);
+        rule.slots(group).len() as f64 * count
+    };
+    [Group::Embedding, Group::Matrix, Group::Vector].map(of).iter().sum()
 }
 
 /// Bytes that a training process needs at its peak: weights, gradients and the optimiser's state, and what the tape keeps for backward.
@@ -61,7 +66,9 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     let sums = (super::accumulate::held(config.data.grad_accum) * params) as f64;
     // the ids of every micro-batch, inputs and targets, and what holds them
     let ids = config.data.grad_accum as f64 * (8.0 * tokens + 96.0);
-    PROCESS + ids + 4.0 * ((2 + slots(config)) as f64 * params as f64 + sums + tokens * kept + logits + head + backward)
+    PROCESS
+        + ids
+        + 4.0 * (2.0 * params as f64 + optimizer_state(config) + sums + tokens * kept + logits + head + backward)
 }
 
 /// Refuses a run that this machine cannot hold, before anything is allocated, prepared or written; with `force` it only warns.
@@ -153,7 +160,7 @@ pub fn gpu_memory_bytes(config: &Config, params: usize) -> f64 {
     let head = tokens * c * (8.0 + narrow) + 4.0 * vocab * c;
     // the feed-forward layer: dh, dgate, dup, h, dx and dy in both forms
     let backward = tokens * (4.0 * narrow * f + (8.0 + narrow) * c);
-    let state = (weight + 4.0 * (1 + slots(config)) as f64) * params as f64;
+    let state = (weight + 4.0) * params as f64 + 4.0 * optimizer_state(config);
     let sums = 4.0 * (super::accumulate::held(config.data.grad_accum) * params) as f64;
     GPU_PROCESS + state + joined + sums + tokens * kept + logits.max(backward) + head
 }
@@ -264,7 +271,7 @@ fn too_little_disk(config: &Config, params: usize) -> Option<String> {
         0 => 1,
         every => usize::try_from(config.run.steps.div_ceil(every)).unwrap_or(usize::MAX),
     };
-    let one = 4.0 * (1 + slots(config)) as f64 * params as f64;
+    let one = 4.0 * (params as f64 + optimizer_state(config));
     let need = one * (kept.min(saved) as f64 + 1.0);
     let have = limits::disk(&config.run.dir)?;
     (need > have).then(|| {

@@ -169,7 +169,7 @@ impl Shares {
     }
 
     /// All optimiser state, in host memory, where this is the first process; elsewhere nothing. `own` has names and tensors in the order of the
-    /// parameters that this process owns, `slots` a parameter.
+    /// parameters that this process owns.
     ///
     /// # Errors
     /// When another process does not answer, or memory runs out.

@@ -232,9 +232,11 @@ fn a_run_goes_on_by_its_folder_wherever_that_lies() {
 #[test]
 fn verify_resume_proves_equal_bits() {
     let s = Sandbox::new();
-    let o = s.run(&["verify-resume"], &[]);
-    succeeded(&o);
-    assert!(String::from_utf8_lossy(&o.stdout).contains("bit-equal"));
+    for kind in ["optim.kind=adamw", "optim.kind=muon"] {
+        let o = s.run(&["verify-resume"], &[kind]);
+        succeeded(&o);
+        assert!(String::from_utf8_lossy(&o.stdout).contains("bit-equal"), "{kind}");
+    }
 }
 
 #[test]

@@ -32,7 +32,7 @@ fn paths(kind: &str) -> Vec<PathBuf> {
 /// All files of a kind. The project's own folder must hold some; another may lack the kind, but not all of them.
 pub fn all(kind: &str) -> Vec<Golden> {
     let (folder, files) = (folder(), paths(kind));
-    let kinds = ["attention", "entmax", "model"];
+    let kinds = ["attention", "entmax", "model", "optim"];
     assert!(kinds.contains(&kind));
     if std::env::var_os("DASHLAB_GOLDEN").is_none() {
         assert!(!files.is_empty(), "{} holds no golden file in {kind}/", folder.display());

@@ -7,4 +7,5 @@ mod attention;
 mod entmax;
 mod files;
 mod model;
+mod optim;
 mod plain;

@@ -104,6 +104,10 @@ impl Run {
         *v = squares.unwrap().value;
         ops::adamw(settings, p, m, v, &grad, &scale).unwrap();
         state.iter().for_each(|x| self.keep("adamw", x));
+        let (mut p, mut m) = (self.input(&[37, 70], 5), self.input(&[37, 70], 6));
+        let settings = ops::Muon { momentum: 0.95, step: 0.1, decay: 0.01 };
+        ops::muon(settings, &mut p, &mut m, &self.input(&[37, 70], 7), &scale).unwrap();
+        [p, m].iter().for_each(|x| self.keep("muon", x));
         let norm = ops::grad_norm(&self.device, [&grad]).unwrap();
         self.keep("grad_norm", &norm);
     }

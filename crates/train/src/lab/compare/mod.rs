@@ -7,6 +7,7 @@ mod budget;
 mod contrast;
 mod criteria;
 mod measure;
+mod optimiser;
 mod plan;
 mod report;
 mod run;
@@ -265,7 +266,7 @@ pub fn compare(plan: &Plan, jobs: &Jobs, interrupt: impl FnOnce() -> anyhow::Res
         )));
     }
     jobs.check_cards(plan)?;
-    budget::before(plan).iter().for_each(|what| tell!("warning: {what}"));
+    budget::before(plan).iter().chain(&optimiser::warnings(plan)).for_each(|what| tell!("warning: {what}"));
     let data = Material::of(plan.base())?;
     let _lock = RunLock::take(&plan.out)?;
     let (trials, planned) = (plan.tuning_runs(), plan.runs());

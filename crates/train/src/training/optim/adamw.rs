@@ -1,6 +1,7 @@
 //! AdamW; the equations are in `dash_core::ops::adamw`.
 
 use dash_core::{Error, Result, ops};
+use dash_model::Group;
 
 use super::rule::{Item, Rule, Update};
 
@@ -13,12 +14,12 @@ impl Rule for AdamW {
     }
 
     /// First and second moment.
-    fn slots(&self) -> &'static [&'static str] {
+    fn slots(&self, _: Group) -> &'static [&'static str] {
         &["m", "v"]
     }
 
     fn update(&self, u: &Update, all: Vec<Item>) -> Result<()> {
-        let of = |Item { lr, weight_decay, param, state, grad }| {
+        let of = |Item { lr, weight_decay, param, state, grad, .. }| {
             let [m, v] = state else { return Err(Error::invalid("adamw", "the state is not two moments")) };
             let settings = ops::AdamW {
                 lr,

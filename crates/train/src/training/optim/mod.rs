@@ -1,6 +1,7 @@
 //! The optimiser over all parameters, with clipping by the global norm. A kind is one file: a [`Rule`].
 
 mod adamw;
+mod muon;
 mod rule;
 
 use std::ops::Range;
@@ -17,6 +18,7 @@ use crate::config::{Optim, OptimKind};
 pub fn rule(kind: OptimKind) -> &'static dyn Rule {
     match kind {
         OptimKind::Adamw => &adamw::AdamW,
+        OptimKind::Muon => &muon::Muon,
     }
 }
 
@@ -50,7 +52,7 @@ impl Optimizer {
     pub fn new(o: &Optim, params: &Params) -> Result<Self> {
         let rule = rule(o.kind);
         let zero = |p: &Param| Tensor::zeros(p.value.device(), p.value.shape(), p.value.dtype());
-        let zeros = |p: &Param| rule.slots().iter().map(|_| zero(p)).collect::<Result<Vec<_>>>();
+        let zeros = |p: &Param| rule.slots(p.group).iter().map(|_| zero(p)).collect::<Result<Vec<_>>>();
         Ok(Optimizer { rule, state: params.iter().map(zeros).collect::<Result<_>>()?, step: 0 })
     }
 
@@ -78,7 +80,8 @@ impl Optimizer {
         };
         let mut state = Vec::with_capacity(params.len());
         for p in params.iter() {
-            state.push(rule.slots().iter().map(|slot| take(slot, p)).collect::<std::result::Result<Vec<_>, _>>()?);
+            let slots = rule.slots(p.group).iter();
+            state.push(slots.map(|slot| take(slot, p)).collect::<std::result::Result<Vec<_>, _>>()?);
         }
         Ok(Optimizer { rule, state, step })
     }
@@ -100,7 +103,7 @@ impl Optimizer {
     /// The state that is here, with its names.
     pub fn named<'a>(&'a self, params: &'a Params) -> impl Iterator<Item = (String, &'a Tensor)> {
         let of = |(p, state): (&'a Param, &'a Vec<Tensor>)| {
-            self.rule.slots().iter().zip(state).map(move |(slot, x)| (slot_name(slot, p), x))
+            self.rule.slots(p.group).iter().zip(state).map(move |(slot, x)| (slot_name(slot, p), x))
         };
         params.iter().zip(&self.state).flat_map(of)
     }
@@ -133,7 +136,7 @@ impl Optimizer {
         for ((param, grad), state) in params.iter_mut().zip(grads).zip(&mut self.state) {
             let (lr, weight_decay) = rates(o, param.group, lr);
             if let Some(grad) = grad {
-                all.push(Item { lr, weight_decay, param: &mut param.value, state, grad });
+                all.push(Item { group: param.group, lr, weight_decay, param: &mut param.value, state, grad });
             }
         }
         self.rule.update(&Update { settings: o, step: self.step, scale: &scale }, all)?;

@@ -1,6 +1,7 @@
 //! What a kind of optimiser has to be.
 
 use dash_core::{Result, Tensor};
+use dash_model::Group;
 
 use crate::config::Optim;
 
@@ -10,8 +11,8 @@ pub trait Rule: Sync {
     /// As `optim.kind` has it.
     fn kind(&self) -> &'static str;
 
-    /// Names of the tensors kept for each parameter; a checkpoint calls them `SLOT.PARAMETER`. They start at 0.
-    fn slots(&self) -> &'static [&'static str];
+    /// Names of the tensors kept for each parameter of a group; a checkpoint calls them `SLOT.PARAMETER`. They start at 0.
+    fn slots(&self, group: Group) -> &'static [&'static str];
 
     /// One update of all parameters that have a gradient. Where the scale is not finite nothing may change.
     ///
@@ -22,6 +23,8 @@ pub trait Rule: Sync {
 
 /// A parameter's part in an update.
 pub struct Item<'a> {
+    /// The parameter's group.
+    pub group: Group,
     /// Learning rate of this step and this parameter's group.
     pub lr: f64,
     /// Decoupled weight decay of this parameter's group.

@@ -85,6 +85,8 @@ fn any_number_of_processes_gives_the_bits_of_one() {
     same(&config(&["data.grad_accum=64"]), &[2, 4, 16, 64]);
     // leaves of three micro-batches
     same(&config(&["data.grad_accum=12", "optim.clip=0.01"]), &[2, 4]);
+    // state that differs by group
+    same(&config(&["data.grad_accum=4", "optim.kind=muon"]), &[2, 4]);
 }
 
 #[test]

@@ -20,6 +20,7 @@ use anyhow::Context;
 use super::budget;
 use super::contrast::{ENOUGH, contrasts};
 use super::criteria;
+use super::optimiser;
 use super::plan::Plan;
 use super::run::{Outcome, Run};
 use super::table::{Results, Rows};
@@ -159,6 +160,7 @@ fn warnings(study: &Study, notes: &Notes) -> Vec<String> {
         out.push(format!("Fewer than {ENOUGH} seeds: the numbers are reported, nothing is decided."));
     }
     out.extend(budget::after(study.plan, &study.results.finished));
+    out.extend(optimiser::warnings(study.plan));
     if notes.builds.len() > 1 {
         let what = "several builds or processors trained the runs; a seed has the same bits on one of them only";
         out.push(format!("Not one machine: {what}."));
