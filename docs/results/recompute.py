@@ -214,10 +214,13 @@ def solved_times(path, solved=0.9, checks=2, tuned=False):
 def last_values(path, baseline):
     """What a run's last validation or logged update says of accuracy, budget and router: mean over seeds, least and largest. And clipping."""
     wanted, last, clipped, logged = ("accuracy", "gamma", "tokens_asked", "attended_tokens", "answer_recall", "answer_chance", "router_missed", "reader_missed", "shortcut"), {}, defaultdict(int), defaultdict(int)
+    first = {}
     for row in rows_of(path):
         run = row["arm"], int(row["seed"])
         if "@" in row["arm"]:
             continue
+        if row["split"] == "train" and row["metric"] == "gamma" and not row["at"]:
+            first[run] = min(first.get(run, (math.inf, 0.0)), (int(row["step"]), float(row["value"])))
         if row["split"] == "train" and row["metric"] == "grad_norm":
             logged[run[0]] += 1
             clipped[run[0]] += float(row["value"]) > 1.0
@@ -235,6 +238,8 @@ def last_values(path, baseline):
             if arm != baseline and len(differences) > 1:
                 low, high, _ = flip_interval(differences)
                 print(f"      {arm} - {baseline}: {sum(differences) / len(differences):.3f} ({low:.3f} to {high:.3f}), sign-flip p = {sign_flip(differences)[0]:.4f}")
+    gammas = [gamma for _, gamma in first.values()]
+    print(f"  gamma at the first logged update ({min(at for at, _ in first.values())}): mean {sum(gammas) / len(gammas):.2f} ({min(gammas):.2f} to {max(gammas):.2f}) over the runs that have one")
     print("  Logged updates with a gradient norm above 1: " + "; ".join(f"{arm} {clipped[arm] / n:.3f} of {n}" for arm, n in logged.items()))
 
 
@@ -247,6 +252,9 @@ def of_times(path, baseline, margin):
         mean = sum(at for at, _ in values) / len(values)
         print(f"  {arm}: {sum(s for _, s in values)} of {len(values)} solved it; median {median(values)}, restricted mean {mean:.0f}; by seed "
               + ", ".join(f"{seed}: {tell(t)}" for seed, t in own.items()))
+    explored = [arm for arm in times if arm not in (baseline, "dash")]
+    ps = [sign_flip([at - times[baseline][seed][0] for seed, (at, _) in times[arm].items()])[0] for arm in explored]
+    adjusted = dict(zip(explored, holm(ps)))
     for arm, own in times.items():
         pairs = [seed for seed in own if seed in times[baseline]]
         if arm == baseline or len(pairs) < 2:
@@ -255,13 +263,34 @@ def of_times(path, baseline, margin):
         (p, least), (low, high, level) = sign_flip(differences), flip_interval(differences)
         observed, expected, rank = log_rank([own[s] for s in pairs], [times[baseline][s] for s in pairs])
         print(f"  {arm} - {baseline}, {len(pairs)} pairs: mean {sum(differences) / len(pairs):.1f} updates ({low:.1f} to {high:.1f} at {100 * level:.1f} %), sign-flip "
-              f"p = {p:.5f} (smallest possible {least:.5f}), not equivalent within {margin:.0f}: p = {flip_equivalent(differences, margin):.5f}; "
+              f"p = {p:.5f} (smallest possible {least:.5f}{f'; after Holm {adjusted[arm]:.4f}' if arm in adjusted else '; declared'}), not equivalent within {margin:.0f}: p = {flip_equivalent(differences, margin):.5f}; "
               f"log-rank observed {observed}, expected {expected:.2f}, p = {rank:.2g}; earlier in {sum(d < 0 for d in differences)}, later in {sum(d > 0 for d in differences)}")
 
 
-def two_arms(path, arm, against):
+def near_misses(path):
+    """The best and the last accuracy of every run that did not solve the task: how far it stayed below the line."""
+    times, accuracy = solved_times(path), defaultdict(list)
+    for row in rows_of(path):
+        if row["split"] == "val" and row["metric"] == "accuracy" and " " not in row["at"]:
+            accuracy[row["arm"], int(row["seed"])].append((int(row["step"]), float(row["value"])))
+    for arm, own in times.items():
+        told = [(seed, [a for _, a in sorted(accuracy[arm, seed])]) for seed, (_, solved) in own.items() if not solved]
+        if told:
+            print(f"  {arm} where it did not solve it, best and last accuracy: " + ", ".join(f"{seed}: {max(a):.3f} and {a[-1]:.3f}" for seed, a in told))
+
+
+def other_lines(path, baseline, arm="dash"):
+    """The declared contrast with other lines in the place of 0.9 (not declared)."""
+    for line in (0.7, 0.8, 0.85):
+        times = solved_times(path, line)
+        a, b = ([times[name][seed] for seed in sorted(times[name])] for name in (arm, baseline))
+        differences = [x[0] - y[0] for x, y in zip(a, b)]
+        (low, high, _), (p, _) = flip_interval(differences), sign_flip(differences)
+        print(f"  with the line at {line}: {arm} {sum(s for _, s in a)} of {len(a)}, {baseline} {sum(s for _, s in b)} of {len(b)}, mean {sum(differences) / len(a):.0f} ({low:.0f} to {high:.0f}), sign-flip p = {p:.5f}")
+
+
+def two_arms(times, arm, against):
     """Paired difference of two arms, neither of which is the baseline; no such pair was declared."""
-    times = solved_times(path)
     differences = [at - times[against][seed][0] for seed, (at, _) in times[arm].items()]
     low, high, _ = flip_interval(differences)
     print(f"  {arm} - {against} (not declared): mean {sum(differences) / len(differences):.1f} updates ({low:.1f} to {high:.1f}), sign-flip p = {sign_flip(differences)[0]:.5f}; "
@@ -294,6 +323,8 @@ def card_times(path, baseline):
         told = "" if arm == baseline else f"; against {baseline} p = {ps[arm]:.5f}" + (f", after Holm {adjusted[arm]:.4f}" if arm in adjusted else "")
         earlier = "" if arm == baseline else f", sooner in {sum(at < times[baseline][seed][0] for seed, (at, _) in own.items())} of {len(own)}"
         print(f"  {arm}: {sum(s for _, s in own.values())} of {len(own)} solved it, median {median(list(own.values()))}, mean {sum(at for at, _ in own.values()) / len(own) + 1e-9:.0f}{earlier}{told}")
+    for arm, against in (("dash", "topk"), ("topk-bias", "dash"), ("topk-bias", "topk-bias-stopped"), ("topk-bias-stopped", "topk")):
+        two_arms(times, arm, against)
 
 
 # The recall task -----------------------------------------------------------------------------------------------------
@@ -468,8 +499,10 @@ if __name__ == "__main__":
             rows = Path(__file__).parent / name / "results.csv.gz"
             print(f"\n{title}, time to solve (0.9 in two validations running)")
             of_times(rows, "dash-stopped", margin)
+            near_misses(rows)
+            other_lines(rows, "dash-stopped")
             for arm, against in others:
-                two_arms(rows, arm, against)
+                two_arms(solved_times(rows), arm, against)
             tuning(rows)
             print("  Last values, mean over seeds (least to largest):")
             last_values(rows, "dash-stopped")
