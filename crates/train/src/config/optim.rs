@@ -44,6 +44,9 @@ pub struct Optim {
     /// Largest global gradient norm; 0: no clipping.
     #[serde(default = "unit")]
     pub clip: f64,
+    /// An update is left out whose gradient norm is above this many times the median of the last 64, once there are 32. It is told and counted; the schedule and the bias correction of the moments go on. On a CPU alone: on a GPU the host would wait for every norm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spike_guard: Option<f64>,
     /// Decay of the first moment.
     #[serde(default = "beta1")]
     pub beta1: f64,
@@ -208,6 +211,12 @@ impl Optim {
             }
         }
         self.check_muon()?;
+        if let Some(x) = self.spike_guard.filter(|x| !(*x > 1.0 && x.is_finite())) {
+            return wrong(
+                "optim.spike_guard",
+                format!("{x:?} is not above 1: every other gradient is above the median"),
+            );
+        }
         // where a gradient is 0, an eps that is 0 in f32 makes the update 0 / 0
         if !(self.eps as f32 > 0.0 && self.eps.is_finite()) {
             return wrong("optim.eps", format!("{:?} is not above 0 in f32 (1e-45 is the smallest)", self.eps));

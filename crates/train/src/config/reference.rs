@@ -100,6 +100,7 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("optim.vector_lr", "at least 0", "-1.0"),
     ("optim.vector_weight_decay", "at least 0", "-0.1"),
     ("optim.clip", "at least 0", "-1.0"),
+    ("optim.spike_guard", "above 1", "1.0"),
     ("optim.beta1", "0 to below 1", "1.0"),
     ("optim.beta2", "0 to below 1", "1.0"),
     ("optim.eps", "above 0", "0.0"),

@@ -147,6 +147,7 @@ impl Checkpoints {
         let aside = self.folder.join(format!(".tmp-{name}"));
         let _ = std::fs::remove_dir_all(&aside);
         state.optimizer = trainer.optimizer.kind().into();
+        state.spikes = config.optim.spike_guard.map(|_| trainer.spikes.clone());
         state.knobs = Knobs::of(&trainer.model.config().attention);
         let written = self.write(&aside, (trainer, moments), &mut state);
         if let Err(e) = written {
@@ -291,5 +292,6 @@ pub fn load(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<(
     let yoke = Yoke::taken(folder, config)?;
     let mut trainer = Trainer::of(model, optimizer);
     trainer.yoke = yoke;
+    trainer.spikes = state.spikes.clone().unwrap_or_default();
     Ok((trainer, state))
 }

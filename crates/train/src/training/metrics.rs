@@ -172,6 +172,9 @@ fn train_line(config: &Config, (step, tokens): (u64, u64), pace: &Pace, s: &Step
     });
     line["attended_tokens"] = number(attended_tokens(config, s));
     line["flops_per_token"] = number(pace.flops_per_token);
+    if let Some(skipped) = s.skipped {
+        line["skipped_updates"] = json!(skipped);
+    }
     if let Some(mfu) = pace.mfu {
         line["mfu"] = number(mfu);
     }

@@ -32,6 +32,7 @@ pub mod schedule;
 mod session;
 pub mod shares;
 pub mod spent;
+pub mod spikes;
 mod standard_error;
 pub mod state;
 pub mod stop;

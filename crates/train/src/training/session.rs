@@ -201,7 +201,13 @@ impl<'a> Session<'a> {
     fn update(&mut self, step: u64, logged: bool) -> Result<Option<StepStats>> {
         let Parts { config, trainer, loader, state, began, .. } = &mut self.parts;
         let batches: Vec<_> = (0..config.data.grad_accum).map(|_| loader.next_batch()).collect();
+        let (measure, skipped) = (trainer.spikes.median(), trainer.spikes.skipped);
         let stats = trainer.step(config, &batches, logged)?;
+        if let (Some(stats), Some(median)) = (&stats, measure.filter(|_| trainer.spikes.skipped > skipped)) {
+            let (norm, count) = (stats.grad_norm, trainer.spikes.skipped);
+            let what = format!("its gradient norm {norm:.3} is an outlier, the median of the last is {median:.3}");
+            say(&self.bar, format!("step {step}: left out, {what}; {count} so far (optim.spike_guard)"));
+        }
         if step == self.first + 1 {
             trainer.settle()?;
             say(&self.bar, format!("first step after {:.1} s", began.elapsed().as_secs_f64()));

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | 1 | no `version`; `config_hash`, which nothing read; `knobs` of plain numbers; the oldest have no `data.drawn` |
 //! | 2 | `version`, `build` and `optimizer`; unknown keys are an error |
+//! | 3 | `spikes` |
 
 use std::collections::HashMap;
 use std::fmt;
@@ -15,10 +16,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::knobs::Knobs;
+use super::spikes::Spikes;
 use crate::program::build;
 
 /// The version that this build writes; it reads this one and all before.
-pub const VERSION: u64 = 2;
+pub const VERSION: u64 = 3;
 
 /// Everything that is not a tensor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +44,8 @@ pub struct State {
     pub optimizer: String,
     /// alpha and gamma in force, where the attention has them.
     pub knobs: Option<Knobs>,
+    /// What the spike guard has seen, where `optim.spike_guard` is set.
+    pub spikes: Option<Spikes>,
     /// Validation loss at this step, where one was taken.
     pub validation_loss: Option<f64>,
     /// File name to hash.
@@ -70,6 +74,7 @@ impl State {
             data_hash,
             optimizer: String::new(),
             knobs: None,
+            spikes: None,
             validation_loss: None,
             files: HashMap::new(),
         }
@@ -108,6 +113,12 @@ fn from_version_1(state: &mut Map<String, Value>) {
     }
 }
 
+/// Version 2 as version 3.
+fn from_version_2(state: &mut Map<String, Value>) {
+    state.insert("version".into(), json!(3));
+    state.insert("spikes".into(), Value::Null);
+}
+
 fn parse(bytes: &[u8]) -> anyhow::Result<State> {
     let mut state: Map<String, Value> = serde_json::from_slice(bytes)?;
     let version = match state.get("version") {
@@ -118,8 +129,11 @@ fn parse(bytes: &[u8]) -> anyhow::Result<State> {
         let build = state.get("build").and_then(Value::as_str).unwrap_or("an unnamed build").to_string();
         return Err(Newer { version, build }.into());
     }
-    if version == 1 {
+    if version <= 1 {
         from_version_1(&mut state);
+    }
+    if version <= 2 {
+        from_version_2(&mut state);
     }
     Ok(serde_json::from_value(Value::Object(state))?)
 }
@@ -165,7 +179,7 @@ mod tests {
         assert!(newer.is::<Newer>());
         let text = newer.to_string();
         assert!(
-            text.contains("format version 3, written by train 0.1.0") && text.contains("reads versions 1 to 2"),
+            text.contains("format version 4, written by train 0.1.0") && text.contains("reads versions 1 to 3"),
             "{text}"
         );
         assert!(told(&["version"], json!(0)).to_string().contains("not a positive integer"));

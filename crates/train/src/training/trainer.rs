@@ -9,6 +9,7 @@ use super::knobs::{self, AttendedTokens, Knobs, merged};
 use super::optim::Optimizer;
 use super::schedule::learning_rate;
 use super::shares::{Reduced, Shares};
+use super::spikes::Spikes;
 use super::tasks::RouterChoice;
 use super::yoke::Yoke;
 use crate::config::Config;
@@ -25,6 +26,8 @@ pub struct Trainer {
     unread: Vec<Handed>,
     /// What the run took from another one.
     pub yoke: Yoke,
+    /// What the spike guard has seen.
+    pub spikes: Spikes,
     /// What of an update this process makes, where several train.
     shares: Shares,
 }
@@ -62,6 +65,8 @@ pub struct StepStats {
     pub knobs: Option<Knobs>,
     /// Attended tokens over visible tokens, where the attention routes and the step logs or steers by it.
     pub attended: Option<f64>,
+    /// Updates that the spike guard has left out so far, where there is one.
+    pub skipped: Option<u64>,
 }
 
 /// Router figures of one layer.
@@ -104,7 +109,14 @@ impl Trainer {
 
     /// Of weights and moments.
     pub fn of(model: Model, optimizer: Optimizer) -> Self {
-        Trainer { model, optimizer, unread: Vec::new(), yoke: Yoke::default(), shares: Shares::alone() }
+        Trainer {
+            model,
+            optimizer,
+            unread: Vec::new(),
+            yoke: Yoke::default(),
+            spikes: Spikes::default(),
+            shares: Shares::alone(),
+        }
     }
 
     /// From now on several processes train: each keeps the state of the parameters that it owns.
@@ -178,8 +190,19 @@ impl Trainer {
         let before = self.unread.last().map(|handed| handed.factor.clone());
         let finite: Vec<Tensor> = losses.iter().cloned().chain(before).collect();
         let params = self.model.params_mut();
-        let factor = self.optimizer.update(params, (&grads, &norm, &finite), lr, &config.optim)?;
-        self.shares.spread(params, &reached)?;
+        // only where the norm is on the host at once; all processes have the same bits of it
+        let outlier = match config.optim.spike_guard {
+            Some(factor) => self.spikes.leaves_out(norm.item()?, factor),
+            None => false,
+        };
+        let factor = if outlier {
+            self.optimizer.skip();
+            norm.clone()
+        } else {
+            let factor = self.optimizer.update(params, (&grads, &norm, &finite), lr, &config.optim)?;
+            self.shares.spread(params, &reached)?;
+            factor
+        };
         // a CPU's figures are there
         let later = !(with_routers || steers) && self.model.device().is_asynchronous();
         let kept = if later { batches.to_vec() } else { Vec::new() };
@@ -195,7 +218,8 @@ impl Trainer {
         let attended = (!shares.is_empty()).then(|| total(&shares) / shares.len() as f64);
         knobs::control(&config.router, &mut self.model, attended);
         let routers = if with_routers { self.routers(stats, &grads)? } else { Vec::new() };
-        Ok(Some(StepStats { loss, grad_norm, lr, routers, knobs, attended }))
+        let skipped = config.optim.spike_guard.map(|_| self.spikes.skipped);
+        Ok(Some(StepStats { loss, grad_norm, lr, routers, knobs, attended, skipped }))
     }
 
     /// The figures of all layers, from those of this process's micro-batches and the gradients of the parameters that it owns.

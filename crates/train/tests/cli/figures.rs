@@ -86,7 +86,12 @@ fn every_logged_figure_is_documented_and_every_documented_one_is_logged() {
     ];
     let ramp = "router.alpha={from=1.25,to=1.5,steps=3}";
     let task = [RECALL, "data.vocab_size=40", "run.name=task", "run.steps=4", ramp, "router.target_share=0.6"];
-    let indexer = ["run.name=indexer", "run.steps=2", "model.attention={kind=\"kl-indexer\",chunk_size=8,top=3}"];
+    let indexer = [
+        "run.name=indexer",
+        "run.steps=2",
+        "optim.spike_guard=8",
+        "model.attention={kind=\"kl-indexer\",chunk_size=8,top=3}",
+    ];
     let (mut keys, mut all) = (BTreeSet::new(), BTreeSet::new());
     for set in [&text[..], &task, &indexer] {
         succeeded(&s.run(&[], set));

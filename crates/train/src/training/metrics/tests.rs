@@ -39,7 +39,7 @@ fn layer(layer: usize, density: f64, active_chunks: f64, bias: (f64, f64)) -> La
 
 fn stats(routers: Vec<LayerStats>, attended: Option<f64>) -> StepStats {
     let knobs = Some(Knobs { alpha: Some(1.5), gamma: Some(4.0) });
-    StepStats { loss: 2.5, grad_norm: 0.75, lr: 1e-3, routers, knobs, attended }
+    StepStats { loss: 2.5, grad_norm: 0.75, lr: 1e-3, routers, knobs, attended, skipped: None }
 }
 
 /// Of a run on a CPU.

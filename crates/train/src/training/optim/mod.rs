@@ -143,6 +143,11 @@ impl Optimizer {
         Ok(scale)
     }
 
+    /// Counts an update that is left out.
+    pub fn skip(&mut self) {
+        self.step += 1;
+    }
+
     /// Takes the count of updates back that changed nothing.
     pub fn undo_steps(&mut self, count: u64) {
         self.step -= count;
