@@ -320,6 +320,10 @@ impl Described {
         if let Some(name) = tensors.keys().min() {
             return Err(unfit(format!("{name} belongs to no parameter of the model that the configuration describes")));
         }
+        if let Some(bad) = params.iter().find(|p| p.value.is_finite() == Ok(false)) {
+            let what = "holds a number that is not finite (NaN or infinity), so that nothing can be computed with it";
+            return Err(unfit(format!("{} {what}; take the weights of an earlier checkpoint", bad.name)));
+        }
         Model::with_params(config, params, positions).map_err(|e| unfit(e.to_string()))
     }
 }

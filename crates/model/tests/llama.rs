@@ -92,6 +92,17 @@ fn an_index_that_does_not_fit_its_files_is_told() {
 }
 
 #[test]
+fn weights_that_are_not_finite_are_refused_by_name() {
+    let infinite = |mut bytes: Vec<u8>| {
+        let last = bytes.len() - 2;
+        bytes[last..].copy_from_slice(&0x7c00u16.to_le_bytes());
+        bytes
+    };
+    let e = told("llama-f16", "model.safetensors", infinite);
+    assert!(e.contains("model.safetensors: model.") && e.contains("not finite"), "{e}");
+}
+
+#[test]
 fn what_changes_the_arithmetic_is_refused_by_its_key() {
     let refused = |from: &str, to: &str, key: &str| {
         let e = told("llama-f16", "config.json", swapped(from, to));
