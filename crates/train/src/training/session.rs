@@ -203,11 +203,8 @@ impl<'a> Session<'a> {
         let batches: Vec<_> = (0..config.data.grad_accum).map(|_| loader.next_batch()).collect();
         let (measure, skipped) = (trainer.spikes.median(), trainer.spikes.skipped);
         let stats = trainer.step(config, &batches, logged)?;
-        if let (Some(stats), Some(median)) = (&stats, measure.filter(|_| trainer.spikes.skipped > skipped)) {
-            let (norm, count) = (stats.grad_norm, trainer.spikes.skipped);
-            let what = format!("its gradient norm {norm:.3} is an outlier, the median of the last is {median:.3}");
-            say(&self.bar, format!("step {step}: left out, {what}; {count} so far (optim.spike_guard)"));
-        }
+        let left_out = stats.as_ref().zip(measure).filter(|_| trainer.spikes.skipped > skipped);
+        left_out.iter().for_each(|(s, median)| say(&self.bar, trainer.spikes.told(step, s.grad_norm, *median)));
         if step == self.first + 1 {
             trainer.settle()?;
             say(&self.bar, format!("first step after {:.1} s", began.elapsed().as_secs_f64()));

@@ -44,6 +44,15 @@ impl Spikes {
         self.skipped += u64::from(outlier);
         outlier
     }
+
+    /// That the update of a step was left out, for its norm against the median before it.
+    pub fn told(&self, step: u64, norm: f64, median: f64) -> String {
+        format!(
+            "step {step}: left out, its gradient norm {norm:.3} is an outlier, the median of the last is {median:.3}; {} so far \
+             (optim.spike_guard)",
+            self.skipped
+        )
+    }
 }
 
 #[cfg(test)]

@@ -189,16 +189,11 @@ impl Trainer {
         let Reduced { grads, losses, reached, norm } = self.shares.reduce(self.model.params(), grads, losses)?;
         let before = self.unread.last().map(|handed| handed.factor.clone());
         let finite: Vec<Tensor> = losses.iter().cloned().chain(before).collect();
-        let params = self.model.params_mut();
-        // only where the norm is on the host at once; all processes have the same bits of it
-        let outlier = match config.optim.spike_guard {
-            Some(factor) => self.spikes.leaves_out(norm.item()?, factor),
-            None => false,
-        };
-        let factor = if outlier {
+        let factor = if self.is_outlier(config, &norm)? {
             self.optimizer.skip();
             norm.clone()
         } else {
+            let params = self.model.params_mut();
             let factor = self.optimizer.update(params, (&grads, &norm, &finite), lr, &config.optim)?;
             self.shares.spread(params, &reached)?;
             factor
@@ -240,6 +235,11 @@ impl Trainer {
             routers.push(LayerStats { layer, router, indexer_gradient });
         }
         Ok(routers)
+    }
+
+    /// Whether the spike guard leaves the update out. The norm is on the host, and all processes have the same bits of it.
+    fn is_outlier(&mut self, config: &Config, norm: &Tensor) -> dash_core::Result<bool> {
+        config.optim.spike_guard.map_or(Ok(false), |factor| Ok(self.spikes.leaves_out(norm.item()?, factor)))
     }
 
     /// The loss of a micro-batch, and what the routers chose or the oracle did in their place.
