@@ -43,7 +43,14 @@ fn published_rows_are_read_as_they_are_and_what_they_lack_is_told() {
     told(&[rows.as_bytes(), b"\xff"].concat(), &["is not valid UTF-8"]);
     let (head, second) = (rows.lines().next().unwrap(), rows.lines().nth(1).unwrap());
     told(format!("{head}\n{second}\ndense,0").as_bytes(), &["line 3 is \"dense,0\", expected arm,seed"]);
-    told(rows.replacen(second, &second.replace(",0,", ",x,"), 1).as_bytes(), &["line 2 is", "with numbers for seed"]);
+    told(
+        rows.replacen(second, &second.replace(",0,", ",x,"), 1).as_bytes(),
+        &["line 2 is", "with finite numbers for seed"],
+    );
+    for value in ["NaN", "inf", "1e308"] {
+        let line = format!("{},{value}", second.rsplit_once(',').unwrap().0);
+        told(rows.replacen(second, &line, 1).as_bytes(), &["line 2 is", value, "with finite numbers"]);
+    }
     told(format!("{rows}{second}\n").as_bytes(), &["once more", "a run counts once"]);
 
     let report = |args: &[&str]| {

@@ -52,6 +52,11 @@ const MAKER: &str = "trained_by";
 
 const HEAD: &str = "arm,seed,step,split,metric,at,value";
 
+/// A figure of a run: none is larger than a number of 32 bits, and sums of fourth powers stay finite.
+fn value_of(text: &str) -> Option<f64> {
+    text.parse().ok().filter(|value: &f64| value.abs() < 1e60)
+}
+
 impl Rows {
     /// Adds the record of a run.
     ///
@@ -158,7 +163,8 @@ impl Rows {
             let fields: Vec<&str> = line.split(',').collect();
             let read = match fields[..] {
                 [arm, seed, step, split, metric, at, value] => {
-                    seed.parse().ok().zip(step.parse().ok()).zip(value.parse().ok()).map(|((seed, step), value)| Row {
+                    let numbers = seed.parse().ok().zip(step.parse().ok()).zip(value_of(value));
+                    numbers.map(|((seed, step), value)| Row {
                         arm: arm.into(),
                         seed,
                         step,
@@ -173,7 +179,7 @@ impl Rows {
             let number = i + 2;
             let Some(row) = read else {
                 anyhow::bail!(
-                    "line {number} is {line:?}, expected {HEAD} with numbers for seed, step and value; bring the whole file"
+                    "line {number} is {line:?}, expected {HEAD} with finite numbers for seed, step and value; bring the whole file"
                 );
             };
             let figure = line.rsplit_once(',').map_or(line, |(figure, _)| figure);
