@@ -235,14 +235,24 @@ impl Content {
         if head.is_empty() {
             return Ok(false);
         }
+        let refused = |what: String| Err(io::Error::new(ErrorKind::InvalidData, Damaged(what)));
+        if !head.iter().zip(ZSTD.to_le_bytes()).all(|(found, expected)| *found == expected) {
+            let behind = self.parts;
+            return refused(format!(
+                "byte {at}, behind zstd frame {behind}, begins no other frame: something was appended or the file is damaged; bring the \
+                 whole file"
+            ));
+        }
         (self.parts, self.from) = (self.parts + 1, at);
         match window(&head) {
             Some(bytes) if bytes > WINDOW => {
-                return Err(self.damage(format!(
-                    "its window of {} MB is above the {} MB that are read; compress it again without --long",
+                return refused(format!(
+                    "zstd frame {}, which begins at byte {at}, has a window of {} MB, above the {} MB that are read; compress it again \
+                     without --long",
+                    self.parts,
                     bytes >> 20,
                     WINDOW >> 20
-                )));
+                ));
             }
             Some(_) => {}
             None => source.ended |= head.len() < 18,

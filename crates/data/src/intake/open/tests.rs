@@ -110,11 +110,15 @@ fn damage_is_told_with_its_member_or_frame() {
     let mut flipped = zstd.clone();
     flipped[starts[2] - 1] ^= 1;
     assert!(error("a.jsonl.zst", &flipped).contains("the content does not match its checksum"));
-    let told = error("a.jsonl.zst", &[&zstd[..], b"more"].concat());
-    assert!(told.contains(&format!("zstd frame 4, which begins at byte {}", zstd.len())), "{told}");
+    for appended in [&b"x"[..], b"more than a magic number", &[0; 64]] {
+        let told = error("a.jsonl.zst", &[&zstd[..], appended].concat());
+        assert!(told.contains(&format!("byte {}, behind zstd frame 3, begins no other frame", zstd.len())), "{told}");
+    }
+    let cut = error("a.jsonl.zst", &[&zstd[..], &zstd[..2]].concat());
+    assert!(cut.contains("ends within zstd frame 4"), "{cut}");
     // a frame that asks for a window of 256 MB
     let told = error("a.jsonl.zst", &[0x28, 0xb5, 0x2f, 0xfd, 0, 18 << 3, 1, 0, 0]);
-    assert!(told.contains("its window of 256 MB is above the 128 MB"), "{told}");
+    assert!(told.contains("a window of 256 MB, above the 128 MB") && told.ends_with("without --long"), "{told}");
 }
 
 #[test]
