@@ -63,3 +63,23 @@ fn published_rows_are_read_as_they_are_and_what_they_lack_is_told() {
     let text = report(&["--arms", "dense"]);
     assert!(text.lines().nth(2).unwrap().starts_with("The declared contrast, dash, is not among these arms"), "{text}");
 }
+
+#[test]
+fn a_damaged_record_of_a_run_is_told_and_a_cut_last_line_is_none() {
+    let s = Sandbox::new();
+    let set = [RECALL, "data.vocab_size=40", "run.steps=2", "compare={seeds=1}"];
+    succeeded(&s.run(&["compare", "--arms", "dense,dash"], &set));
+    let report = ["compare", "--arms", "dense,dash", "--report-only"];
+    let record = s.path("runs/compare-test/runs/dash-s0/metrics.jsonl");
+    let good = fs::read_to_string(&record).unwrap();
+    fs::write(&record, format!("{good}{{\"step\": 2, \"spl")).unwrap();
+    succeeded(&s.run(&report, &set));
+    let (first, rest) = good.split_once('\n').unwrap();
+    for bad in ["{\"step\": 1", "{\"step\": 1, \"split\": \"train\", \"loss\": 1e999}"] {
+        fs::write(&record, format!("{first}\n{bad}\n{rest}")).unwrap();
+        failed(&s.run(&report, &set), 2, &["dash-s0/metrics.jsonl is damaged", "line 2", "take the run away"]);
+    }
+    // a number that no run can have is no figure
+    fs::write(&record, good.replace("\"loss\":", "\"loss\":1e300,\"other\":")).unwrap();
+    succeeded(&s.run(&report, &set));
+}

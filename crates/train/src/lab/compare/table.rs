@@ -52,9 +52,13 @@ const MAKER: &str = "trained_by";
 
 const HEAD: &str = "arm,seed,step,split,metric,at,value";
 
-/// A figure of a run: none is larger than a number of 32 bits, and sums of fourth powers stay finite.
+/// Whether a run can have had this figure: none is larger than a number of 32 bits, and sums of fourth powers stay finite.
+fn is_figure(value: f64) -> bool {
+    value.abs() < 1e60
+}
+
 fn value_of(text: &str) -> Option<f64> {
-    text.parse().ok().filter(|value: &f64| value.abs() < 1e60)
+    text.parse().ok().filter(|value| is_figure(*value))
 }
 
 impl Rows {
@@ -65,11 +69,19 @@ impl Rows {
     pub fn read_run(&mut self, arm: &str, seed: u64, folder: &Path) -> anyhow::Result<()> {
         let path = folder.join("metrics.jsonl");
         let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-        // a last line that a crash cut is no JSON
-        for line in text.lines().filter_map(|l| serde_json::from_str::<Value>(l).ok()) {
+        for (i, line) in text.lines().enumerate() {
+            let line = match serde_json::from_str::<Value>(line) {
+                Ok(line) => line,
+                // a last line that a crash cut is no JSON
+                Err(_) if !text.ends_with('\n') && i + 1 == text.lines().count() => continue,
+                Err(e) => {
+                    let what = "take the run away, and the same command makes it again";
+                    anyhow::bail!("{} is damaged: line {} is no record ({e}); {what}", path.display(), i + 1);
+                }
+            };
             let (Some(step), Some(split)) = (line["step"].as_u64(), line["split"].as_str()) else { continue };
             let mut push = |metric: &str, at: &str, value: &Value| {
-                if let Some(value) = value.as_f64() {
+                if let Some(value) = value.as_f64().filter(|value| is_figure(*value)) {
                     let (arm, split, metric, at) = (arm.into(), split.into(), metric.into(), at.into());
                     self.0.push(Row { arm, seed, step, split, metric, at, value });
                 }

@@ -62,7 +62,7 @@ pub fn rows(plan: &Plan, runs: &[Run]) -> Result<Rows> {
     let mut rows = Rows::default();
     for run in runs {
         if run.folder.join("metrics.jsonl").exists() {
-            rows.read_run(&run.arm, run.seed, &run.folder)?;
+            rows.read_run(&run.arm, run.seed, &run.folder).map_err(Failure::Request)?;
         }
         let (outcome, step) = (run.outcome(), run.logged());
         let arm = run.arm.split('@').next().unwrap_or_default();
