@@ -11,7 +11,11 @@ use crate::files::replace_file;
 fn lines(run: &Path) -> anyhow::Result<Vec<Value>> {
     let path = run.join("metrics.jsonl");
     let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    text.lines().map(|l| serde_json::from_str(l).with_context(|| format!("{} is damaged", path.display()))).collect()
+    let all: Vec<Result<Value, _>> = text.lines().map(serde_json::from_str).collect();
+    // a last line that a crash cut is no record
+    let cut = usize::from(!text.ends_with('\n') && all.last().is_some_and(Result::is_err));
+    let whole = all.len() - cut;
+    all.into_iter().take(whole).map(|l| l.with_context(|| format!("{} is damaged", path.display()))).collect()
 }
 
 /// Adds a figure over the steps as the next line.

@@ -74,10 +74,13 @@ fn a_damaged_record_of_a_run_is_told_and_a_cut_last_line_is_none() {
     let good = fs::read_to_string(&record).unwrap();
     fs::write(&record, format!("{good}{{\"step\": 2, \"spl")).unwrap();
     succeeded(&s.run(&report, &set));
+    let plot = ["plot", "--model", "runs/compare-test/runs/dash-s0", "--out", "plots"];
+    succeeded(&s.bin(&plot));
     let (first, rest) = good.split_once('\n').unwrap();
     for bad in ["{\"step\": 1", "{\"step\": 1, \"split\": \"train\", \"loss\": 1e999}"] {
         fs::write(&record, format!("{first}\n{bad}\n{rest}")).unwrap();
         failed(&s.run(&report, &set), 2, &["dash-s0/metrics.jsonl is damaged", "line 2", "take the run away"]);
+        assert!(!s.bin(&plot).status.success());
     }
     // a number that no run can have is no figure
     fs::write(&record, good.replace("\"loss\":", "\"loss\":1e300,\"other\":")).unwrap();
