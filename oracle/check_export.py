@@ -1,7 +1,7 @@
 """Checks what a run leaves behind with the Python world's own readers: python check_export.py EXPORTED_DIR [RUN_DIR]
 
 EXPORTED_DIR (from `train export`): transformers loads the model and tokenizer and computes the logits of parity.safetensors, to
-1e-4 of the largest: a dense model as a stock Llama, every other with the folder's own modeling_dashlab.py. DashAttention and
+1e-4 of the largest: a dense model as a stock Llama or Qwen3, every other with the folder's own modeling_dashlab.py. DashAttention and
 top-k are compared with oracle.py in float64 besides.
 RUN_DIR (a run folder): TensorBoard reads every event file and finds the figures of metrics.jsonl.
 Needs torch, safetensors, transformers; for RUN_DIR tensorboard.
@@ -22,15 +22,11 @@ def check_logits(folder):
     attention = config["dashlab"]["attention"]
     parity = load_file(folder / "parity.safetensors")
     ids, want = parity["ids"], parity["logits"].double()
-    if attention["kind"] == "dense":
-        from transformers import LlamaForCausalLM
+    from transformers import AutoModelForCausalLM
 
-        model, by = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32), "transformers"
-    else:
-        from transformers import AutoModelForCausalLM
-
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
-        by = "transformers with modeling_dashlab.py"
+    own = config["model_type"] == "dashlab"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, trust_remote_code=own)
+    by = "transformers with modeling_dashlab.py" if own else f"transformers as {config['model_type']}"
     compare(model(ids).logits.double(), want, by)
     if attention["kind"] in ("dash", "topk"):
         params = {k: v.double() for k, v in load_file(folder / "model.safetensors").items()}

@@ -341,7 +341,10 @@ def attention(x, p, m, a, layer):
         low, high = y[..., : d // 2], y[..., d // 2 :]
         return np.concatenate([low * cos - high * sin, high * cos + low * sin], -1)
 
-    q, k, v = (split(x @ p[f"{name}_proj.weight"].T, n) for name, n in (("q", m["heads"]), ("k", m["kv_heads"]), ("v", m["kv_heads"])))
+    heads = (("q", m["heads"]), ("k", m["kv_heads"]), ("v", m["kv_heads"]))
+    q, k, v = (split(x @ p[f"{name}_proj.weight"].T + p.get(f"{name}_proj.bias", 0), n) for name, n in heads)
+    if "q_norm.weight" in p:
+        q, k = norm(q, p["q_norm.weight"], m["norm_eps"]), norm(k, p["k_norm.weight"], m["norm_eps"])
     q, k, kind, chunks = rotate(q), rotate(k), a["kind"], None
     if kind == "dense":
         o = read(q, k, v, Places(t).causal)

@@ -46,6 +46,12 @@ pub struct ModelConfig {
     /// Stretches the rotary angles as Llama 3 does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rope_scaling: Option<RopeScaling>,
+    /// Adds a learned vector to queries, keys and values, as Qwen2 does. Starts at 0.
+    #[serde(default)]
+    pub qkv_bias: bool,
+    /// Normalises every head's query and key (RMSNorm over the head, with a learned factor) before they are rotated, as Qwen3 does: scores then cannot grow with the weights.
+    #[serde(default)]
+    pub qk_norm: bool,
     /// Which attention.
     #[serde(default)]
     pub attention: Attention,
@@ -113,6 +119,8 @@ impl ModelConfig {
             compute: Compute::default(),
             recompute: false,
             rope_scaling: None,
+            qkv_bias: false,
+            qk_norm: false,
             attention: Attention::default(),
         };
         config.resolve();
@@ -166,6 +174,12 @@ impl ModelConfig {
         }
         self.rope_scaling.as_ref().map_or(Ok(()), RopeScaling::check)?;
         self.attention.check_all()?;
+        for (key, on) in [("qkv_bias", self.qkv_bias), ("qk_norm", self.qk_norm)] {
+            if on && self.attention.kind() == "nsa" {
+                let what = "means nothing to keys and values that nsa's other branches have of their own; leave it out, or choose another kind";
+                return Err(ConfigError::new(format!("model.{key}"), what));
+            }
+        }
         if let Some(name) = twice(self) {
             let what = format!("{} has two parameters {name} in a layer", self.attention.kind());
             return Err(ConfigError::new("model.attention", what));

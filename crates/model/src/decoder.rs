@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use dash_core::ops::{
-    RopeTable, attention_heads, embedding, index_select, linear, linear_add, linear_cross_entropy, reshape, rmsnorm,
-    swiglu, token_nll,
+    RopeTable, add, attention_heads, embedding, index_select, linear, linear_add, linear_cross_entropy, reshape,
+    rmsnorm, rope, swiglu, token_nll,
 };
 use dash_core::{DType, Device, Error, Ids, Result, Tape, Tensor, Var};
 
@@ -13,7 +13,7 @@ use crate::attention::{Attention, Inputs, Knob, Layer, Reroute, attend};
 use crate::budget::Budget;
 use crate::cache::{Cache, LayerCache};
 use crate::config::ModelConfig;
-use crate::params::{Params, Places, parameters};
+use crate::params::{Params, Places, head_params, parameters};
 use crate::trace::RouterTrace;
 
 /// A decoder: configuration, parameters and rotary angles.
@@ -377,8 +377,9 @@ impl Block {
         tape.scope(|| format!("model.layers.{layer}.self_attn"));
         let a = rmsnorm(tape, x, input_norm, c.norm_eps)?;
         let first = cache.map_or(0, |cache| cache.borrow().past());
+        let (besides, own) = own.split_at(head_params(c).len());
         let inputs = Layer { x: &a, params: own, config: c, rope: &self.rope, first };
-        let [q, k, v] = attention_heads(tape, &a, [wq, wk, wv], &self.rope, first)?;
+        let [q, k, v] = self.heads(tape, &a, ([wq, wk, wv], besides), first)?;
         let own = c.attention.project(tape, &inputs)?;
         let (budget, reroute) = (self.budget.as_deref(), self.reroute.as_ref());
         let loss_share = self.loss_share;
@@ -389,6 +390,27 @@ impl Block {
         tape.scope(|| format!("model.layers.{layer}.mlp"));
         let m = rmsnorm(tape, &x, post_norm, c.norm_eps)?;
         Ok((swiglu(tape, &m, [gate, up, down], Some(&x))?, trace))
+    }
+
+    /// Queries, keys and values `[b, t, heads, d]`: with biases and norms by single ops, without them by the one that does all at once.
+    fn heads(&self, tape: &Tape, a: &Var, (weights, besides): ([&Var; 3], &[Var]), first: usize) -> Result<[Var; 3]> {
+        if besides.is_empty() {
+            return attention_heads(tape, a, weights, &self.rope, first);
+        }
+        let c = &self.config;
+        let (biases, norms) = besides.split_at(if c.qkv_bias { 3 } else { 0 });
+        let head = |i: usize, count: usize| {
+            let mut y = linear(tape, a, weights[i])?;
+            if let Some(bias) = biases.get(i) {
+                y = add(tape, &y, bias)?;
+            }
+            y = reshape(tape, &y, &[self.batch, self.tokens, count, c.head_dim])?;
+            if let Some(norm) = norms.get(i) {
+                y = rmsnorm(tape, &y, norm, c.norm_eps)?;
+            }
+            if i < 2 { rope(tape, &y, &self.rope, first) } else { Ok(y) }
+        };
+        Ok([head(0, c.heads)?, head(1, c.kv_heads)?, head(2, c.kv_heads)?])
     }
 
     /// The same bits, keeping only `x`: backward runs the block again on a tape of its own (Chen et al. 2016, arXiv

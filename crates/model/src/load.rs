@@ -66,6 +66,10 @@ struct File {
     hidden_act: Option<String>,
     #[serde(default)]
     attention_bias: bool,
+    sliding_window: Option<u64>,
+    use_sliding_window: Option<bool>,
+    #[serde(default)]
+    layer_types: Vec<String>,
     #[serde(default)]
     mlp_bias: bool,
     #[serde(default)]
@@ -77,10 +81,8 @@ struct File {
 }
 
 /// Keys that change what a model of another kind computes, with the value at which they change nothing.
-const NEUTRAL: [(&str, Value); 12] = [
+const NEUTRAL: [(&str, Value); 10] = [
     ("rope_interleaved", Value::Bool(false)),
-    ("sliding_window", Value::Null),
-    ("use_sliding_window", Value::Bool(false)),
     ("qk_norm", Value::Bool(false)),
     ("use_qk_norm", Value::Bool(false)),
     ("quantization_config", Value::Null),
@@ -134,7 +136,14 @@ impl Rope {
 #[derive(Deserialize)]
 struct DashLab {
     attention: Attention,
+    #[serde(default)]
+    qkv_bias: bool,
+    #[serde(default)]
+    qk_norm: bool,
 }
+
+/// Kinds of models whose blocks are computed here.
+const MODEL_TYPES: [&str; 4] = ["llama", "qwen2", "qwen3", "dashlab"];
 
 impl File {
     /// The keys that ask for something else than this decoder computes, with what it computes.
@@ -143,8 +152,8 @@ impl File {
             (
                 "model_type",
                 &*self.model_type,
-                "\"llama\" or \"dashlab\"",
-                ["llama", "dashlab"].contains(&&*self.model_type),
+                "\"llama\", \"qwen2\", \"qwen3\" or \"dashlab\"",
+                MODEL_TYPES.contains(&&*self.model_type),
             ),
             (
                 "hidden_act",
@@ -161,6 +170,15 @@ impl File {
         out.extend(self.scaling().err());
         let biases = [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)];
         out.extend(biases.iter().filter(|(_, on)| *on).map(|(key, _)| format!("{key} is true, expected false")));
+        // Qwen names a window in every file, and says beside it whether it is used
+        match (self.sliding_window, self.use_sliding_window) {
+            (_, Some(true)) => out.push("use_sliding_window is true, expected false or nothing".into()),
+            (Some(n), None) => out.push(format!("sliding_window is {n}, expected null or nothing")),
+            (_, Some(false)) | (None, None) => {}
+        }
+        if let Some(kind) = self.layer_types.iter().find(|kind| *kind != "full_attention") {
+            out.push(format!("layer_types has {kind:?}, expected \"full_attention\" everywhere"));
+        }
         for (key, neutral) in &NEUTRAL {
             match self.rest.get(*key) {
                 Some(value) if value != neutral && !value.is_null() => {
@@ -191,6 +209,8 @@ impl File {
             init_std: self.initializer_range.unwrap_or(usual.init_std),
             // what is no scaling was refused
             rope_scaling: self.scaling().ok().flatten(),
+            qkv_bias: self.model_type == "qwen2" || self.dashlab.as_ref().is_some_and(|own| own.qkv_bias),
+            qk_norm: self.model_type == "qwen3" || self.dashlab.as_ref().is_some_and(|own| own.qk_norm),
             attention: self.dashlab.as_ref().map_or(Dense {}.into(), |own| own.attention),
             ..usual
         }

@@ -80,7 +80,24 @@ pub struct Param {
 #[derive(Debug, Clone)]
 pub struct Params(Vec<Param>);
 
-/// The parameters of a block, in the order in which the decoder takes them apart: five, those of the attention variant, four.
+/// What queries, keys and values have besides their matrices: biases, then norms.
+pub(crate) fn head_params(c: &ModelConfig) -> Vec<ParamSpec> {
+    let (h, g, d) = (c.heads * c.head_dim, c.kv_heads * c.head_dim, c.head_dim);
+    let bias = |name, width| ParamSpec::new(name, vec![width], Init::Zeros, Group::Vector);
+    let norm = |name| ParamSpec::new(name, vec![d], Init::Ones, Group::Vector);
+    let mut all = Vec::new();
+    if c.qkv_bias {
+        let names = [("self_attn.q_proj.bias", h), ("self_attn.k_proj.bias", g), ("self_attn.v_proj.bias", g)];
+        all.extend(names.map(|(name, width)| bias(name, width)));
+    }
+    if c.qk_norm {
+        all.extend(["self_attn.q_norm.weight", "self_attn.k_norm.weight"].map(norm));
+    }
+    all
+}
+
+/// The parameters of a block, in the order in which the decoder takes them apart: five, [`head_params`], those of the attention variant,
+/// four.
 fn block(c: &ModelConfig) -> Vec<ParamSpec> {
     let (h, g, d) = (c.heads, c.kv_heads, c.head_dim);
     let norm = |name| ParamSpec::new(name, vec![c.width], Init::Ones, Group::Vector);
@@ -94,6 +111,7 @@ fn block(c: &ModelConfig) -> Vec<ParamSpec> {
         matrix("self_attn.v_proj.weight", g * d, c.width),
         into_residual("self_attn.o_proj.weight", h * d),
     ];
+    all.extend(head_params(c));
     all.extend(c.attention.params(c));
     all.extend([
         norm("post_attention_layernorm.weight"),

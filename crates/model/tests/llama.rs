@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use dash_core::{Device, Tape};
 use dash_model::{LoadError, Model};
 
-const FOLDERS: [&str; 4] = ["llama-f32-tied", "llama-bf16-sharded", "llama-f16", "llama3-f32"];
+const FOLDERS: [&str; 6] =
+    ["llama-f32-tied", "llama-bf16-sharded", "llama-f16", "llama3-f32", "qwen2-bf16", "qwen3-f32"];
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -42,7 +43,14 @@ fn the_loss_is_that_of_transformers() {
         let theta = if name == "llama3-f32" { 500.0 } else { 5000.0 };
         assert_eq!((model.positions(), model.config().rope_theta), (64, theta));
         let tape = Tape::inference();
-        assert_eq!(model.leaves(&tape).len(), if name == FOLDERS[0] { 20 } else { 21 });
+        // three biases in each of two layers, and two norms
+        let count = match name {
+            "llama-f32-tied" => 20,
+            "qwen2-bf16" => 26,
+            "qwen3-f32" => 25,
+            _ => 21,
+        };
+        assert_eq!(model.leaves(&tape).len(), count, "{name}");
     }
 }
 
@@ -115,10 +123,21 @@ fn what_changes_the_arithmetic_is_refused_by_its_key() {
     );
     refused("\"rope_type\": \"default\"", "\"rope_type\": \"yarn\"", "rope_type is \"yarn\"");
     refused("\"attention_bias\": false", "\"attention_bias\": true", "attention_bias is true");
-    refused("\"model_type\": \"llama\"", "\"model_type\": \"qwen3\"", "model_type is \"qwen3\"");
+    refused(
+        "\"model_type\": \"llama\"",
+        "\"model_type\": \"phi\"",
+        "model_type is \"phi\", expected \"llama\", \"qwen2\"",
+    );
+    let qwen = told("llama-f16", "config.json", swapped("\"model_type\": \"llama\"", "\"model_type\": \"qwen3\""));
+    assert!(qwen.contains("self_attn.q_norm.weight is missing"), "{qwen}");
     refused("\"hidden_act\": \"silu\"", "\"hidden_act\": \"gelu\"", "hidden_act is \"gelu\"");
     refused("\"use_cache\": true", "\"sliding_window\": 32", "sliding_window is 32, expected null or nothing");
     refused("\"use_cache\": true", "\"rope_interleaved\": true", "rope_interleaved is true, expected false or nothing");
+    let used =
+        told("qwen2-bf16", "config.json", swapped("\"use_sliding_window\": false", "\"use_sliding_window\": true"));
+    assert!(used.contains("use_sliding_window is true, expected false"), "{used}");
+    let slid = told("qwen3-f32", "config.json", swapped("\"full_attention\"", "\"sliding_attention\""));
+    assert!(slid.contains("layer_types has \"sliding_attention\""), "{slid}");
     let other = told("llama-f16", "config.json", swapped("\"intermediate_size\": 48", "\"intermediate_size\": 40"));
     assert!(other.contains("has shape [48, 32], the configuration asks for [40, 32]"), "{other}");
     let tied = told("llama-f16", "config.json", swapped("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1"));

@@ -95,11 +95,15 @@ fn what_it_does_not_compute_is_told() {
     };
     refused(
         &|json| json["model_type"] = json!("mistral"),
-        "model_type is \"mistral\", expected \"llama\" or \"dashlab\"",
+        "model_type is \"mistral\", expected \"llama\", \"qwen2\", \"qwen3\" or \"dashlab\"",
     );
     refused(&|json| json["hidden_act"] = json!("gelu"), "hidden_act is \"gelu\", expected \"silu\"");
     refused(&|json| json["rope_scaling"] = json!({"factor": 8}), "rope_type is left out with factor 8, expected");
     refused(&|json| json["rope_parameters"] = json!({"rope_type": "llama3"}), "factor is missing");
+    let nsa = |json: &mut Value| {
+        json["dashlab"] = json!({"attention": {"kind": "nsa"}, "qk_norm": true});
+    };
+    refused(&nsa, "model.qk_norm: means nothing to keys and values that nsa's other branches have");
     refused(&|json| json["mlp_bias"] = json!(true), "mlp_bias is true, expected false");
     let unnamed = |json: &mut Value| {
         json["model_type"] = json!("dashlab");

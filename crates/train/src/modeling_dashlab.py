@@ -295,8 +295,10 @@ class Attention(nn.Module):
         super().__init__()
         self.c, self.a, self.layer = c, c.dashlab["attention"], layer
         h, g, d = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        linear = lambda heads: nn.Linear(c.hidden_size, heads * d, bias=False)
-        self.q_proj, self.k_proj, self.v_proj = linear(h), linear(g), linear(g)
+        linear = lambda heads, bias=False: nn.Linear(c.hidden_size, heads * d, bias=bias)
+        bias, norm = c.dashlab.get("qkv_bias", False), c.dashlab.get("qk_norm", False)
+        self.q_proj, self.k_proj, self.v_proj = linear(h, bias), linear(g, bias), linear(g, bias)
+        self.q_norm, self.k_norm = (RMSNorm(d, c.rms_norm_eps) if norm else nn.Identity() for _ in "qk")
         self.o_proj = nn.Linear(h * d, c.hidden_size, bias=False)
         kind = self.a["kind"]
         if kind in ("dash", "topk-bias", "landmark") or (kind == "topk" and self.a.get("indexer")):
@@ -350,7 +352,8 @@ class Attention(nn.Module):
 
     def forward(self, x, rotate, f, kept):
         b, t, _ = x.shape
-        q, k, v = rotate(self.heads(x, self.q_proj)), rotate(self.heads(x, self.k_proj)), self.heads(x, self.v_proj)
+        q, k = rotate(self.q_norm(self.heads(x, self.q_proj))), rotate(self.k_norm(self.heads(x, self.k_proj)))
+        v = self.heads(x, self.v_proj)
         k, v, a, kind = f.keep(kept, "k", k), f.keep(kept, "v", v), self.a, self.a["kind"]
         if kind == "dense":
             o = read(q, k, v, causal(f))

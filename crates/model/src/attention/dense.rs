@@ -27,10 +27,19 @@ impl Variant for Dense {
         &SPEC
     }
 
-    fn export(&self, _config: &ModelConfig, _positions: usize) -> Export {
-        let note = "This is a dense Llama: `transformers.LlamaForCausalLM.from_pretrained(folder)` computes the logits in \
-            `parity.safetensors`.";
-        Export { loader: Loader::Stock, keys: Vec::new(), note: note.into() }
+    fn export(&self, config: &ModelConfig, _positions: usize) -> Export {
+        if config.qkv_bias {
+            // transformers 5 gives every model of type "qwen2" the tokenizer of Qwen's own, whatever tokenizer.json says
+            let note = "This is a dense Llama with biases of queries, keys and values. `modeling_dashlab.py` computes the logits in \
+                `parity.safetensors`.";
+            return Export { loader: Loader::Own, keys: Vec::new(), note: note.into() };
+        }
+        let family = if config.qk_norm { "Qwen3" } else { "Llama" };
+        let note = format!(
+            "This is a dense {family}: `transformers.{family}ForCausalLM.from_pretrained(folder)` computes the logits in \
+             `parity.safetensors`."
+        );
+        Export { loader: Loader::Stock, keys: Vec::new(), note }
     }
 
     fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {

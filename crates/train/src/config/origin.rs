@@ -79,6 +79,8 @@ impl Origin {
             ("rope_theta", Value::Float(m.rope_theta)),
             ("norm_eps", Value::Float(m.norm_eps)),
             ("tie_embeddings", Value::Boolean(m.tie_embeddings)),
+            ("qkv_bias", Value::Boolean(m.qkv_bias)),
+            ("qk_norm", Value::Boolean(m.qk_norm)),
         ];
         if let Some(s) = m.rope_scaling {
             let table = [

@@ -19,7 +19,7 @@ fn config_json(loaded: &Loaded, export: &Export, ids: &SpecialIds) -> Value {
     let config = &loaded.config;
     let m = &config.model;
     let mut json = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": config.data.vocab_size,
+        "architectures": [format!("{}ForCausalLM", stock(m))], "model_type": stock(m).to_lowercase(), "vocab_size": config.data.vocab_size,
         "hidden_size": m.width, "intermediate_size": m.ffn, "num_hidden_layers": m.layers,
         "num_attention_heads": m.heads, "num_key_value_heads": m.kv_heads, "head_dim": m.head_dim, "hidden_act": "silu",
         "max_position_embeddings": config.data.seq_len, "initializer_range": m.init_std, "rms_norm_eps": m.norm_eps,
@@ -29,6 +29,10 @@ fn config_json(loaded: &Loaded, export: &Export, ids: &SpecialIds) -> Value {
         "torch_dtype": "float32", "dtype": "float32", "transformers_version": "4.56.0",
         "dashlab": {"attention": m.attention, "trained": loaded.trained},
     });
+    if m.qkv_bias || m.qk_norm {
+        (json["dashlab"]["qkv_bias"], json["dashlab"]["qk_norm"]) = (json!(m.qkv_bias), json!(m.qk_norm));
+        json["use_sliding_window"] = json!(false);
+    }
     if export.loader == Loader::Own {
         json["auto_map"] = json!({
             "AutoConfig": "modeling_dashlab.DashLabConfig", "AutoModelForCausalLM": "modeling_dashlab.DashLabForCausalLM",
@@ -45,6 +49,11 @@ fn config_json(loaded: &Loaded, export: &Export, ids: &SpecialIds) -> Value {
         json[key] = json!(value);
     }
     json
+}
+
+/// The family of transformers whose block it is where the folder's own code does not load it.
+fn stock(m: &ModelConfig) -> &'static str {
+    if m.qk_norm { "Qwen3" } else { "Llama" }
 }
 
 /// The rotary angles under Hugging Face's names.

@@ -52,7 +52,8 @@ pub fn memory_bytes(config: &Config, params: usize) -> f64 {
     let (h, g, d) = (m.heads as f64, m.kv_heads as f64, m.head_dim as f64);
     // Kept per token and layer: block input and its norm, q k v before rope is freed, q k after, attention output and
     // lse, residual, its norm, gate, up.
-    let layer = 4.0 * c + 2.0 * h * d + 2.0 * g * d + h + 2.0 * f;
+    let before_norm = if m.qk_norm { (h + g) * d } else { 0.0 };
+    let layer = 4.0 * c + 2.0 * h * d + 2.0 * g * d + h + 2.0 * f + before_norm;
     let own = m.attention.cost(m, config.data.seq_len).kept;
     let logits = 1024.0f64.min(tokens) * config.data.vocab_size as f64;
     let head = 2.0 * tokens * c + config.data.vocab_size as f64 * c;
@@ -151,7 +152,8 @@ pub fn gpu_memory_bytes(config: &Config, params: usize) -> f64 {
     };
     // Kept per token and layer: block input, residual; operands: both norms, q, k, v, attention output, gate, up; lse.
     let own = 4.0 * m.attention.cost(m, config.data.seq_len).kept;
-    let layer = 8.0 * c + narrow * (2.0 * c + 2.0 * (h + g) * d + 2.0 * f) + 4.0 * h + own;
+    let before_norm = if m.qk_norm { 4.0 * (h + g) * d } else { 0.0 };
+    let layer = 8.0 * c + narrow * (2.0 * c + 2.0 * (h + g) * d + 2.0 * f) + 4.0 * h + own + before_norm;
     let layers = m.layers as f64;
     // weights that are multiplied together lie side by side; rounded ones are counted with the weights
     let joined = if narrow == 4.0 { layers * c * ((h + 2.0 * g) * d + 2.0 * f) * narrow } else { 0.0 };

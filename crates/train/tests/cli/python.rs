@@ -50,6 +50,10 @@ impl Trained {
             trained.train(kind, &[format!("model.attention.kind={kind}")]);
         }
         trained.train("dash-steered", &["router.target_share=0.5".into(), "model.attention.diagonal=true".into()]);
+        let dense = || "model.attention.kind=dense".to_string();
+        trained.train("biased", &["model.qkv_bias=true".into(), dense()]);
+        trained.train("normed", &["model.qk_norm=true".into(), dense()]);
+        trained.train("dash-biased-normed", &["model.qkv_bias=true".into(), "model.qk_norm=true".into()]);
         trained.train("untied", &["model.attention.kind=dense".into(), "model.tie_embeddings=false".into()]);
         trained
     }

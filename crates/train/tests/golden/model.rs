@@ -16,6 +16,8 @@ fn model(g: &Golden, dtype: DType) -> Model {
         rope_theta: g.number("rope_theta"),
         norm_eps: g.number("rms_norm_eps"),
         tie_embeddings: g.config["tie_word_embeddings"].as_bool().unwrap(),
+        qkv_bias: g.config["qkv_bias"].as_bool().unwrap_or(false),
+        qk_norm: g.config["qk_norm"].as_bool().unwrap_or(false),
         attention,
         ..ModelConfig::new(g.size("num_hidden_layers"), g.size("hidden_size"), heads, ffn)
     };
