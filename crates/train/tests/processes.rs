@@ -167,6 +167,35 @@ fn what_does_not_belong_together_is_refused_with_status_2() {
     for run in ["three", "unequal", "ranks"] {
         assert!(!place.0.path().join(run).join("c/config.toml").exists(), "{run}: no run begins");
     }
+    // the same configuration, another text
+    let folders = ["a", "b"].map(|name| place.0.path().join(name));
+    for folder in &folders {
+        std::fs::create_dir_all(folder).unwrap();
+        let text = format!("{} writes another text than the other one. ", folder.display()).repeat(400);
+        std::fs::write(folder.join("text.txt"), text).unwrap();
+        let config = CONFIG
+            .replace("[task]\nkind = \"recall\"\n", "")
+            .replace("vocab_size = 300", "vocab_size = 264")
+            .replace("[data]\n", "[data]\nsource = \"text\"\npath = \"text.txt\"\n");
+        std::fs::write(folder.join("c.toml"), config).unwrap();
+    }
+    let [a, b] = folders.each_ref().map(|f| f.to_str().unwrap());
+    let mut corpora = Command::new("mpirun");
+    corpora.args([
+        "--allow-run-as-root",
+        "--oversubscribe",
+        "--bind-to",
+        "none",
+        "-n",
+        "1",
+        "-wdir",
+        a,
+        train,
+        "--config",
+        "c.toml",
+    ]);
+    corpora.args([":", "-n", "1", "-wdir", b, train, "--config", "c.toml"]);
+    refused(corpora.output().unwrap(), "give all processes the same files");
     // what rank 0 alone finds ends all with its status
     let done = place.run(2, &["--set", "run.dir=small", "--set", "run.steps=4"]);
     assert!(done.status.success(), "{}", told(&done));

@@ -55,20 +55,20 @@ pub fn run(args: &TrainArgs) -> Result<()> {
         config.run.steps = steps.unsigned_abs();
     }
     let start = Start { resume, allow_changes: args.allow_changes, extend: args.extend.is_some(), force: args.force };
+    let on_gpu = config.run.device_name().map_err(Failure::request)? != DeviceName::Cpu;
     match seat::asked(&|name| std::env::var(name).ok())? {
         Asked::Spawn(brood) => spawn::run(&brood),
+        Asked::Sit(seat) if seat.world > 1 && on_gpu && spawn::lacks_settings() => spawn::again_with_settings(),
         Asked::Sit(seat) => match args.processes.map_or(1, usize::from) {
             1 => train(&config, start, &seat, Interrupt::install),
             n if seat.world > 1 => Err(Failure::request(format!(
                 "--processes {n}: a launcher has started {} already; leave it out",
                 seat.world
             ))),
-            n if config.run.device_name().map_err(Failure::request)? == DeviceName::Cpu => {
-                Err(Failure::request(format!(
-                    "--processes {n} is for GPUs (run.device = \"cuda\"). Threads use all cores of a CPU (run.threads); processes on CPUs are started \
+            n if !on_gpu => Err(Failure::request(format!(
+                "--processes {n} is for GPUs (run.device = \"cuda\"). Threads use all cores of a CPU (run.threads); processes on CPUs are started \
                  by MPI: mpirun -n {n} --bind-to none train ..., of a program built with --features mpi"
-                )))
-            }
+            ))),
             n => spawn::run(&spawn::of_this_host(n)?),
         },
     }

@@ -36,6 +36,7 @@ use dash_core::communicator::{Communicator, Incoming, NcclId};
 use dash_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::console::tell;
 use crate::failure::{Failure, Result};
 use hello::Hello;
 use seat::Seat;
@@ -115,9 +116,12 @@ impl Peers {
         let peers = Peers::Mpi(Arc::new(Mutex::new(mpi)));
         let all: Vec<Hello> = peers.agree(hello)?;
         match Hello::refuse_any(&all) {
-            Some(why) if seat.rank == 0 => Err(Failure::request(why)),
-            Some(_) => Err(Failure::Elsewhere(2)),
             None => Ok(peers),
+            Some(why) => {
+                let result = Err(if seat.rank == 0 { Failure::request(why) } else { Failure::Elsewhere(2) });
+                peers.leave(&result);
+                result.map(|()| peers)
+            }
         }
     }
 
@@ -160,16 +164,30 @@ impl Peers {
     /// When NCCL is not there, or cannot connect them.
     pub fn connect(&self, device: &Device, folders: &[PathBuf]) -> Result<()> {
         let Peers::Nccl(nccl) = self else { return Ok(()) };
-        let request = |e: dash_core::Error| {
+        let missing = |e: dash_core::Error| {
             Failure::request(format!(
                 "{e}\nSeveral GPUs need NCCL (pip install nvidia-nccl-cu13, or libnccl2 of your system)"
             ))
         };
-        let library = self.all(Communicator::library(folders).map_err(request))?;
+        let library = self.all(Communicator::library(folders).map_err(missing))?;
+        let request = |e: dash_core::Error| {
+            Failure::request(format!(
+                "{e}\nEach process needs a GPU of its own: run.device = \"cuda\" takes the one with its number on the host"
+            ))
+        };
+        let version = library
+            .version()
+            .ok()
+            .map(|(v, path)| format!("{}.{}.{} ({})", v / 10_000, v / 100 % 100, v % 100, path.display()));
         let id = self.first(|| Ok(library.new_id().map_err(request)?.0.to_vec()))?;
         let id = NcclId(id.try_into().map_err(|_| anyhow!("an identity of NCCL has 128 bytes"))?);
         let made = Communicator::new(library, device, id, nccl.place).map_err(request);
         *lock(&nccl.communicator) = Some(self.all(made)?);
+        if self.is_first()
+            && let Some(version) = version
+        {
+            tell!("NCCL {version} connects {} GPUs", self.world());
+        }
         Ok(())
     }
 
@@ -264,7 +282,6 @@ impl Peers {
 
     /// Ends it: in order where the run ended in the same way everywhere, else the others hear why.
     pub fn leave(&self, result: &Result<()>) {
-        let alike = matches!(result, Ok(()) | Err(Failure::Interrupted | Failure::Elsewhere(_)));
         match self {
             Peers::Alone => {}
             Peers::Nccl(n) => {
@@ -275,26 +292,12 @@ impl Peers {
                     let _ = communicator.finish();
                 }
                 match result {
-                    Err(e) if !alike => n.star.fail(&e.to_string()),
-                    _ => n.star.leave(),
+                    Ok(()) | Err(Failure::Interrupted | Failure::Elsewhere(_)) => n.star.leave(),
+                    Err(e) => n.star.fail(&e.to_string()),
                 }
             }
             #[cfg(feature = "mpi")]
-            Peers::Mpi(mpi) => {
-                if let Err(e) = result
-                    && !alike
-                {
-                    let mpi = lock(mpi);
-                    if mpi.place().0 == 0 {
-                        crate::console::tell_error(format_args!("error: {e}"));
-                    } else {
-                        crate::console::tell_error(format_args!("error: rank {}: {e}", mpi.place().0));
-                        // time for the first process's words, where it fails as well
-                        std::thread::sleep(Duration::from_secs(2));
-                    }
-                    mpi.abort(e.status());
-                }
-            }
+            Peers::Mpi(mpi) => lock(mpi).leave(result.as_ref().err()),
             #[cfg(test)]
             Peers::Threads(_) => {}
         }

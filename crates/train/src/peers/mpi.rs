@@ -10,10 +10,13 @@ use anyhow::anyhow;
 use mpi::traits::{Communicator, CommunicatorCollectives, Destination, Root, Source};
 
 use super::bytes::{Coming, Sent};
+use crate::console::tell_error;
 use crate::failure::{Failure, Result};
 
 /// Bytes of one message: MPI counts in 32 bits.
 const PIECE: usize = 1 << 30;
+/// How long a process lets another one tell why all end.
+const FAREWELL: Duration = Duration::from_secs(4);
 
 enum Ask {
     /// What every process says, by rank.
@@ -92,12 +95,28 @@ impl Mpi {
         self.answer(Ask::Exchange(sends, receives), false)
     }
 
-    /// Ends all processes: the others may wait for this one.
-    pub fn abort(&self, status: u8) {
+    /// Ends as the run ended. Where it did not end alike everywhere, all processes are ended, because the others may wait for this one; and
+    /// that is told before, because it does not return.
+    pub fn leave(&self, failure: Option<&Failure>) {
+        let status = match failure {
+            None | Some(Failure::Interrupted) => return,
+            // the first one tells, and ends this one
+            Some(Failure::Elsewhere(_)) => return std::thread::sleep(FAREWELL),
+            Some(failure) => failure.status(),
+        };
+        if let Some(failure) = failure {
+            match self.rank {
+                0 => tell_error(format_args!("error: {failure}")),
+                rank => {
+                    tell_error(format_args!("error: rank {rank}: {failure}"));
+                    // the first one may be about to say the same
+                    std::thread::sleep(FAREWELL / 2);
+                }
+            }
+        }
         if let Some(ask) = &self.ask {
             let _ = ask.send(Ask::Abort(status.into()));
-            // MPI ends this process, too
-            std::thread::sleep(Duration::from_secs(5));
+            std::thread::sleep(FAREWELL);
         }
     }
 }

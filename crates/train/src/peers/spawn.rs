@@ -15,6 +15,34 @@ use crate::signals::Interrupt;
 /// How long the others have to end by themselves after one failed.
 const GRACE: Duration = Duration::from_secs(8);
 
+/// NVLink multicast stays off: nothing here uses it (only send and receive are called), NCCL reserves memory for it, and on shared hosts it has
+/// put cards out of service.
+const SETTING: (&str, &str) = ("NCCL_NVLS_ENABLE", "0");
+
+/// Whether NCCL would start with settings that are not meant.
+pub fn lacks_settings() -> bool {
+    cfg!(unix) && std::env::var_os(SETTING.0).is_none()
+}
+
+/// This program again, in this process, with NCCL's settings: a program may not change its environment while it has threads.
+///
+/// # Errors
+/// When the program cannot be started; otherwise it does not return.
+pub fn again_with_settings() -> Result<()> {
+    let program = std::env::current_exe().context("where this program lies")?;
+    let mut command = Command::new(&program);
+    command.args(std::env::args_os().skip(1)).env(SETTING.0, SETTING.1);
+    #[cfg(unix)]
+    {
+        use std::os::unix::process::CommandExt;
+        Err(anyhow!("{}: {}", program.display(), command.exec()).into())
+    }
+    #[cfg(not(unix))]
+    {
+        Err(anyhow!("{} cannot be started again here", program.display()).into())
+    }
+}
+
 /// So many processes of this host alone, which meet at a free port.
 ///
 /// # Errors
@@ -60,6 +88,9 @@ fn start(brood: &Brood, token: &str) -> anyhow::Result<Vec<Child>> {
         ];
         command.envs(numbers.map(|(name, value)| (name, value.to_string())));
         command.env("MASTER_ADDR", &brood.place.host).env("MASTER_PORT", brood.place.port.to_string());
+        if lacks_settings() {
+            command.env(SETTING.0, SETTING.1);
+        }
         command.env("DASHLAB_TOKEN", token).env_remove("TORCHELASTIC_USE_AGENT_STORE");
         #[cfg(unix)]
         {

@@ -63,22 +63,22 @@ pub struct Pace {
     pub tokens_per_s: f64,
     /// FLOP of a token, counted: see [`dash_model::flops()`].
     pub flops_per_token: f64,
-    /// Share of the card's peak that these are, where the peak is known: model FLOP utilisation.
+    /// Share of the peak of all cards that these are, where the peak is known: model FLOP utilisation.
     pub mfu: Option<f64>,
-    /// Bytes of the card's memory that the run had in use at its peak.
+    /// Bytes of the card's memory, the first process's, that the run had in use at its peak.
     pub memory: Option<usize>,
 }
 
 impl Pace {
-    /// Of an update at so many tokens a second.
-    pub fn of(config: &Config, device: &Device, tokens_per_s: f64, s: &StepStats) -> Self {
+    /// Of an update at so many tokens a second, on so many devices of this kind together.
+    pub fn of(config: &Config, (device, devices): (&Device, usize), tokens_per_s: f64, s: &StepStats) -> Self {
         let work =
             flops(&config.model, config.data.vocab_size, config.data.seq_len, attended_tokens(config, s)).total();
         let memory = match device {
             Device::Cpu(_) => None,
             Device::Cuda(gpu) => Some(gpu.usage().peak),
         };
-        let mfu = peak(device, config.model.compute).map(|peak| utilisation(work, tokens_per_s, peak));
+        let mfu = peak(device, config.model.compute).map(|peak| utilisation(work, tokens_per_s, peak * devices as f64));
         Pace { tokens_per_s, flops_per_token: work, mfu, memory }
     }
 }

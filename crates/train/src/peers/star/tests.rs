@@ -131,18 +131,28 @@ fn one_that_is_silent_is_named() {
 fn first_process_of_another_test() {
     let Ok(port) = std::env::var("DASHLAB_TEST_FIRST") else { return };
     let place = Place { host: "127.0.0.1".into(), port: port.parse().unwrap() };
-    let star = Star::meet(&hello(0, 2), &place, (LONG, LONG)).unwrap();
+    let hangs = std::env::var("DASHLAB_TEST_HANGS").is_ok();
+    let patience = if hangs { Duration::from_millis(200) } else { LONG };
+    let star = Star::meet(&hello(0, 2), &place, (LONG, patience)).unwrap();
+    if hangs {
+        // as where a GPU waits for another one
+        star.expect_updates(true);
+        std::thread::sleep(2 * LONG);
+    }
     let _ = star.agree(Vec::new(), true);
     panic!("the other process never answers");
 }
 
 #[test]
 fn a_process_whose_other_one_is_gone_ends_in_words() {
-    let ended = |farewell: &dyn Fn(Star)| {
+    let ended = |hangs: bool, farewell: &dyn Fn(Star)| {
         let place = place();
         let mut first = std::process::Command::new(std::env::current_exe().unwrap());
         first.args(["--exact", "peers::star::tests::first_process_of_another_test", "--nocapture"]);
         first.env("DASHLAB_TEST_FIRST", place.port.to_string());
+        if hangs {
+            first.env("DASHLAB_TEST_HANGS", "1");
+        }
         let first = first.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
         let star = Star::meet(&hello(1, 2), &place, (LONG, LONG)).unwrap();
         let began = Instant::now();
@@ -153,8 +163,14 @@ fn a_process_whose_other_one_is_gone_ends_in_words() {
         String::from_utf8(output.stderr).unwrap()
     };
     // a killed process closes its sockets without a word
-    let told = ended(&|star| drop(star));
+    let told = ended(false, &|star| drop(star));
     assert!(told.contains("rank 1 is gone") && told.contains("--resume=auto"), "{told}");
-    let told = ended(&|star| star.fail("step 7: the disk is full"));
+    let told = ended(false, &|star| star.fail("step 7: the disk is full"));
     assert!(told.contains("rank 1 failed: step 7: the disk is full"), "{told}");
+    let told = ended(true, &|star| {
+        // what the first one says of it must not end this process
+        star.go_away();
+        let _ = star.hear(0, Some(LONG));
+    });
+    assert!(told.contains("a process or its GPU hangs"), "{told}");
 }

@@ -44,7 +44,7 @@ fn stats(routers: Vec<LayerStats>, attended: Option<f64>) -> StepStats {
 
 /// Of a run on a CPU.
 fn pace(config: &Config, tokens_per_s: f64, s: &StepStats) -> Pace {
-    Pace::of(config, &dash_core::Device::cpu(1).unwrap(), tokens_per_s, s)
+    Pace::of(config, (&dash_core::Device::cpu(1).unwrap(), 1), tokens_per_s, s)
 }
 
 /// (tag, number) of a step.
