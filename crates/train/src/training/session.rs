@@ -222,9 +222,7 @@ impl<'a> Session<'a> {
     /// The figures of the last update, to metrics and console.
     fn log(&mut self, stats: &StepStats) {
         let Parts { config, state, .. } = &self.parts;
-        let trainer = &self.parts.trainer;
-        let devices = (trainer.model.device(), trainer.peers().world());
-        let pace = Pace::of(config, devices, self.speed.rate(), stats);
+        let pace = Pace::of(config, self.parts.trainer.devices(), self.speed.rate(), stats);
         self.metrics.iter_mut().for_each(|m| m.train(config, (state.step, state.tokens), &pace, stats));
         if !self.looked && settled_at(config).is_some_and(|settled| state.step >= settled) {
             self.looked = true;

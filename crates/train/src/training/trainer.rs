@@ -132,6 +132,11 @@ impl Trainer {
         self.shares.peers()
     }
 
+    /// This process's device, and how many processes have one like it.
+    pub fn devices(&self) -> (&Device, usize) {
+        (self.model.device(), self.peers().world())
+    }
+
     /// All optimiser state with its names, in the first process; it is in host memory where another process has some of it.
     ///
     /// # Errors

@@ -40,23 +40,6 @@ pub struct Status {
     pub file: String,
 }
 
-/// A file of criteria that is named says something.
-///
-/// # Errors
-/// When it is no file, or an empty one.
-pub fn check(file: &Path) -> Result<()> {
-    let what = match std::fs::metadata(file) {
-        _ if file.as_os_str().is_empty() => return Ok(()),
-        Ok(found) if found.is_file() && found.len() > 0 => return Ok(()),
-        Ok(found) if found.is_file() => "is empty",
-        _ => "is no file",
-    };
-    let path = file.display();
-    Err(Failure::request(format!(
-        "compare.criteria: {path} {what}; write what would count for and against down before the first run"
-    )))
-}
-
 fn hash(path: &Path) -> anyhow::Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("{} cannot be read", path.display()))?;
     Ok(format!("{:032x}", xxh3_128(&bytes)))

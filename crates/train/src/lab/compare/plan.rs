@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use dash_model::attention::Knob;
 use dash_model::kinds;
 
-use super::criteria;
 use super::measure::{Measure, measures};
 use super::run::Run;
 use crate::config::{Arm, Compare, Config, DeviceName, Stop, nearest};
@@ -246,7 +245,21 @@ fn check_rules(rules: &Compare, first_seed: u64, measured: &[Measure]) -> Result
     if rules.stop_after.is_some() && !measured.iter().any(|m| m.key == "time-to-solve") {
         return Err(Failure::request("compare.stop_after: means nothing without [task]; a text is never solved"));
     }
-    criteria::check(&rules.criteria)
+    check_criteria(&rules.criteria)
+}
+
+/// A file of criteria that is named says something.
+fn check_criteria(file: &Path) -> Result<()> {
+    let what = match std::fs::metadata(file) {
+        _ if file.as_os_str().is_empty() => return Ok(()),
+        Ok(found) if found.is_file() && found.len() > 0 => return Ok(()),
+        Ok(found) if found.is_file() => "is empty",
+        _ => "is no file",
+    };
+    let path = file.display();
+    Err(Failure::request(format!(
+        "compare.criteria: {path} {what}; write what would count for and against down before the first run"
+    )))
 }
 
 impl Plan {
