@@ -23,6 +23,8 @@ pub struct Origin {
     pub chosen: bool,
     /// The tokenizer beside it.
     pub tokenizer: Option<PathBuf>,
+    /// `[data]` of the run that trained it, where it is one of ours.
+    data: Option<Table>,
 }
 
 impl Origin {
@@ -43,7 +45,15 @@ impl Origin {
             let found = Described::of(from).map_err(|e| LoadError::new(place, format_args!("init.from: {e}")))?;
             let chosen = found.config.attention.kind() != "dense";
             let Described { config: model, vocab, positions } = found;
-            return Ok(Origin { described_by: path, model, vocab, positions, chosen, tokenizer: tokenizer(from) });
+            return Ok(Origin {
+                described_by: path,
+                model,
+                vocab,
+                positions,
+                chosen,
+                tokenizer: tokenizer(from),
+                data: None,
+            });
         }
         // a checkpoint lies two levels below its run
         let home = [from.to_path_buf(), from.join("../..")].into_iter().find(|p| p.join("config.toml").is_file());
@@ -55,7 +65,9 @@ impl Origin {
         })?;
         let own = Config::of_run(&home)?;
         let positions = own.positions();
+        let data = Value::try_from(&own.data).ok().and_then(|v| v.as_table().cloned());
         Ok(Origin {
+            data,
             described_by: home.join("config.toml"),
             vocab: own.data.vocab_size,
             model: own.model,
@@ -139,6 +151,20 @@ fn table<'a>(file: &'a mut Table, name: &str) -> Option<&'a mut Table> {
     file.entry(name).or_insert_with(|| Value::Table(Table::new())).as_table_mut()
 }
 
+/// Takes from the data of the run that a file goes on from what the file leaves out, so that the same corpus stays the same prepared one. Of another
+/// corpus the tokenizer is not taken: it is the one beside the weights.
+fn go_on(data: &mut Table, own: &Table) {
+    let no_corpus = ["seq_len", "batch_size", "grad_accum", "cache", "tokenizer"];
+    let other = own
+        .iter()
+        .any(|(key, own)| !no_corpus.contains(&key.as_str()) && data.get(key).is_some_and(|given| !equal(given, own)));
+    for (key, value) in own {
+        if !(data.contains_key(key) || other && key == "tokenizer") {
+            data.insert(key.clone(), value.clone());
+        }
+    }
+}
+
 /// Takes from the model that a file starts from what it leaves out. Whether anything was taken.
 ///
 /// A run folder's configuration says everything, so that it is read without that folder.
@@ -183,12 +209,16 @@ pub fn fill(file: &mut Table, place: &str) -> Result<bool, LoadError> {
         let attention = Value::try_from(origin.model.attention).expect("an attention is TOML");
         model.insert("attention".into(), attention);
     }
+    let file_goes_on = file.get("init").and_then(|init| init.get("moments")).and_then(Value::as_bool) == Some(true);
     let Some(data) = table(file, "data") else { return Ok(false) };
     let vocab = Value::Integer(origin.vocab as i64);
     match data.get("vocab_size") {
         Some(given) if !equal(given, &vocab) => return contradicts("data.vocab_size", given, &vocab),
         _ => data.insert("vocab_size".into(), vocab),
     };
+    if file_goes_on && let Some(own) = &origin.data {
+        go_on(data, own);
+    }
     // a text is read with the tokens that the model knows
     if let Some(tokenizer) = origin.tokenizer
         && !data.contains_key("tokenizer")

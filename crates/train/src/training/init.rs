@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use dash_core::Device;
+use dash_data::LoaderState;
 use dash_model::{Described, Model, Param, Params};
 
 use super::checkpoint;
@@ -82,6 +83,68 @@ pub fn trainer(config: &Config, device: &Device) -> Result<Trainer> {
         tell!("          {} have no use here", named(&change.unused));
     }
     Ok(trainer)
+}
+
+/// Where a run begins.
+pub struct Stand {
+    /// Weights and moments.
+    pub trainer: Trainer,
+    /// Position in the data.
+    pub data: LoaderState,
+    /// Tokens seen.
+    pub tokens: u64,
+}
+
+/// The start of a run: [`trainer`] before the first update, or after those of the checkpoint that `init.moments` goes on from.
+///
+/// # Errors
+/// As [`trainer`], or when the checkpoint has no moments for these parameters, or as many updates as the run shall have.
+pub fn stand(config: &Config, device: &Device, data_hash: &str) -> Result<Stand> {
+    match &config.init {
+        Some(init) if init.moments => fork(&init.from, config, device, data_hash),
+        _ => Ok(Stand { trainer: trainer(config, device)?, data: LoaderState::default(), tokens: 0 }),
+    }
+}
+
+fn fork(from: &Path, config: &Config, device: &Device, data_hash: &str) -> Result<Stand> {
+    let refused = |what: String| Failure::request(format!("init.moments: {} {what}", from.display()));
+    if from.join("config.json").is_file() {
+        return Err(refused(
+            "holds weights without moments; name a run or a checkpoint, or leave init.moments out".into(),
+        ));
+    }
+    let described = Origin::of(from, "the model to start from").map_err(Failure::request)?;
+    let folder = model_folder(from).map_err(Failure::Request)?;
+    let mut own = config.clone();
+    (own.model, own.data.vocab_size) = (described.model, described.vocab);
+    own.router.budget_from = None;
+    let (theirs, state) = checkpoint::load(&folder, &own, device).map_err(Failure::Request)?;
+    if state.step >= config.run.steps {
+        let (made, all) = (state.step, config.run.steps);
+        return Err(refused(format!(
+            "has made {made} updates, which run.steps = {all} counts, too; set it above {made}"
+        )));
+    }
+    let mut trainer = Trainer::new(config, device)?;
+    let Change { fresh, unused } = take(&mut trainer.model, theirs.model.params())?;
+    let names = |model: &Model| model.params().iter().map(|p| p.name.clone()).collect::<Vec<_>>();
+    if names(&trainer.model) != names(&theirs.model) {
+        let what = if fresh.is_empty() { named(&unused) } else { named(&fresh) };
+        return Err(refused(format!(
+            "has other parameters than this model, whose moments would be of unlike age: {what}; leave init.moments out"
+        )));
+    }
+    if own.model.attention == config.model.attention
+        && let Some(knobs) = state.knobs
+    {
+        // what a controller has steered
+        trainer.model.set_knobs(knobs.alpha, knobs.gamma);
+    }
+    (trainer.optimizer, trainer.spikes) = (theirs.optimizer, theirs.spikes);
+    let same = state.data_hash == data_hash;
+    let place = if same { "goes on where it stood" } else { "is other data, read from its beginning" };
+    tell!("weights   and moments of {} after {} updates; the corpus {place}", folder.display(), state.step);
+    Ok(Stand { trainer, data: if same { state.data } else { LoaderState::default() }, tokens: state.tokens })
 }
 
 /// Tells what the swap of the attention costs before any update: the validation loss with the attention that the weights were trained with,

@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use dash_core::Device;
-use dash_data::LoaderState;
 use dash_model::Model;
 
 use super::accumulate::most_processes;
 use super::checkpoint::{self, Checkpoints, State};
 use super::device::{device_at, folders};
 use super::eval::{ValidationSet, unigram_loss};
-use super::init;
+use super::init::{self, Stand};
 use super::knobs::initial_gamma;
 use super::lock::RunLock;
 use super::material::Material;
@@ -53,12 +52,6 @@ pub enum Resume {
     Yes,
     /// Any: one that holds no run gets one. For supervisors, which repeat one command.
     Auto,
-}
-
-struct Stand {
-    trainer: Trainer,
-    data: LoaderState,
-    tokens: u64,
 }
 
 /// Whether the folder's run is continued. Refuses to start over a run, and to resume where there is none, before any work.
@@ -146,7 +139,7 @@ fn stand(
     device: &Device,
 ) -> Result<Stand> {
     if !resumes {
-        return Ok(Stand { trainer: init::trainer(config, device)?, data: LoaderState::default(), tokens: 0 });
+        return init::stand(config, device, data_hash);
     }
     let checkpoints = Checkpoints::of(folder);
     let old = Config::of_run(folder)?;
@@ -179,7 +172,7 @@ fn stand(
             return Err(Failure::Run(anyhow!("{}: no whole checkpoint is left to resume from", folder.display())));
         }
         tell!("no checkpoint yet: starting from step 0");
-        return Ok(Stand { trainer: init::trainer(config, device)?, data: LoaderState::default(), tokens: 0 });
+        return init::stand(config, device, data_hash);
     };
     let (trainer, state) = checkpoint::load(&path, config, device)?;
     if peers.is_first() {

@@ -303,3 +303,32 @@ fn a_run_knows_every_process_that_trained_it() {
     assert!(text.contains("provenance.json is damaged"), "{text}");
     assert_eq!((read().len(), fs::read_to_string(path.with_extension("json.damaged")).unwrap().as_str()), (1, "[{"));
 }
+
+#[test]
+fn a_fork_with_moments_goes_on_with_the_bits_of_the_run_that_it_left() {
+    let s = Sandbox::new();
+    // a text with a tokenizer that was learned from it
+    let set = ["optim.schedule=constant", "checkpoint.keep_last=9", "router.target_share=0.6"];
+    let whole = s.train("whole", &set, false);
+    let from = "init.from=runs/whole/checkpoints/step-00000010";
+    let forked = |more: &[&'static str]| [&set[..], &[from, "init.moments=true"], more].concat();
+    assert!(s.train("fork", &forked(&[]), false) == whole, "the same settings");
+    assert_eq!(s.metrics("fork")[0]["step"], 15, "the record begins behind the updates that the other run made");
+    // a decay of the last ten of 20 updates, from the flat part of the other run
+    let decay: &[&str] = &["optim.schedule=warmup-stable-decay", "optim.decay_fraction=0.5"];
+    let branch = [&[from, "init.moments=true"], decay, &set[1..]].concat();
+    s.train("branch", &branch, false);
+    let rates: Vec<f64> = s.metrics("branch").iter().filter_map(|l| l["lr"].as_f64()).collect();
+    assert!(rates.len() == 2 && (rates[0] - 3e-3 * 0.55).abs() < 1e-9 && (rates[1] - 3e-4).abs() < 1e-9, "{rates:?}");
+    // and it is resumed like any other
+    assert!(s.train("again", &forked(&["checkpoint.every=2"]), false) == whole);
+    for step in [16, 18, 20] {
+        fs::remove_dir_all(s.path(&format!("runs/again/checkpoints/step-{step:08}"))).unwrap();
+    }
+    assert!(s.train("again", &forked(&["checkpoint.every=2"]), true) == whole);
+    let told = |set: &[&str], expected: &str| failed(&s.run(&[], set), 2, &["init.moments", expected]);
+    told(&forked(&["run.name=a", "run.steps=10"]), "has made 10 updates, which run.steps = 10 counts, too");
+    told(&forked(&["run.name=b", "model.attention={kind=\"dense\"}", "router={}"]), "has other parameters");
+    succeeded(&s.bin(&["export", "--model", "runs/whole", "--out", "out"]));
+    told(&["run.name=c", "init.from=out", "init.moments=true", "model={}"], "holds weights without moments");
+}
