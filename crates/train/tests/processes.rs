@@ -196,6 +196,18 @@ fn what_does_not_belong_together_is_refused_with_status_2() {
     ]);
     corpora.args([":", "-n", "1", "-wdir", b, train, "--config", "c.toml"]);
     refused(corpora.output().unwrap(), "give all processes the same files");
+    // a run whose folder one process does not see
+    let begun =
+        Command::new(train).args(["--config", "../c.toml", "--set", "run.steps=4"]).current_dir(a).output().unwrap();
+    assert!(begun.status.success(), "{}", told(&begun));
+    let mut unshared = Command::new("mpirun");
+    let on = ["--config", "../c.toml", "--set", "run.steps=8", "--resume=auto", "--allow-changes"];
+    unshared
+        .args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "1", "-wdir", a, train])
+        .args(on);
+    unshared.args([":", "-n", "1", "-wdir", b, train]).args(on);
+    let output = unshared.output().unwrap();
+    assert!(!output.status.success() && told(&output).contains("rank 1"), "{}", told(&output));
     // what rank 0 alone finds ends all with its status
     let done = place.run(2, &["--set", "run.dir=small", "--set", "run.steps=4"]);
     assert!(done.status.success(), "{}", told(&done));

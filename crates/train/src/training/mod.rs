@@ -40,5 +40,6 @@ pub mod tasks;
 mod tensorboard;
 pub mod text;
 pub mod trainer;
+mod weights;
 pub mod whole;
 pub mod yoke;

@@ -256,6 +256,19 @@ pub fn train(
     result
 }
 
+/// Refuses processes that begin at different places: each reads checkpoints, or what `[init] from` names, from its own disk.
+fn begin_alike(trainer: &Trainer, peers: &Peers) -> Result<()> {
+    let own = if peers.world() == 1 { (0, 0) } else { (trainer.optimizer.step, trainer.hash_of_weights()?) };
+    let all = peers.concat(vec![own])?;
+    let Some(rank) = all.iter().position(|other| *other != all[0]) else { return Ok(()) };
+    let (step, first) = (all[rank].0, all[0].0);
+    let what = format!(
+        "rank {rank} begins after step {step} and rank 0 after step {first}, with other weights; run.dir and what [init] names have to be the \
+         same files for all processes: put them on a file system that all hosts share"
+    );
+    peers.all(if peers.is_first() { Err(Failure::request(what)) } else { Ok(()) })
+}
+
 /// What the run learns from: the first process of a host prepares it, the others find it.
 fn material(config: &Config, start: Start, peers: &Peers) -> Result<Material> {
     let folder = config.folder();
@@ -306,6 +319,7 @@ fn train_among(
     let stood = peers.in_turn(|| stand(config, (start, resumes, peers), &folder, &data_hash, &device))?;
     let Stand { mut trainer, data, tokens } = stood;
     trainer.share(peers);
+    begin_alike(&trainer, peers)?;
     if resumes && trainer.optimizer.step >= config.run.steps {
         // a finished run may have lost it
         peers.first(|| restore_tokenizer(&material, &folder))?;

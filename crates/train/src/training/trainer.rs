@@ -306,59 +306,6 @@ impl Trainer {
         Ok(last)
     }
 
-    /// Refuses updates, weights or optimizer state that are not finite: they must not reach a checkpoint, because a run that continues
-    /// from there never recovers. A gradient can be finite and its update not, for example with a learning rate beyond f32.
-    ///
-    /// # Errors
-    /// A failed run that names the first parameter and the step of the checkpoint that is good; or the process whose weights are not those of
-    /// the first.
-    pub fn check_weights(&mut self, step: u64, saved: Option<u64>) -> Result<()> {
-        self.settle()?;
-        let mut bad = None;
-        for (i, p) in self.model.params().iter().enumerate() {
-            if !(p.value.is_finite()? && self.optimizer.is_finite(i)?) {
-                bad = Some(i);
-                break;
-            }
-        }
-        // state is with its owner
-        let bad = self.peers().concat(vec![bad])?.into_iter().flatten().min();
-        let Some(bad) = bad else { return self.check_alike(step) };
-        if !self.peers().is_first() {
-            return Err(Failure::Elsewhere(1));
-        }
-        let bad = self.model.params().iter().as_slice()[bad].name.clone();
-        let kept = match saved {
-            Some(step) => format!("The checkpoint of step {step} is kept; resume from it with"),
-            None => "There is no checkpoint yet; start again with".to_string(),
-        };
-        Err(Failure::Run(anyhow::anyhow!(
-            "step {step}: parameter {} is not finite after the update, so nothing was saved. {kept} a lower optim.lr, a longer \
-             optim.warmup_steps or a larger optim.eps",
-            bad
-        )))
-    }
-
-    /// Refuses weights that differ from process to process: a fault of hardware or libraries that a loss would show much later.
-    fn check_alike(&self, step: u64) -> Result<()> {
-        if self.peers().world() == 1 {
-            return Ok(());
-        }
-        let mut hash = xxhash_rust::xxh3::Xxh3::new();
-        for p in self.model.params().iter() {
-            p.value.to_vec::<f32>()?.iter().for_each(|x| hash.update(&x.to_le_bytes()));
-        }
-        let all = self.peers().concat(vec![hash.digest()])?;
-        let Some(rank) = all.iter().position(|hash| *hash != all[0]) else { return Ok(()) };
-        if !self.peers().is_first() {
-            return Err(Failure::Elsewhere(1));
-        }
-        Err(Failure::Run(anyhow::anyhow!(
-            "step {step}: rank {rank} has other weights than rank 0, which must not be: its memory, its device or a library of it is not as that \
-             of rank 0. Nothing was saved; start again with --resume=auto from the last checkpoint"
-        )))
-    }
-
     /// Runs the micro-batches again on a tape that checks every output, with the loss of the update, and tells of the first value that
     /// is not finite.
     fn not_finite(&self, (step, what): (u64, &str), oracle: bool, batches: &[Batch], tokens: usize) -> Failure {
