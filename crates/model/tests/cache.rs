@@ -20,8 +20,14 @@ fn variants() -> Vec<Attention> {
 }
 
 fn model(attention: Attention, dtype: DType) -> Model {
+    model_with(attention, dtype, false)
+}
+
+/// With biases and norms of queries and keys, where they are asked for.
+fn model_with(attention: Attention, dtype: DType, besides: bool) -> Model {
     // far from zero, so that attention is neither uniform nor the router flat
-    let config = ModelConfig { init_std: 0.5, attention, ..ModelConfig::new(2, 24, (4, 2), 32) };
+    let (qkv_bias, qk_norm) = (besides, besides);
+    let config = ModelConfig { init_std: 0.5, qkv_bias, qk_norm, attention, ..ModelConfig::new(2, 24, (4, 2), 32) };
     let mut model = Model::new(config, VOCAB, T, 3, &testing::device(), dtype).unwrap();
     // what starts at zero would hide a term that is left out
     for p in model.params_mut().iter_mut().filter(|p| p.value.to_f64().unwrap().iter().all(|&x| x == 0.0)) {
@@ -67,12 +73,14 @@ const PASSES: [&[usize]; 5] = [&[1], &[3, 1], &[4, 1, 1], &[5, 2, 1], &[17, 9]];
 #[test]
 fn kept_tokens_give_the_logits_of_the_whole_text() {
     let text = text();
-    for attention in variants() {
-        let model = model(attention, DType::F64);
+    let plain = variants().into_iter().map(|a| (a, false));
+    let besides = variants().into_iter().filter(|a| a.kind() != "nsa").map(|a| (a, true));
+    for (attention, besides) in plain.chain(besides) {
+        let model = model_with(attention, DType::F64, besides);
         let whole = model.logits(&model.ids(&text, 1).unwrap()).unwrap().to_f64().unwrap();
         for passes in PASSES {
             let error = distance(&in_passes(&model, &text, passes), &whole);
-            assert!(error < 1e-12, "{attention:?} in passes of {passes:?}: {error:e}");
+            assert!(error < 1e-12, "{attention:?}, {besides}, in passes of {passes:?}: {error:e}");
         }
         assert!(distance(&in_passes(&model, &text[1..], &[1]), &whole) > 1e-3, "the distance sees a difference");
     }

@@ -174,12 +174,13 @@ fn extents_that_no_machine_holds_are_refused_with_the_largest() {
 
 #[test]
 fn recomputing_blocks_changes_no_bit_and_halves_the_memory_of_activations() {
-    for attention in variants() {
+    let besides = variants().filter(|a| a.kind() == "dash").map(|a| (a, true));
+    for (attention, besides) in variants().map(|a| (a, false)).chain(besides) {
         let device = testing::device();
         let dash_core::Device::Cpu(cpu) = &device else { panic!("the tests run on a CPU") };
         let run = |recompute: bool| {
             let config = ModelConfig { layers: 6, ..model(attention, DType::F32).config().clone() };
-            let config = ModelConfig { recompute, ..config };
+            let config = ModelConfig { recompute, qkv_bias: besides, qk_norm: besides, ..config };
             let m = Model::new(config, VOCAB, T, 3, &device, DType::F32).unwrap();
             let (x, y) = (m.ids(&ids(1), 2).unwrap(), m.ids(&ids(2), 2).unwrap());
             cpu.reset_peak();
