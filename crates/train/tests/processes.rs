@@ -147,13 +147,15 @@ fn a_signal_saves_and_stops_all() {
     assert!(log.contains("interrupted at step") && log.contains("saved; continue with"), "{log}");
 }
 
+/// Status 2, and a word of the message.
+fn refused(output: Output, word: &str) {
+    assert_eq!(output.status.code(), Some(2), "{word}: {}", told(&output));
+    assert!(told(&output).contains(word), "{word}: {}", told(&output));
+}
+
 #[test]
 fn what_does_not_belong_together_is_refused_with_status_2() {
     let place = Place::new();
-    let refused = |output: Output, word: &str| {
-        assert_eq!(output.status.code(), Some(2), "{word}: {}", told(&output));
-        assert!(told(&output).contains(word), "{word}: {}", told(&output));
-    };
     let three = place.run(3, &["--set", "run.dir=three"]);
     refused(three, "are shared out with the same bits by 1, 2 or 4 processes");
     let train = env!("CARGO_BIN_EXE_train");
@@ -167,6 +169,16 @@ fn what_does_not_belong_together_is_refused_with_status_2() {
     for run in ["three", "unequal", "ranks"] {
         assert!(!place.0.path().join(run).join("c/config.toml").exists(), "{run}: no run begins");
     }
+    // what rank 0 alone finds ends all with its status
+    let done = place.run(2, &["--set", "run.dir=small", "--set", "run.steps=4"]);
+    assert!(done.status.success(), "{}", told(&done));
+    refused(place.run(2, &["--set", "run.dir=small"]), "holds a run already");
+    assert!(Path::new(&place.0.path().join("small/c")).is_dir());
+}
+
+#[test]
+fn other_files_on_another_host_are_refused() {
+    let (place, train) = (Place::new(), env!("CARGO_BIN_EXE_train"));
     // the same configuration, another text
     let folders = ["a", "b"].map(|name| place.0.path().join(name));
     for folder in &folders {
@@ -206,11 +218,5 @@ fn what_does_not_belong_together_is_refused_with_status_2() {
         .args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "1", "-wdir", a, train])
         .args(on);
     unshared.args([":", "-n", "1", "-wdir", b, train]).args(on);
-    let output = unshared.output().unwrap();
-    assert!(!output.status.success() && told(&output).contains("rank 1"), "{}", told(&output));
-    // what rank 0 alone finds ends all with its status
-    let done = place.run(2, &["--set", "run.dir=small", "--set", "run.steps=4"]);
-    assert!(done.status.success(), "{}", told(&done));
-    refused(place.run(2, &["--set", "run.dir=small"]), "holds a run already");
-    assert!(Path::new(&place.0.path().join("small/c")).is_dir());
+    refused(unshared.output().unwrap(), "rank 1: ");
 }
