@@ -95,6 +95,17 @@ fn the_controller_steers_alike_everywhere() {
 }
 
 #[test]
+fn optimisers_and_what_leaves_updates_out_do_not_see_the_number_of_processes() {
+    same(&config(&["data.grad_accum=4", "optim.kind=muon"]), &[2, 4]);
+    // an update is left out by the norm, which all have: one in two is above 1.0001 times the median
+    let guarded = ["data.grad_accum=2", "optim.spike_guard=1.0001", "run.steps=40"];
+    let config_of = config(&guarded);
+    same(&config_of, &[2]);
+    assert!(trained(&config_of, 2)[0].2.iter().any(|s| s.skipped > Some(0)), "none was left out");
+    same(&config(&["data.grad_accum=2", "model.qk_norm=true", "model.qkv_bias=true"]), &[2]);
+}
+
+#[test]
 fn more_processes_than_parameters_are_no_fault() {
     same(&config(&["data.grad_accum=32"]), &[32]);
 }
