@@ -30,4 +30,4 @@ pub use generate::{Generation, Sampling, generate, has_cache};
 pub use load::{Described, LoadError, parse_tensors, read_folder, read_tensors};
 pub use params::{Group, INDEXER, Init, Param, ParamSpec, Params, parameters, parameters_in};
 pub use rope::RopeScaling;
-pub use trace::{RouterStats, RouterTrace};
+pub use trace::{AskedStats, RouterStats, RouterTrace};

@@ -1,6 +1,6 @@
 //! What a router did, and the figures a run reports of it.
 
-use dash_core::ops::attention::{Routes, Routing};
+use dash_core::ops::attention::{AskedFigures, RouteFigures, Routes, Routing};
 use dash_core::{Result, ScalarCell, Tensor};
 
 /// The choice of one layer in one forward pass.
@@ -76,48 +76,61 @@ impl RouterTrace {
         self.score_gradient.clone()
     }
 
-    /// The figures, found on the host; call after backward to have the gradient in them.
+    /// The figures; call after backward to have the gradient in them. Waits for the device.
     ///
     /// # Errors
     /// When the device fails.
     pub fn stats(&self) -> Result<RouterStats> {
+        self.ask()?.read()
+    }
+
+    /// Has the device find the figures, which whoever asked reads once the step is handed out.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub fn ask(&self) -> Result<AskedStats> {
         let ((b, g, t), chunk) = (self.routes.extents(), self.routes.chunk_size());
-        let found = self.routes.figures(self.bias.as_ref())?;
-        let mut s = RouterStats {
-            density: 0.0,
-            active_chunks: 0.0,
-            tokens: self.routes.mean_tokens()?.item()?,
-            histogram: Vec::new(),
-            empty: 0.0,
-            bias_mean: found.bias_sum,
-            bias_max: found.bias_max,
+        Ok(AskedStats {
+            figures: self.routes.figures(self.bias.as_ref())?,
+            rows: (b * g * t.saturating_sub(chunk)) as u64,
+            has_bias: self.bias.is_some(),
+            score_gradient: self.score_gradient.clone(),
+            indexer_loss: self.indexer_loss.clone(),
+        })
+    }
+}
+
+/// Figures of one layer on their way.
+pub struct AskedStats {
+    figures: AskedFigures,
+    rows: u64,
+    has_bias: bool,
+    score_gradient: ScalarCell,
+    indexer_loss: Option<Tensor>,
+}
+
+impl AskedStats {
+    /// Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn read(&self) -> Result<RouterStats> {
+        let RouteFigures { histogram, density, bias_sum, bias_max, tokens } = self.figures.read()?;
+        let active: u64 = histogram.iter().zip(0..).map(|(&rows, n): (&u64, u64)| rows * n).sum();
+        let rows = self.rows.max(1) as f64;
+        let routed = if self.has_bias { active - self.rows } else { 0 };
+        Ok(RouterStats {
+            density: density / rows,
+            active_chunks: active as f64 / rows,
+            tokens,
+            empty: histogram.get(1).copied().unwrap_or(0) as f64 / rows,
+            histogram,
+            bias_mean: bias_sum / routed.max(1) as f64,
+            bias_max,
             score_gradient: self.score_gradient.read()?,
             indexer_loss: self.indexer_loss.as_ref().map(Tensor::item).transpose()?,
-            rows: 0,
-        };
-        let mut routed = 0u64;
-        for bg in 0..b * g {
-            for query in chunk..t {
-                let (active, visible) = (found.counts[bg * t + query] as usize, query / chunk + 1);
-                s.rows += 1;
-                s.density += active as f64 / visible as f64;
-                s.active_chunks += active as f64;
-                s.empty += (active == 1) as u64 as f64;
-                if s.histogram.len() <= active {
-                    s.histogram.resize(active + 1, 0);
-                }
-                s.histogram[active] += 1;
-                if self.bias.is_some() {
-                    routed += active as u64 - 1;
-                }
-            }
-        }
-        let rows = s.rows.max(1) as f64;
-        s.density /= rows;
-        s.active_chunks /= rows;
-        s.empty /= rows;
-        s.bias_mean /= routed.max(1) as f64;
-        Ok(s)
+            rows: self.rows,
+        })
     }
 }
 

@@ -172,10 +172,6 @@ impl Variant for Dash {
         }
     }
 
-    fn trains_on_gpu(&self) -> bool {
-        self.router_gradient != RouterGradient::Placebo
-    }
-
     fn gradient_is_exact(&self) -> bool {
         self.router_gradient == RouterGradient::Full && self.gradient_to == GradientTo::All && self.forward_bias
     }

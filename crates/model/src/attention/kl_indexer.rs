@@ -66,8 +66,8 @@ impl Variant for KlIndexer {
         }
     }
 
-    fn trains_on_gpu(&self) -> bool {
-        false
+    fn keeps_scores(&self) -> bool {
+        true
     }
 
     fn chunks(&self) -> Option<Chunks> {

@@ -200,11 +200,6 @@ pub trait Variant: Settings + Send + Sync {
         false
     }
 
-    /// Whether a GPU has every kernel that training it needs.
-    fn trains_on_gpu(&self) -> bool {
-        true
-    }
-
     /// Whether backward computes the gradient of the function that forward computes.
     fn gradient_is_exact(&self) -> bool {
         true

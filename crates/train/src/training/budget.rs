@@ -45,7 +45,7 @@ fn profile(model: &Model, t: usize, batches: &[&Batch]) -> dash_core::Result<Pro
         let tape = Tape::inference().computing(model.config().compute.into());
         let f = model.forward(&tape, &model.leaves(&tape), &model.ids(&b.inputs, b.batch)?)?;
         for (layer, trace) in f.routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?))) {
-            let counts = trace.routes().figures(None)?.counts;
+            let counts = trace.routes().counts()?;
             rows += if layer == 0 { (counts.len() / t) as u64 } else { 0 };
             counts.iter().enumerate().for_each(|(i, &n)| sums[layer][i % t] += u64::from(n));
         }

@@ -1,6 +1,7 @@
 //! The attention's knobs, alpha and gamma, while a run goes on: schedules, and a controller that holds the attended tokens at a target.
 
 use dash_core::Tensor;
+use dash_core::ops::attention::Routes;
 use dash_model::attention::Knob;
 use dash_model::{Attention, Model, RouterStats, RouterTrace};
 use serde::{Deserialize, Serialize};
@@ -32,9 +33,9 @@ impl Knobs {
     }
 }
 
-/// Mean attended tokens of every layer that routes, a scalar on the device, and the visible ones, (t + 1) / 2 a query.
+/// Mean attended tokens of every layer that routes, on the device, and the visible ones, (t + 1) / 2 a query; `None` where no layer routes.
 #[derive(Debug)]
-pub struct AttendedTokens(Vec<(Tensor, f64)>);
+pub struct AttendedTokens(Option<(Tensor, Vec<f64>)>);
 
 impl AttendedTokens {
     /// Asks the device for them.
@@ -42,11 +43,9 @@ impl AttendedTokens {
     /// # Errors
     /// When the device has no memory left.
     pub fn of(traces: &[Option<RouterTrace>]) -> dash_core::Result<Self> {
-        let of = |trace: &RouterTrace| {
-            let (_, _, t) = trace.routes().extents();
-            Ok((trace.routes().mean_tokens()?, (t as f64 + 1.0) / 2.0))
-        };
-        traces.iter().flatten().map(of).collect::<dash_core::Result<_>>().map(AttendedTokens)
+        let routes: Vec<&Routes> = traces.iter().flatten().map(RouterTrace::routes).collect();
+        let visible = routes.iter().map(|routes| (routes.extents().2 as f64 + 1.0) / 2.0).collect();
+        Ok(AttendedTokens(Routes::mean_tokens(&routes)?.map(|tokens| (tokens, visible))))
     }
 
     /// Attended over visible tokens, mean over the layers; `None` where no layer routes. Waits for the device.
@@ -54,9 +53,9 @@ impl AttendedTokens {
     /// # Errors
     /// When the device fails.
     pub fn share(&self) -> dash_core::Result<Option<f64>> {
-        let of = |(tokens, visible): &(Tensor, f64)| Ok(tokens.item()? / visible);
-        let all = self.0.iter().map(of).collect::<dash_core::Result<Vec<f64>>>()?;
-        Ok((!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64))
+        let Some((tokens, visible)) = &self.0 else { return Ok(None) };
+        let shares = tokens.to_f64()?.iter().zip(visible).map(|(tokens, visible)| tokens / visible).sum::<f64>();
+        Ok(Some(shares / visible.len() as f64))
     }
 }
 
@@ -161,7 +160,6 @@ pub fn initial_gamma(
 mod tests {
     use super::super::handmade::{Pull, reader};
     use super::*;
-    use dash_core::ops::attention::Routes;
     use dash_model::{Dash, Dense, ModelConfig};
 
     use crate::config::Ramp;

@@ -2,7 +2,7 @@
 
 use dash_core::{DType, Device, Error, Ids, Tape, Tensor, Var, ops};
 use dash_data::Batch;
-use dash_model::{Model, RouterStats, RouterTrace};
+use dash_model::{AskedStats, Model, RouterStats, RouterTrace};
 
 use super::accumulate::{Tree, leaf, total};
 use super::knobs::{self, AttendedTokens, Knobs, merged};
@@ -172,7 +172,7 @@ impl Trainer {
         knobs::apply(&config.router, self.yoke.gamma_at(step), &mut self.model, step);
         let mut sums = Tree::new(leaf(batches.len()));
         let (mut losses, mut attended) = (Vec::with_capacity(batches.len()), Vec::new());
-        let mut stats: Vec<Vec<Option<RouterStats>>> = Vec::new();
+        let mut asked: Vec<Vec<Option<AskedStats>>> = Vec::new();
         let steers = config.router.target_share.is_some();
         for batch in &batches[self.peers().block(batches.len())] {
             let tape = Tape::new().computing(config.model.compute.into());
@@ -184,10 +184,9 @@ impl Trainer {
             if with_routers || steers {
                 attended.push(AttendedTokens::of(&traces)?);
             }
-            // read on the host at once, in steps that log
             if with_routers {
-                let of = |trace: &Option<_>| trace.as_ref().map(dash_model::RouterTrace::stats).transpose();
-                stats.push(traces.iter().map(of).collect::<dash_core::Result<_>>()?);
+                let of = |trace: &Option<_>| trace.as_ref().map(RouterTrace::ask).transpose();
+                asked.push(traces.iter().map(of).collect::<dash_core::Result<_>>()?);
             }
         }
         let grads = sums.finish()?.unwrap_or_default();
@@ -217,19 +216,26 @@ impl Trainer {
         let shares: Vec<f64> = self.peers().concat(shares)?.into_iter().flatten().collect();
         let attended = (!shares.is_empty()).then(|| total(&shares) / shares.len() as f64);
         knobs::control(&config.router, &mut self.model, attended);
-        let routers = if with_routers { self.routers(stats, &grads)? } else { Vec::new() };
+        let routers = if with_routers { self.routers(&asked, &grads)? } else { Vec::new() };
         let skipped = config.optim.spike_guard.map(|_| self.spikes.skipped);
         Ok(Some(StepStats { loss, grad_norm, lr, routers, knobs, attended, skipped }))
     }
 
-    /// The figures of all layers, from those of this process's micro-batches and the gradients of the parameters that it owns.
-    fn routers(&self, own: Vec<Vec<Option<RouterStats>>>, grads: &[Option<Tensor>]) -> Result<Vec<LayerStats>> {
-        let layers = own.first().map_or(0, Vec::len);
-        let gradient = |layer: usize| {
+    /// The figures of all layers, from what this process asked of its micro-batches and the gradients of the parameters that it owns.
+    fn routers(&self, asked: &[Vec<Option<AskedStats>>], grads: &[Option<Tensor>]) -> Result<Vec<LayerStats>> {
+        let layers = asked.first().map_or(0, Vec::len);
+        let norm = |layer: usize| {
             let gradient = self.model.indexer(layer).and_then(|i| grads[i].as_ref());
-            gradient.map_or(Ok(0.0), |g| ops::grad_norm(g.device(), [g])?.item())
+            gradient.map(|g| ops::grad_norm(g.device(), [g])).transpose()
         };
-        let gradients = (0..layers).map(gradient).collect::<dash_core::Result<Vec<f64>>>()?;
+        // all asked for before the first is read
+        let norms = (0..layers).map(norm).collect::<dash_core::Result<Vec<_>>>()?;
+        let gradients = norms.iter().map(|norm| norm.as_ref().map_or(Ok(0.0), Tensor::item));
+        let gradients = gradients.collect::<dash_core::Result<Vec<f64>>>()?;
+        let read = |micro: &Vec<Option<AskedStats>>| {
+            micro.iter().map(|asked| asked.as_ref().map(AskedStats::read).transpose()).collect()
+        };
+        let own = asked.iter().map(read).collect::<dash_core::Result<Vec<Vec<Option<RouterStats>>>>>()?;
         let (stats, gradients) = (self.peers().concat(own)?, self.peers().concat(vec![gradients])?);
         let mut routers = Vec::new();
         for layer in 0..layers {

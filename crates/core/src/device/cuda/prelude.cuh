@@ -71,6 +71,14 @@ INLINE double pow_of(double x, double e) { return pow(x, e); }
 template <typename T> INLINE T larger(T a, T b) { return a > b ? a : b; }
 INLINE int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
+// h = mix(h + x): the output function of splitmix64, with its increment.
+INLINE u64 mix(u64 h, u64 x) {
+    u64 z = h + x + 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return z ^ (z >> 31);
+}
+
 // ---- sums and maxima: the order is fixed by the number of threads, so the bits are the same in every run ------------------
 
 template <typename T> INLINE T warp_sum(T x) {

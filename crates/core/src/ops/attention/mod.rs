@@ -11,6 +11,7 @@ mod cached;
 pub mod cuda;
 mod dense;
 mod engine;
+mod figures;
 mod list;
 mod routes;
 mod routing;
@@ -20,7 +21,8 @@ mod summary;
 pub use block::block_attention;
 pub use cached::{Seen, cached_attention, keep_rows};
 pub use dense::dense_attention;
-pub use routes::{HostRoutes, RouteFigures, Routes};
+pub use figures::{AskedFigures, RouteFigures};
+pub use routes::{HostRoutes, Routes};
 pub use routing::{
     Center, Entmax, PAIRS, Pooling, Random, RouterGradient, Routing, SCORES, Top, WindowChoice, entmax_routing,
     entmax_routing_after, indexer_kl, landmark_bias, mass_routing, random_routing, softmax_bias, topk_routing,

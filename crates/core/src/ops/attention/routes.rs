@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::cuda::BlockMask;
+use super::figures::AskedFigures;
 use super::list::BlockList;
 use super::{entries32, positions32};
 use crate::device::{CpuDevice, CudaDevice, Device};
@@ -117,35 +118,51 @@ impl Routes {
         &self.device
     }
 
-    /// The mean number of tokens that a query attends (whole earlier chunks, and its own up to itself): an f64 scalar on the
-    /// device, for whoever logs or steers by it.
+    /// Of each of `all`, which live on one device, the mean number of tokens that a query attends (whole earlier chunks, and its own up to
+    /// itself): f64 `[all]` on the device, for whoever logs or steers by it. `None` of none.
     ///
     /// # Errors
-    /// When the device has no memory left.
-    pub fn mean_tokens(&self) -> Result<Tensor> {
-        match &*self.lists {
-            Lists::Cpu(list) => {
-                let mean = mean_tokens(self.extents, self.first, self.chunk_size, list.len());
-                Tensor::full(&self.device, &[], DType::F64, mean)
+    /// When they live on several devices, or one has no memory left.
+    pub fn mean_tokens(all: &[&Routes]) -> Result<Option<Tensor>> {
+        let Some(first) = all.first() else { return Ok(None) };
+        Ok(Some(match &first.device {
+            Device::Cpu(cpu) => {
+                let of = |routes: &&Routes| {
+                    let list = routes.on_cpu("mean_tokens", cpu)?;
+                    Ok(mean_tokens(routes.extents, routes.first, routes.chunk_size, list.len()))
+                };
+                Tensor::from_vec(&first.device, &[all.len()], all.iter().map(of).collect::<Result<Vec<f64>>>()?)?
             }
-            Lists::Cuda(mask) => Ok(Tensor::from_cuda(&[], mask.mean_tokens()?)),
-        }
+            Device::Cuda(gpu) => {
+                let masks = all.iter().map(|routes| routes.on_cuda("mean_tokens", gpu)).collect::<Result<Vec<_>>>()?;
+                Tensor::from_cuda(&[all.len()], BlockMask::mean_tokens(gpu, &masks)?)
+            }
+        }))
     }
 
-    /// What a run logs of the choice, without a copy of it on the host where a card can count: waits for the device. `bias` has a number an
-    /// entry.
+    /// What a run logs of the choice; a card finds it without a copy of the lists on the host. `bias` has a number an entry.
     ///
     /// # Errors
     /// When the bias is of other routes, or the device fails.
-    pub fn figures(&self, bias: Option<&Tensor>) -> Result<RouteFigures> {
+    pub fn figures(&self, bias: Option<&Tensor>) -> Result<AskedFigures> {
         match &*self.lists {
-            Lists::Cpu(_) => self.to_host()?.figures(bias),
+            Lists::Cpu(_) => Ok(AskedFigures::found(self.to_host()?.figures(bias)?)),
             Lists::Cuda(mask) => {
                 let bias = bias.map(|bias| bias.on_cuda("routes", mask.cells().device())?.full()).transpose()?;
-                let (counts, sums, tops) = mask.figures(bias)?;
-                let bias_sum = sums.iter().sum();
-                Ok(RouteFigures { counts, bias_sum, bias_max: tops.into_iter().fold(0.0, f64::max) })
+                let numbers = mask.figures(bias)?;
+                Ok(AskedFigures::on_device(Tensor::from_cuda(&[numbers.len()], numbers)))
             }
+        }
+    }
+
+    /// Chunks that each (batch, kv head, query) attends, its own included: waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn counts(&self) -> Result<Vec<u32>> {
+        match &*self.lists {
+            Lists::Cpu(list) => Ok(list.lists().0.windows(2).map(|pair| pair[1] - pair[0]).collect()),
+            Lists::Cuda(mask) => mask.counts(),
         }
     }
 
@@ -231,17 +248,6 @@ fn mean_tokens(
     (own + (entries - rows) * chunk_size) as f64 / rows.max(1) as f64
 }
 
-/// What [`Routes::figures`] finds.
-#[derive(Debug, Clone, PartialEq)]
-pub struct RouteFigures {
-    /// By (batch, kv head, query): attended chunks, the own one included.
-    pub counts: Vec<u32>,
-    /// The sum of |bias| over the entries of other chunks than the own one; 0 without a bias.
-    pub bias_sum: f64,
-    /// The largest of them.
-    pub bias_max: f64,
-}
-
 /// [`Routes`] on the host. Entries are numbered by (batch, kv head, query) and ascend in the chunk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostRoutes {
@@ -290,28 +296,6 @@ impl HostRoutes {
         let (_, kv_heads, queries) = self.extents;
         let i = (batch * kv_heads + kv_head) * queries + query;
         self.offsets[i] as usize..self.offsets[i + 1] as usize
-    }
-
-    /// See [`Routes::figures`].
-    ///
-    /// # Errors
-    /// When the bias is of other routes, or the device fails.
-    pub fn figures(&self, bias: Option<&Tensor>) -> Result<RouteFigures> {
-        let bias = bias.map(|bias| self.per_entry(bias)).transpose()?;
-        let mut out = RouteFigures {
-            counts: self.offsets.windows(2).map(|pair| pair[1] - pair[0]).collect(),
-            bias_sum: 0.0,
-            bias_max: 0.0,
-        };
-        for b in self
-            .offsets
-            .windows(2)
-            .flat_map(|pair| bias.iter().flat_map(|b| &b[pair[0] as usize..pair[1] as usize - 1]))
-        {
-            out.bias_sum += b.abs();
-            out.bias_max = out.bias_max.max(b.abs());
-        }
-        Ok(out)
     }
 
     /// The entries in the order of a card's bits: by tile of 64 queries, in it by chunk, in it by query.
@@ -377,7 +361,11 @@ mod tests {
         assert_eq!((host.chunks_of(0, 0, 4), host.chunks_of(0, 1, 4)), (&[2][..], &[0, 2][..]));
         assert_eq!((host.entries_of(0, 1, 2), host.len()), (7..9, 13));
         // own chunks: 1 + 2 + 1 + 2 + 1 tokens a head; three chunks of two tokens more in the second
-        assert_eq!(routes.mean_tokens().unwrap().item().unwrap(), (2.0 * 7.0 + 6.0) / 10.0);
+        assert_eq!(
+            Routes::mean_tokens(&[&routes; 2]).unwrap().unwrap().to_f64().unwrap(),
+            [(2.0 * 7.0 + 6.0) / 10.0; 2]
+        );
+        assert!(Routes::mean_tokens(&[]).unwrap().is_none());
         assert_eq!(host.mean_tokens(), 2.0);
         let numbers: Vec<f64> = (0..13).map(f64::from).collect();
         let x = routes.entries_from_host(&numbers, DType::F64).unwrap();

@@ -138,15 +138,11 @@ fn attention<'a>(x: Draw, c: &'a Constants) -> Vec<Case<'a>> {
         ),
     ];
     let [q, k] = &c.attention;
-    match q.device() {
-        Device::Cpu(_) => cases.push((
-            "indexer_kl",
-            vec![x(&[1, 61, 1, 5]), x(&[1, 61, 1, 5])],
-            Box::new(|t, v| indexer_kl(t, [&v[0], &v[1]], [q, k], &c.list)),
-        )),
-        // no kernel: kinds that need it do not train there either
-        Device::Cuda(_) => {}
-    }
+    cases.push((
+        "indexer_kl",
+        vec![x(&[1, 61, 1, 5]), x(&[1, 61, 1, 5])],
+        Box::new(|t, v| indexer_kl(t, [&v[0], &v[1]], [q, k], &c.list)),
+    ));
     for (name, span, alpha) in [
         ("span_attention, entmax", Span::Causal, 1.5),
         ("span_attention, sliding window", Span::Sliding(5), 1.0),

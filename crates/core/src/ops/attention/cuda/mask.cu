@@ -56,32 +56,84 @@ number_cells(const u64* __restrict__ cells, const u32* __restrict__ sums, u32* _
         }
 }
 
-// (own + (entries - rows) chunk) / rows: each row attends its own chunk up to itself, which the host has counted, and whole earlier ones.
+// Each row attends its own chunk up to itself, which the host has counted (`own` in all), and whole earlier ones.
+INLINE double tokens_of(u32 entries, long long own, long long rows, long long chunk) {
+    return (double)(own + ((long long)entries - rows) * chunk) / (double)(rows > 0 ? rows : 1);
+}
 extern "C" __global__ void mean_tokens(const u32* __restrict__ entries, double* __restrict__ mean, long long own, long long rows, long long chunk) {
-    *mean = (double)(own + ((long long)*entries - rows) * chunk) / (double)(rows > 0 ? rows : 1);
+    *mean = tokens_of(*entries, own, rows, chunk);
 }
 
-// By query: its chunks, and of those before its own the sum of |bias| and the largest. `wide`: the bias is f64.
+// Row `at`, a query of a kv head.
+struct Query {
+    int i, own;
+    long long row;
+    METHOD Query(long long at, int queries, int chunk)
+        : i((int)(at % queries)), own(i / chunk), row((at / queries * ceil_div(queries, 64) + i / 64) * ceil_div(queries, chunk)) {}
+    METHOD bool has(u64 cell) const { return cell >> (i & 63) & 1; }
+};
+
 extern "C" __global__ void __launch_bounds__(128)
-figures(const u64* __restrict__ cells, const u32* __restrict__ first, const void* __restrict__ bias, u32* __restrict__ counts, double* __restrict__ sums,
-        double* __restrict__ tops, int wide, long long rows, int queries, int chunk) {
+count_chunks(const u64* __restrict__ cells, u32* __restrict__ counts, long long rows, int queries, int chunk) {
     const long long at = (long long)blockIdx.x * 128 + threadIdx.x;
     if (at >= rows) return;
-    const int i = (int)(at % queries), chunks = ceil_div(queries, chunk), own = i / chunk;
-    const long long row = (at / queries * ceil_div(queries, 64) + i / 64) * chunks;
+    const Query q(at, queries, chunk);
     u32 count = 0;
-    double sum = 0, top = 0;
-    for (int c = 0; c <= own; c++) {
-        const u64 cell = cells[row + c];
-        if (!(cell >> (i & 63) & 1)) continue;
-        count++;
-        if (!bias || c == own) continue;
-        const u32 entry = first[row + c] + __popcll(cell & ((1ull << (i & 63)) - 1));
-        const double b = wide ? ((const double*)bias)[entry] : (double)((const float*)bias)[entry], size = b < 0 ? -b : b;
-        sum += size;
-        top = larger(top, size);
-    }
+    for (int c = 0; c <= q.own; c++) count += q.has(cells[q.row + c]);
     counts[at] = count;
-    sums[at] = sum;
-    tops[at] = top;
+}
+
+// Of queries behind the first chunk: how many attend n chunks, and parts [blocks, 3] of a block: the sum of attended over visible chunks; of every
+// query the sum of |bias| of the chunks before its own, and the largest. `wide`: the bias is f64.
+extern "C" __global__ void __launch_bounds__(128)
+figures(const u64* __restrict__ cells, const u32* __restrict__ first, const void* __restrict__ bias, u32* histogram, double* __restrict__ parts,
+        int wide, long long rows, int queries, int chunk) {
+    __shared__ double scratch[32];
+    const long long at = (long long)blockIdx.x * 128 + threadIdx.x;
+    double density = 0, sum = 0, top = 0;
+    if (at < rows) {
+        const Query q(at, queries, chunk);
+        u32 count = 0;
+        for (int c = 0; c <= q.own; c++) {
+            const u64 cell = cells[q.row + c];
+            if (!q.has(cell)) continue;
+            count++;
+            if (!bias || c == q.own) continue;
+            const u32 entry = first[q.row + c] + __popcll(cell & ((1ull << (q.i & 63)) - 1));
+            const double b = wide ? ((const double*)bias)[entry] : (double)((const float*)bias)[entry], size = b < 0 ? -b : b;
+            sum += size;
+            top = larger(top, size);
+        }
+        if (q.own > 0) {
+            density = (double)count / (double)(q.own + 1);
+            atomicAdd(histogram + count, 1u);
+        }
+    }
+    density = block_sum(density, scratch);
+    sum = block_sum(sum, scratch);
+    top = block_max(top, scratch);
+    if (threadIdx.x < 3) parts[blockIdx.x * 3ll + threadIdx.x] = threadIdx.x == 0 ? density : threadIdx.x == 1 ? sum : top;
+}
+
+// One block: out [4 + counts] = density, sum, maximum, tokens, and the histogram.
+extern "C" __global__ void __launch_bounds__(256)
+gather_figures(const u32* __restrict__ histogram, const double* __restrict__ parts, const u32* __restrict__ entries, double* __restrict__ out,
+               int blocks, int counts, long long own, long long rows, long long chunk) {
+    __shared__ double scratch[32];
+    double density = 0, sum = 0, top = 0;
+    for (int i = threadIdx.x; i < blocks; i += 256) {
+        density += parts[i * 3ll];
+        sum += parts[i * 3ll + 1];
+        top = larger(top, parts[i * 3ll + 2]);
+    }
+    density = block_sum(density, scratch);
+    sum = block_sum(sum, scratch);
+    top = block_max(top, scratch);
+    if (threadIdx.x == 0) {
+        out[0] = density;
+        out[1] = sum;
+        out[2] = top;
+        out[3] = tokens_of(*entries, own, rows, chunk);
+    }
+    for (int n = threadIdx.x; n < counts; n += 256) out[4 + n] = (double)histogram[n];
 }

@@ -2,6 +2,7 @@
 
 use crate::device::cuda::{Arg, CudaBuffer, CudaDevice, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
+use crate::ops::attention::figures::SUMS;
 use crate::ops::attention::{Dims, HostRoutes, entries32};
 use crate::shape::checked_numel;
 
@@ -94,41 +95,68 @@ impl BlockMask {
         (self.batch, self.kv_heads, self.queries)
     }
 
-    /// The mean number of tokens that a query attends, whole earlier chunks and its own up to itself: one f64 on the device.
+    /// Tokens that the queries attend of their own chunks, rows (kv head of a sequence, query), and the chunk size: what tokens follow from.
+    fn sizes(&self) -> [Arg<'static>; 3] {
+        let own: usize = (0..self.queries).map(|q| q % self.chunk_size + 1).sum();
+        [self.batch * self.kv_heads * own, self.rows(), self.chunk_size].map(|n| Arg::Long(n as i64))
+    }
+
+    fn rows(&self) -> usize {
+        self.batch * self.kv_heads * self.queries
+    }
+
+    /// Of each the mean number of tokens that a query attends, whole earlier chunks and its own up to itself: f64 `[all]` on the device.
     ///
     /// # Errors
     /// When memory runs out.
-    pub fn mean_tokens(&self) -> Result<CudaBuffer> {
-        let device = self.cells.device();
-        let out = device.alloc("mean_tokens", Kind::F64, 1)?;
-        let rows = self.batch * self.kv_heads * self.queries;
-        let own: usize = (0..self.queries).map(|q| q % self.chunk_size + 1).sum();
-        let sizes = [self.batch * self.kv_heads * own, rows, self.chunk_size].map(|n| Arg::Long(n as i64));
-        let args = [&[Arg::At(&self.first, self.cells.len()), Arg::Buffer(&out)], &sizes[..]].concat();
-        // SAFETY: the kernel's parameters in order; one thread.
-        unsafe { device.kernel(&unit(), "mean_tokens")?.launch(Grid::line(1, 1), &args)? };
+    pub fn mean_tokens(device: &CudaDevice, all: &[&BlockMask]) -> Result<CudaBuffer> {
+        let out = device.alloc("mean_tokens", Kind::F64, all.len())?;
+        for (i, mask) in all.iter().enumerate() {
+            let args = [&[Arg::At(&mask.first, mask.cells.len()), Arg::At(&out, i)], &mask.sizes()[..]].concat();
+            // SAFETY: the kernel's parameters in order; one thread.
+            unsafe { device.kernel(&unit(), "mean_tokens")?.launch(Grid::line(1, 1), &args)? };
+        }
         Ok(out)
     }
 
-    /// By query: attended chunks, and of the others than its own the sum of |bias| and the largest, 0 without a bias (f32 or f64). Waits for the
-    /// device.
+    /// See [`crate::ops::attention::RouteFigures`]: density, sum and maximum of |bias|, tokens, then the histogram from 0 to all chunks; f64. The
+    /// bias is f32 or f64.
     ///
     /// # Errors
-    /// When the bias has no number for every entry, or the device fails.
-    pub fn figures(&self, bias: Option<&CudaBuffer>) -> Result<(Vec<u32>, Vec<f64>, Vec<f64>)> {
+    /// When the bias has no number for every entry, or memory runs out.
+    pub fn figures(&self, bias: Option<&CudaBuffer>) -> Result<CudaBuffer> {
         let (op, device) = ("figures", self.cells.device());
         let wide = bias.is_some_and(|bias| bias.kind() == Kind::F64);
         ensure!(bias.is_none_or(|bias| bias.len() >= self.entries), op, "{bias:?} for {} entries", self.entries);
-        let rows = self.batch * self.kv_heads * self.queries;
-        let counts = device.alloc(op, Kind::U32, rows)?;
-        let (sums, tops) = (device.alloc(op, Kind::F64, rows)?, device.alloc(op, Kind::F64, rows)?);
+        let (rows, counts) = (self.rows(), self.chunks() + 1);
+        let blocks = rows.div_ceil(128);
+        let histogram = device.zeros(op, Kind::U32, counts)?;
+        let (parts, out) = (device.alloc(op, Kind::F64, 3 * blocks)?, device.alloc(op, Kind::F64, SUMS + counts)?);
         let lists = [Arg::Buffer(&self.cells), Arg::Buffer(&self.first), bias.map_or(Arg::Null, Arg::Buffer)];
-        let outputs = [&counts, &sums, &tops].map(Arg::Buffer);
         let sizes = [Arg::Int(wide.into()), Arg::Long(rows as i64), Arg::int(self.queries), Arg::int(self.chunk_size)];
-        let args = [&lists[..], &outputs, &sizes].concat();
-        // SAFETY: the kernel's parameters in order; a thread a query of a kv head.
+        let found = [&histogram, &parts].map(Arg::Buffer);
+        let args = [&lists[..], &found, &sizes].concat();
+        // SAFETY: the kernels' parameters in order; a thread a query of a kv head, then one block for all.
         unsafe { device.kernel(&unit(), "figures")?.launch(Grid::over(rows, 128), &args)? };
-        Ok((counts.download()?, sums.download()?, tops.download()?))
+        let entries = [Arg::At(&self.first, self.cells.len()), Arg::Buffer(&out), Arg::int(blocks), Arg::int(counts)];
+        let args = [&found[..], &entries, &self.sizes()].concat();
+        // SAFETY: as above.
+        unsafe { device.kernel(&unit(), "gather_figures")?.launch(Grid::line(1, 256), &args)? };
+        Ok(out)
+    }
+
+    /// Chunks that each query attends: waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn counts(&self) -> Result<Vec<u32>> {
+        let (rows, device) = (self.rows(), self.cells.device());
+        let counts = device.alloc("counts", Kind::U32, rows)?;
+        let sizes = [Arg::Long(rows as i64), Arg::int(self.queries), Arg::int(self.chunk_size)];
+        let args = [&[&self.cells, &counts].map(Arg::Buffer)[..], &sizes].concat();
+        // SAFETY: the kernel's parameters in order; a thread a query of a kv head.
+        unsafe { device.kernel(&unit(), "count_chunks")?.launch(Grid::over(rows, 128), &args)? };
+        counts.download()
     }
 
     /// Where each query's list begins, with the end, and the chunks of all lists: waits for the device.

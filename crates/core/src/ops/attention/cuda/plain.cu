@@ -234,13 +234,14 @@ emit(const R* __restrict__ p, const R* __restrict__ w, const u64* __restrict__ c
 
 // The gradient of the scores from that of the bias. straight: p is softmax and w its sum over the heads, otherwise entmax and the mean.
 // ds [b, h, t, n] is written in full; own [queries] gets the own chunk's gradient, squares [queries] the sum of squares. For a watcher,
-// where they are given: the gradient of every entry's scores [entries, group], and the number of chunks with one [queries].
+// where they are given: the gradient of every entry's scores [entries, group], and the number of chunks with one [queries]. placebo: entmax's, with
+// drawn numbers in its place.
 // Above 60 lines: a query's passes over its chunks follow from each other: the mean, every head's gradient, what a watcher asks for.
 extern "C" __global__ void __launch_bounds__(256)
 route_backward(const R* __restrict__ p, const R* __restrict__ w, const u64* __restrict__ cells, const u32* __restrict__ first,
                const R* __restrict__ dbias, R* __restrict__ ds, R* __restrict__ own_sum, double* __restrict__ squares,
                R* __restrict__ scores, double* __restrict__ pairs, long long queries, int h, int group, int t, int n, int chunk, R sigma,
-               int center, R alpha, int straight, R least) {
+               int center, R alpha, int straight, R least, int placebo) {
     const Query q(h, group, t, n);
     if (q.at >= queries) return;
     const int own = q.i / chunk;
@@ -280,6 +281,14 @@ route_backward(const R* __restrict__ p, const R* __restrict__ w, const u64* __re
         for (int c = q.lane; c < n; c += 32) {
             const bool listed = c < own && lists.has(c, q.i);
             if (c < own && (straight || listed)) out[c] -= (straight ? row[c] : slope_of(row[c], alpha)) * share;
+        }
+        if (placebo) {
+            const auto inside = [&](int c) { return lists.has(c, q.i) && row[c] > (R)0; };
+            const Draw<R> draw = draw_of<R>(own, q.at * group + e, inside, [&](int c) { return out[c]; });
+            for (int c = q.lane; c < own; c += 32) if (inside(c)) out[c] = draw.at(c);
+        }
+        for (int c = q.lane; c < n; c += 32) {
+            const bool listed = c < own && lists.has(c, q.i);
             square += (double)out[c] * (double)out[c];
             if (scores && listed) scores[(long long)lists.entry(c, q.i) * group + e] = out[c];
         }
@@ -300,6 +309,51 @@ route_backward(const R* __restrict__ p, const R* __restrict__ w, const u64* __re
         touched = warp_sum(touched);
         if (q.lane == 0) pairs[q.at] = touched;
     }
+}
+
+// The indexer's loss. With z [b, g, t, t] its scores and P [b, g, t, t] the layer's softmax over the listed tokens, mean over the group: `parts`
+// [queries] get `share` sum_c P_c (log P_c - log p_c), p_c the softmax of z added up by chunk. Where `upstream` is given, z becomes its gradient times
+// `factor`, upstream share (p_c - P_c) softmax within c, 0 off the list. z is used up; each lane reads what it has written itself.
+extern "C" __global__ void __launch_bounds__(256)
+indexer_kl(R* z, const R* __restrict__ teacher, const u64* __restrict__ cells, const u32* __restrict__ first, R* __restrict__ parts,
+           const R* __restrict__ upstream, long long queries, int h, int group, int t, int n, int chunk, R share, R factor) {
+    const Query q(h, group, t, n);
+    if (q.at >= queries) return;
+    const Lists lists(cells, first, (int)q.bg, t, chunk, q.i);
+    R* row = z + q.at * t;
+    const R* from = teacher + q.at * t;
+    // log sum exp of the chunk's scores
+    const auto log_of_chunk = [&](int begin, int end) {
+        R top = -INFINITY_OF_R, sum = 0;
+        for (int j = begin + q.lane; j < end; j += 32) top = larger(top, row[j]);
+        top = warp_max(top);
+        for (int j = begin + q.lane; j < end; j += 32) sum += exp_of(row[j] - top);
+        return top + log_of(warp_sum(sum));
+    };
+    R top = -INFINITY_OF_R, sum = 0, divergence = 0;
+    for (int c = 0; c * chunk <= q.i; c++) {
+        if (!lists.has(c, q.i)) continue;
+        const R log = log_of_chunk(c * chunk, min(c * chunk + chunk, q.i + 1)), now = larger(top, log);
+        sum = sum * exp_of(top - now) + exp_of(log - now);
+        top = now;
+    }
+    const R all = top + log_of(sum), scaled = upstream ? *upstream * share * factor : (R)0;
+    for (int c = 0; c * chunk < t; c++) {
+        const int begin = c * chunk, end = min(begin + chunk, q.i + 1);
+        if (begin > q.i || !lists.has(c, q.i)) {
+            if (upstream) for (int j = begin + q.lane; j < min(begin + chunk, t); j += 32) row[j] = 0;
+            continue;
+        }
+        const R log = log_of_chunk(begin, end);
+        R of_layer = 0;
+        for (int j = begin + q.lane; j < end; j += 32) of_layer += from[j];
+        of_layer = warp_sum(of_layer);
+        if (of_layer > (R)0) divergence += of_layer * (log_of(of_layer) - (log - all));
+        if (!upstream) continue;
+        const R gradient = (exp_of(log - all) - of_layer) * scaled;
+        for (int j = begin + q.lane; j < min(begin + chunk, t); j += 32) row[j] = j < end ? gradient * exp_of(row[j] - log) : (R)0;
+    }
+    if (q.lane == 0) parts[q.at] = divergence * share;
 }
 
 // The largest of a row's scores that is not taken (a taken one is -1), ties to the lower chunk: its chunk, or -1. Scores are not negative.

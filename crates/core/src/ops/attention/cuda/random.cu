@@ -1,14 +1,6 @@
 // The op random_routing: of the chunks before a query's own those with the largest keys, which are hashes of (layer, kv head, position, chunk); see
 // routing/random.rs. A warp a query of a kv head, for all sequences of the batch.
 
-// h = mix(h + x): the output function of splitmix64, with its increment.
-INLINE u64 mix(u64 h, u64 x) {
-    u64 z = h + x + 0x9e3779b97f4a7c15ull;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-    return z ^ (z >> 31);
-}
-
 // `tops` [g, t], where it is given, has a number a query. Cells [b, g, tiles, chunks] are empty.
 extern "C" __global__ void __launch_bounds__(256)
 random_cells(u64* __restrict__ cells, const u32* __restrict__ tops, u64 layer, int batch, int kv_heads, int t, int chunk, int top) {

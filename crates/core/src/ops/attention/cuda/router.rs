@@ -15,7 +15,22 @@ pub(super) static ROUTER: Source =
     Source { name: "attention_router", text: concat!(include_str!("scores.cu"), include_str!("router.cu")) };
 pub(super) static BACKWARD: Source = Source {
     name: "attention_router_backward",
-    text: concat!(include_str!("scores.cu"), include_str!("router_backward.cu")),
+    text: concat!(
+        "#define PLACEBO 0\n",
+        include_str!("placebo.cu"),
+        include_str!("scores.cu"),
+        include_str!("router_backward.cu")
+    ),
+};
+/// The same with a random vector in the place of every head's gradient.
+pub(super) static PLACEBO: Source = Source {
+    name: "attention_router_placebo",
+    text: concat!(
+        "#define PLACEBO 1\n",
+        include_str!("placebo.cu"),
+        include_str!("scores.cu"),
+        include_str!("router_backward.cu")
+    ),
 };
 
 fn summary_unit(d: usize, chunk: usize) -> Unit {
@@ -26,7 +41,7 @@ fn summary_unit(d: usize, chunk: usize) -> Unit {
 pub fn units() -> Vec<Unit> {
     let summaries = WIDTHS.into_iter().flat_map(|d| CHUNKS.into_iter().map(move |chunk| summary_unit(d, chunk)));
     let forms = || WIDTHS.into_iter().flat_map(|d| [((d, d), 1.5), ((d, d), 1.25)]);
-    let routers = forms().flat_map(|(d, alpha)| [&ROUTER, &BACKWARD].map(|source| unit(source, d, alpha)));
+    let routers = forms().flat_map(|(d, alpha)| [&ROUTER, &BACKWARD, &PLACEBO].map(|source| unit(source, d, alpha)));
     let soft = WIDTHS.into_iter().map(|d| unit(&BACKWARD, (d, d), SOFTMAX));
     summaries.chain(routers).chain(soft).collect()
 }

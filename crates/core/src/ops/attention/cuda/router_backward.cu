@@ -5,7 +5,8 @@
 //
 // The query side goes over rows of scores, as forward; it writes dq and what the key side needs of a row. The key side computes scores again,
 // TILE chunks and a segment of tokens a block; segments are added in order. Both round ds to two bf16, high and low, so that a product
-// carries 16 bits of it.
+// carries 16 bits of it. PLACEBO: 1 where numbers of placebo.cu take the place of ds; the query side then keeps what draws those of a row.
+// Above 400 lines: both sides compute one gradient from the same pieces.
 
 // SOFT: 1 where p is softmax, 0 where it is entmax. center: 1 where the mean is differentiated. straight, read where SOFT: 1 over what is visible, 2 over
 // what is listed.
@@ -64,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, D == 128 ? 2 : 3)
 router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* shifts, const u64* __restrict__ cells,
             const u32* __restrict__ first, float* sums, const float* __restrict__ dbias, float* __restrict__ dq,
             float* __restrict__ means, float* __restrict__ offsets, float* __restrict__ own_gradient, double* __restrict__ squares,
-            float* __restrict__ kept, double* __restrict__ pairs, int t, int kv_heads, int group, int n, int chunk, int q_stride, int width,
+            float* __restrict__ kept, double* __restrict__ pairs, Draw<float>* __restrict__ draws, int t, int kv_heads, int group, int n, int chunk, int q_stride, int width,
             int slabs, float factor, float alpha, float sigma, int center, int straight, int stopped) {
     extern __shared__ __align__(1024) u8 scratch[];
     __shared__ float shift_of[WARPS][16], square_of[WARPS][16 / QUAD];
@@ -156,7 +157,21 @@ router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* sh
                 inner[k] = SOFT ? of_all : all == 0.f ? 0.f : of_all / all;  // a softmax sums to one
                 if (lane == 0) means[place * group + h0 + k] = inner[k];
             }
-            for (int c = lane; c < filled; c += 32) {
+            #pragma unroll
+            for (int k = 0; PLACEBO && k < QUAD; k++) {
+                if (h0 + k >= group) break;
+                float* row = rows + k * width;
+                const auto inside = [&](int c) { return slope(row[c], shift[k], s) > 0.f; };
+                const auto of = [&](int c) { return slope(row[c], shift[k], s) * (ratio[c] - inner[k]); };
+                const Draw<float> draw = draw_of<float>(seen, place * group + h0 + k, inside, of);
+                if (lane == 0) draws[place * group + h0 + k] = draw;
+                for (int c = lane; c < filled; c += 32) {
+                    const float ds = c < seen && inside(c) ? draw.at(c) : 0.f;
+                    row[c] = ds;
+                    square += ds * ds;
+                }
+            }
+            for (int c = lane; !PLACEBO && c < filled; c += 32) {
                 const float up = ratio[c];
                 #pragma unroll
                 for (int k = 0; k < QUAD; k++) {
@@ -252,13 +267,14 @@ router_rows(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* sh
 extern "C" __global__ void __launch_bounds__(SIDE, D == 128 ? 2 : 3)
 router_keys(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const float* __restrict__ shifts, const u64* __restrict__ cells,
             const u32* __restrict__ first, const float* __restrict__ sums, const float* __restrict__ dbias, const float* __restrict__ means,
-            const float* __restrict__ offsets, float* __restrict__ partial, int batches, int t, int kv_heads, int group, int n, int chunk,
+            const float* __restrict__ offsets, const Draw<float>* __restrict__ draws, float* __restrict__ partial, int batches, int t, int kv_heads, int group, int n, int chunk,
             int q_stride, float factor, float alpha, float sigma, int straight) {
     extern __shared__ __align__(1024) u8 scratch[];
     const Settings s = {factor, alpha, sigma, 0, straight};
     struct __align__(16) Row { float shift, mean; int seen, at; };  // chunks that it sees of this block's, where its token's ratios begin
     __shared__ Row rows[2][TILE];
     __shared__ float less[2][TILE];  // of a token: the mean of dlogw
+    __shared__ __align__(16) Draw<float> drawn[2][TILE];
     const int together = TILE / group;
     const u32 keys = shared_address(scratch), queries = keys + OPERAND;
     float* ups = (float*)(scratch + 3 * OPERAND);  // [2, together, APART]; ratios in the end
@@ -317,6 +333,7 @@ router_keys(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const flo
                 Row& to = rows[slot][row];
                 copy4(shared_address(&to.shift), shifts + (valid ? at : 0), valid);
                 copy4(shared_address(&to.mean), means + (valid ? at : 0), valid);
+                if (PLACEBO) copy16(shared_address(&drawn[slot][row]), draws + (valid ? at : 0), valid);
                 to.seen = valid ? min(n, divided(token, per_chunk)) - c0 : 0;
                 to.at = min(place, together - 1) * APART;
             } else if (x < together) {
@@ -360,7 +377,9 @@ router_keys(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const flo
                     const int own = warp * 16 + lane / 4 + half * 8;
                     float slope_of = slope(z[y / 2][half * 2 + y % 2] * s.factor, row.shift, s);
                     if (own >= row.seen || (SOFT && s.straight == 2 && divisors[row.at + own] == 0.f)) slope_of = 0.f;
-                    ds[y / 2 * 2 + half][y % 2] = slope_of * (ratios[row.at + own] - row.mean);
+                    float& to = ds[y / 2 * 2 + half][y % 2];
+                    if (PLACEBO) to = slope_of > 0.f ? drawn[slot][m * 16 + k + lane % 4 * 2].at(c0 + own) : 0.f;
+                    else to = slope_of * (ratios[row.at + own] - row.mean);
                 }
             }
             u32 high[4], low[4];

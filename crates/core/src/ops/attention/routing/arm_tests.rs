@@ -16,8 +16,8 @@ pub(super) fn settings(gradient: RouterGradient) -> Entmax {
 /// What a backward pass tells of the scores: their gradients `[entries, group]`, and how many pairs have one.
 #[derive(Default)]
 pub(super) struct Told {
-    scores: RefCell<Vec<f64>>,
-    pairs: RefCell<Vec<f64>>,
+    scores: RefCell<Option<Tensor>>,
+    pairs: RefCell<Option<Tensor>>,
 }
 
 impl Watcher for Told {
@@ -27,7 +27,7 @@ impl Watcher for Told {
     fn gradient(&self, _scope: &str, name: &str, value: &Tensor) {
         let place = if name == SCORES { &self.scores } else { &self.pairs };
         assert!(name == SCORES || name == PAIRS);
-        place.replace(value.to_f64().unwrap());
+        place.replace(Some(value.clone()));
     }
 }
 
@@ -54,9 +54,11 @@ pub(super) fn seen_of(dev: &Device, dtype: DType, upstream: u64, op: impl Fn(&Ta
     let dbias = normal(dev, routing.bias.value.shape(), upstream).to_dtype(dtype).unwrap();
     let grads = t.backward_from(&routing.bias, dbias).unwrap();
     let of = |x: &Var| grads.get(x).unwrap().to_f64().unwrap();
-    let (scores, pairs) = (watcher.scores.take(), watcher.pairs.take()[0]);
+    let list = routing.routes.to_host().unwrap();
+    let of_entries = |x: &Tensor| list.per_entry(x).unwrap();
+    let (scores, pairs) = (of_entries(&watcher.scores.take().unwrap()), watcher.pairs.take().unwrap().item().unwrap());
     let norm = routing.score_gradient.read().unwrap();
-    Seen { bias: routing.bias.value.to_f64().unwrap(), dq: of(&q), dkbar: of(&kbar), scores, pairs, norm, routing }
+    Seen { bias: of_entries(&routing.bias.value), dq: of(&q), dkbar: of(&kbar), scores, pairs, norm, routing }
 }
 
 pub(super) fn seen(dev: &Device, dtype: DType, settings: Entmax, upstream: u64) -> Seen {
@@ -93,13 +95,23 @@ fn by_head(routing: &Routing) -> Vec<Vec<usize>> {
 
 #[test]
 fn a_placebo_has_the_norm_the_chunks_and_the_sum_of_the_gradient_and_another_direction() {
-    let dev = device();
-    let of = |gradient| seen(&dev, DType::F64, settings(gradient), 3);
+    is_a_placebo(&device());
+}
+
+#[test]
+fn a_placebo_on_cuda_is_one_as_well() {
+    let Some(gpu) = crate::ops::cuda::testing::cuda() else { return };
+    is_a_placebo(&gpu.device());
+}
+
+fn is_a_placebo(dev: &Device) {
+    let of = |gradient| seen(dev, DType::F64, settings(gradient), 3);
     let (full, placebo) = (of(RouterGradient::Full), of(RouterGradient::Placebo));
     assert_eq!(full.bias, placebo.bias);
     assert!((full.norm - placebo.norm).abs() <= 1e-12 * full.norm, "{} {}", full.norm, placebo.norm);
-    let heads = full.routing.heads.as_ref().unwrap().to_f64().unwrap();
-    let (mut inner, mut squares, mut compared) = (0.0, 0.0, 0);
+    let list = full.routing.routes.to_host().unwrap();
+    let heads = list.per_entry(full.routing.heads.as_ref().unwrap()).unwrap();
+    let (mut cosines, mut compared) = (0.0, 0);
     for places in by_head(&full.routing) {
         let of = |x: &[f64]| places.iter().map(|&i| x[i]).collect::<Vec<f64>>();
         let (f, p) = (of(&full.scores), of(&placebo.scores));
@@ -109,14 +121,15 @@ fn a_placebo_has_the_norm_the_chunks_and_the_sum_of_the_gradient_and_another_dir
         assert!(p.iter().sum::<f64>().abs() <= 1e-12 * norm.max(1e-3), "{p:?}");
         assert!(places.iter().zip(&p).all(|(&i, &p)| heads[i] > 0.0 || p == 0.0), "{p:?}");
         if places.iter().filter(|&&i| heads[i] > 0.0).count() > 2 {
-            (inner, squares, compared) = (inner + dot(&f, &p), squares + norm * norm, compared + 1);
+            (cosines, compared) = (cosines + dot(&f, &p) / (norm * norm), compared + 1);
         }
     }
-    // a cosine of independent directions: its deviation over so many heads is below 1 / sqrt(compared)
+    // the mean cosine of independent directions: its deviation over so many heads is below 1 / sqrt(compared), however unlike their norms are
     assert!(compared > 300, "{compared}");
-    assert!((inner / squares).abs() < 4.0 / (compared as f64).sqrt(), "{}", inner / squares);
+    let mean = cosines / compared as f64;
+    assert!(mean.abs() < 4.0 / (compared as f64).sqrt(), "{mean}");
     // another gradient draws another direction, the same one the same
-    let (again, other) = (of(RouterGradient::Placebo), seen(&dev, DType::F64, settings(RouterGradient::Placebo), 4));
+    let (again, other) = (of(RouterGradient::Placebo), seen(dev, DType::F64, settings(RouterGradient::Placebo), 4));
     assert!(again.scores == placebo.scores && other.scores != placebo.scores);
 }
 

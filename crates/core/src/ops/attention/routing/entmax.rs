@@ -37,7 +37,7 @@ pub enum RouterGradient {
     Flipped,
     /// For every (query, head), in the place of the gradient of its scores, a random vector of the same norm over the same chunks that
     /// adds up to zero as every gradient through entmax does: what the size of the gradient does without its direction. Drawn anew
-    /// for every gradient, from a hash of its bits and place.
+    /// for every gradient, from a hash of its bits and place; a GPU hashes and draws otherwise than a CPU.
     Placebo,
 }
 
@@ -102,13 +102,6 @@ fn forward_on_cuda(
     own: Option<&CudaBuffer>,
     settings: Entmax,
 ) -> Result<Forward> {
-    let drawn = tape.is_recording() && settings.gradient == RouterGradient::Placebo;
-    let device = qs.device();
-    ensure!(
-        !drawn,
-        "entmax_routing",
-        "{device:?} has no kernel for the placebo of the router's gradient; the CPU has one"
-    );
     if !cuda::routes_stream(tape.compute(), qs, dims, settings.chunk_size) {
         let out = cuda::plain::entmax_routing(dims, n, (qs.full()?, ks.full()?), own, settings)?;
         let entries = out.mask.entries();

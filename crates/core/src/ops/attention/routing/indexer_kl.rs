@@ -6,10 +6,10 @@
 //! With z the indexer's scores: dL/dz_j = (p_c - P_c) softmax_c(z)_j / rows for a token j of chunk c, softmax_c within the chunk. The published forms
 //! compare tokens; a router that chooses whole chunks needs to know no more than their sums. Kept for backward: the operands.
 
-use super::super::{Dims, Routes};
+use super::super::{Dims, Routes, cuda};
 use super::cpu;
 use crate::dispatch::on_device;
-use crate::error::{Error, Result, ensure};
+use crate::error::{Result, ensure};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -17,7 +17,7 @@ use crate::tensor::Tensor;
 /// `k [b, t, g, d]`, which get no gradient.
 ///
 /// # Errors
-/// When shapes do not fit, queries follow kept tokens, or the device has no kernel for it.
+/// When shapes do not fit, or queries follow kept tokens.
 pub fn indexer_kl(tape: &Tape, index: [&Var; 2], [q, k]: [&Tensor; 2], routes: &Routes) -> Result<Var> {
     let op = "indexer_kl";
     let [b, t, h, d] = q.dims(op)?;
@@ -33,15 +33,14 @@ pub fn indexer_kl(tape: &Tape, index: [&Var; 2], [q, k]: [&Tensor; 2], routes: &
     ensure!(routes.extents() == (b, g, t), op, "the list is for {:?}, q and k have {:?}", routes.extents(), (b, g, t));
     ensure!(routes.first() == 0, op, "{} tokens before the first query; a loss has whole sequences", routes.first());
     let width = iq[3];
-    let no_kernel = |device: &dyn std::fmt::Debug| {
-        Error::invalid(op, format!("{device:?} has no kernel for the loss of an indexer; the CPU has one"))
-    };
     let loss = on_device!(op, [&index[0].value, &index[1].value, q, k]; Cpu<T>(cpu, [iq, ik, q, k]) => {
         let list = routes.on_cpu(op, cpu)?;
         let loss = cpu::indexer_kl::<T>(cpu, (dims, width), ([iq, ik], [q, k]), list);
         Tensor::from_buffer(&[], cpu.copy(&[loss]))
-    }, Cuda(gpu, [_iq, _ik, _q, _k]) => {
-        return Err(no_kernel(gpu));
+    }, Cuda(gpu, [iq, ik, q, k]) => {
+        let mask = routes.on_cuda(op, gpu)?;
+        let operands = ([iq.full()?, ik.full()?], [q.full()?, k.full()?]);
+        Tensor::from_cuda(&[], cuda::plain::indexer_kl((dims, width), operands, mask)?)
     });
     let ([iq, ik], [q, k], routes) = (index.map(Var::clone), [q.clone(), k.clone()], routes.clone());
     tape.record(op, loss, move |dy, grads| {
@@ -50,8 +49,12 @@ pub fn indexer_kl(tape: &Tape, index: [&Var; 2], [q, k]: [&Tensor; 2], routes: &
             let [dq, dk] = cpu::indexer_kl_backward::<T>(cpu, (dims, width), ([iqs, iks], [q, k]), list, dy[0]);
             grads.add(iq.id(), Tensor::from_buffer(iq.value.shape(), dq))?;
             grads.add(ik.id(), Tensor::from_buffer(ik.value.shape(), dk))
-        }, Cuda(gpu, [_iq, _ik, _q, _k, _dy]) => {
-            Err(no_kernel(gpu))
+        }, Cuda(gpu, [iqs, iks, q, k, dy]) => {
+            let mask = routes.on_cuda(op, gpu)?;
+            let operands = ([iqs.full()?, iks.full()?], [q.full()?, k.full()?]);
+            let [dq, dk] = cuda::plain::indexer_kl_backward((dims, width), operands, mask, dy.full()?)?;
+            grads.add(iq.id(), Tensor::from_cuda(iq.value.shape(), dq))?;
+            grads.add(ik.id(), Tensor::from_cuda(ik.value.shape(), dk))
         })
     })
 }

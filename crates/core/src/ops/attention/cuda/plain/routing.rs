@@ -11,20 +11,20 @@ use crate::ops::cuda::real;
 use crate::ops::reduce::cuda::sum_axis;
 
 /// Queries of all kv heads, and the launch of a warp for each.
-fn for_queries(device: &CudaDevice, kind: Kind, name: &'static str, dims: Dims, args: &[Arg]) -> Result<()> {
+pub(super) fn for_queries(device: &CudaDevice, kind: Kind, name: &'static str, dims: Dims, args: &[Arg]) -> Result<()> {
     let count = dims.b * dims.g * dims.t;
     let kernel = device.kernel(&unit(kind), name)?;
     // SAFETY: the callers' arguments are the kernel's parameters in order; a warp a query of a kv head.
     unsafe { kernel.launch(Grid::line(count.div_ceil(8), 256), args) }
 }
 
-fn query_args(dims: Dims, n: usize) -> [Arg<'static>; 5] {
+pub(super) fn query_args(dims: Dims, n: usize) -> [Arg<'static>; 5] {
     let sizes = [dims.h, dims.group(), dims.t, n].map(Arg::int);
     [Arg::Long((dims.b * dims.g * dims.t) as i64), sizes[0], sizes[1], sizes[2], sizes[3]]
 }
 
 /// The sum over a group's heads of `p [b, h, t, n]` times `share`: `[b, g, t, n]`.
-fn mean_of_heads(dims: Dims, n: usize, p: &CudaBuffer, share: f64) -> Result<CudaBuffer> {
+pub(super) fn mean_of_heads(dims: Dims, n: usize, p: &CudaBuffer, share: f64) -> Result<CudaBuffer> {
     let (device, kind) = (p.device(), p.kind());
     let w = device.alloc("routing", kind, dims.b * dims.g * dims.t * n)?;
     let args = [&[p, &w].map(Arg::Buffer)[..], &query_args(dims, n), &[real(kind, share)]].concat();
@@ -212,7 +212,9 @@ fn gradients(
     let inputs = [p, w, mask.cells(), mask.first(), dbias, &ds, &own, &squares].map(Arg::Buffer);
     let both = seen.as_ref().map_or([Arg::Null; 2], |(scores, pairs)| [scores, pairs].map(Arg::Buffer));
     let numbers = [real(kind, s.backward_sigma()), Arg::Int((s.center == Center::Mean).into()), real(kind, s.alpha)];
-    let tail = [&[Arg::int(s.chunk_size)], &numbers[..], &[Arg::Int(straight.into()), real(kind, least)]].concat();
+    let placebo = Arg::Int((s.gradient == RouterGradient::Placebo).into());
+    let tail =
+        [&[Arg::int(s.chunk_size)], &numbers[..], &[Arg::Int(straight.into()), real(kind, least), placebo]].concat();
     let args = [&inputs[..], &both, &query_args(dims, n), &tail].concat();
     for_queries(device, kind, "route_backward", dims, &args)?;
     let diagonal = sum_axis(&sum_axis(&own, (b * g, t, 1))?, (1, b, g))?;
