@@ -8,7 +8,7 @@
 //! | srun | `SLURM_PROCID`, `SLURM_STEP_NUM_TASKS`, `SLURM_LOCALID`, `SLURM_STEP_TASKS_PER_NODE`, `SLURM_STEP_NODELIST` |
 //! | Kubeflow's Trainer v2 | `PET_NNODES`, `PET_NPROC_PER_NODE`, `PET_NODE_RANK`, `PET_MASTER_ADDR`, `PET_MASTER_PORT`: one process a host, which starts the others |
 //!
-//! The first that is there counts. A job script of Slurm (the batch step) has `SLURM_NTASKS` of all steps and is one process: only
+//! The first that is there counts; srun before PMI where it sets both. A job script of Slurm (the batch step) has `SLURM_NTASKS` of all steps and is one process: only
 //! the variables of a step count.
 
 use std::ops::Range;
@@ -88,6 +88,8 @@ pub enum Asked {
 
 /// Port where neither launcher nor user names one.
 const PORT: u16 = 29_577;
+/// Processes of a run at most.
+const MOST: usize = u16::MAX as usize;
 
 impl Seat {
     /// The only process.
@@ -97,6 +99,7 @@ impl Seat {
 
     fn checked(self, names: &str) -> Result<Self> {
         let Seat { rank, world, local_rank, local_world, .. } = self;
+        few_enough(names, Some(world))?;
         if world == 0 || rank >= world || local_rank >= local_world.max(1) || local_world > world {
             return Err(Failure::request(format!(
                 "{names}: process {rank} of {world}, on this host {local_rank} of {local_world}, cannot be; ranks count from 0. Start all \
@@ -107,7 +110,27 @@ impl Seat {
     }
 }
 
+/// What says that there are several processes. Whoever starts a process of its own, not one of these, leaves them out.
+pub const VARIABLES: [&str; 9] = [
+    "RANK",
+    "WORLD_SIZE",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "PMI_RANK",
+    "PMI_SIZE",
+    "SLURM_STEP_NUM_TASKS",
+    "SLURM_STEP_NODELIST",
+    "PET_NNODES",
+];
+
 type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// A number of processes that some machine has; none where it does not fit a number.
+fn few_enough(names: &str, world: Option<usize>) -> Result<usize> {
+    world.filter(|&world| world <= MOST).ok_or_else(|| {
+        Failure::request(format!("{names}: more than {MOST} processes; a launcher sets these, or unset them"))
+    })
+}
 
 /// A variable that counts something.
 fn number(env: Env, name: &str) -> Result<Option<usize>> {
@@ -239,13 +262,21 @@ fn of_trainer(env: Env) -> Result<Asked> {
     if node >= nodes {
         return Err(Failure::request(format!("PET_NODE_RANK: {node} of {nodes} hosts, counted from 0")));
     }
-    if nodes * each == 1 {
+    let world = few_enough("PET_NNODES, PET_NPROC_PER_NODE", nodes.checked_mul(each))?;
+    if world == 1 {
         return Ok(Asked::Sit(Seat::alone()));
     }
     let host = env("PET_MASTER_ADDR").or_else(|| (nodes == 1).then(|| "127.0.0.1".into()));
     let place = place(env, host, port(env, "PET_MASTER_PORT")?)?;
     let place = place.ok_or_else(|| Failure::request("PET_NNODES is above 1 and PET_MASTER_ADDR is not set"))?;
-    Ok(Asked::Spawn(Brood { ranks: node * each..(node + 1) * each, world: nodes * each, place }))
+    Ok(Asked::Spawn(Brood { ranks: node * each..(node + 1) * each, world, place }))
+}
+
+/// Whether srun speaks PMI (`--mpi=pmi2`, on many clusters without being asked) to processes that it started itself: then its own
+/// variables say the same and more, the number on the host and where all meet.
+fn srun_sets_both(env: Env) -> bool {
+    let same = |pmi: &str, slurm: &str| env(pmi).is_some_and(|text| !text.is_empty() && env(slurm) == Some(text));
+    same("PMI_RANK", "SLURM_PROCID") && same("PMI_SIZE", "SLURM_STEP_NUM_TASKS") && env("MPI_LOCALRANKID").is_none()
 }
 
 /// What the environment asks of this process.
@@ -261,6 +292,8 @@ pub fn asked(env: Env) -> Result<Asked> {
         of_ranks(env).map(Asked::Sit)
     } else if has(open_mpi[0]) || has(open_mpi[1]) {
         of_mpi(env, Launcher::OpenMpi, open_mpi).map(Asked::Sit)
+    } else if srun_sets_both(env) {
+        of_slurm(env).map(Asked::Sit)
     } else if has("PMI_RANK") || has("PMI_SIZE") {
         of_mpi(env, Launcher::Mpich, mpich).map(Asked::Sit)
     } else if has("SLURM_STEP_NUM_TASKS") && has("SLURM_STEP_NODELIST") {

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use crate::config::{Config, Effect};
 use crate::failure::{Failure, Result};
+use crate::peers::seat::VARIABLES;
 use crate::training::checkpoint::{self, Checkpoints, State};
 use crate::training::material::Material;
 use crate::training::stop::Watch;
@@ -202,6 +203,8 @@ impl Run {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("--config").arg(&self.config).stdin(Stdio::null());
         command.arg("--with-parent").arg(std::process::id().to_string());
+        // a run of a comparison is one process, whatever started the comparison
+        VARIABLES.iter().for_each(|name| _ = command.env_remove(name));
         if self.folder.join("config.toml").exists() {
             command.arg("--resume");
         }

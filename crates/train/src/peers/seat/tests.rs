@@ -48,6 +48,10 @@ fn recorded_environments_of_launchers() {
     let srun = "SLURM_PROCID=9 SLURM_LOCALID=1 SLURM_NODEID=1 SLURM_NTASKS=16 SLURM_STEP_NUM_TASKS=16 SLURM_STEP_ID=0 \
                 SLURM_STEP_TASKS_PER_NODE=8(x2) SLURM_STEP_NODELIST=node[03-04] SLURM_JOB_ID=4100";
     assert_eq!(sits(srun), seat([9, 16, 1, 8], Launcher::Slurm, Some(("node03", 61_444))));
+    // srun --mpi=pmi2, which has no number on the host in PMI's variables
+    assert_eq!(sits(&format!("{srun} PMI_RANK=9 PMI_SIZE=16 PMI_FD=9")), sits(srun));
+    // mpirun of MPICH starts a proxy on each host by srun, and the proxy the processes
+    assert_eq!(sits(&format!("{srun} {mpich}")), sits(mpich));
 }
 
 #[test]
@@ -66,9 +70,14 @@ fn a_host_of_kubeflow_starts_its_processes() {
     let place = Place { host: "job-node-0-0.job".into(), port: 29500 };
     assert_eq!(of(env).unwrap(), Asked::Spawn(Brood { ranks: 4..8, world: 8, place }));
     assert_eq!(sits("PET_NNODES=1 PET_NPROC_PER_NODE=1 PET_NODE_RANK=0"), Seat::alone());
-    for wrong in
-        ["PET_NNODES=x", "PET_NNODES=2 PET_NPROC_PER_NODE=auto", "PET_NNODES=2 PET_NODE_RANK=2", "PET_NNODES=2"]
-    {
+    for wrong in [
+        "PET_NNODES=x",
+        "PET_NNODES=2 PET_NPROC_PER_NODE=auto",
+        "PET_NNODES=2 PET_NODE_RANK=2",
+        "PET_NNODES=2",
+        "PET_NNODES=4294967296 PET_NPROC_PER_NODE=4294967296 PET_MASTER_ADDR=a",
+        "PET_NNODES=1 PET_NPROC_PER_NODE=70000",
+    ] {
         assert_eq!(of(wrong).unwrap_err().status(), 2, "{wrong}");
     }
 }
@@ -85,6 +94,7 @@ fn what_cannot_be_is_refused_by_name() {
     assert!(told("RANK=4 WORLD_SIZE=4").contains("process 4 of 4"));
     assert!(told("RANK=-1 WORLD_SIZE=4").contains("RANK"));
     assert!(told("RANK=0 WORLD_SIZE=0").contains("cannot be"));
+    assert!(told("RANK=0 WORLD_SIZE=18446744073709551615").contains("more than 65535 processes"));
     assert!(told("RANK=0 WORLD_SIZE=4 LOCAL_RANK=2 LOCAL_WORLD_SIZE=2").contains("on this host 2 of 2"));
     assert!(told("RANK=0 WORLD_SIZE=4 MASTER_PORT=70000").contains("65535"));
 }
