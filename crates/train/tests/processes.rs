@@ -154,6 +154,49 @@ fn refused(output: Output, word: &str) {
 }
 
 #[test]
+fn a_process_that_hangs_ends_all() {
+    let place = Place::new();
+    let ended = |mut all: Child, word: &str, status: i32| {
+        let began = Instant::now();
+        while all.try_wait().unwrap().is_none() {
+            if began.elapsed() > Duration::from_secs(30) {
+                let below = below(all.id());
+                below.into_iter().for_each(kill);
+                all.kill().unwrap();
+                panic!("{word}: they wait for ever");
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let output = all.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{word}: {}", told(&output));
+        assert!(told(&output).contains(word), "{word}: {}", told(&output));
+    };
+    let set = ["--set", "run.dir=hangs", "--set", "run.steps=100000", "--set", "run.peer_timeout_s=2"];
+    let two = place.start(2, &set);
+    wait_for("the first checkpoint", || place.checkpoint("hangs", 40).exists());
+    let ranks = below(two.id());
+    let is_second = |rank: &&u32| {
+        let environment = std::fs::read(format!("/proc/{rank}/environ")).unwrap();
+        environment.split(|b| *b == 0).any(|word| word == b"OMPI_COMM_WORLD_RANK=1")
+    };
+    let second = ranks.iter().find(is_second).unwrap();
+    // at once: the first one may be writing the checkpoint, and then tells that to all
+    assert!(Command::new("kill").args(["-STOP", &second.to_string()]).status().unwrap().success());
+    ended(two, "has waited for the others for 2 s", 1);
+    assert!(ranks.into_iter().all(|rank| !is_there(rank)), "a stopped process is ended, too");
+    // a process that never comes to MPI
+    let mut alone = place.command(2, &[]);
+    alone = {
+        let mut mpirun = Command::new(alone.get_program());
+        let words: Vec<_> = alone.get_args().map(|w| if w == "2" { "1".into() } else { w.to_owned() }).collect();
+        mpirun.args(words).args(set).args([":", "-n", "1", "sleep", "60"]).current_dir(place.0.path());
+        mpirun.stdout(Stdio::null()).stderr(Stdio::piped());
+        mpirun
+    };
+    ended(alone.spawn().unwrap(), "another process did not come to it", 2);
+}
+
+#[test]
 fn what_does_not_belong_together_is_refused_with_status_2() {
     let place = Place::new();
     let three = place.run(3, &["--set", "run.dir=three"]);

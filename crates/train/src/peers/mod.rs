@@ -104,7 +104,7 @@ impl Peers {
                 "{n} processes on CPUs are started by MPI: mpirun -n {n} --bind-to none train ..."
             )));
         }
-        let mpi = mpi::Mpi::join(patience)?;
+        let mpi = mpi::Mpi::join(seat.rank, patience)?;
         if mpi.place() != (seat.rank, n) {
             let (rank, world) = mpi.place();
             return Err(Failure::request(format!(
@@ -114,7 +114,14 @@ impl Peers {
             )));
         }
         let peers = Peers::Mpi(Arc::new(Mutex::new(mpi)));
-        let all: Vec<Hello> = peers.agree(hello)?;
+        let all: Vec<Hello> = match peers.agree(hello) {
+            Ok(all) => all,
+            Err(failure) => {
+                let result = Err(failure);
+                peers.leave(&result);
+                return result.map(|()| peers);
+            }
+        };
         match Hello::refuse_any(&all) {
             None => Ok(peers),
             Some(why) => {
@@ -277,6 +284,14 @@ impl Peers {
     pub fn expect_updates(&self, training: bool) {
         if let Peers::Nccl(n) = self {
             n.star.expect_updates(training);
+        }
+    }
+
+    /// A step that takes as long as it takes, while training too.
+    fn patiently<T>(&self, step: impl FnOnce() -> T) -> T {
+        match self {
+            Peers::Nccl(n) => n.star.patiently(step),
+            _ => step(),
         }
     }
 

@@ -3,6 +3,7 @@
 //! One thread calls MPI, from its start to its end: implementations need not allow more (`MPI_THREAD_FUNNELED`), and the ops of an update
 //! run on workers of a pool. It is asked through a channel, so whoever asks can also stop waiting.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -35,14 +36,30 @@ pub struct Mpi {
     answers: Receiver<Vec<Vec<u8>>>,
     patience: Duration,
     thread: Option<std::thread::JoinHandle<()>>,
+    /// Whether the thread waits inside MPI for a process that does not answer: nobody gets it out of there.
+    stuck: AtomicBool,
+}
+
+/// Tells why this process ends.
+fn tell(rank: usize, failure: &Failure) {
+    match rank {
+        0 => tell_error(format_args!("error: {failure}")),
+        rank => tell_error(format_args!("error: rank {rank}: {failure}")),
+    }
+}
+
+/// Ends the process although its thread waits inside MPI, which an orderly end would wait for. MPI's launcher then ends the others.
+fn end(rank: usize, failure: &Failure) -> ! {
+    tell(rank, failure);
+    signal_hook::low_level::exit(failure.status().into())
 }
 
 impl Mpi {
-    /// Joins the processes that MPI's launcher started.
+    /// Joins the processes that MPI's launcher started; `rank` is this one's, for messages. Ends the process where another one does not come.
     ///
     /// # Errors
     /// When MPI does not start.
-    pub fn join(patience: Duration) -> Result<Self> {
+    pub fn join(rank: usize, patience: Duration) -> Result<Self> {
         let ((ask, asked), (answer, answers), (ready, is_ready)) = (channel(), channel(), channel());
         let thread = std::thread::spawn(move || {
             let started = mpi::initialize_with_threading(mpi::Threading::Funneled);
@@ -53,9 +70,21 @@ impl Mpi {
             }
             // dropping the universe ends MPI, on the thread that began it
         });
-        let never = |_| Failure::Run(anyhow!("MPI did not start; was this process started by mpirun or srun?"));
-        let (rank, world) = is_ready.recv().map_err(never)?;
-        Ok(Mpi { rank, world, ask: Some(ask), answers, patience, thread: Some(thread) })
+        let (rank, world) = is_ready.recv_timeout(patience).map_err(|e| match e {
+            RecvTimeoutError::Disconnected => {
+                Failure::Run(anyhow!("MPI did not start; was this process started by mpirun or srun?"))
+            }
+            RecvTimeoutError::Timeout => {
+                let waited = patience.as_secs();
+                let why = format!(
+                    "MPI has not started for {waited} s: another process did not come to it, or hangs. Start all with one program and one launcher; \
+                     where that is no fault, raise run.peer_timeout_s"
+                );
+                end(rank, &Failure::request(why))
+            }
+        })?;
+        let stuck = AtomicBool::new(false);
+        Ok(Mpi { rank, world, ask: Some(ask), answers, patience, thread: Some(thread), stuck })
     }
 
     /// Rank and number of processes, as MPI has them.
@@ -71,11 +100,15 @@ impl Mpi {
         }
         self.answers.recv_timeout(self.patience).map_err(|e| match e {
             RecvTimeoutError::Disconnected => gone(),
-            RecvTimeoutError::Timeout => Failure::Run(anyhow!(
-                "rank {} has waited for the others for {} s; look at what they do. Where that is no fault, raise run.peer_timeout_s",
-                self.rank,
-                self.patience.as_secs()
-            )),
+            RecvTimeoutError::Timeout => {
+                self.stuck.store(true, Ordering::Relaxed);
+                Failure::Run(anyhow!(
+                    "rank {} has waited for the others for {} s: one of them hangs, one that says nothing like this. All processes end; \
+                     --resume=auto goes on from the last checkpoint. Where that is no fault, raise run.peer_timeout_s",
+                    self.rank,
+                    self.patience.as_secs()
+                ))
+            }
         })
     }
 
@@ -98,21 +131,19 @@ impl Mpi {
     /// Ends as the run ended. Where it did not end alike everywhere, all processes are ended, because the others may wait for this one; and
     /// that is told before, because it does not return.
     pub fn leave(&self, failure: Option<&Failure>) {
+        if let Some(failure) = failure.filter(|_| self.stuck.load(Ordering::Relaxed)) {
+            end(self.rank, failure);
+        }
         let status = match failure {
             None | Some(Failure::Interrupted) => return,
             // the first one tells, and ends this one
             Some(Failure::Elsewhere(_)) => return std::thread::sleep(FAREWELL),
             Some(failure) => failure.status(),
         };
-        if let Some(failure) = failure {
-            match self.rank {
-                0 => tell_error(format_args!("error: {failure}")),
-                rank => {
-                    tell_error(format_args!("error: rank {rank}: {failure}"));
-                    // the first one may be about to say the same
-                    std::thread::sleep(FAREWELL / 2);
-                }
-            }
+        failure.iter().for_each(|failure| tell(self.rank, failure));
+        if self.rank != 0 {
+            // the first one may be about to say the same
+            std::thread::sleep(FAREWELL / 2);
         }
         if let Some(ask) = &self.ask {
             let _ = ask.send(Ask::Abort(status.into()));
@@ -122,8 +153,11 @@ impl Mpi {
 }
 
 impl Drop for Mpi {
-    /// Ends MPI in order: all processes do, after the last agreement.
+    /// Ends MPI in order: all processes do, after the last agreement. One that panics does not wait for the others, and its launcher ends them.
     fn drop(&mut self) {
+        if self.stuck.load(Ordering::Relaxed) || std::thread::panicking() {
+            return std::mem::forget(self.ask.take());
+        }
         self.ask = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();

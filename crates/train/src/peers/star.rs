@@ -3,7 +3,7 @@
 //! What they carry is small: a record an update, the figures of a validation. A process that ends without a word closes its socket, and
 //! the system tells the other side at once; so every other process ends within a second, whatever it waits for. Nothing here is encrypted.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -60,7 +60,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn end(links: &[Link], text: &str) -> ! {
     tell_error(format_args!("error: {text}"));
     for link in links {
-        let _ = link.send(Kind::Failed, text.as_bytes());
+        // whoever holds it may wait for a process that takes nothing
+        let Ok(mut stream) = link.stream.try_lock() else { continue };
+        let _ = stream.set_write_timeout(Some(Duration::from_secs(1)));
+        let _ = frame::write(&mut *stream, Kind::Failed, text.as_bytes());
     }
     signal_hook::low_level::exit(1)
 }
@@ -136,6 +139,7 @@ impl Star {
         for (rank, stream) in streams {
             keep_alive(&stream);
             stream.set_read_timeout(None).map_err(cannot)?;
+            stream.set_write_timeout(Some(patience)).map_err(cannot)?;
             readers.push(stream.try_clone().map_err(cannot)?);
             links.push(Link { rank, stream: Mutex::new(stream) });
         }
@@ -171,7 +175,11 @@ impl Star {
                 std::thread::sleep(Duration::from_secs(1));
                 let silent = began.elapsed().saturating_sub(Duration::from_secs(last.load(Ordering::Relaxed)));
                 if training.load(Ordering::Relaxed) && silent > most {
-                    end(&links, &format!("no update ended for {} s: a process or its GPU hangs", silent.as_secs()));
+                    let text = format!(
+                        "no update ended for {} s: a process or its GPU hangs. Where that is no fault, raise run.peer_timeout_s",
+                        silent.as_secs()
+                    );
+                    end(&links, &text);
                 }
             }
         });
@@ -181,6 +189,14 @@ impl Star {
     pub fn expect_updates(&self, training: bool) {
         self.touch();
         self.training.store(training, Ordering::Relaxed);
+    }
+
+    /// A step that takes as long as it takes.
+    pub fn patiently<T>(&self, step: impl FnOnce() -> T) -> T {
+        let training = self.training.swap(false, Ordering::Relaxed);
+        let made = step();
+        self.expect_updates(training);
+        made
     }
 
     fn touch(&self) {
@@ -211,7 +227,15 @@ impl Star {
     /// When one does not answer.
     pub fn agree(&self, own: Vec<u8>, patient: bool) -> Result<Vec<Vec<u8>>> {
         let waits = (!patient).then_some(self.patience);
-        let gone = |link: &Link, e: std::io::Error| Failure::Run(anyhow!("rank {} is gone: {e}", link.rank));
+        let gone = |link: &Link, e: std::io::Error| {
+            let (own, rank, waited) = (self.rank, link.rank, self.patience.as_secs());
+            Failure::Run(match e.kind() {
+                ErrorKind::WouldBlock | ErrorKind::TimedOut => anyhow!(
+                    "rank {rank} has taken nothing from rank {own} for {waited} s; look at what it does. Where that is no fault, raise run.peer_timeout_s"
+                ),
+                _ => anyhow!("rank {rank} is gone: {e}"),
+            })
+        };
         let all = if self.rank == 0 {
             let mut all = vec![own];
             for at in 0..self.links.len() {

@@ -66,7 +66,7 @@ impl Peers {
         }
     }
 
-    /// A step that the first process makes for all. The others wait as long as it takes.
+    /// A step that the first process makes for all. The others wait as long as it takes; the first does not wait for them as long.
     ///
     /// # Errors
     /// Those of the step.
@@ -74,9 +74,12 @@ impl Peers {
         if let Peers::Alone = self {
             return step();
         }
-        let (told, own) =
-            if self.is_first() { Ended::of(step()) } else { (Ended { value: None, failure: None }, None) };
-        let mut all = self.say(&told, true)?;
+        let (mut all, own) = self.patiently(|| {
+            let (told, own) =
+                if self.is_first() { Ended::of(step()) } else { (Ended { value: None, failure: None }, None) };
+            // the others came here before the step was done, or they hang
+            Result::Ok((self.say(&told, !self.is_first())?, own))
+        })?;
         match (all.swap_remove(0), own) {
             (_, Some(own)) => Err(own),
             (Ended { value: Some(value), .. }, _) => Ok(value),

@@ -132,8 +132,15 @@ fn first_process_of_another_test() {
     let Ok(port) = std::env::var("DASHLAB_TEST_FIRST") else { return };
     let place = Place { host: "127.0.0.1".into(), port: port.parse().unwrap() };
     let hangs = std::env::var("DASHLAB_TEST_HANGS").is_ok();
-    let patience = if hangs { Duration::from_millis(200) } else { LONG };
+    let patience =
+        if hangs || std::env::var("DASHLAB_TEST_WRITES").is_ok() { Duration::from_millis(200) } else { LONG };
     let star = Star::meet(&hello(0, 2), &place, (LONG, patience)).unwrap();
+    if std::env::var("DASHLAB_TEST_WRITES").is_ok() {
+        // a checkpoint that takes longer than an update may
+        star.expect_updates(true);
+        star.patiently(|| std::thread::sleep(GRACE + Duration::from_millis(2500)));
+        return star.leave();
+    }
     if hangs {
         // as where a GPU waits for another one
         star.expect_updates(true);
@@ -143,17 +150,49 @@ fn first_process_of_another_test() {
     panic!("the other process never answers");
 }
 
+fn first_process(place: &Place, behaves: Option<&str>) -> std::process::Child {
+    let mut first = std::process::Command::new(std::env::current_exe().unwrap());
+    first.args(["--exact", "peers::star::tests::first_process_of_another_test", "--nocapture"]);
+    first.env("DASHLAB_TEST_FIRST", place.port.to_string());
+    behaves.iter().for_each(|name| _ = first.env(name, "1"));
+    first.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap()
+}
+
+#[test]
+fn a_step_that_all_wait_for_may_take_longer_than_an_update() {
+    let place = place();
+    let first = first_process(&place, Some("DASHLAB_TEST_WRITES"));
+    let star = Star::meet(&hello(1, 2), &place, (LONG, LONG)).unwrap();
+    star.go_away();
+    let output = first.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn one_that_takes_nothing_is_named() {
+    let place = place();
+    let listener = TcpListener::bind((place.host.as_str(), place.port)).unwrap();
+    let other = std::thread::spawn(move || Star::meet(&hello(1, 2), &place, (LONG, Duration::from_millis(300))));
+    // a first process that stops after the meeting
+    let mut stream = listener.accept().unwrap().0;
+    frame::read(&mut stream, 1 << 16).unwrap();
+    frame::write(&mut stream, Kind::Welcome, &[]).unwrap();
+    let star = other.join().unwrap().unwrap();
+    let (says, said) = channel();
+    std::thread::spawn(move || {
+        let told = star.agree(vec![0; 1 << 26], false).unwrap_err().to_string();
+        star.go_away();
+        says.send(told).unwrap();
+    });
+    let told = said.recv_timeout(LONG).expect("it waits for ever");
+    assert!(told.contains("rank 0 has taken nothing from rank 1") && told.contains("run.peer_timeout_s"), "{told}");
+}
+
 #[test]
 fn a_process_whose_other_one_is_gone_ends_in_words() {
     let ended = |hangs: bool, farewell: &dyn Fn(Star)| {
         let place = place();
-        let mut first = std::process::Command::new(std::env::current_exe().unwrap());
-        first.args(["--exact", "peers::star::tests::first_process_of_another_test", "--nocapture"]);
-        first.env("DASHLAB_TEST_FIRST", place.port.to_string());
-        if hangs {
-            first.env("DASHLAB_TEST_HANGS", "1");
-        }
-        let first = first.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+        let first = first_process(&place, hangs.then_some("DASHLAB_TEST_HANGS"));
         let star = Star::meet(&hello(1, 2), &place, (LONG, LONG)).unwrap();
         let began = Instant::now();
         farewell(star);
