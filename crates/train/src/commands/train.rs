@@ -8,7 +8,7 @@ use crate::failure::{Failure, Result};
 use crate::peers::seat::{self, Asked};
 use crate::peers::spawn;
 use crate::signals::{Interrupt, end_with_parent};
-use crate::training::run::{Resume, Start, train};
+use crate::training::run::{Resume, Start, check_world, train};
 
 /// Arguments.
 #[derive(Args)]
@@ -57,7 +57,11 @@ pub fn run(args: &TrainArgs) -> Result<()> {
     let start = Start { resume, allow_changes: args.allow_changes, extend: args.extend.is_some(), force: args.force };
     let on_gpu = config.run.device_name().map_err(Failure::request)? != DeviceName::Cpu;
     match seat::asked(&|name| std::env::var(name).ok())? {
-        Asked::Spawn(brood) => spawn::run(&brood),
+        Asked::Spawn(brood) => {
+            // before as many processes find it, each in its own words
+            check_world(&config, brood.world)?;
+            spawn::run(&brood)
+        }
         Asked::Sit(seat) if seat.world > 1 && on_gpu && spawn::lacks_settings() => spawn::again_with_settings(),
         Asked::Sit(seat) => match args.processes.map_or(1, usize::from) {
             1 => train(&config, start, &seat, Interrupt::install),
@@ -69,7 +73,10 @@ pub fn run(args: &TrainArgs) -> Result<()> {
                 "--processes {n} is for GPUs (run.device = \"cuda\"). Threads use all cores of a CPU (run.threads); processes on CPUs are started \
                  by MPI: mpirun -n {n} --bind-to none train ..., of a program built with --features mpi"
             ))),
-            n => spawn::run(&spawn::of_this_host(n)?),
+            n => {
+                check_world(&config, n)?;
+                spawn::run(&spawn::of_this_host(n)?)
+            }
         },
     }
 }

@@ -206,7 +206,10 @@ fn hello(config: &Config, seat: &Seat) -> Result<Hello> {
 }
 
 /// Refuses a number of processes that would have bits of its own.
-fn check_world(config: &Config, world: usize) -> Result<()> {
+///
+/// # Errors
+/// A wrong request that says which numbers do.
+pub fn check_world(config: &Config, world: usize) -> Result<()> {
     let all = config.data.grad_accum;
     let most = most_processes(all);
     if most.is_multiple_of(world) {

@@ -28,6 +28,9 @@ fn wrong_requests_are_told_before_any_work() {
     // no machine has that many: on one without a GPU the driver is missing, on one with a GPU the number is too large
     failed(&s.run(&[], &["run.device=cuda:63"]), 2, &["run.device = \"cuda:63\"", "run.device = \"cpu\" needs no GPU"]);
     assert!(!s.path("runs").exists(), "a GPU is looked for before a run begins");
+    // before processes are started that each say so
+    let told = error_of(&s.run(&["--processes", "3"], &["run.device=cuda"]), 2);
+    assert_eq!(told.matches("3 processes: data.grad_accum").count(), 1, "{told}");
     fs::write(s.path("tiny.txt"), "hello world\n").unwrap();
     let tiny = error_of(&s.run(&[], &["data.path=tiny.txt"]), 2);
     assert!(tiny.contains("12 bytes of text are too few") && !tiny.contains("ask for"), "{tiny}");
