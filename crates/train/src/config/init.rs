@@ -14,4 +14,8 @@ pub struct Init {
     /// Goes on from a checkpoint of ours as if it were the run's own: with the optimiser's moments, the number of updates, the schedule at that place, and the position in the data where they are the same. `run.steps` counts the updates before, too.
     #[serde(default)]
     pub moments: bool,
+    /// `model.rope_theta` and `model.rope_scaling` may be other than in that folder: its weights go on with other rotary angles, as for longer
+    /// sequences (`configs/long.toml`).
+    #[serde(default)]
+    pub change_rope: bool,
 }

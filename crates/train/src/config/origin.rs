@@ -165,6 +165,24 @@ fn go_on(data: &mut Table, own: &Table) {
     }
 }
 
+/// Whether `[init]` says so.
+fn asks(file: &Table, key: &str) -> bool {
+    file.get("init").and_then(|init| init.get(key)) == Some(&Value::Boolean(true))
+}
+
+/// Keys of the rotary angles.
+const ROPE: [&str; 2] = ["rope_theta", "rope_scaling"];
+
+/// Whether the rotary angles of the file count, and not those of the folder.
+fn rope_changes(file: &Table, place: &str) -> Result<bool, LoadError> {
+    let model = file.get("model").and_then(Value::as_table);
+    if asks(file, "change_rope") && !ROPE.iter().any(|key| model.is_some_and(|m| m.contains_key(*key))) {
+        let what = "init.change_rope: true, and neither model.rope_theta nor model.rope_scaling says to what";
+        return Err(LoadError::new(place, what));
+    }
+    Ok(asks(file, "change_rope"))
+}
+
 /// Takes from the model that a file starts from what it leaves out. Whether anything was taken.
 ///
 /// A run folder's configuration says everything, so that it is read without that folder.
@@ -189,9 +207,11 @@ pub fn fill(file: &mut Table, place: &str) -> Result<bool, LoadError> {
             format!("{key}: {given}, but {described_by} has {found}; leave the key out, or start from another model");
         Err(LoadError::new(place, what))
     };
+    let change_rope = rope_changes(file, place)?;
     let Some(model) = table(file, "model") else { return Ok(false) };
     for (key, found) in origin.keys() {
         match model.get(key) {
+            Some(_) if change_rope && ROPE.contains(&key) => continue,
             // 0 is "width / heads"
             Some(Value::Integer(0)) if key == "head_dim" => {}
             Some(given) if !equal(given, &found) => return contradicts(&format!("model.{key}"), given, &found),
@@ -201,6 +221,7 @@ pub fn fill(file: &mut Table, place: &str) -> Result<bool, LoadError> {
         model.insert(key.to_string(), found);
     }
     if origin.model.rope_scaling.is_none()
+        && !change_rope
         && let Some(given) = model.get("rope_scaling")
     {
         return contradicts("model.rope_scaling", given, &Value::String("none".into()));
@@ -209,7 +230,7 @@ pub fn fill(file: &mut Table, place: &str) -> Result<bool, LoadError> {
         let attention = Value::try_from(origin.model.attention).expect("an attention is TOML");
         model.insert("attention".into(), attention);
     }
-    let file_goes_on = file.get("init").and_then(|init| init.get("moments")).and_then(Value::as_bool) == Some(true);
+    let file_goes_on = asks(file, "moments");
     let Some(data) = table(file, "data") else { return Ok(false) };
     let vocab = Value::Integer(origin.vocab as i64);
     match data.get("vocab_size") {

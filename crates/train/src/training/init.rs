@@ -238,6 +238,14 @@ mod tests {
             let e = config(&folder, &[set]).unwrap_err();
             assert!(e.contains(told) && e.contains("config.json"), "{set}: {e}");
         }
+        // other angles only where they are asked for, and then they are those of the file
+        let scaling = "model.rope_scaling={factor=8.0,low_freq_factor=1.0,high_freq_factor=4.0,original_positions=64}";
+        let changed =
+            config(&folder, &["init.change_rope=true", "model.rope_theta=1e4", scaling, "model.attention.kind=dense"])
+                .unwrap();
+        assert_eq!(changed.model.rope_theta, 1e4);
+        assert_eq!(changed.model.rope_scaling.unwrap().factor, 8.0);
+        assert!(config(&folder, &["init.change_rope=true"]).unwrap_err().contains("says to what"));
         // the same, said once more
         let agreeing = ["model.layers=2", "model.rope_theta=5000.0", "model.head_dim=0", "model.attention.kind=dense"];
         assert_eq!(config(&folder, &agreeing).unwrap().model.head_dim, 8);
