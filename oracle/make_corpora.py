@@ -1,6 +1,6 @@
 """Makes the corpora under crates/data/tests/fixtures, which the readers are tested on, with the libraries that people make theirs with.
 
-    pip install zstandard numpy torch megatron-core
+    pip install zstandard numpy torch megatron-core pyarrow
     python oracle/make_corpora.py crates/data/tests/fixtures
 
 Damaged twins of these files are made by the tests themselves. gzip files of another version of zlib may have other bytes and the same content.
@@ -78,6 +78,22 @@ def megatron(prefix, dtype, documents):
     builder.finalize(f"{prefix}.idx")
 
 
+def parquet(out):
+    """Rows as FineWeb has them (snappy, a dictionary) and as nanochat has them (zstd, one column, no dictionary, texts never null)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [None if i % 20 == 7 else "" if i % 20 == 9 else document(i) for i in range(60)]
+    meta = pa.array([{"lang": "en", "note": t} for t in texts])
+    fine = pa.table({"text": texts, "id": [str(i) for i in range(60)], "token_count": list(range(60)), "meta": meta, "tags": [["a", "b"]] * 60})
+    (out / "parquet").mkdir(exist_ok=True)
+    pq.write_table(fine, out / "parquet/fineweb.parquet", compression="snappy", row_group_size=25)
+    schema = pa.schema([pa.field("text", pa.string(), nullable=False)])
+    plain = pa.table({"text": [document(i) for i in range(60)]}, schema=schema)
+    options = dict(compression="zstd", use_dictionary=False, write_statistics=False, row_group_size=16)
+    pq.write_table(plain, out / "parquet/shard.parquet", **options)
+
+
 def tokens(out):
     """Files of token ids."""
     llm_c(out / "llmc/fineweb_val_000000.bin", 20240520, 1, np.uint16, range(6), 50256)
@@ -93,4 +109,5 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     folder.mkdir(parents=True, exist_ok=True)
     compressed(folder)
+    parquet(folder)
     tokens(folder)

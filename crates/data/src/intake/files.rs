@@ -17,6 +17,9 @@ pub(crate) enum Format {
     Text,
     /// A document a line.
     Jsonl,
+    /// A document a row.
+    #[cfg(feature = "parquet")]
+    Parquet,
     /// Ids of tokens, which [`super::tokens`] reads.
     Tokens,
 }
@@ -42,7 +45,10 @@ const REFUSED: [(&str, &str); 11] = [
     ("bz2", "decompress it first (bunzip2)"),
     ("zip", "unpack it first"),
     ("tar", "unpack it first"),
-    ("parquet", "write one object a line, with a field \"text\", to a .jsonl file"),
+    (
+        "parquet",
+        "build with `--features parquet` (cargo build -p train), or write one object a line, with a field \"text\", to a .jsonl file",
+    ),
     ("arrow", "write one object a line, with a field \"text\", to a .jsonl file"),
     ("csv", "write one object a line, with a field \"text\", to a .jsonl file"),
     ("tsv", "write one object a line, with a field \"text\", to a .jsonl file"),
@@ -80,6 +86,9 @@ pub const EXTENSIONS: [&str; 4] = ["txt", "md", "jsonl", "ndjson"];
 
 /// What to do with files of an extension that is certainly no text; `None` for any other.
 pub fn no_text(extension: &str) -> Option<&'static str> {
+    if cfg!(feature = "parquet") && extension == "parquet" {
+        return None;
+    }
     REFUSED.iter().find(|(refused, _)| *refused == extension).map(|(_, remedy)| *remedy)
 }
 
@@ -88,6 +97,8 @@ fn format(extension: &str) -> Format {
     match extension {
         "jsonl" | "ndjson" | "json" => Format::Jsonl,
         "bin" => Format::Tokens,
+        #[cfg(feature = "parquet")]
+        "parquet" => Format::Parquet,
         _ => Format::Text,
     }
 }

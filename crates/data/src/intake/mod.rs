@@ -7,6 +7,8 @@ mod encoding;
 pub(crate) mod files;
 mod jsonl;
 mod open;
+#[cfg(feature = "parquet")]
+mod parquet;
 pub(crate) mod pieces;
 pub(crate) mod sample;
 pub(crate) mod split;
@@ -137,6 +139,8 @@ impl Corpus {
                 Box::new(files.iter().flat_map(move |f| match f.format {
                     Format::Text => text::documents(f, folder),
                     Format::Jsonl => jsonl::documents(f, field, folder),
+                    #[cfg(feature = "parquet")]
+                    Format::Parquet => parquet::documents(f, field, folder),
                     Format::Tokens => unreachable!("extensions of token files are refused for text"),
                 }))
             }

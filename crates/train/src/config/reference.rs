@@ -77,7 +77,7 @@ const RANGES: &[(&str, &str, &str)] = &[
     ("run.peer_timeout_s", "1 to 604800", "0"),
     ("run.device", "`cpu`, `cuda`, `cuda:N`", "\"tpu\""),
     ("data.vocab_size", "at least 2", "1"),
-    ("data.extensions", "at least one, small letters without a dot", "[\"parquet\"]"),
+    ("data.extensions", "at least one, small letters without a dot", "[\"xz\"]"),
     ("data.field", "not empty", "\"\""),
     ("data.vocab_bytes", "1024 to 1073741824", "1023"),
     ("data.validation_share", "above 0, at most 0.5", "0.0"),

@@ -1,0 +1,176 @@
+//! Parquet: a row is a document, its text in one column. FineWeb and what `datasets` writes: strings, compressed by snappy or zstd, with a
+//! dictionary or not, nulls allowed.
+//!
+//! What is held at once is a page of the column and a batch of rows.
+
+use std::borrow::Cow;
+use std::collections::VecDeque;
+use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use parquet::basic::Type;
+use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::reader::{FileReader, SerializedFileReader};
+
+use super::{Document, Documents, Found, SourceFile, Text};
+use crate::error::{DataError, Result};
+
+/// Rows read at once.
+const BATCH: usize = 256;
+
+/// A column that is being read.
+struct Column {
+    reader: ColumnReaderImpl<ByteArrayType>,
+    /// A value at a lower level is null.
+    present: i16,
+}
+
+/// Reads the rows of a file.
+struct Rows<'a> {
+    file: &'a SourceFile,
+    field: &'a str,
+    reader: Option<SerializedFileReader<File>>,
+    column: Option<Column>,
+    /// Row groups begun.
+    groups: usize,
+    /// Rows given of the last one.
+    row: u64,
+    /// Texts that were read and not given; none is null.
+    ready: VecDeque<Option<ByteArray>>,
+    ended: bool,
+    /// Whether a text in another encoding is passed over.
+    folder: bool,
+}
+
+impl<'a> Rows<'a> {
+    fn wrong(&self, what: impl std::fmt::Display) -> DataError {
+        DataError::content(&self.file.path, format!("row group {}: {what}", self.groups))
+    }
+
+    /// The library's answer; where it panics the file is damaged in a way that it does not look for.
+    fn ask<T>(&self, ask: impl FnOnce() -> parquet::errors::Result<T>) -> Result<T> {
+        let damaged = |what: String| {
+            let place = if self.groups == 0 { String::new() } else { format!("row group {}: ", self.groups) };
+            DataError::content(&self.file.path, format!("{place}is damaged: {what}"))
+        };
+        match catch_unwind(AssertUnwindSafe(ask)) {
+            Ok(answer) => answer.map_err(|e| damaged(e.to_string())),
+            Err(_) => Err(damaged("its parts contradict each other".into())),
+        }
+    }
+
+    fn open(&mut self) -> Result<()> {
+        let path = &self.file.path;
+        let file = File::open(path).map_err(DataError::io(path, "cannot be read"))?;
+        self.reader = Some(self.ask(|| SerializedFileReader::new(file))?);
+        Ok(())
+    }
+
+    /// The text's column of the next row group; nothing behind the last.
+    fn next_column(&mut self) -> Result<Option<Column>> {
+        let reader = self.reader.as_ref().expect("is opened before the first row");
+        let schema = reader.metadata().file_metadata().schema_descr_ptr();
+        if self.groups == reader.num_row_groups() {
+            return Ok(None);
+        }
+        let columns = schema.columns();
+        let Some(at) = columns.iter().position(|c| c.path().string() == self.field) else {
+            let names: Vec<String> = columns.iter().take(20).map(|c| c.path().string()).collect();
+            let what = format!("has no column {:?} (data.field); it has {}", self.field, names.join(", "));
+            return Err(DataError::content(&self.file.path, what));
+        };
+        if columns[at].max_rep_level() > 0 || columns[at].physical_type() != Type::BYTE_ARRAY {
+            let what = format!("its column {:?} holds no texts (data.field names the column)", self.field);
+            return Err(DataError::content(&self.file.path, what));
+        }
+        let present = columns[at].max_def_level();
+        let group = self.groups;
+        let opened = self.ask(|| reader.get_row_group(group)?.get_column_reader(at))?;
+        (self.groups, self.row) = (self.groups + 1, 0);
+        match opened {
+            ColumnReader::ByteArrayColumnReader(reader) => Ok(Some(Column { reader, present })),
+            _ => Err(self.wrong("its column is of another type than the file says")),
+        }
+    }
+
+    /// More texts, from this row group or the next; whether there are any.
+    fn fill(&mut self) -> Result<bool> {
+        loop {
+            if self.column.is_none() {
+                self.column = self.next_column()?;
+            }
+            let Some(mut column) = self.column.take() else { return Ok(false) };
+            let (mut levels, mut values) = (Vec::new(), Vec::new());
+            let present = column.present;
+            let levels_of = (present > 0).then_some(&mut levels);
+            let (rows, ..) = self.ask(|| column.reader.read_records(BATCH, levels_of, None, &mut values))?;
+            if rows == 0 {
+                continue;
+            }
+            let mut values = values.into_iter();
+            let mut text = |level: i16| if level == present { values.next() } else { None };
+            match present {
+                0 => self.ready.extend((0..rows).map(|_| text(0))),
+                _ => self.ready.extend(levels.into_iter().map(text)),
+            }
+            self.column = Some(column);
+            return Ok(true);
+        }
+    }
+
+    fn step(&mut self) -> Result<Found<'a>> {
+        if self.reader.is_none() {
+            self.open()?;
+        }
+        if self.ready.is_empty() && !self.fill()? {
+            self.ended = true;
+            return Ok(Found::Read("parquet".into()));
+        }
+        self.row += 1;
+        let Some(Some(bytes)) = self.ready.pop_front() else { return Ok(Found::LeftOut("null".into())) };
+        match std::str::from_utf8(bytes.data()) {
+            Ok(text) if text.trim().is_empty() => Ok(Found::LeftOut("empty".into())),
+            Ok(text) => Ok(Found::Document(Document {
+                source: Cow::Borrowed(&self.file.name),
+                text: Text::Whole(Cow::Owned(text.to_string())),
+                validation: None,
+            })),
+            Err(_) if self.folder => Ok(Found::LeftOut("row that is not UTF-8".into())),
+            Err(e) => {
+                let (row, at) = (self.row, e.valid_up_to());
+                Err(self.wrong(format!("row {row}: byte {at} of its text is not valid UTF-8")))
+            }
+        }
+    }
+}
+
+impl<'a> Iterator for Rows<'a> {
+    type Item = Result<Found<'a>>;
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let step = self.step();
+        self.ended |= step.is_err();
+        Some(step)
+    }
+}
+
+/// The documents of a file, from this column. In a folder, a row that is not UTF-8 is left out.
+pub(super) fn documents<'a>(file: &'a SourceFile, field: &'a str, folder: bool) -> Documents<'a> {
+    Box::new(Rows {
+        file,
+        field,
+        reader: None,
+        column: None,
+        groups: 0,
+        row: 0,
+        ready: VecDeque::new(),
+        ended: false,
+        folder,
+    })
+}
+
+#[cfg(test)]
+mod tests;
