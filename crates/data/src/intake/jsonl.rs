@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read};
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
 use super::open::{self, Content};
-use super::{Document, Documents, Found, SourceFile, Text, encoding, text};
+use super::{Document, Documents, Found, SourceFile, Text, encoding, steps, text};
 use crate::error::{DataError, Result};
 
 /// A longer line is left out: it and its text have to fit into memory.
@@ -175,19 +175,8 @@ impl<'a> Lines<'a> {
     }
 }
 
-impl<'a> Iterator for Lines<'a> {
-    type Item = Result<Found<'a>>;
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        let step = self.step();
-        self.ended |= step.is_err();
-        Some(step)
-    }
-}
-
 /// The documents of a file, from this field of its lines. In a folder, a line that is not UTF-8 is left out.
 pub(super) fn documents<'a>(file: &'a SourceFile, field: &'a str, folder: bool) -> Documents<'a> {
-    Box::new(Lines { file, field, reader: None, number: 0, buffer: Vec::new(), ended: false, folder })
+    let mut lines = Lines { file, field, reader: None, number: 0, buffer: Vec::new(), ended: false, folder };
+    steps(move || (!lines.ended).then(|| lines.step()))
 }

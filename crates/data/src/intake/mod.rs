@@ -76,6 +76,16 @@ pub(crate) enum Found<'a> {
 /// An iterator of documents.
 pub(crate) type Documents<'a> = Box<dyn Iterator<Item = Result<Found<'a>>> + Send + 'a>;
 
+/// What a file gives step by step, until it says that nothing is left; an error is the last.
+fn steps<'a>(mut step: impl FnMut() -> Option<Result<Found<'a>>> + Send + 'a) -> Documents<'a> {
+    let mut failed = false;
+    Box::new(std::iter::from_fn(move || {
+        let found = if failed { None } else { step() };
+        failed |= matches!(found, Some(Err(_)));
+        found
+    }))
+}
+
 /// A corpus: what was found, and how to read it.
 pub(crate) enum Corpus {
     /// Files, in the order of their names.

@@ -13,7 +13,7 @@ use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
-use super::{Document, Documents, Found, SourceFile, Text};
+use super::{Document, Documents, Found, SourceFile, Text, steps};
 use crate::error::{DataError, Result};
 
 /// Rows read at once.
@@ -145,21 +145,9 @@ impl<'a> Rows<'a> {
     }
 }
 
-impl<'a> Iterator for Rows<'a> {
-    type Item = Result<Found<'a>>;
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.ended {
-            return None;
-        }
-        let step = self.step();
-        self.ended |= step.is_err();
-        Some(step)
-    }
-}
-
 /// The documents of a file, from this column. In a folder, a row that is not UTF-8 is left out.
 pub(super) fn documents<'a>(file: &'a SourceFile, field: &'a str, folder: bool) -> Documents<'a> {
-    Box::new(Rows {
+    let mut rows = Rows {
         file,
         field,
         reader: None,
@@ -169,7 +157,8 @@ pub(super) fn documents<'a>(file: &'a SourceFile, field: &'a str, folder: bool) 
         ready: VecDeque::new(),
         ended: false,
         folder,
-    })
+    };
+    steps(move || (!rows.ended).then(|| rows.step()))
 }
 
 #[cfg(test)]

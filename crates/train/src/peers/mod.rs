@@ -28,7 +28,7 @@ mod together;
 
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -40,7 +40,7 @@ use crate::console::tell;
 use crate::failure::{Failure, Result};
 use hello::Hello;
 use seat::Seat;
-use star::Star;
+use star::{Star, lock};
 
 /// This process among those of its run.
 #[derive(Clone)]
@@ -125,7 +125,7 @@ impl Peers {
         match Hello::refuse_any(&all) {
             None => Ok(peers),
             Some(why) => {
-                let result = Err(if seat.rank == 0 { Failure::request(why) } else { Failure::Elsewhere(2) });
+                let result = Err(peers.alike(Failure::request(why)));
                 peers.leave(&result);
                 result.map(|()| peers)
             }
@@ -317,10 +317,6 @@ impl Peers {
             Peers::Threads(_) => {}
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

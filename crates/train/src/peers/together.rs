@@ -6,28 +6,15 @@ use serde::{Deserialize, Serialize};
 use super::Peers;
 use crate::failure::{Failure, Result};
 
-/// How a step of one process ended, as it tells the others.
-#[derive(Serialize, Deserialize)]
-struct Ended<T> {
-    value: Option<T>,
-    /// Exit status and message.
-    failure: Option<(u8, String)>,
-}
+/// Exit status and message of a failure, as a process tells the others.
+type Told = (u8, String);
 
-impl<T> Ended<T> {
-    fn of(result: Result<T>) -> (Self, Option<Failure>) {
-        match result {
-            Ok(value) => (Ended { value: Some(value), failure: None }, None),
-            Err(failure) => {
-                let told = (failure.status(), failure.to_string());
-                (Ended { value: None, failure: Some(told) }, Some(failure))
-            }
-        }
-    }
+fn told(failure: &Failure) -> Told {
+    (failure.status(), failure.to_string())
 }
 
 /// What a failure of another process is in this one.
-fn elsewhere(rank: usize, (status, text): (u8, String), own_rank: usize) -> Failure {
+fn elsewhere(rank: usize, (status, text): Told, own_rank: usize) -> Failure {
     match (status, own_rank) {
         (130, _) => Failure::Interrupted,
         // one process tells; the others end with the same status
@@ -50,20 +37,28 @@ impl Peers {
         if let Peers::Alone = self {
             return own;
         }
-        let (value, own) = match own {
-            Ok(value) => (Some(value), Ok(())),
-            Err(e) => (None, Err(e)),
-        };
-        let (told, own) = Ended::of(own);
-        let all = self.say(&told, patient)?;
-        let failed = all.into_iter().enumerate().find_map(|(rank, ended)| Some((rank, ended.failure?)));
-        match (failed, own, value) {
-            (None, _, Some(value)) => Ok(value),
-            // the first process tells its own words, another one leaves that to it
-            (Some((0, _)), Some(own), _) if self.is_first() => Err(own),
-            (Some((rank, failure)), ..) => Err(elsewhere(rank, failure, self.rank())),
-            (None, _, None) => Err(Failure::Run(anyhow!("a step of this process failed and was not told"))),
+        let all = self.say(&own.as_ref().err().map(told), patient)?;
+        match all.into_iter().enumerate().find_map(|(rank, failure)| Some((rank, failure?))) {
+            None => own,
+            // in its own words; another process leaves that to it
+            Some((0, _)) if self.is_first() => own,
+            Some((rank, failure)) => Err(elsewhere(rank, failure, self.rank())),
         }
+    }
+
+    /// A failure that all processes have in the same way: the first one tells, the others end with its status.
+    pub fn alike(&self, failure: Failure) -> Failure {
+        if self.is_first() { failure } else { Failure::Elsewhere(failure.status()) }
+    }
+
+    /// The first process whose value is not that of the first process: its rank, its value, the first's. All get the same answer.
+    ///
+    /// # Errors
+    /// When one does not answer.
+    pub fn odd_one<T: PartialEq + Serialize + for<'a> Deserialize<'a>>(&self, own: T) -> Result<Option<(usize, T, T)>> {
+        let mut all = self.concat(vec![own])?;
+        let odd = all.iter().position(|other| *other != all[0]);
+        Ok(odd.map(|rank| (rank, all.swap_remove(rank), all.swap_remove(0))))
     }
 
     /// A step that the first process makes for all. The others wait as long as it takes; the first does not wait for them as long.
@@ -75,15 +70,19 @@ impl Peers {
             return step();
         }
         let (mut all, own) = self.patiently(|| {
-            let (told, own) =
-                if self.is_first() { Ended::of(step()) } else { (Ended { value: None, failure: None }, None) };
+            let (told, own) = match self.is_first().then(step) {
+                None => (None, None),
+                Some(Ok(value)) => (Some(Ok(value)), None),
+                Some(Err(failure)) => (Some(Err(told(&failure))), Some(failure)),
+            };
             // the others came here before the step was done, or they hang
             Result::Ok((self.say(&told, !self.is_first())?, own))
         })?;
         match (all.swap_remove(0), own) {
             (_, Some(own)) => Err(own),
-            (Ended { value: Some(value), .. }, _) => Ok(value),
-            (Ended { failure, .. }, _) => Err(elsewhere(0, failure.unwrap_or((1, "nothing".into())), self.rank())),
+            (Some(Ok(value)), _) => Ok(value),
+            (Some(Err(failure)), _) => Err(elsewhere(0, failure, self.rank())),
+            (None, _) => Err(Failure::Run(anyhow!("rank 0 is at another place of the program"))),
         }
     }
 

@@ -198,7 +198,6 @@ fn hello(config: &Config, seat: &Seat) -> Result<Hello> {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "a host".into());
     let program = std::env::current_exe().and_then(std::fs::File::open).and_then(checkpoint::hash);
     let binary = program.map_err(|e| anyhow!("this program's file cannot be read: {e}"))?;
-    // where a run begins is no matter of one process
     let config = format!("{:016x}", xxhash_rust::xxh3::xxh3_64(config.to_toml().as_bytes()));
     let token = std::env::var("DASHLAB_TOKEN").unwrap_or_default();
     let host = host.trim().to_string();
@@ -215,12 +214,13 @@ pub fn check_world(config: &Config, world: usize) -> Result<()> {
     if most.is_multiple_of(world) {
         return Ok(());
     }
-    let raise = all.next_multiple_of(world.next_power_of_two());
+    let power = world.next_power_of_two();
+    let raise = all.next_multiple_of(power);
     Err(Failure::request(format!(
         "{world} processes: data.grad_accum = {all} micro-batches an update are shared out with the same bits by {}; choose one of these, or another \
          data.grad_accum, for example {raise} for {} processes",
         worlds(most),
-        world.next_power_of_two()
+        power
     )))
 }
 
@@ -262,17 +262,14 @@ pub fn train(
 /// Refuses processes that begin at different places: each reads checkpoints, or what `[init] from` names, from its own disk.
 fn begin_alike(trainer: &Trainer, peers: &Peers) -> Result<()> {
     let own = if peers.world() == 1 { (0, 0) } else { (trainer.optimizer.step, trainer.hash_of_weights()?) };
-    let all = peers.concat(vec![own])?;
-    let Some(rank) = all.iter().position(|other| *other != all[0]) else { return Ok(()) };
-    let (step, first) = (all[rank].0, all[0].0);
-    let what = format!(
+    let Some((rank, (step, _), (first, _))) = peers.odd_one(own)? else { return Ok(()) };
+    Err(peers.alike(Failure::request(format!(
         "rank {rank} begins after step {step} and rank 0 after step {first}, with other weights; run.dir and what [init] names have to be the \
          same files for all processes: put them on a file system that all hosts share"
-    );
-    peers.all(if peers.is_first() { Err(Failure::request(what)) } else { Ok(()) })
+    ))))
 }
 
-/// What the run learns from: the first process of a host prepares it, the others find it.
+/// What the run learns from: the first process prepares it, the others find it.
 fn material(config: &Config, start: Start, peers: &Peers) -> Result<Material> {
     let folder = config.folder();
     let own = peers.in_turn(|| match start.resume {
@@ -283,10 +280,12 @@ fn material(config: &Config, start: Start, peers: &Peers) -> Result<Material> {
             Material::of_trained(&found_to_resume(config, &folder, trained.as_deref()), trained.as_deref())
         }
     })?;
-    let first = peers.first(|| Ok(own.hash.clone()))?;
-    let differs = format!("prepared corpus {}, rank 0 has {first}; give all processes the same files", own.hash);
-    peers.all(if own.hash == first { Ok(()) } else { Err(Failure::request(differs)) })?;
-    Ok(own)
+    match peers.odd_one(own.hash.clone())? {
+        None => Ok(own),
+        Some((rank, hash, first)) => Err(peers.alike(Failure::request(format!(
+            "rank {rank}: prepared corpus {hash}, rank 0 has {first}; give all processes the same files"
+        )))),
+    }
 }
 
 fn train_among(

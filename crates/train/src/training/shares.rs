@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use dash_core::communicator::Incoming;
-use dash_core::ops::grad_norm::{parts, root_of_sum, squares_of};
+use dash_core::ops::grad_norm::{grad_norm, parts, root_of_sum, squares_of};
 use dash_core::{DType, Device, Tensor};
 use dash_model::Params;
 
@@ -88,7 +88,7 @@ impl Shares {
         let device = device(params);
         if self.is_alone() {
             let reached = grads.iter().map(Option::is_some).collect();
-            let norm = root_of_sum(&device, &[squares_of(&device, grads.iter().flatten())?])?;
+            let norm = grad_norm(&device, grads.iter().flatten())?;
             return Ok(Reduced { grads, losses, reached, norm });
         }
         let (rank, world) = self.peers.place();
@@ -136,7 +136,7 @@ impl Shares {
             coming.map(|from| Incoming { from, shape: vec![count(from)], dtype: DType::F64 }).collect();
         let got = self.peers.exchange(device, &sends, &coming)?;
         let mut sums: Vec<(usize, Tensor)> = coming.iter().map(|i| i.from).zip(got).collect();
-        sums.push((rank, own.clone()));
+        sums.push((rank, own));
         sums.sort_by_key(|(r, _)| *r);
         Ok(root_of_sum(device, &sums.into_iter().map(|(_, x)| x).collect::<Vec<_>>())?)
     }
@@ -153,17 +153,13 @@ impl Shares {
         let (rank, world) = self.peers.place();
         let of = |r: usize| self.ranges[r].clone().filter(|&i| reached[i]);
         let others = || (0..world).filter(|r| *r != rank);
-        let sends: Vec<_> = others().flat_map(|r| of(rank).map(move |i| (r, i))).collect();
-        let sends: Vec<_> = sends.into_iter().map(|(r, i)| (r, params_at(params, i))).collect();
-        let coming: Vec<usize> = others().flat_map(of).collect();
-        let receives: Vec<_> = others().flat_map(|r| of(r).map(move |i| (r, i))).collect();
-        let receives: Vec<_> = receives.into_iter().map(|(r, i)| like(r, params_at(params, i))).collect();
+        let coming: Vec<(usize, usize)> = others().flat_map(|r| of(r).map(move |i| (r, i))).collect();
+        let fixed: &Params = params;
+        let sends: Vec<_> = others().flat_map(|r| of(rank).map(move |i| (r, params_at(fixed, i)))).collect();
+        let receives: Vec<_> = coming.iter().map(|&(r, i)| like(r, params_at(fixed, i))).collect();
         let got = self.peers.exchange(&device, &sends, &receives)?;
-        let mut got: Vec<Option<Tensor>> = got.into_iter().map(Some).collect();
-        for (i, param) in params.iter_mut().enumerate() {
-            if let Some(at) = coming.iter().position(|c| *c == i) {
-                param.value = got[at].take().expect("each comes once");
-            }
+        for ((_, i), value) in coming.into_iter().zip(got) {
+            params.iter_mut().nth(i).expect("a parameter of the model").value = value;
         }
         Ok(())
     }

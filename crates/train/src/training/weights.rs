@@ -22,19 +22,15 @@ impl Trainer {
         // state is with its owner
         let bad = self.peers().concat(vec![bad])?.into_iter().flatten().min();
         let Some(bad) = bad else { return self.check_alike(step) };
-        if !self.peers().is_first() {
-            return Err(Failure::Elsewhere(1));
-        }
-        let bad = self.model.params().iter().as_slice()[bad].name.clone();
+        let bad = &self.model.params().iter().as_slice()[bad].name;
         let kept = match saved {
             Some(step) => format!("The checkpoint of step {step} is kept; resume from it with"),
             None => "There is no checkpoint yet; start again with".to_string(),
         };
-        Err(Failure::Run(anyhow::anyhow!(
-            "step {step}: parameter {} is not finite after the update, so nothing was saved. {kept} a lower optim.lr, a longer \
-             optim.warmup_steps or a larger optim.eps",
-            bad
-        )))
+        Err(self.peers().alike(Failure::Run(anyhow::anyhow!(
+            "step {step}: parameter {bad} is not finite after the update, so nothing was saved. {kept} a lower optim.lr, a longer \
+             optim.warmup_steps or a larger optim.eps"
+        ))))
     }
 
     /// Of the bits of all weights. Waits for the device.
@@ -42,9 +38,14 @@ impl Trainer {
     /// # Errors
     /// When it fails.
     pub fn hash_of_weights(&self) -> dash_core::Result<u64> {
-        let mut hash = xxhash_rust::xxh3::Xxh3::new();
+        let (mut hash, mut bytes) = (xxhash_rust::xxh3::Xxh3::new(), Vec::new());
         for p in self.model.params().iter() {
-            p.value.to_vec::<f32>()?.iter().for_each(|x| hash.update(&x.to_le_bytes()));
+            // piece by piece: a call for each number would take most of the time
+            for piece in p.value.to_vec::<f32>()?.chunks(1 << 14) {
+                bytes.clear();
+                bytes.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
+                hash.update(&bytes);
+            }
         }
         Ok(hash.digest())
     }
@@ -54,14 +55,10 @@ impl Trainer {
         if self.peers().world() == 1 {
             return Ok(());
         }
-        let all = self.peers().concat(vec![self.hash_of_weights()?])?;
-        let Some(rank) = all.iter().position(|hash| *hash != all[0]) else { return Ok(()) };
-        if !self.peers().is_first() {
-            return Err(Failure::Elsewhere(1));
-        }
-        Err(Failure::Run(anyhow::anyhow!(
+        let Some((rank, ..)) = self.peers().odd_one(self.hash_of_weights()?)? else { return Ok(()) };
+        Err(self.peers().alike(Failure::Run(anyhow::anyhow!(
             "step {step}: rank {rank} has other weights than rank 0, which must not be: its memory, its device or a library of it is not as that \
              of rank 0. Nothing was saved; start again with --resume=auto from the last checkpoint"
-        )))
+        ))))
     }
 }
