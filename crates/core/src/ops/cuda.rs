@@ -14,6 +14,7 @@ pub(crate) use super::reduce::cuda as reduce;
 pub(crate) use super::rmsnorm::cuda as rmsnorm;
 pub(crate) use super::rope::cuda as rope;
 pub(crate) use super::softmax::cuda as softmax;
+pub(crate) use super::spike_guard::cuda as spike_guard;
 pub(crate) use super::swiglu::cuda as swiglu;
 
 use crate::device::cuda::{Arg, CudaBuffer, Kind, Unit};
@@ -42,6 +43,7 @@ pub fn units() -> Vec<Unit> {
         rmsnorm::units(),
         rope::units(),
         softmax::units(),
+        spike_guard::units(),
         swiglu::units(),
     ];
     ops.into_iter().flatten().collect()

@@ -25,6 +25,7 @@ mod entmax;
 mod adamw;
 pub mod grad_norm;
 mod muon;
+mod spike_guard;
 
 pub use adamw::{AdamW, Moments, adamw, adamw_all};
 pub use attach::attach;
@@ -41,4 +42,5 @@ pub use reduce::{sum_all, sum_axis};
 pub use rmsnorm::rmsnorm;
 pub use rope::{RopeTable, frequencies as rope_frequencies, rope};
 pub use softmax::softmax;
+pub use spike_guard::{Decision, NormWindow, spike_guard};
 pub use swiglu::{swiglu, swiglu_scratch};

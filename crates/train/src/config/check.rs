@@ -3,7 +3,6 @@
 use super::compare::Compare;
 use super::error::{ConfigError, positive, wrong};
 use super::file::Config;
-use super::run::DeviceName;
 
 impl Config {
     /// Says what cannot run.
@@ -14,10 +13,6 @@ impl Config {
         self.run.check()?;
         self.data.check(self.reads_text())?;
         self.optim.check()?;
-        if self.optim.spike_guard.is_some() && self.run.device_name() != Ok(DeviceName::Cpu) {
-            let what = "the host has to read the norm of every update, which would hold a GPU up; remove it, or set run.device = \"cpu\"";
-            return wrong("optim.spike_guard", what);
-        }
         self.eval.check()?;
         self.checkpoint.check()?;
         self.log.check()?;

@@ -262,7 +262,6 @@ mod tests {
             error(&swap("steps = 3", "steps = \"x\""), &[])
                 .contains("\"x\" is text, where an integer, 0 or above is taken")
         );
-        assert!(error(MINIMAL, &["optim.spike_guard=4", "run.device=cuda"]).contains("optim.spike_guard: the host"));
         assert!(error(MINIMAL, &["optim.momentum=0.9"]).contains("means nothing to optim.kind = \"adamw\""));
         assert!(error(MINIMAL, &["optim.lr=fast"]).contains("optim.lr: \"fast\" is text, where a number is taken"));
         // numbers that are 0 or infinite where they are computed with

@@ -44,7 +44,7 @@ pub struct Optim {
     /// Largest global gradient norm; 0: no clipping.
     #[serde(default = "unit")]
     pub clip: f64,
-    /// An update is left out whose gradient norm is above this many times the median of the last 64, once there are 32. It is told and counted; the schedule and the bias correction of the moments go on. On a CPU alone: on a GPU the host would wait for every norm.
+    /// An update is left out whose gradient norm is above this many times the median of the last 64, once there are 32. It is told and counted; the schedule and the bias correction of the moments go on. It is decided on the device; on a GPU it is told when the host reads the step's figures.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub spike_guard: Option<f64>,
     /// Decay of the first moment.

@@ -17,6 +17,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::knobs::Knobs;
 use super::optim::{Optimizer, rule};
+use super::spikes::Guard;
 use super::state::Newer;
 pub use super::state::{State, read_state};
 use super::trainer::Trainer;
@@ -147,7 +148,7 @@ impl Checkpoints {
         let aside = self.folder.join(format!(".tmp-{name}"));
         let _ = std::fs::remove_dir_all(&aside);
         state.optimizer = trainer.optimizer.kind().into();
-        state.spikes = config.optim.spike_guard.map(|_| trainer.spikes.clone());
+        state.spikes = config.optim.spike_guard.map(|_| trainer.spikes.seen()).transpose()?;
         state.knobs = Knobs::of(&trainer.model.config().attention);
         let written = self.write(&aside, (trainer, moments), &mut state);
         if let Err(e) = written {
@@ -292,6 +293,6 @@ pub fn load(folder: &Path, config: &Config, device: &Device) -> anyhow::Result<(
     let yoke = Yoke::taken(folder, config)?;
     let mut trainer = Trainer::of(model, optimizer);
     trainer.yoke = yoke;
-    trainer.spikes = state.spikes.clone().unwrap_or_default();
+    trainer.spikes = Guard::of(state.spikes.clone().unwrap_or_default());
     Ok((trainer, state))
 }

@@ -151,6 +151,7 @@ impl<'a> Session<'a> {
             due.save |= stop;
             if due.validation || due.save {
                 self.parts.trainer.check_weights(step, self.checkpoints.list().last().map(|c| c.0))?;
+                self.parts.trainer.spikes.take_lines().into_iter().for_each(|line| say(&self.bar, line));
             }
             if due.validation {
                 self.validate()?;
@@ -201,10 +202,9 @@ impl<'a> Session<'a> {
     fn update(&mut self, step: u64, logged: bool) -> Result<Option<StepStats>> {
         let Parts { config, trainer, loader, state, began, .. } = &mut self.parts;
         let batches: Vec<_> = (0..config.data.grad_accum).map(|_| loader.next_batch()).collect();
-        let (measure, skipped) = (trainer.spikes.median(), trainer.spikes.skipped);
-        let stats = trainer.step(config, &batches, logged)?;
-        let left_out = stats.as_ref().zip(measure).filter(|_| trainer.spikes.skipped > skipped);
-        left_out.iter().for_each(|(s, median)| say(&self.bar, trainer.spikes.told(step, s.grad_norm, *median)));
+        let stats = trainer.step(config, &batches, logged);
+        trainer.spikes.take_lines().into_iter().for_each(|line| say(&self.bar, line));
+        let stats = stats?;
         if step == self.first + 1 {
             trainer.settle()?;
             say(&self.bar, format!("first step after {:.1} s", began.elapsed().as_secs_f64()));

@@ -1,81 +1,107 @@
-//! The spike guard: leaves out an update whose gradient is an outlier, `optim.spike_guard`.
-//!
-//! The measure is the median of the last norms, those of updates that were left out among them: one spike does not move it, and where
-//! gradients have become larger for good, half a window later they are the rule and nothing is left out any more.
+//! The spike guard of a run, `optim.spike_guard`: leaves out an update whose gradient is an outlier (`dash_core::ops::spike_guard` decides, on
+//! the device), counts and tells those.
 
-use std::collections::VecDeque;
-
+use dash_core::Tensor;
+use dash_core::ops::{Decision, NormWindow, spike_guard};
 use serde::{Deserialize, Serialize};
-
-/// Norms whose median is the measure.
-const WINDOW: usize = 64;
-/// Norms before which nothing is left out.
-const ENOUGH: usize = WINDOW / 2;
 
 /// What the guard has seen; in the checkpoint, so that a resumed run leaves out the same updates.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Spikes {
     /// The last gradient norms, the oldest first.
-    norms: VecDeque<f64>,
+    norms: Vec<f64>,
     /// Updates left out so far.
     pub skipped: u64,
 }
 
-impl Spikes {
-    /// The median that a norm is measured by; none before there are enough.
-    pub fn median(&self) -> Option<f64> {
-        let mut sorted: Vec<f64> = self.norms.iter().copied().collect();
-        sorted.sort_by(f64::total_cmp);
-        (sorted.len() >= ENOUGH).then(|| sorted[sorted.len() / 2])
+/// The guard of a run.
+#[derive(Default)]
+pub struct Guard {
+    /// What a checkpoint has of it, before the first update.
+    before: Spikes,
+    /// On the device, from the first update on.
+    window: Option<NormWindow>,
+    /// Updates left out so far, of those that the host has read.
+    pub skipped: u64,
+    /// Lines that nobody has told yet.
+    untold: Vec<String>,
+}
+
+impl Guard {
+    /// Goes on from what a checkpoint has.
+    pub fn of(before: Spikes) -> Self {
+        Guard { skipped: before.skipped, before, ..Guard::default() }
     }
 
-    /// Whether the update with this norm is to be left out, because it is above `factor` medians. A norm that is not finite is no outlier
-    /// but a fault, which the trainer tells.
-    pub fn leaves_out(&mut self, norm: f64, factor: f64) -> bool {
-        if !norm.is_finite() {
-            return false;
-        }
-        let outlier = self.median().is_some_and(|median| norm > factor * median);
-        self.norms.push_back(norm);
-        if self.norms.len() > WINDOW {
-            self.norms.pop_front();
-        }
-        self.skipped += u64::from(outlier);
-        outlier
+    /// Decides of an update, without the host: by its norm and clip factor, against `limit` medians.
+    ///
+    /// # Errors
+    /// When the device has no memory left.
+    pub fn decide(&mut self, norm: &Tensor, factor: &Tensor, limit: f64) -> dash_core::Result<Decision> {
+        let window = match &mut self.window {
+            Some(window) => window,
+            None => self.window.insert(NormWindow::new(norm.device(), &self.before.norms)?),
+        };
+        spike_guard(window, norm, factor, limit)
     }
 
-    /// That the update of a step was left out, for its norm against the median before it.
-    pub fn told(&self, step: u64, norm: f64, median: f64) -> String {
-        format!(
-            "step {step}: left out, its gradient norm {norm:.3} is an outlier, the median of the last is {median:.3}; {} so far \
+    /// What the host reads of a decision later: the norm of that step, and what it exceeded where its update was left out.
+    pub fn read(&mut self, step: u64, norm: f64, exceeded: f64) {
+        if exceeded.is_nan() {
+            return;
+        }
+        self.skipped += 1;
+        self.untold.push(format!(
+            "step {step}: left out, its gradient norm {norm:.3} is an outlier, the median of the last is {exceeded:.3}; {} so far \
              (optim.spike_guard)",
             self.skipped
-        )
+        ));
+    }
+
+    /// A line for each update left out that was read since the last call.
+    pub fn take_lines(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.untold)
+    }
+
+    /// What it has seen, of updates that were all read. Waits for the device.
+    ///
+    /// # Errors
+    /// When the device fails.
+    pub fn seen(&self) -> dash_core::Result<Spikes> {
+        let norms = self.window.as_ref().map_or_else(|| Ok(self.before.norms.clone()), NormWindow::norms)?;
+        Ok(Spikes { norms, skipped: self.skipped })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use dash_core::{DType, Device};
+
     use super::*;
 
     #[test]
-    fn a_spike_is_left_out_and_a_new_level_becomes_the_rule() {
-        let mut spikes = Spikes::default();
-        // nothing is known yet
-        assert!((0..ENOUGH).all(|i| !spikes.leaves_out(if i == 5 { 1e3 } else { 1.0 }, 4.0)));
-        assert!(!spikes.leaves_out(4.0, 4.0) && spikes.leaves_out(4.5, 4.0));
-        assert!(!spikes.leaves_out(f64::NAN, 4.0) && !spikes.leaves_out(f64::INFINITY, 4.0));
-        (0..WINDOW).for_each(|_| _ = spikes.leaves_out(1.0, 4.0));
-        let out = (0..WINDOW).filter(|_| spikes.leaves_out(10.0, 4.0)).count();
-        assert_eq!((out, spikes.skipped), (WINDOW / 2, 1 + out as u64), "half a window");
-    }
-
-    #[test]
     fn what_is_read_back_decides_alike() {
-        let mut spikes = Spikes::default();
-        (0..50).for_each(|i| _ = spikes.leaves_out(1.0 / (3.0 + f64::from(i)), 2.0));
-        let text = serde_json::to_string(&spikes).unwrap();
-        assert_eq!(serde_json::from_str::<Spikes>(&text).unwrap(), spikes);
+        let device = Device::cpu(1).unwrap();
+        let scalar = |x: f64| Tensor::full(&device, &[], DType::F64, x).unwrap();
+        let run = |guard: &mut Guard, steps: std::ops::Range<u64>| {
+            for step in steps {
+                let norm = 1.0 + (step * 7 % 5) as f64;
+                let decision = guard.decide(&scalar(norm), &scalar(1.0), 1.6).unwrap();
+                guard.read(step, norm, decision.exceeded.item().unwrap());
+            }
+        };
+        let mut whole = Guard::default();
+        run(&mut whole, 0..90);
+        let mut first = Guard::default();
+        run(&mut first, 0..50);
+        let text = serde_json::to_string(&first.seen().unwrap()).unwrap();
+        let mut second = Guard::of(serde_json::from_str(&text).unwrap());
+        assert_eq!(second.seen().unwrap(), first.seen().unwrap(), "before any update, too");
+        run(&mut second, 50..90);
+        assert_eq!(second.seen().unwrap(), whole.seen().unwrap());
+        assert!(first.skipped > 0 && second.skipped > first.skipped);
+        let told = |guards: &mut [Guard]| guards.iter_mut().flat_map(Guard::take_lines).collect::<Vec<_>>();
+        assert_eq!(told(&mut [first, second]), told(&mut [whole]));
     }
 }

@@ -1,6 +1,7 @@
 //! One update as a function: batches -> loss -> backward -> clip -> update.
 
-use dash_core::{DType, Device, Error, Ids, Tape, Tensor, Var, ops};
+use dash_core::ops::{self, clip_factor};
+use dash_core::{DType, Device, Error, Ids, Tape, Tensor, Var};
 use dash_data::Batch;
 use dash_model::{AskedStats, Model, RouterStats, RouterTrace};
 
@@ -9,7 +10,7 @@ use super::knobs::{self, AttendedTokens, Knobs, merged};
 use super::optim::Optimizer;
 use super::schedule::learning_rate;
 use super::shares::{Reduced, Shares};
-use super::spikes::Spikes;
+use super::spikes::Guard;
 use super::tasks::RouterChoice;
 use super::yoke::Yoke;
 use crate::config::Config;
@@ -26,8 +27,8 @@ pub struct Trainer {
     unread: Vec<Handed>,
     /// What the run took from another one.
     pub yoke: Yoke,
-    /// What the spike guard has seen.
-    pub spikes: Spikes,
+    /// What leaves updates out.
+    pub spikes: Guard,
     /// What of an update this process makes, where several train.
     shares: Shares,
 }
@@ -41,6 +42,8 @@ struct Handed {
     grad_norm: Tensor,
     /// What the gradients were multiplied by: not finite from the first update on that went wrong.
     factor: Tensor,
+    /// The median that its norm exceeded, by which the spike guard left it out, else NaN; where there is a guard.
+    exceeded: Option<Tensor>,
     /// Whether the oracle chose the chunks.
     oracle: bool,
 }
@@ -114,7 +117,7 @@ impl Trainer {
             optimizer,
             unread: Vec::new(),
             yoke: Yoke::default(),
-            spikes: Spikes::default(),
+            spikes: Guard::default(),
             shares: Shares::alone(),
         }
     }
@@ -193,19 +196,18 @@ impl Trainer {
         let Reduced { grads, losses, reached, norm } = self.shares.reduce(self.model.params(), grads, losses)?;
         let before = self.unread.last().map(|handed| handed.factor.clone());
         let finite: Vec<Tensor> = losses.iter().cloned().chain(before).collect();
-        let factor = if self.is_outlier(config, &norm)? {
-            self.optimizer.skip();
-            norm.clone()
-        } else {
-            let params = self.model.params_mut();
-            let factor = self.optimizer.update(params, (&grads, &norm, &finite), lr, &config.optim)?;
-            self.shares.spread(params, &reached)?;
-            factor
-        };
+        let factor = clip_factor(&norm, config.optim.clip, &finite)?;
+        // all processes have the same bits of the norm, so all decide alike
+        let guard = config.optim.spike_guard.map(|limit| self.spikes.decide(&norm, &factor, limit)).transpose()?;
+        let (scale, exceeded) = guard.map_or((factor.clone(), None), |guard| (guard.scale, Some(guard.exceeded)));
+        let params = self.model.params_mut();
+        self.optimizer.update(params, (&grads, &scale), lr, &config.optim)?;
+        self.shares.spread(params, &reached)?;
         // a CPU's figures are there
         let later = !(with_routers || steers) && self.model.device().is_asynchronous();
         let kept = if later { batches.to_vec() } else { Vec::new() };
-        self.unread.push(Handed { step, batches: kept, losses, grad_norm: norm, factor, oracle: config.router.oracle });
+        let oracle = config.router.oracle;
+        self.unread.push(Handed { step, batches: kept, losses, grad_norm: norm, factor, exceeded, oracle });
         if later {
             return Ok(None);
         }
@@ -248,11 +250,6 @@ impl Trainer {
         Ok(routers)
     }
 
-    /// Whether the spike guard leaves the update out. The norm is on the host, and all processes have the same bits of it.
-    fn is_outlier(&mut self, config: &Config, norm: &Tensor) -> dash_core::Result<bool> {
-        config.optim.spike_guard.map_or(Ok(false), |factor| Ok(self.spikes.leaves_out(norm.item()?, factor)))
-    }
-
     /// The loss of a micro-batch, and what the routers chose or the oracle did in their place.
     fn loss_of(
         &self,
@@ -285,12 +282,14 @@ impl Trainer {
         let unread = std::mem::take(&mut self.unread);
         let count = unread.len() as u64;
         for (i, handed) in unread.iter().enumerate() {
-            let Handed { step, batches, losses, grad_norm, oracle, .. } = handed;
+            let Handed { step, batches, losses, grad_norm, exceeded, oracle, .. } = handed;
             let (batches, grads) = now.filter(|_| i + 1 == unread.len()).unwrap_or((batches, &[]));
             let values = losses.iter().map(Tensor::item).collect::<dash_core::Result<Vec<f64>>>()?;
             last = (total(&values), grad_norm.item()?);
             let bad = values.iter().position(|loss| !loss.is_finite());
             if bad.is_none() && last.1.is_finite() {
+                let exceeded = exceeded.as_ref().map(Tensor::item).transpose()?;
+                exceeded.iter().for_each(|exceeded| self.spikes.read(*step, last.1, *exceeded));
                 continue;
             }
             // neither this update nor a later one has changed anything

@@ -127,7 +127,8 @@ fn golden_model_ten_adamw_losses() {
             let grads: Vec<Option<Tensor>> = leaves.iter().map(|l| grads.take(l)).collect();
             drop(leaves);
             let norm = dash_core::ops::grad_norm(m.device(), grads.iter().flatten()).unwrap();
-            optimizer.update(m.params_mut(), (&grads, &norm, &losses), 1e-3, &optim).unwrap();
+            let scale = dash_core::ops::clip_factor(&norm, optim.clip, &losses).unwrap();
+            optimizer.update(m.params_mut(), (&grads, &scale), 1e-3, &optim).unwrap();
         }
     }
 }

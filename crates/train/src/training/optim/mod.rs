@@ -6,7 +6,6 @@ mod rule;
 
 use std::ops::Range;
 
-use dash_core::ops::clip_factor;
 use dash_core::{Result, Tensor};
 use dash_model::{Group, Param, ParamError, Params};
 
@@ -116,21 +115,19 @@ impl Optimizer {
         self.state[i].iter().try_fold(true, |all, x| Ok(all && x.is_finite()?))
     }
 
-    /// One update by gradients whose norm is `norm`. A parameter without a gradient stays as it is. Returns what the gradients were
-    /// multiplied by, a scalar on the device: nothing is read on the host. If the norm or one of `finite`, scalars,
-    /// is not finite, neither is the factor, and no parameter and no state is changed; whoever reads that afterwards calls
-    /// [`Optimizer::undo_steps`]. With the factor of the update before among `finite`, no later update changes anything either.
+    /// One update by gradients that are multiplied by `scale`, an f64 scalar on the device: nothing is read on the host. A parameter without a
+    /// gradient stays as it is. Where the scale is not finite, no parameter and no state is changed; the update is counted all the
+    /// same, and where it is to be made again, whoever reads that afterwards calls [`Optimizer::undo_steps`].
     ///
     /// # Errors
     /// When shapes or devices differ.
     pub fn update(
         &mut self,
         params: &mut Params,
-        (grads, norm, finite): (&[Option<Tensor>], &Tensor, &[Tensor]),
+        (grads, scale): (&[Option<Tensor>], &Tensor),
         lr: f64,
         o: &Optim,
-    ) -> Result<Tensor> {
-        let scale = clip_factor(norm, o.clip, finite)?;
+    ) -> Result<()> {
         self.step += 1;
         let mut all = Vec::with_capacity(grads.len());
         for ((param, grad), state) in params.iter_mut().zip(grads).zip(&mut self.state) {
@@ -139,13 +136,7 @@ impl Optimizer {
                 all.push(Item { group: param.group, lr, weight_decay, param: &mut param.value, state, grad });
             }
         }
-        self.rule.update(&Update { settings: o, step: self.step, scale: &scale }, all)?;
-        Ok(scale)
-    }
-
-    /// Counts an update that is left out.
-    pub fn skip(&mut self) {
-        self.step += 1;
+        self.rule.update(&Update { settings: o, step: self.step, scale }, all)
     }
 
     /// Takes the count of updates back that changed nothing.
