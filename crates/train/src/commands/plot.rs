@@ -1,4 +1,4 @@
-//! `plot`: curves of runs, as SVG files.
+//! `plot`: curves of runs and of evaluations, as SVG files.
 
 use std::path::PathBuf;
 
@@ -6,14 +6,17 @@ use clap::Args;
 
 use crate::console::print_line;
 use crate::failure::{Failure, Result};
-use crate::lab::plot::plot;
+use crate::lab::plot::{plot, plot_evaluations};
 
 /// Arguments.
 #[derive(Args)]
 pub struct PlotArgs {
     /// Run folders
-    #[arg(long, alias = "run", required = true, num_args = 1..)]
+    #[arg(long, alias = "run", required_unless_present = "eval", num_args = 1..)]
     pub model: Vec<PathBuf>,
+    /// Files of what `eval --json` printed: loss by position, accuracy and the router's recall by length
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub eval: Vec<PathBuf>,
     /// Folder to write
     #[arg(long)]
     pub out: PathBuf,
@@ -24,7 +27,14 @@ pub struct PlotArgs {
 /// # Errors
 /// When a record cannot be read or a picture cannot be written.
 pub fn run(args: &PlotArgs) -> Result<()> {
-    for path in plot(&args.model, &args.out).map_err(Failure::Request)? {
+    let mut written = Vec::new();
+    if !args.model.is_empty() {
+        written.extend(plot(&args.model, &args.out).map_err(Failure::Request)?);
+    }
+    if !args.eval.is_empty() {
+        written.extend(plot_evaluations(&args.eval, &args.out).map_err(Failure::Request)?);
+    }
+    for path in written {
         print_line!("wrote {}", path.display())?;
     }
     Ok(())

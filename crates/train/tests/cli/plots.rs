@@ -136,3 +136,51 @@ fn several_runs_share_a_picture_and_dense_ones_have_no_density() {
     density.shows(&[&line(0.6, 0.2)]);
     assert!(density.text.contains(">a<") && !density.text.contains(">b<") && !density.text.contains("layer 0"));
 }
+
+#[test]
+fn evaluations_are_drawn_by_position_and_by_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let row = |length: u64, accuracy: f64, unseen: f64, recall: [f64; 2]| {
+        let layers: Vec<Value> = recall.iter().map(|r| json!({"answer_recall": r, "answer_chance": r / 2.0})).collect();
+        json!({"length": length, "accuracy": accuracy, "unseen": unseen, "layers": layers})
+    };
+    let long = json!({
+        "loss_by_position": [6.0, 4.0, 2.0],
+        "task": [row(64, 1.0, 0.0, [0.9, 0.7]), row(256, 0.5, 0.25, [0.6, 0.2])],
+    });
+    fs::write(dir.path().join("long.json"), long.to_string()).unwrap();
+    let dense = json!({"loss_by_position": [6.0, 5.0, 3.0], "task": [{"length": 64, "accuracy": 0.75, "unseen": 0.0, "layers": []}]});
+    fs::write(dir.path().join("dense.json"), dense.to_string()).unwrap();
+    let plot = |args: &[&str]| {
+        let mut c = Command::new(env!("CARGO_BIN_EXE_train"));
+        c.arg("plot").args(args).args(["--out", "pictures"]).current_dir(dir.path()).output().unwrap()
+    };
+    let o = plot(&["--eval", "long.json", "dense.json"]);
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    let read = |name: &str, lines: usize| Picture::read(&dir.path().join("pictures").join(name), lines);
+    let log = |points: &[(f64, f64)]| points.iter().map(|p| (p.0.log2(), p.1)).collect::<Vec<_>>();
+    let mut losses = read("loss-by-position.svg", 2);
+    losses.x.iter_mut().for_each(|(_, number)| *number = number.log2());
+    losses.shows(&[&log(&[(1.0, 6.0), (2.0, 4.0), (3.0, 2.0)]), &log(&[(1.0, 6.0), (2.0, 5.0), (3.0, 3.0)])]);
+    let mut accuracy = read("accuracy-by-length.svg", 2);
+    accuracy.x.iter_mut().for_each(|(_, number)| *number = number.log2());
+    accuracy.shows(&[&log(&[(64.0, 1.0), (256.0, 0.5)]), &log(&[(64.0, 1.0), (256.0, 0.75)])]);
+    // a dense model attends everything: no line of its own says so
+    assert!(accuracy.text.contains(">dense, accuracy<") && !accuracy.text.contains("dense, answer"));
+    let mut recall = read("recall-by-length.svg", 2);
+    recall.x.iter_mut().for_each(|(_, number)| *number = number.log2());
+    recall.shows(&[&log(&[(64.0, 0.8), (256.0, 0.4)]), &log(&[(64.0, 0.4), (256.0, 0.2)])]);
+
+    let refused = |args: &[&str], what: &[&str]| {
+        let o = plot(args);
+        let told = String::from_utf8_lossy(&o.stderr).into_owned();
+        assert_eq!(o.status.code(), Some(2), "{told}");
+        what.iter().for_each(|w| assert!(told.contains(w), "{w}: {told}"));
+    };
+    refused(&[], &["--model"]);
+    refused(&["--eval", "nowhere.json"], &["nowhere.json"]);
+    fs::write(dir.path().join("list.json"), "[1]").unwrap();
+    refused(&["--eval", "list.json"], &["list.json", "eval --json"]);
+    fs::write(dir.path().join("other.json"), "{}").unwrap();
+    refused(&["--eval", "other.json"], &["neither loss by position nor a task"]);
+}

@@ -1,12 +1,12 @@
-//! `plot`: pictures of runs from their metrics.jsonl, as SVG files that need no font and no viewer but a browser.
+//! Pictures of runs from their metrics.jsonl.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, anyhow};
+use anyhow::Context;
 use serde_json::Value;
 
-use super::chart::{Chart, Line, Point, Style};
-use crate::files::replace_file;
+use super::picture::write;
+use crate::lab::chart::{Line, Point, Style};
 
 fn lines(run: &Path) -> anyhow::Result<Vec<Value>> {
     let path = run.join("metrics.jsonl");
@@ -23,13 +23,6 @@ fn push(all: &mut Vec<Line>, name: String, lines: &[Value], split: &str, value: 
     let point = |l: &Value| Some(Point::new(l["step"].as_f64()?, value(l)?));
     let points = lines.iter().filter(|l| l["split"] == split).filter_map(point).collect();
     all.push(Line { name, series: all.len(), points, runs: Vec::new() });
-}
-
-/// Writes one chart.
-fn write(path: &Path, title: &str, y: &str, lines: Vec<Line>) -> anyhow::Result<()> {
-    let chart = Chart { title: title.into(), x: "step".into(), y: y.into(), lines, style: Style::default() };
-    let drawn = chart.draw().ok_or_else(|| anyhow!("{}: the runs hold no figure for it", path.display()))?;
-    replace_file(path, drawn.file.as_bytes())
 }
 
 /// Draws `loss.svg` (training and validation) and, where a run routes, `density.svg` (by layer for one run, the mean for
@@ -59,10 +52,10 @@ pub fn plot(runs: &[PathBuf], out: &Path) -> anyhow::Result<Vec<PathBuf>> {
         push(&mut density, name, &lines, "train", |l| l["density"].as_f64());
     }
     let mut written = vec![out.join("loss.svg")];
-    write(&written[0], "cross-entropy", "nats a token", loss)?;
+    write(&written[0], "cross-entropy", ("step", "nats a token"), Style::default(), loss)?;
     if !density.is_empty() {
         written.push(out.join("density.svg"));
-        write(&written[1], "attended / visible chunks", "density", density)?;
+        write(&written[1], "attended / visible chunks", ("step", "density"), Style::default(), density)?;
     }
     Ok(written)
 }
