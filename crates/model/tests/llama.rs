@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use dash_core::{Device, Tape};
+use dash_core::{Device, Tape, Tensor};
 use dash_model::{LoadError, Model};
 
 const FOLDERS: [&str; 6] =
@@ -97,6 +97,49 @@ fn an_index_that_does_not_fit_its_files_is_told() {
     assert!(none.contains("index.json: parameter model.embed_tokens.weight is missing"), "{none}");
     let file = "model-00003-of-00003.safetensors";
     assert!(told(name, file, |bytes| bytes[..bytes.len() - 2].to_vec()).contains(file));
+}
+
+#[test]
+fn one_file_beside_an_index_has_to_hold_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(fixture("llama-bf16-sharded")).unwrap() {
+        let from = entry.unwrap().path();
+        fs::copy(&from, dir.path().join(from.file_name().unwrap())).unwrap();
+    }
+    let device = Device::cpu(1).unwrap();
+    let load = || Model::load(dir.path(), &device).map_err(|e| e.to_string());
+    let single = dir.path().join("model.safetensors");
+    let all: Vec<(String, Tensor)> =
+        load().unwrap().params().iter().map(|p| (p.name.clone(), p.value.clone())).collect();
+    let write = |all: &[(String, Tensor)]| {
+        let bytes: Vec<(&String, Vec<usize>, Vec<u8>)> = all
+            .iter()
+            .map(|(name, x)| {
+                let bytes = x.as_slice::<f32>().unwrap().iter().flat_map(|x| x.to_le_bytes()).collect();
+                (name, x.shape().to_vec(), bytes)
+            })
+            .collect();
+        let views = bytes.iter().map(|(name, shape, bytes)| {
+            (name, safetensors::tensor::TensorView::new(safetensors::Dtype::F32, shape.clone(), bytes).unwrap())
+        });
+        fs::write(&single, safetensors::serialize(views, None).unwrap()).unwrap();
+    };
+    write(&all);
+    assert!(load().is_ok(), "the same numbers in another type");
+    let mut other = all.clone();
+    let name = other[3].0.clone();
+    let mut numbers = other[3].1.to_vec::<f32>().unwrap();
+    numbers[0] += 1.0;
+    other[3].1 = Tensor::from_vec(&device, other[3].1.shape(), numbers).unwrap();
+    write(&other);
+    let told = load().err().unwrap();
+    assert!(told.contains(&format!("leads to another {name}")) && told.contains("remove the one"), "{told}");
+    write(&all[1..]);
+    assert!(load().err().unwrap().contains(&format!("leads to {}, which model.safetensors does not have", all[0].0)));
+    write(&all);
+    fs::remove_file(dir.path().join("model-00002-of-00003.safetensors")).unwrap();
+    let gone = load().err().unwrap();
+    assert!(gone.contains("which have to be one model, but") && gone.contains("model-00002-of"), "{gone}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use dash_core::{Device, Tensor};
 use safetensors::tensor::{Dtype, SafeTensors};
 use serde::Deserialize;
 
-use super::LoadError;
+use super::{LoadError, equal};
 
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
     std::fs::read(path).map_err(|what| LoadError::Read { path: path.to_path_buf(), what })
@@ -45,14 +45,14 @@ fn from_f16(bits: u16) -> f32 {
 
 /// The file that says what tensors a folder has: its index where there is no `model.safetensors`.
 pub(super) fn described_by(folder: &Path) -> PathBuf {
-    let (single, index) = (folder.join("model.safetensors"), folder.join("model.safetensors.index.json"));
+    let [single, index] = [SINGLE, INDEX].map(|name| folder.join(name));
     if single.is_file() || !index.is_file() { single } else { index }
 }
 
 /// Refuses a folder without weights. What is there under the name is read, and told, by who reads.
 fn has_weights(folder: &Path) -> Result<(), LoadError> {
     let there = |name: &str| folder.join(name).symlink_metadata().is_ok();
-    if there("model.safetensors") || there("model.safetensors.index.json") {
+    if there(SINGLE) || there(INDEX) {
         return Ok(());
     }
     let other = ["pytorch_model.bin", "pytorch_model.bin.index.json"].into_iter().find(|name| there(name));
@@ -63,20 +63,62 @@ fn has_weights(folder: &Path) -> Result<(), LoadError> {
     Err(LoadError::Unfit { path: folder.to_path_buf(), what })
 }
 
-/// The tensors of a folder: `model.safetensors`, or the files that `model.safetensors.index.json` names.
+/// The tensors of a folder: `model.safetensors`, or the files that `model.safetensors.index.json` names. Where both are there they have to
+/// hold the same: nobody could say which of two models is meant.
 ///
 /// # Errors
-/// As [`read_tensors`], or when the index names a tensor that its file does not have, or a file elsewhere.
+/// As [`read_tensors`], or when the index names a tensor that its file does not have, or a file elsewhere, or other tensors than
+/// `model.safetensors` has.
 pub fn read_folder(folder: &Path, device: &Device) -> Result<HashMap<String, Tensor>, LoadError> {
     has_weights(folder)?;
-    let index = described_by(folder);
-    if index.extension().is_some_and(|e| e == "safetensors") {
-        return read_tensors(&index, device);
+    let [single, index] = [SINGLE, INDEX].map(|name| folder.join(name));
+    if described_by(folder) == index {
+        let mut all = HashMap::new();
+        each_of_index(folder, device, |name, tensor| {
+            all.insert(name, tensor);
+            Ok(())
+        })?;
+        return Ok(all);
     }
+    let all = read_tensors(&single, device)?;
+    if index.is_file() {
+        same_as_index(folder, &all, device)
+            .map_err(|e| LoadError::Unfit { path: folder.to_path_buf(), what: format!("{BOTH}, but {e}; {REMOVE}") })?;
+    }
+    Ok(all)
+}
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const BOTH: &str = "holds model.safetensors and model.safetensors.index.json, which have to be one model";
+const REMOVE: &str = "remove the one that is not meant";
+
+/// Refuses an index that does not lead to these tensors, the ones of `model.safetensors`.
+fn same_as_index(folder: &Path, single: &HashMap<String, Tensor>, device: &Device) -> Result<(), LoadError> {
+    let unlike = |what: String| LoadError::Unfit { path: folder.join(INDEX), what };
+    let mut count = 0;
+    each_of_index(folder, device, |name, tensor| {
+        count += 1;
+        match single.get(&name) {
+            Some(own) if equal(own, &tensor) => Ok(()),
+            Some(_) => Err(unlike(format!("leads to another {name}"))),
+            None => Err(unlike(format!("leads to {name}, which model.safetensors does not have"))),
+        }
+    })?;
+    if count == single.len() { Ok(()) } else { Err(unlike(format!("leads to {count} of {} tensors", single.len()))) }
+}
+
+/// Gives the tensors of the files that the index names, file by file.
+fn each_of_index(
+    folder: &Path,
+    device: &Device,
+    mut each: impl FnMut(String, Tensor) -> Result<(), LoadError>,
+) -> Result<(), LoadError> {
+    let index = folder.join(INDEX);
     let damaged = |what: String| LoadError::Damaged { path: index.clone(), what };
     let parsed: Index = serde_json::from_slice(&read(&index)?).map_err(|e| damaged(e.to_string()))?;
     let files: BTreeSet<&String> = parsed.weight_map.values().collect();
-    let mut all = HashMap::new();
+    let mut seen = BTreeSet::new();
     for file in files {
         if Path::new(file).file_name().is_none_or(|name| name != file.as_str()) {
             return Err(damaged(format!("names {file:?}, which is no file beside it")));
@@ -85,12 +127,13 @@ pub fn read_folder(folder: &Path, device: &Device) -> Result<HashMap<String, Ten
             if parsed.weight_map.get(&name) != Some(file) {
                 return Err(damaged(format!("says nothing of {name}, which {file} holds")));
             }
-            all.insert(name, tensor);
+            seen.insert(name.clone());
+            each(name, tensor)?;
         }
     }
-    match parsed.weight_map.iter().find(|(name, _)| !all.contains_key(*name)) {
+    match parsed.weight_map.iter().find(|(name, _)| !seen.contains(*name)) {
         Some((name, file)) => Err(damaged(format!("says that {file} holds {name}, which it does not"))),
-        None => Ok(all),
+        None => Ok(()),
     }
 }
 
