@@ -32,6 +32,8 @@ pub struct Report {
     pub train_tokens: u64,
     /// The same of validation.
     pub validation_tokens: u64,
+    /// The file that validates, where `data.validation` says that the last one does.
+    pub validation_file: Option<String>,
     /// Number of training shards; 0 in reports that did not say.
     pub train_shards: usize,
     /// Number of validation shards.

@@ -58,6 +58,7 @@ fn settings(path: PathBuf, cache: PathBuf) -> Settings {
         tokenizer: None,
         end_of_text: None,
         treatment: Treatment::default(),
+        validation: Default::default(),
         validation_share: 0.05,
         validation_tokens: 1000,
         max_tokens: 0,

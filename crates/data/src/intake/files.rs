@@ -200,6 +200,21 @@ pub(crate) fn told_left_out(left_out: &BTreeMap<String, usize>) -> String {
     if each.is_empty() { String::new() } else { format!("; left out: {}", each.join(", ")) }
 }
 
+/// Refuses fewer files than two where the last one validates.
+pub(super) fn check_last(root: &Path, files: usize, left_out: &BTreeMap<String, usize>) -> Result<()> {
+    if files >= 2 {
+        return Ok(());
+    }
+    let (what, left) = (if files == 0 { "no file" } else { "one file" }, told_left_out(left_out));
+    Err(DataError::content(
+        root,
+        format!(
+            "holds {what} that is read; data.validation = \"last-file\" needs two at least: the last by name validates, the others \
+             train. Bring more, or remove data.validation{left}"
+        ),
+    ))
+}
+
 /// Whether a folder is a run, a comparison, an export or a prepared corpus: its records and reports are no text that somebody wrote, and
 /// would be another corpus after every run.
 fn is_own(folder: &Path) -> bool {

@@ -73,6 +73,16 @@ pub(crate) enum Found<'a> {
     Read(String),
 }
 
+impl Found<'_> {
+    /// The same, with the half that a document's file is assigned to, if it is.
+    fn assigned(self, validation: Option<bool>) -> Self {
+        match self {
+            Found::Document(document) if validation.is_some() => Found::Document(Document { validation, ..document }),
+            other => other,
+        }
+    }
+}
+
 /// An iterator of documents.
 pub(crate) type Documents<'a> = Box<dyn Iterator<Item = Result<Found<'a>>> + Send + 'a>;
 
@@ -98,6 +108,8 @@ pub(crate) enum Corpus {
         folder: bool,
         /// The field of JSON lines that holds the text.
         field: String,
+        /// Whether the last file validates and all others train.
+        last_validates: bool,
     },
     /// Documents in memory: the dependencies.
     Memory {
@@ -115,7 +127,27 @@ impl Corpus {
     /// When there is none, or it is no regular file.
     pub fn text(path: &Path, extensions: &[String], field: &str) -> Result<Self> {
         let (files, left_out) = files::list(path, extensions)?;
-        Ok(Corpus::Files { files, left_out, folder: path.is_dir(), field: field.to_string() })
+        Ok(Corpus::Files { files, left_out, folder: path.is_dir(), field: field.to_string(), last_validates: false })
+    }
+
+    /// The same, of which the last file validates and all others train.
+    ///
+    /// # Errors
+    /// When there are not two files.
+    pub fn with_last_file_validating(mut self, path: &Path) -> Result<Self> {
+        if let Corpus::Files { files, left_out, last_validates, .. } = &mut self {
+            files::check_last(path, files.len(), left_out)?;
+            *last_validates = true;
+        }
+        Ok(self)
+    }
+
+    /// The name of the file that validates, where one does by its place.
+    pub fn validation_file(&self) -> Option<&str> {
+        match self {
+            Corpus::Files { files, last_validates: true, .. } => files.last().map(|f| f.name.as_str()),
+            Corpus::Files { .. } | Corpus::Memory { .. } => None,
+        }
     }
 
     /// Its files, where it has any, and what was left out beside them.
@@ -144,14 +176,11 @@ impl Corpus {
     /// The documents, from the beginning.
     pub fn documents(&self) -> Documents<'_> {
         match self {
-            Corpus::Files { files, folder, field, .. } => {
-                let folder = *folder;
-                Box::new(files.iter().flat_map(move |f| match f.format {
-                    Format::Text => text::documents(f, folder),
-                    Format::Jsonl => jsonl::documents(f, field, folder),
-                    #[cfg(feature = "parquet")]
-                    Format::Parquet => parquet::documents(f, field, folder),
-                    Format::Tokens => unreachable!("extensions of token files are refused for text"),
+            Corpus::Files { files, folder, field, last_validates, .. } => {
+                let last = files.len().saturating_sub(1);
+                Box::new(files.iter().enumerate().flat_map(move |(i, file)| {
+                    let assigned = last_validates.then_some(i == last);
+                    documents_of(file, field, *folder).map(move |found| Ok(found?.assigned(assigned)))
                 }))
             }
             Corpus::Memory { documents, .. } => Box::new(documents.iter().map(|d| {
@@ -164,6 +193,17 @@ impl Corpus {
                 }))
             })),
         }
+    }
+}
+
+/// The documents of a file.
+fn documents_of<'a>(file: &'a SourceFile, field: &'a str, folder: bool) -> Documents<'a> {
+    match file.format {
+        Format::Text => text::documents(file, folder),
+        Format::Jsonl => jsonl::documents(file, field, folder),
+        #[cfg(feature = "parquet")]
+        Format::Parquet => parquet::documents(file, field, folder),
+        Format::Tokens => unreachable!("extensions of token files are refused for text"),
     }
 }
 

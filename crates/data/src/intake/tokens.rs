@@ -140,6 +140,21 @@ impl TokenFiles {
         Ok(TokenFiles { files, left_out })
     }
 
+    /// The same, of which the last file validates and all others train.
+    ///
+    /// # Errors
+    /// When there are not two files, or another one is called a validation file.
+    pub fn with_last_file_validating(mut self, root: &Path) -> Result<Self> {
+        files::check_last(root, self.files.len(), &self.left_out)?;
+        let last = self.files.len() - 1;
+        if let Some(named) = self.files[..last].iter().find(|f| f.validation) {
+            let what = "is called a validation file, and data.validation = \"last-file\" would train on it; remove that key or rename the file";
+            return Err(content(&named.file.path, what));
+        }
+        self.files[last].validation = true;
+        Ok(self)
+    }
+
     /// One file, whatever its name says of a split.
     ///
     /// # Errors

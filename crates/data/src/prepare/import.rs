@@ -6,7 +6,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::key::Index;
 use super::place::{self, Place};
-use super::{Progress, Settings, write};
+use super::{Progress, Settings, Validation, write};
 use crate::error::{DataError, Result};
 use crate::intake::tokens::{Side, TokenFiles};
 use crate::report::{EndOfText, Report};
@@ -29,6 +29,10 @@ pub(super) fn import(
 ) -> Result<(PathBuf, bool)> {
     let end = settings.end_of_text.or(tokenizer.map(Tokenizer::end_of_text));
     let found = TokenFiles::of(&settings.path, settings.vocab_size, end)?;
+    let found = match settings.validation {
+        Validation::Share => found,
+        Validation::LastFile => found.with_last_file_validating(&settings.path)?,
+    };
     let described = described(settings, tokenizer, end);
     let sources: Vec<_> = found.files.iter().flat_map(|f| f.sources().cloned()).collect();
     let index = Index::of(settings, &described, Some((&sources, &found.left_out)))?;
@@ -60,7 +64,9 @@ pub(super) fn import(
 fn described(s: &Settings, tokenizer: Option<&Tokenizer>, end: Option<u32>) -> String {
     let given = tokenizer.map_or("none".into(), |t| format!("{:032x}", t.hash()));
     let (vocab, share, validation, most) = (s.vocab_size, s.validation_share, s.validation_tokens, s.max_tokens);
-    format!("1 tokens {vocab} {given} {end:?} {share} {validation} {most}")
+    // only where it says something: what was imported before there was the key keeps its name
+    let last = if s.validation == Validation::LastFile { " the last file validates" } else { "" };
+    format!("1 tokens {vocab} {given} {end:?} {share} {validation} {most}{last}")
 }
 
 /// Identifies names and content of all files.
@@ -135,7 +141,9 @@ fn fill(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Report> {
     let (vocab, made_by) = (settings.vocab_size, tokenizer.map_or(0, Tokenizer::hash));
-    let mut report = Report { imported: true, left_out: found.left_out.clone(), ..Report::default() };
+    let last = found.files.last().filter(|_| settings.validation == Validation::LastFile);
+    let validation_file = last.map(|f| f.file.name.clone());
+    let mut report = Report { imported: true, left_out: found.left_out.clone(), validation_file, ..Report::default() };
     let most = if settings.max_tokens == 0 { u64::MAX } else { settings.max_tokens };
     let train = ShardSeries::create(folder, "train", vocab, made_by, false)?;
     let validation = ShardSeries::create(folder, "val", vocab, made_by, false)?;

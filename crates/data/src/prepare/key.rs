@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
-use super::Settings;
+use super::{Settings, Validation};
 use crate::error::{DataError, Result};
 use crate::files::write_hint;
 use crate::intake::{FIELD, SourceFile, cargo};
@@ -34,6 +34,9 @@ pub(super) fn settings(s: &Settings, tokenizer: Option<&Tokenizer>) -> String {
     // only where they say something: what was prepared before there were these keys keeps its name
     if s.field != FIELD {
         let _ = write!(text, " field {:?}", s.field);
+    }
+    if s.validation == Validation::LastFile {
+        text += " the last file validates";
     }
     if s.max_tokens > 0 {
         let _ = write!(text, " at most {}", s.max_tokens);

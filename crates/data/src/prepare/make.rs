@@ -7,7 +7,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use rayon::prelude::*;
 
 use super::scan::ContentHash;
-use super::{Progress, Settings};
+use super::{Progress, Settings, Validation};
 use crate::error::{DataError, Result};
 use crate::intake::split::{Half, Split};
 use crate::intake::{Corpus, Document, Found, Text, pieces};
@@ -137,6 +137,8 @@ struct Counts {
     unknown: Unknown,
     /// bytes of text that `max_tokens` left no room for, in whole pieces
     beyond: u64,
+    /// bytes of the last file that `validation_tokens` left no room for, where that file alone validates
+    beyond_validation: u64,
 }
 
 /// The shards that are being written, and what was counted on the way.
@@ -156,8 +158,13 @@ impl Halves<'_> {
         }
     }
 
+    /// Whether text that validates never trains, room or not.
+    fn is_held_out(&self) -> bool {
+        self.settings.validation == Validation::LastFile
+    }
+
     /// A piece of text and how often it names a special token: to validation as far as there is room, the rest to training as far as
-    /// there is.
+    /// there is, unless it is held out.
     fn add(&mut self, work: &Work, (encoded, names): (Encoded, u64)) -> Result<()> {
         self.counts.special_names += names;
         self.counts.unknown.merge(&encoded.unknown);
@@ -167,6 +174,11 @@ impl Halves<'_> {
             let text_bytes = &encoded.text_bytes[..validates.len()];
             self.validation.add(validates, text_bytes, work.begins)?;
             self.counts.validation_bytes += text_bytes.iter().map(|&n| n as u64).sum::<u64>();
+        }
+        if work.validation && self.is_held_out() {
+            let beyond = &encoded.text_bytes[validates.len()..];
+            self.counts.beyond_validation += beyond.iter().map(|&n| n as u64).sum::<u64>();
+            return Ok(());
         }
         let trains = &trains[..trains.len().min(self.train_room())];
         if !trains.is_empty() {
@@ -262,6 +274,11 @@ fn note(settings: &Settings, counts: &Counts, report: &mut Report) {
         report
             .notes
             .push(format!("data.max_tokens = {most} leaves out the last {beyond} bytes of the text that trains"));
+    }
+    if counts.beyond_validation > 0 {
+        let (most, beyond) = (settings.validation_tokens, counts.beyond_validation);
+        let last = report.validation_file.as_deref().unwrap_or("the last file");
+        report.notes.push(format!("data.validation_tokens = {most} leaves out the last {beyond} bytes of {last}"));
     }
     if counts.unknown.characters > 0 {
         report.notes.push(format!("the vocabulary cannot express {}", counts.unknown.describe()));

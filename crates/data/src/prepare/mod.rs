@@ -39,6 +39,17 @@ pub enum Source {
     Tokens,
 }
 
+/// Which of the corpus validates.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Validation {
+    /// `data.validation_share` of it.
+    #[default]
+    Share,
+    /// The last file by name, and nothing else (nanochat).
+    LastFile,
+}
+
 /// What to prepare.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -60,7 +71,9 @@ pub struct Settings {
     pub end_of_text: Option<u32>,
     /// How the tokenizer is used.
     pub treatment: Treatment,
-    /// Share of the bytes that validates.
+    /// Which of the corpus validates.
+    pub validation: Validation,
+    /// Share of the bytes that validates, where a share does.
     pub validation_share: f64,
     /// Tokens of validation at most.
     pub validation_tokens: u64,
@@ -179,7 +192,7 @@ fn prepare_telling(settings: &Settings, progress: &mut dyn FnMut(Progress)) -> R
     let described = key::settings(settings, given.as_ref());
     let mut corpus = match settings.source {
         Source::Tokens => unreachable!("imported above"),
-        Source::Text => Some(Corpus::text(&settings.path, &settings.extensions, &settings.field)?),
+        Source::Text => Some(files(settings)?),
         Source::Cargo => None,
     };
     let index = Index::of(settings, &described, corpus.as_ref().and_then(Corpus::files))?;
@@ -203,6 +216,15 @@ fn prepare_telling(settings: &Settings, progress: &mut dyn FnMut(Progress)) -> R
         }
     };
     opened(&folder, fresh, notes, settings, progress)
+}
+
+/// The files of a text, and which of them validates.
+fn files(settings: &Settings) -> Result<Corpus> {
+    let corpus = Corpus::text(&settings.path, &settings.extensions, &settings.field)?;
+    match settings.validation {
+        Validation::Share => Ok(corpus),
+        Validation::LastFile => corpus.with_last_file_validating(&settings.path),
+    }
 }
 
 /// A folder that is complete, with what is worth knowing of the tokenizer that was given.
@@ -301,9 +323,12 @@ fn fill(
     write(&place.path().join("tokenizer.json"), tokenizer.json().as_bytes())?;
     make::make(place.path(), corpus, settings, &tokenizer, (split, scan.content), &mut report, progress)?;
     if report.train_tokens == 0 || report.validation_tokens == 0 {
+        let raise = match settings.validation {
+            Validation::Share => "data.validation_share or data.validation_tokens",
+            Validation::LastFile => "data.validation_tokens",
+        };
         let what = format!(
-            "{} bytes of text gave {} training and {} validation tokens, too few; bring more text, or raise data.validation_share or \
-             data.validation_tokens{}",
+            "{} bytes of text gave {} training and {} validation tokens, too few; bring more text, or raise {raise}{}",
             report.bytes,
             report.train_tokens,
             report.validation_tokens,

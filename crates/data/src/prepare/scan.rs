@@ -47,6 +47,20 @@ impl ContentHash {
     }
 }
 
+/// What is wrong where the last file, which validates, or all before it hold no text.
+fn one_sided(last: &str, [_, validation]: [u64; 2], report: &Report) -> String {
+    let left = told_left_out(&report.left_out);
+    match validation {
+        0 => format!(
+            "its last file, {last}, which validates (data.validation = \"last-file\"), holds no text; replace or remove it{left}"
+        ),
+        _ => format!(
+            "the files before {last}, the last one, which validates (data.validation = \"last-file\"), hold no text to train on; \
+             bring more{left}"
+        ),
+    }
+}
+
 /// Reads everything once.
 pub(super) fn scan(
     corpus: &Corpus,
@@ -54,10 +68,14 @@ pub(super) fn scan(
     given: &str,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Scan> {
-    let mut report = Report { left_out: corpus.left_out().clone(), ..Report::default() };
+    let mut report = Report {
+        left_out: corpus.left_out().clone(),
+        validation_file: corpus.validation_file().map(str::to_string),
+        ..Report::default()
+    };
     let (mut content, mut histogram, mut sample) =
         (ContentHash::default(), Histogram::new(), Sample::new(settings.vocab_bytes));
-    let (all, mut done, mut told) = (corpus.bytes(), 0, 0);
+    let (all, mut done, mut told, mut halves) = (corpus.bytes(), 0, 0, [0; 2]);
     progress(Progress::Reading(0, all));
     for found in corpus.documents() {
         let document = match found? {
@@ -88,6 +106,7 @@ pub(super) fn scan(
         histogram.add(hash, len);
         content.add(&source, hash, len, assigned);
         report.keep(&source, len);
+        halves[usize::from(assigned == Some(true))] += len;
     }
     if report.documents == 0 {
         let left = told_left_out(&report.left_out);
@@ -97,6 +116,9 @@ pub(super) fn scan(
                 "no text found; expected a .txt, .md or .jsonl file, also in .gz or .zst, or a folder that holds some{left}"
             ),
         ));
+    }
+    if let Some(last) = report.validation_file.as_ref().filter(|_| halves.contains(&0)) {
+        return Err(DataError::content(&settings.path, one_sided(last, halves, &report)));
     }
     let content = content.digest();
     let mut key = Xxh3::new();

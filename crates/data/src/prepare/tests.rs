@@ -19,6 +19,7 @@ fn settings(dir: &Path) -> Settings {
         tokenizer: None,
         end_of_text: None,
         treatment: Treatment::default(),
+        validation: Validation::default(),
         validation_share: 0.05,
         validation_tokens: 10_000_000,
         max_tokens: 0,
@@ -286,4 +287,59 @@ fn text_behind_the_tokens_asked_for_is_left_out_and_told() {
     assert_eq!(p.report.read_as, [("JSON lines".to_string(), 1)].into());
     let err = prepare(&Settings { field: "text".into(), ..s }, |_| {}).err().unwrap().to_string();
     assert!(err.contains("line 1: expected a JSON object with a field \"text\": missing field `text`"), "{err}");
+}
+
+/// A folder with documents in three kinds of files; those of the last by name are of their own words.
+fn three_kinds(dir: &Path) -> PathBuf {
+    let path = dir.join("text");
+    fs::create_dir(&path).unwrap();
+    let line = |word: &str, i: usize| format!("{{\"text\": \"{word} {i} of the lines\"}}\n");
+    fs::write(path.join("a.txt"), "first file, many words ".repeat(300)).unwrap();
+    fs::write(path.join("b.jsonl"), (0..200).map(|i| line("second", i)).collect::<String>()).unwrap();
+    fs::write(path.join("c.jsonl"), (0..300).map(|i| line("third", i)).collect::<String>()).unwrap();
+    path
+}
+
+#[test]
+fn the_last_file_validates_and_nothing_of_it_trains() {
+    let dir = tempfile::tempdir().unwrap();
+    let shared = Settings { path: three_kinds(dir.path()), ..settings(dir.path()) };
+    let s = Settings { validation: Validation::LastFile, ..shared.clone() };
+    let p = prepare(&s, |_| {}).unwrap();
+    let decode = |p: &Prepared, shards: &[Arc<Shard>]| p.tokenizer.as_ref().unwrap().decode(&tokens(shards)).unwrap();
+    let (train, validation) = (decode(&p, &p.train), decode(&p, &p.validation));
+    assert!(train.starts_with("first file") && train.contains("second 199 of") && !train.contains("third"));
+    assert!(
+        (0..300).all(|i| validation.contains(&format!("third {i} of the lines"))) && !validation.contains("second")
+    );
+    assert_eq!(p.report.validation_file.as_deref(), Some("c.jsonl"));
+    assert_eq!(p.report.validation_bytes, p.report.sources["c.jsonl"]);
+    // it is remembered, and another corpus than with a share
+    assert!(!prepare(&s, |_| {}).unwrap().fresh && prepare(&shared, |_| {}).unwrap().key() != p.key());
+    // what validation has no room for does not train either
+    let short = prepare(&Settings { validation_tokens: 100, ..s }, |_| {}).unwrap();
+    assert_eq!(tokens(&short.train), tokens(&p.train));
+    assert!((90..=100).contains(&short.report.validation_tokens));
+    let rest = p.report.validation_bytes - short.report.validation_bytes;
+    let note = format!("data.validation_tokens = 100 leaves out the last {rest} bytes of c.jsonl");
+    assert!(short.notes.contains(&note), "{:?}", short.notes);
+}
+
+#[test]
+fn a_last_file_that_cannot_validate_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let s = Settings { validation: Validation::LastFile, ..settings(dir.path()) };
+    let told = |s: &Settings| prepare(s, |_| {}).err().unwrap().to_string();
+    let one = told(&s);
+    assert!(one.contains("corpus.txt: holds one file that is read") && one.contains("needs two at least"), "{one}");
+    let path = three_kinds(dir.path());
+    fs::write(path.join("d.txt"), "\n").unwrap();
+    let empty = told(&Settings { path: path.clone(), ..s.clone() });
+    assert!(empty.contains("its last file, d.txt, which validates") && empty.contains("1 (empty)"), "{empty}");
+    for name in ["a.txt", "b.jsonl", "c.jsonl"] {
+        fs::write(path.join(name), "\n").unwrap();
+    }
+    fs::write(path.join("d.txt"), "words ".repeat(9000)).unwrap();
+    let nothing = told(&Settings { path, ..s });
+    assert!(nothing.contains("the files before d.txt, the last one") && nothing.contains("1 (empty)"), "{nothing}");
 }

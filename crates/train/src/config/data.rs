@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dash_data::{Bos, EXTENSIONS, FIELD, Source, SpecialTokens, no_text};
+use dash_data::{Bos, EXTENSIONS, FIELD, Source, SpecialTokens, Validation, no_text};
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, positive, wrong};
@@ -47,7 +47,10 @@ pub struct Data {
     /// What the name of a special token inside a text is: `text` like any other, or `parse`d to the token.
     #[serde(default)]
     pub special_tokens: SpecialTokens,
-    /// Share of the bytes that validates.
+    /// What validates: `share`, or `last-file`: the last file by name and nothing else, as nanochat has it for its parquet shards. Tokens of that file beyond `validation_tokens` are left out.
+    #[serde(default)]
+    pub validation: Validation,
+    /// Share of the bytes that validates; refused with `last-file`.
     #[serde(default = "twentieth")]
     pub validation_share: f64,
     /// Tokens of validation at most.
@@ -170,6 +173,13 @@ impl Data {
         }
         if self.source != Source::Text && self.extensions != extensions() {
             return nothing("data.extensions");
+        }
+        if self.source == Source::Cargo && self.validation != Validation::default() {
+            return nothing("data.validation");
+        }
+        if self.validation == Validation::LastFile && self.validation_share != twentieth() {
+            let what = "means nothing to data.validation = \"last-file\"; remove one of them";
+            return wrong("data.validation_share", what);
         }
         if self.source == Source::Tokens && self.bos != Bos::default() {
             return nothing("data.bos");

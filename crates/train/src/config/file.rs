@@ -89,6 +89,7 @@ impl Config {
             vocab_bytes: self.data.vocab_bytes,
             end_of_text: self.data.end_of_text,
             treatment: self.treatment(),
+            validation: self.data.validation,
             validation_share: self.data.validation_share,
             validation_tokens: self.data.validation_tokens,
             max_tokens: self.data.max_tokens,

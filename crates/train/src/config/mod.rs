@@ -286,6 +286,9 @@ mod tests {
         assert!(error(MINIMAL, &["model.width=1000000000000"]).contains("model.width: 1000000000000 is above 1048576"));
         assert!(error(MINIMAL, &["data.vocab_size=9000000000000000000"]).contains("the largest id"));
         assert!(error(MINIMAL, &["data.path=a.txt"]).contains("data.path: means nothing to data.source = \"cargo\""));
+        assert!(error(MINIMAL, &["data.validation=last-file"]).contains("means nothing to data.source = \"cargo\""));
+        let last = ["data.source=text", "data.path=x", "data.validation=last-file", "data.validation_share=0.1"];
+        assert!(error(MINIMAL, &last).contains("data.validation_share: means nothing to data.validation"));
         assert!(error(MINIMAL, &["data.validation_share=0.6"]).contains("0.6 is not above 0 and at most 0.5"));
         assert!(error(MINIMAL, &["model.head_dim=7"]).contains("model.head_dim: 7 is odd"));
         assert!(

@@ -59,9 +59,10 @@ const PARTS: [(&str, &str, &str); 2] = [
     ("`[[compare.arm]]`", "Arm", include_str!("compare.rs")),
 ];
 
-const ENUMS: [(&str, &str); 8] = [
+const ENUMS: [(&str, &str); 9] = [
     ("Bos", include_str!("../../../data/src/tokenizer/mod.rs")),
     ("SpecialTokens", include_str!("../../../data/src/tokenizer/mod.rs")),
+    ("Validation", include_str!("../../../data/src/prepare/mod.rs")),
     ("Source", include_str!("../../../data/src/prepare/mod.rs")),
     ("TaskKind", include_str!("../../../data/src/task/mod.rs")),
     ("OptimKind", include_str!("optim.rs")),

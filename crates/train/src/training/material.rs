@@ -84,12 +84,19 @@ pub fn taken(config: &Config, p: &Prepared) -> Vec<String> {
             1 => format!("taken: 1 document, {}, from {}", size(r.bytes), kinds(d.source, r)),
             n => format!("taken: {n} documents, {}, from {}", size(r.bytes), kinds(d.source, r)),
         },
-        format!(
-            "split: {} of text ({share:.1} %) for validation, {rule} (data.validation_share = {}, at most {} tokens)",
-            size(r.validation_bytes),
-            d.validation_share,
-            d.validation_tokens
-        ),
+        match &r.validation_file {
+            Some(last) => format!(
+                "split: {} of text ({share:.1} %) for validation, the last file, {last} (data.validation = \"last-file\", at most {} tokens)",
+                size(r.validation_bytes),
+                d.validation_tokens
+            ),
+            None => format!(
+                "split: {} of text ({share:.1} %) for validation, {rule} (data.validation_share = {}, at most {} tokens)",
+                size(r.validation_bytes),
+                d.validation_share,
+                d.validation_tokens
+            ),
+        },
         format!(
             "tokens: {} for training, {} for validation; vocabulary of {}, {learned}",
             tokens(&p.train),
@@ -126,6 +133,7 @@ fn taken_tokens(config: &Config, p: &Prepared) -> Vec<String> {
         ),
         format!("vocabulary of {}, {tokenizer}", d.vocab_size),
     ];
+    lines.extend(r.validation_file.iter().map(|last| format!("split: {last}, the last file, validates")));
     lines.extend(
         r.read_as.iter().map(|(what, n)| format!("read: {n} {} as {what}", if *n == 1 { "file" } else { "files" })),
     );

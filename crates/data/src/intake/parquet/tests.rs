@@ -48,6 +48,25 @@ fn rows_come_in_their_order_and_nulls_are_counted() {
 }
 
 #[test]
+fn the_last_shard_validates_as_nanochat_has_it() {
+    let folder = fixture("shard.parquet").parent().unwrap().to_path_buf();
+    let corpus = Corpus::text(&folder, &["parquet".to_string()], "text").unwrap();
+    let corpus = corpus.with_last_file_validating(&folder).unwrap();
+    assert_eq!(corpus.validation_file(), Some("shard.parquet"));
+    let mut seen = [0, 0];
+    for found in corpus.documents() {
+        let Found::Document(d) = found.unwrap() else { continue };
+        let of = (d.source.to_string(), d.validation);
+        match (of.0.as_str(), of.1) {
+            ("fineweb.parquet", Some(false)) => seen[0] += 1,
+            ("shard.parquet", Some(true)) => seen[1] += 1,
+            _ => panic!("{of:?}"),
+        }
+    }
+    assert!(seen[0] > 0 && seen[1] > 0, "{seen:?}");
+}
+
+#[test]
 fn a_column_that_is_none_of_texts_is_refused_by_name() {
     let told = |field: &str| read(&fixture("fineweb.parquet"), field).unwrap_err().to_string();
     let none = told("content");

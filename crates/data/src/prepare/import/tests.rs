@@ -27,6 +27,7 @@ fn settings(path: PathBuf, cache: &Path) -> Settings {
         tokenizer: None,
         end_of_text: None,
         treatment: crate::Treatment::default(),
+        validation: Validation::default(),
         validation_share: 0.2,
         validation_tokens: 1 << 30,
         max_tokens: 0,
@@ -83,6 +84,30 @@ fn megatrons_index_says_where_documents_begin_and_the_end_validates_where_no_nam
     assert_eq!(validation[..5], all[all.len() - validation.len()..][..5]);
     assert_eq!(p.validation[0].document_starts()[0], 0, "validation begins with a document");
     assert!(p.report.left_out.is_empty(), "{:?}", p.report.left_out);
+}
+
+#[test]
+fn the_last_file_of_tokens_validates_where_that_is_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("ids");
+    fs::create_dir(&path).unwrap();
+    for (from, to) in [("fineweb_train_000001.bin", "shard_0.bin"), ("fineweb_val_000000.bin", "shard_1.bin")] {
+        fs::copy(fixture("llmc").join(from), path.join(to)).unwrap();
+    }
+    let s = Settings { validation: Validation::LastFile, ..settings(path.clone(), dir.path()) };
+    let p = prepare(&s, |_| {}).unwrap();
+    let want = (with_end(6..30, 50256, Side::Before), with_end(0..6, 50256, Side::Before));
+    assert_eq!(both(&p), want);
+    assert_eq!(p.report.validation_file.as_deref(), Some("shard_1.bin"));
+    let share = Settings { validation: Validation::Share, validation_share: 0.5, ..s.clone() };
+    let share = prepare(&share, |_| {}).unwrap();
+    assert!(both(&share) != want && share.key() != p.key());
+    fs::rename(path.join("shard_0.bin"), path.join("a_val.bin")).unwrap();
+    let named = prepare(&s, |_| {}).err().unwrap().to_string();
+    assert!(named.contains("a_val.bin: is called a validation file"), "{named}");
+    fs::remove_file(path.join("a_val.bin")).unwrap();
+    let one = prepare(&s, |_| {}).err().unwrap().to_string();
+    assert!(one.contains("holds one file that is read"), "{one}");
 }
 
 #[test]
