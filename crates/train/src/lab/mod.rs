@@ -3,7 +3,7 @@
 pub mod audit;
 pub mod bench;
 pub mod bench_ops;
-mod chart;
+pub mod chart;
 pub mod compare;
 mod peer;
 pub mod plot;
