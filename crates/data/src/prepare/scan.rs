@@ -61,6 +61,23 @@ fn one_sided(last: &str, [_, validation]: [u64; 2], report: &Report) -> String {
     }
 }
 
+/// Refuses a corpus without text, and one whose halves are not both there.
+fn check(settings: &Settings, report: &Report, halves: [u64; 2]) -> Result<()> {
+    if report.documents == 0 {
+        let left = told_left_out(&report.left_out);
+        return Err(DataError::content(
+            &settings.path,
+            format!(
+                "no text found; expected a .txt, .md or .jsonl file, also in .gz or .zst, or a folder that holds some{left}"
+            ),
+        ));
+    }
+    if let Some(last) = report.validation_file.as_ref().filter(|_| halves.contains(&0)) {
+        return Err(DataError::content(&settings.path, one_sided(last, halves, report)));
+    }
+    Ok(())
+}
+
 /// Reads everything once.
 pub(super) fn scan(
     corpus: &Corpus,
@@ -108,18 +125,7 @@ pub(super) fn scan(
         report.keep(&source, len);
         halves[usize::from(assigned == Some(true))] += len;
     }
-    if report.documents == 0 {
-        let left = told_left_out(&report.left_out);
-        return Err(DataError::content(
-            &settings.path,
-            format!(
-                "no text found; expected a .txt, .md or .jsonl file, also in .gz or .zst, or a folder that holds some{left}"
-            ),
-        ));
-    }
-    if let Some(last) = report.validation_file.as_ref().filter(|_| halves.contains(&0)) {
-        return Err(DataError::content(&settings.path, one_sided(last, halves, &report)));
-    }
+    check(settings, &report, halves)?;
     let content = content.digest();
     let mut key = Xxh3::new();
     key.update(given.as_bytes());

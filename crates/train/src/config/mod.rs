@@ -283,6 +283,10 @@ mod tests {
             error(&swap("heads = 2", "heads = 3"), &["model.head_dim=8", "model.kv_heads=2"])
                 .contains("model.kv_heads: 2 does not divide heads = 3")
         );
+    }
+
+    #[test]
+    fn numbers_out_of_range_and_keys_without_meaning_are_told() {
         assert!(error(MINIMAL, &["model.width=1000000000000"]).contains("model.width: 1000000000000 is above 1048576"));
         assert!(error(MINIMAL, &["data.vocab_size=9000000000000000000"]).contains("the largest id"));
         assert!(error(MINIMAL, &["data.path=a.txt"]).contains("data.path: means nothing to data.source = \"cargo\""));

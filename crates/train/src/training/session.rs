@@ -175,22 +175,22 @@ impl<'a> Session<'a> {
         }
         self.bar.finish_and_clear();
         // a run that an earlier build ended
-        let unrecorded = self.parts.trainer.peers().first(|| Ok(budget::read(&config.folder())?.is_none()))?;
-        if unrecorded {
+        if self.parts.trainer.peers().first(|| Ok(budget::read(&config.folder())?.is_none()))? {
             self.record_budget()?;
         }
-        let (made, all) = (self.parts.trainer.optimizer.step, config.run.steps);
-        let solved = if made < all {
-            format!(" of {all}, enough because the task is solved (eval.stop)")
-        } else {
-            String::new()
-        };
+        self.tell_end();
+        Ok(())
+    }
+
+    fn tell_end(&self) {
+        let (made, all) = (self.parts.trainer.optimizer.step, self.parts.config.run.steps);
+        let solved = format!(" of {all}, enough because the task is solved (eval.stop)");
+        let solved = if made < all { &solved } else { "" };
         tell!(
             "done: {made} steps{solved} in {}, {}",
             preflight::duration(self.parts.began.elapsed().as_secs_f64()),
-            config.folder().display()
+            self.parts.config.folder().display()
         );
-        Ok(())
     }
 
     fn record_budget(&self) -> Result<()> {
