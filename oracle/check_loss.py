@@ -424,6 +424,8 @@ def recomputed(run, cache=None):
     checkpoint = max((run / "checkpoints").glob("step-*"))
     state = json.loads((checkpoint / "state.json").read_text())
     m, d, a = config["model"], config["data"], dict(config["model"]["attention"])
+    if d.get("document_mask"):
+        sys.exit(f"{run}: was trained with data.document_mask, which this script does not know")
     m["head_dim"] = m["head_dim"] or m["width"] // m["heads"]
     for knob, value in (state.get("knobs") or {}).items():
         if value is not None:

@@ -1,5 +1,6 @@
 //! Whole numbers on a device: token ids, targets, places in an axis, masks.
 
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 
 use crate::device::cuda::CudaBuffer;
@@ -21,6 +22,8 @@ pub struct Ids {
     bound: usize,
     /// how many are [`IGNORE`]
     ignored: usize,
+    /// where documents begin, of tokens that hold several which must not see each other
+    documents: Option<Arc<[usize]>>,
 }
 
 /// The memory, by device.
@@ -48,6 +51,20 @@ pub(crate) struct ById {
     pub starts: CudaBuffer,
     /// Places.
     pub places: CudaBuffer,
+}
+
+/// The documents of `[b, t]` tokens that begin at `starts`, of b * t in all, ascending; one more begins with every sequence.
+pub(crate) fn document_ranges([b, t]: [usize; 2], starts: &[usize]) -> Result<Vec<Range<usize>>> {
+    let op = "documents";
+    let tokens = checked_numel(op, &[b, t])?;
+    ensure!(starts.is_sorted_by(|a, b| a < b), op, "their first tokens do not ascend");
+    let last = starts.last().copied().unwrap_or(0);
+    ensure!(starts.is_empty() || last < tokens, op, "one begins at token {last} of {tokens}");
+    let mut all: Vec<usize> = (0..b).map(|sequence| sequence * t).chain(starts.iter().copied()).collect();
+    all.sort_unstable();
+    all.dedup();
+    let ends = all.iter().skip(1).copied().chain([tokens]);
+    Ok(all.iter().copied().zip(ends).map(|(from, to)| from..to).filter(|r| !r.is_empty()).collect())
 }
 
 impl CudaIds {
@@ -104,7 +121,27 @@ impl Ids {
             Device::Cpu(cpu) => IdStorage::Cpu(cpu.copy(ids)),
             Device::Cuda(gpu) => IdStorage::Cuda(CudaIds::new(gpu, ids)?),
         };
-        Ok(Ids { shape: shape.to_vec(), storage: Arc::new(storage), device: device.clone(), bound, ignored })
+        let storage = Arc::new(storage);
+        Ok(Ids { shape: shape.to_vec(), storage, device: device.clone(), bound, ignored, documents: None })
+    }
+
+    /// The same tokens `[b, t]`, of which documents begin at `starts` of the b * t, ascending, that must not see each other; one begins with every
+    /// sequence. A model then runs each as a sequence of its own.
+    ///
+    /// # Errors
+    /// When they have another shape, or the starts do not ascend or are not among the tokens.
+    pub fn of_documents(self, starts: &[usize]) -> Result<Self> {
+        let &[b, t] = self.shape() else {
+            return Err(Error::invalid("ids", format!("documents are of tokens [b, t], not {:?}", self.shape)));
+        };
+        // where every document is a sequence there is nothing to part
+        let parts = document_ranges([b, t], starts)?.len() > b;
+        Ok(Ids { documents: parts.then(|| starts.into()), ..self })
+    }
+
+    /// Where documents begin, where a sequence holds several that must not see each other.
+    pub fn documents(&self) -> Option<&[usize]> {
+        self.documents.as_deref()
     }
 
     /// A list `[n]` of places in an axis.
@@ -163,7 +200,7 @@ impl Ids {
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
         let n = checked_numel("ids", shape)?;
         ensure!(n == self.len(), "ids", "{:?} to {shape:?} changes the number of ids", self.shape);
-        Ok(Ids { shape: shape.to_vec(), ..self.clone() })
+        Ok(Ids { shape: shape.to_vec(), documents: None, ..self.clone() })
     }
 
     /// A copy on the host: waits for the device.

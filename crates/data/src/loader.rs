@@ -1,7 +1,11 @@
 //! Batches in a random order that a seed fixes and two numbers resume.
 //!
 //! A window is `seq_len + 1` tokens; windows start every `seq_len` tokens, so each token is a target once an epoch. An
-//! epoch is a permutation of the windows drawn from (seed, epoch). A thread makes the next batch while this one is used.
+//! epoch is a permutation of the windows, or of the sequences that documents were packed into, drawn from (seed, epoch). A thread makes the next
+//! batch while this one is used.
+
+mod packing;
+mod windows;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -12,6 +16,8 @@ use crate::error::{DataError, Result};
 use crate::rng::{shuffle, stream, unit};
 use crate::shard::Shard;
 use crate::task::{Example, IGNORE, Question, Task};
+pub use windows::{Layout, Packing};
+use windows::{Sequence, Windows};
 
 /// Where a loader stands.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +44,9 @@ pub struct Batch {
     pub state: LoaderState,
     /// What a task asks, where sequences are a task's.
     pub questions: Vec<Question>,
+    /// Where documents begin among the inputs that must not see each other, ascending; one begins with every sequence. None where a sequence
+    /// is seen whole.
+    pub documents: Vec<usize>,
 }
 
 /// The text of a validation.
@@ -56,22 +65,38 @@ impl Batch {
     }
 
     /// Puts sequences one after the other.
-    fn of(sequences: Vec<Example>, state: LoaderState) -> Self {
+    fn of(sequences: Vec<Sequence>, state: LoaderState) -> Self {
         let batch = sequences.len();
-        let (mut inputs, mut targets, mut questions) = (Vec::new(), Vec::new(), Vec::new());
-        for (sequence, e) in sequences.into_iter().enumerate() {
+        let (mut inputs, mut targets, mut questions, mut documents) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (sequence, Sequence { example: e, documents: of }) in sequences.into_iter().enumerate() {
+            let first = inputs.len();
+            documents.extend(of.into_iter().map(|at| first + at));
             inputs.extend_from_slice(&e.inputs);
             targets.extend_from_slice(&e.targets);
             questions.extend(e.questions.into_iter().map(|q| Question { sequence, ..q }));
         }
-        Batch { inputs: inputs.into(), targets, batch, state, questions }
+        Batch { inputs: inputs.into(), targets, batch, state, questions, documents }
+    }
+
+    /// The first `count` sequences, at least one and at most all.
+    pub fn first(&self, count: usize) -> Self {
+        let batch = count.clamp(1, self.batch);
+        let tokens = batch * (self.inputs.len() / self.batch);
+        Batch {
+            inputs: self.inputs[..tokens].into(),
+            targets: self.targets[..tokens].to_vec(),
+            batch,
+            state: self.state,
+            questions: self.questions.iter().filter(|q| q.sequence < batch).copied().collect(),
+            documents: self.documents.iter().filter(|&&at| at < tokens).copied().collect(),
+        }
     }
 
     /// Sequences `0..count` of a task that no training run draws: its evaluation.
     pub fn evaluation(task: &Task, seq_len: usize, vocab: usize, batch: usize, count: usize) -> Vec<Batch> {
         let all: Vec<u64> = (0..count as u64).collect();
         let make = |numbers: &[u64]| {
-            let examples = numbers.iter().map(|&n| task.example(seq_len, vocab, EVALUATION_SEED, n)).collect();
+            let examples = numbers.iter().map(|&n| task.example(seq_len, vocab, EVALUATION_SEED, n).into()).collect();
             Batch::of(examples, LoaderState::default())
         };
         all.chunks(batch).map(make).collect()
@@ -81,63 +106,21 @@ impl Batch {
 /// Seed of the sequences that evaluations use; runs count their seeds from 0.
 const EVALUATION_SEED: u64 = 0x6461_7368_6c61_6201;
 
-struct Windows {
-    shards: Vec<Arc<Shard>>,
-    seq_len: usize,
-    /// windows before each shard
-    first: Vec<usize>,
-    total: usize,
-    /// `total`; an order of an epoch holds numbers of 32 bits
-    count: u32,
-}
-
 /// Gives out batches for ever.
 pub struct Loader {
     next: Receiver<Batch>,
+    packed: Option<PackedEpoch>,
 }
 
-fn windows(shards: &[Arc<Shard>], seq_len: usize) -> Result<Windows> {
-    let mut first = Vec::new();
-    let mut total = 0;
-    for shard in shards {
-        first.push(total);
-        total += shard.len().saturating_sub(1) / seq_len;
-    }
-    if total == 0 {
-        let path = shards.first().map_or_else(|| "shards".into(), |s| s.path().to_path_buf());
-        let tokens: usize = shards.iter().map(|s| s.len()).sum();
-        let what = format!(
-            "{tokens} tokens hold no window of seq_len + 1 = {}; bring more text or shorten data.seq_len",
-            seq_len.saturating_add(1)
-        );
-        return Err(DataError::content(path, what));
-    }
-    let count = u32::try_from(total).map_err(|_| {
-        let what = format!("{total} windows are above the {} of an epoch; raise data.seq_len", u32::MAX);
-        DataError::content(shards[0].path(), what)
-    })?;
-    Ok(Windows { shards: shards.to_vec(), seq_len, first, total, count })
-}
-
-impl Windows {
-    fn read(&self, window: usize, out: &mut Vec<u32>) {
-        let shard = self.first.partition_point(|&f| f <= window) - 1;
-        self.shards[shard].read((window - self.first[shard]) * self.seq_len, self.seq_len + 1, out);
-    }
-
-    /// Bytes of the original text behind the targets of a window, where the shard knows them.
-    fn target_bytes(&self, window: usize) -> Option<u64> {
-        let shard = self.first.partition_point(|&f| f <= window) - 1;
-        self.shards[shard].text_bytes((window - self.first[shard]) * self.seq_len + 1, self.seq_len)
-    }
-
-    fn sequence(&self, i: usize) -> Example {
-        let mut window = Vec::new();
-        self.read(i, &mut window);
-        let targets = window[1..].to_vec();
-        window.truncate(self.seq_len);
-        Example { inputs: window, targets, questions: Vec::new() }
-    }
+/// What packing made of a text.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PackedEpoch {
+    /// Sequences of an epoch.
+    pub sequences: u32,
+    /// Documents and pieces of long ones.
+    pub pieces: usize,
+    /// Share of the tokens of all sequences that is padding.
+    pub padding: f64,
 }
 
 /// A task in a stream of sequences.
@@ -169,14 +152,14 @@ struct Stream {
 }
 
 impl Stream {
-    fn next(&mut self) -> Example {
+    fn next(&mut self) -> Sequence {
         let (number, alone) = (self.state.drawn, self.windows.is_none());
         self.state.drawn += 1;
         if let Some(example) = self.mixture.as_ref().and_then(|m| m.take(self.seed, number, alone)) {
-            return example;
+            return example.into();
         }
         let windows = self.windows.as_ref().expect("a stream without a task has text");
-        if self.state.cursor as usize >= windows.total {
+        if self.state.cursor >= u64::from(windows.count) {
             self.state = LoaderState { epoch: self.state.epoch + 1, cursor: 0, ..self.state };
             self.order = permutation(windows.count, self.seed, self.state.epoch);
         }
@@ -197,8 +180,8 @@ impl Loader {
     ///
     /// # Errors
     /// When the shards hold no window.
-    pub fn new(shards: &[Arc<Shard>], seq_len: usize, batch: usize, seed: u64, state: LoaderState) -> Result<Self> {
-        Self::start(Some(windows(shards, seq_len)?), None, batch, seed, state)
+    pub fn new(shards: &[Arc<Shard>], layout: Layout, batch: usize, seed: u64, state: LoaderState) -> Result<Self> {
+        Self::start(Some(Windows::of(shards, layout)?), None, batch, seed, state)
     }
 
     /// A task, alone or, with shards, mixed into their text at its share.
@@ -212,7 +195,8 @@ impl Loader {
         seed: u64,
         state: LoaderState,
     ) -> Result<Self> {
-        let text = if shards.is_empty() { None } else { Some(windows(shards, mixture.seq_len)?) };
+        let stream = Layout::stream(mixture.seq_len);
+        let text = if shards.is_empty() { None } else { Some(Windows::of(shards, stream)?) };
         Self::start(text, Some(mixture), batch, seed, state)
     }
 
@@ -223,6 +207,10 @@ impl Loader {
         seed: u64,
         state: LoaderState,
     ) -> Result<Self> {
+        let packed = windows.as_ref().and_then(|windows| {
+            let (sequences, pieces, padding) = windows.padding();
+            Some(PackedEpoch { sequences, pieces: pieces?, padding })
+        });
         let (send, next) = sync_channel(1);
         std::thread::Builder::new()
             .name("loader".into())
@@ -237,7 +225,7 @@ impl Loader {
                 }
             })
             .map_err(DataError::io("loader", "thread cannot be started"))?;
-        Ok(Loader { next })
+        Ok(Loader { next, packed })
     }
 
     /// The next batch.
@@ -245,114 +233,27 @@ impl Loader {
         self.next.recv().expect("the loader thread lives as long as the loader")
     }
 
+    /// What packing made of the text, where documents are packed.
+    pub fn packed(&self) -> Option<PackedEpoch> {
+        self.packed
+    }
+
     /// Up to `batches` batches of evenly spaced windows in file order, the same at every call: validation. The last may
-    /// be smaller; a short corpus gives fewer.
+    /// be smaller; a short corpus gives fewer. They are of the stream however documents are laid out for training, so that all layouts are asked for
+    /// the same targets.
     ///
     /// # Errors
     /// When the shards hold no window.
-    pub fn validation(shards: &[Arc<Shard>], seq_len: usize, batch: usize, batches: usize) -> Result<ValidationText> {
-        let windows = windows(shards, seq_len)?;
-        let wanted = batch.saturating_mul(batches).min(windows.total);
-        let all: Vec<usize> = (0..wanted).map(|i| i * windows.total / wanted).collect();
+    pub fn validation(shards: &[Arc<Shard>], layout: Layout, batch: usize, batches: usize) -> Result<ValidationText> {
+        let windows = Windows::of(shards, Layout { packing: Packing::Stream, ..layout })?;
+        let total = windows.count as usize;
+        let wanted = batch.saturating_mul(batches).min(total);
+        let all: Vec<usize> = (0..wanted).map(|i| i * total / wanted).collect();
         let bytes = all.iter().map(|&i| windows.target_bytes(i)).sum();
         let make = |c: &[usize]| Batch::of(c.iter().map(|&i| windows.sequence(i)).collect(), LoaderState::default());
         Ok(ValidationText { batches: all.chunks(batch).map(make).collect(), bytes })
     }
-
-    /// Windows of an epoch.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn epoch_windows(shards: &[Arc<Shard>], seq_len: usize) -> Result<usize> {
-        Ok(windows(shards, seq_len)?.total)
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::shard::ShardWriter;
-
-    fn shards(lengths: &[usize]) -> (tempfile::TempDir, Vec<Arc<Shard>>) {
-        let dir = tempfile::tempdir().unwrap();
-        let mut next = 0;
-        let shards = lengths.iter().enumerate().map(|(i, &n)| {
-            let path = dir.path().join(format!("{i}.shard"));
-            let mut w = ShardWriter::create(&path, 10_000, 0, false).unwrap();
-            w.begin();
-            w.append(&(next..next + n as u32).collect::<Vec<_>>(), &[]).unwrap();
-            w.finish().unwrap();
-            next += n as u32;
-            Arc::new(Shard::open(&path).unwrap())
-        });
-        let shards = shards.collect();
-        (dir, shards)
-    }
-
-    #[test]
-    fn an_epoch_gives_every_target_once_and_targets_follow_inputs() {
-        let (_dir, shards) = shards(&[41, 25]);
-        let mut loader = Loader::new(&shards, 4, 4, 9, LoaderState::default()).unwrap();
-        let mut targets = Vec::new();
-        for _ in 0..4 {
-            let b = loader.next_batch();
-            assert!(b.inputs.iter().zip(&b.targets).all(|(x, y)| x + 1 == *y));
-            targets.extend(b.targets);
-        }
-        targets.sort_unstable();
-        assert_eq!(targets, (1..=40).chain(42..=65).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn resuming_continues_the_order_across_epochs() {
-        let (_dir, shards) = shards(&[100]);
-        let mut whole = Loader::new(&shards, 6, 5, 3, LoaderState::default()).unwrap();
-        let batches: Vec<Batch> = (0..12).map(|_| whole.next_batch()).collect();
-        for k in 0..11 {
-            let mut resumed = Loader::new(&shards, 6, 5, 3, batches[k].state).unwrap();
-            assert_eq!(resumed.next_batch(), batches[k + 1]);
-        }
-        assert!(batches[11].state.epoch > 1);
-    }
-
-    #[test]
-    fn a_mixture_resumes_keeps_its_share_and_reads_the_text_in_the_same_order() {
-        let (_dir, shards) = shards(&[400]);
-        let task = Task {
-            kind: crate::TaskKind::Needle,
-            pairs: 1,
-            queries: 0,
-            distractors: 0,
-            value_tokens: 1,
-            power: 0.01,
-            share: 0.25,
-            eval_lengths: vec![],
-            eval_sequences: 1,
-        };
-        let mixture = Mixture { task, seq_len: 8, vocab: 32 };
-        let start = |state| Loader::with_task(&shards, mixture.clone(), 5, 3, state).unwrap();
-        let mut whole = start(LoaderState::default());
-        let batches: Vec<Batch> = (0..40).map(|_| whole.next_batch()).collect();
-        for k in [0, 7, 20] {
-            assert_eq!(start(batches[k].state).next_batch(), batches[k + 1]);
-        }
-        let tasks: usize = batches.iter().map(|b| b.questions.len()).sum();
-        // 200 sequences at a share of a quarter: 50, standard deviation 6
-        assert!((30..=70).contains(&tasks), "{tasks}");
-        let text = |batches: &[Batch]| -> Vec<u32> {
-            let rows = batches.iter().flat_map(|b| b.targets.chunks(8).map(<[u32]>::to_vec).collect::<Vec<_>>());
-            rows.filter(|r| !r.contains(&IGNORE)).flatten().collect()
-        };
-        let mut plain = Loader::new(&shards, 8, 5, 3, LoaderState::default()).unwrap();
-        let want = text(&(0..40).map(|_| plain.next_batch()).collect::<Vec<_>>());
-        let got = text(&batches);
-        assert_eq!(got, want[..got.len()]);
-    }
-
-    #[test]
-    fn too_short_a_corpus_is_told() {
-        let (_dir, shards) = shards(&[8]);
-        let err = Loader::new(&shards, 8, 1, 0, LoaderState::default()).err().unwrap().to_string();
-        assert!(err.contains("8 tokens hold no window of seq_len + 1 = 9"), "{err}");
-    }
-}
+mod tests;

@@ -59,6 +59,15 @@ pub struct Report {
 }
 
 impl Report {
+    /// On which side of a document the token stands that parts it from others: behind a text; before, too, where no token parts imported documents.
+    pub fn end_side(&self) -> Side {
+        match self.end_of_text {
+            Some(end) => end.side,
+            None if self.imported => Side::Before,
+            None => Side::After,
+        }
+    }
+
     /// Counts a text.
     pub(crate) fn keep(&mut self, source: &str, bytes: u64) {
         self.documents += 1;

@@ -9,7 +9,7 @@ use dash_core::ops::{
 };
 use dash_core::{DType, Device, Error, Ids, Result, Tape, Tensor, Var};
 
-use crate::attention::{Attention, Inputs, Knob, Layer, Reroute, attend};
+use crate::attention::{Attention, Inputs, Knob, Layer, Parted, Reroute, attend, attend_documents};
 use crate::budget::Budget;
 use crate::cache::{Cache, LayerCache};
 use crate::config::ModelConfig;
@@ -163,7 +163,7 @@ impl Model {
         if self.config.tie_embeddings { &leaves[0] } else { &leaves[leaves.len() - 1] }
     }
 
-    /// Runs the decoder on `ids [b, t]`.
+    /// Runs the decoder on `ids [b, t]`; where they hold documents ([`Ids::of_documents`]), each as a sequence of its own.
     ///
     /// # Errors
     /// When an id is not below the vocabulary, or a sequence is longer than [`Model::positions`].
@@ -195,6 +195,7 @@ impl Model {
         tape.scope(|| "model.embed_tokens".into());
         let mut x = embedding(tape, &leaves[0], ids)?;
         let mut routers = Vec::with_capacity(c.layers);
+        let parted = Parted::of(ids, &c.attention, &self.rope)?;
         let recompute = c.recompute && tape.is_recording() && !tape.is_checking() && tape.watcher().is_none();
         for layer in 0..c.layers {
             let params = &leaves[self.places.block(layer)];
@@ -209,7 +210,8 @@ impl Model {
                 Of::Loss(share) => (Some(share), None),
                 Of::Cache(cache) => (None, Some(cache)),
             };
-            let block = Block { config: c.clone(), rope, budget, layer, batch, tokens: t, reroute, loss_share };
+            let (config, parted) = (c.clone(), parted.clone());
+            let block = Block { config, rope, budget, layer, batch, tokens: t, parted, reroute, loss_share };
             let (y, trace) = if recompute {
                 block.recomputed(tape, params, &x)?
             } else {
@@ -357,6 +359,7 @@ struct Block {
     layer: usize,
     batch: usize,
     tokens: usize,
+    parted: Option<Parted>,
     reroute: Option<Reroute>,
     loss_share: Option<f64>,
 }
@@ -378,13 +381,15 @@ impl Block {
         let a = rmsnorm(tape, x, input_norm, c.norm_eps)?;
         let first = cache.map_or(0, |cache| cache.borrow().past());
         let (besides, own) = own.split_at(head_params(c).len());
-        let inputs = Layer { x: &a, params: own, config: c, rope: &self.rope, first };
+        let of = Layer { x: &a, params: own, config: c, rope: &self.rope, first };
         let [q, k, v] = self.heads(tape, &a, ([wq, wk, wv], besides), first)?;
-        let own = c.attention.project(tape, &inputs)?;
         let (budget, reroute) = (self.budget.as_deref(), self.reroute.as_ref());
         let loss_share = self.loss_share;
-        let inputs = Inputs { q: &q, k: &k, v: &v, own: &own, layer, budget, reroute, loss_share, cache };
-        let (o, trace) = attend(tape, &c.attention, &inputs)?;
+        let inputs = Inputs { q: &q, k: &k, v: &v, own: &[], layer, budget, reroute, loss_share, cache };
+        let (o, trace) = match &self.parted {
+            Some(parted) => attend_documents(tape, &c.attention, &inputs, &of, &parted.documents)?,
+            None => attend(tape, &c.attention, &Inputs { own: &c.attention.project(tape, &of)?, ..inputs })?,
+        };
         let o = reshape(tape, &o, &[self.batch, self.tokens, c.heads * c.head_dim])?;
         let x = linear_add(tape, &o, wo, x)?;
         tape.scope(|| format!("model.layers.{layer}.mlp"));
@@ -392,23 +397,45 @@ impl Block {
         Ok((swiglu(tape, &m, [gate, up, down], Some(&x))?, trace))
     }
 
-    /// Queries, keys and values `[b, t, heads, d]`: with biases and norms by single ops, without them by the one that does all at once.
-    fn heads(&self, tape: &Tape, a: &Var, (weights, besides): ([&Var; 3], &[Var]), first: usize) -> Result<[Var; 3]> {
+    /// Queries, keys and values `[b, t, heads, d]`.
+    fn heads(&self, tape: &Tape, a: &Var, weights: ([&Var; 3], &[Var]), first: usize) -> Result<[Var; 3]> {
+        let Some(Parted { rope, .. }) = &self.parted else {
+            return self.heads_at(tape, a, weights, (&self.rope, first));
+        };
+        // one row of tokens, each with the angles of its place in its document
+        let row = reshape(tape, a, &[1, self.batch * self.tokens, self.config.width])?;
+        let [q, k, v] = self.heads_at(tape, &row, weights, (rope, 0))?;
+        let back = |x: Var| {
+            let [_, _, heads, d] = x.value.dims("heads")?;
+            reshape(tape, &x, &[self.batch, self.tokens, heads, d])
+        };
+        Ok([back(q)?, back(k)?, back(v)?])
+    }
+
+    /// The same: with biases and norms by single ops, without them by the one that does all at once.
+    fn heads_at(
+        &self,
+        tape: &Tape,
+        a: &Var,
+        (weights, besides): ([&Var; 3], &[Var]),
+        (rope_table, first): (&RopeTable, usize),
+    ) -> Result<[Var; 3]> {
         if besides.is_empty() {
-            return attention_heads(tape, a, weights, &self.rope, first);
+            return attention_heads(tape, a, weights, rope_table, first);
         }
         let c = &self.config;
+        let [b, t, _] = a.value.dims("heads")?;
         let (biases, norms) = besides.split_at(if c.qkv_bias { 3 } else { 0 });
         let head = |i: usize, count: usize| {
             let mut y = linear(tape, a, weights[i])?;
             if let Some(bias) = biases.get(i) {
                 y = add(tape, &y, bias)?;
             }
-            y = reshape(tape, &y, &[self.batch, self.tokens, count, c.head_dim])?;
+            y = reshape(tape, &y, &[b, t, count, c.head_dim])?;
             if let Some(norm) = norms.get(i) {
                 y = rmsnorm(tape, &y, norm, c.norm_eps)?;
             }
-            if i < 2 { rope(tape, &y, &self.rope, first) } else { Ok(y) }
+            if i < 2 { rope(tape, &y, rope_table, first) } else { Ok(y) }
         };
         Ok([head(0, c.heads)?, head(1, c.kv_heads)?, head(2, c.kv_heads)?])
     }
@@ -418,7 +445,7 @@ impl Block {
     fn recomputed(self, tape: &Tape, params: &[Var], x: &Var) -> Result<(Var, Option<RouterTrace>)> {
         let (y, trace) = self.run(&Tape::inference().computing(tape.compute()), params, x, None)?;
         let (params, x) = (params.to_vec(), x.clone());
-        let (compute, told) = (tape.compute(), trace.as_ref().map(RouterTrace::gradient_cell));
+        let (compute, told) = (tape.compute(), trace.as_ref().map_or(Vec::new(), RouterTrace::gradient_cells));
         let y = tape.record("block", y.value, move |dy, grads| {
             let inner = Tape::new().computing(compute);
             let input = inner.leaf(x.value.clone());
@@ -430,8 +457,8 @@ impl Block {
                     grads.add(outer.id(), d)?;
                 }
             }
-            if let (Some(told), Some(norm)) = (told, trace.and_then(|trace| trace.gradient_cell().get())) {
-                told.set(norm);
+            for (told, found) in told.iter().zip(trace.map_or(Vec::new(), |trace| trace.gradient_cells())) {
+                found.get().into_iter().for_each(|norm| told.set(norm));
             }
             Ok(())
         })?;

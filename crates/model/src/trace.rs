@@ -1,10 +1,16 @@
 //! What a router did, and the figures a run reports of it.
 
 use dash_core::ops::attention::{AskedFigures, RouteFigures, Routes, Routing};
-use dash_core::{Result, ScalarCell, Tensor};
+use dash_core::{Error, Result, ScalarCell, Tensor};
 
 /// The choice of one layer in one forward pass.
 pub struct RouterTrace {
+    /// One, or one for each group of documents.
+    parts: Vec<Part>,
+}
+
+/// The choice for sequences of one length.
+struct Part {
     routes: Routes,
     bias: Option<Tensor>,
     soft: Option<(Tensor, Option<Tensor>)>,
@@ -38,42 +44,89 @@ pub struct RouterStats {
     pub rows: u64,
 }
 
+impl Part {
+    fn of(routes: Routes) -> Self {
+        Part { routes, bias: None, soft: None, score_gradient: ScalarCell::default(), indexer_loss: None }
+    }
+
+    fn ask(&self) -> Result<AskedPart> {
+        let ((b, g, t), chunk) = (self.routes.extents(), self.routes.chunk_size());
+        Ok(AskedPart {
+            figures: self.routes.figures(self.bias.as_ref())?,
+            queries: (b * g * t) as u64,
+            rows: (b * g * t.saturating_sub(chunk)) as u64,
+            score_gradient: self.score_gradient.clone(),
+            indexer_loss: self.indexer_loss.clone(),
+        })
+    }
+}
+
 impl RouterTrace {
     /// A hard choice.
     pub fn hard(routes: Routes) -> Self {
-        RouterTrace { routes, bias: None, soft: None, score_gradient: ScalarCell::default(), indexer_loss: None }
+        RouterTrace { parts: vec![Part::of(routes)] }
     }
 
     /// The same with the scalar that an indexer is trained by.
-    pub(crate) fn with_indexer_loss(self, loss: Tensor) -> Self {
-        RouterTrace { indexer_loss: Some(loss), ..self }
+    pub(crate) fn with_indexer_loss(mut self, loss: Tensor) -> Self {
+        self.parts.iter_mut().for_each(|part| part.indexer_loss = Some(loss.clone()));
+        self
     }
 
     /// A choice with a bias.
     pub fn soft(routing: Routing) -> Self {
         RouterTrace {
-            routes: routing.routes,
-            bias: Some(routing.bias.value),
-            soft: Some((routing.weights, routing.heads)),
-            score_gradient: routing.score_gradient,
-            indexer_loss: None,
+            parts: vec![Part {
+                routes: routing.routes,
+                bias: Some(routing.bias.value),
+                soft: Some((routing.weights, routing.heads)),
+                score_gradient: routing.score_gradient,
+                indexer_loss: None,
+            }],
+        }
+    }
+
+    /// The choices of the groups of documents of a pass; `None` of none.
+    pub(crate) fn joined(traces: Vec<Self>) -> Option<Self> {
+        let parts: Vec<Part> = traces.into_iter().flat_map(|trace| trace.parts).collect();
+        (!parts.is_empty()).then_some(RouterTrace { parts })
+    }
+
+    fn whole(&self) -> Result<&Part> {
+        match &self.parts[..] {
+            [whole] => Ok(whole),
+            parts => Err(Error::invalid(
+                "router",
+                format!("the pass was over documents in {} groups, each with a choice of its own", parts.len()),
+            )),
         }
     }
 
     /// Where the choice is soft: w `[entries]` and, where the device keeps it, each head's p `[entries, group]`, 0 for the own
     /// chunk.
-    pub fn probabilities(&self) -> Option<(&Tensor, Option<&Tensor>)> {
-        self.soft.as_ref().map(|(w, p)| (w, p.as_ref()))
+    ///
+    /// # Errors
+    /// When the pass was over documents of several lengths.
+    pub fn probabilities(&self) -> Result<Option<(&Tensor, Option<&Tensor>)>> {
+        Ok(self.whole()?.soft.as_ref().map(|(w, p)| (w, p.as_ref())))
     }
 
     /// Who attended what, where it was computed.
-    pub fn routes(&self) -> &Routes {
-        &self.routes
+    ///
+    /// # Errors
+    /// When the pass was over documents of several lengths: see [`RouterTrace::all_routes`].
+    pub fn routes(&self) -> Result<&Routes> {
+        Ok(&self.whole()?.routes)
     }
 
-    /// Where backward leaves the norm of the gradient that reaches the routing scores.
-    pub(crate) fn gradient_cell(&self) -> ScalarCell {
-        self.score_gradient.clone()
+    /// [`RouterTrace::routes`] of every group of documents; one of a pass over whole sequences.
+    pub fn all_routes(&self) -> impl Iterator<Item = &Routes> {
+        self.parts.iter().map(|part| &part.routes)
+    }
+
+    /// Where backward leaves the norms of the gradients that reach the routing scores, of each group of documents.
+    pub(crate) fn gradient_cells(&self) -> Vec<ScalarCell> {
+        self.parts.iter().map(|part| part.score_gradient.clone()).collect()
     }
 
     /// The figures; call after backward to have the gradient in them. Waits for the device.
@@ -89,22 +142,22 @@ impl RouterTrace {
     /// # Errors
     /// When the device has no memory left.
     pub fn ask(&self) -> Result<AskedStats> {
-        let ((b, g, t), chunk) = (self.routes.extents(), self.routes.chunk_size());
-        Ok(AskedStats {
-            figures: self.routes.figures(self.bias.as_ref())?,
-            rows: (b * g * t.saturating_sub(chunk)) as u64,
-            has_bias: self.bias.is_some(),
-            score_gradient: self.score_gradient.clone(),
-            indexer_loss: self.indexer_loss.clone(),
-        })
+        let parts = self.parts.iter().map(Part::ask).collect::<Result<_>>()?;
+        Ok(AskedStats { parts, has_bias: self.parts.iter().any(|part| part.bias.is_some()) })
     }
 }
 
 /// Figures of one layer on their way.
 pub struct AskedStats {
-    figures: AskedFigures,
-    rows: u64,
+    parts: Vec<AskedPart>,
     has_bias: bool,
+}
+
+struct AskedPart {
+    figures: AskedFigures,
+    /// (batch, kv head, query) triples, all of them and those behind the first chunk
+    queries: u64,
+    rows: u64,
     score_gradient: ScalarCell,
     indexer_loss: Option<Tensor>,
 }
@@ -115,10 +168,26 @@ impl AskedStats {
     /// # Errors
     /// When the device fails.
     pub fn read(&self) -> Result<RouterStats> {
-        let RouteFigures { histogram, density, bias_sum, bias_max, tokens } = self.figures.read()?;
+        let (mut histogram, mut density, mut bias_sum, mut bias_max) = (Vec::new(), 0.0, 0.0, 0.0f64);
+        let (mut tokens, mut losses, mut squares) = (0.0, None, 0.0);
+        let all: u64 = self.parts.iter().map(|part| part.queries).sum();
+        for part in &self.parts {
+            let found: RouteFigures = part.figures.read()?;
+            let share = part.queries as f64 / all.max(1) as f64;
+            histogram.resize(found.histogram.len().max(histogram.len()), 0);
+            histogram.iter_mut().zip(&found.histogram).for_each(|(sum, rows)| *sum += rows);
+            (density, bias_sum, bias_max) =
+                (density + found.density, bias_sum + found.bias_sum, bias_max.max(found.bias_max));
+            tokens += found.tokens * share;
+            if let Some(loss) = &part.indexer_loss {
+                *losses.get_or_insert(0.0) += loss.item()? * share;
+            }
+            squares += part.score_gradient.read()?.powi(2);
+        }
+        let of_rows: u64 = self.parts.iter().map(|part| part.rows).sum();
         let active: u64 = histogram.iter().zip(0..).map(|(&rows, n): (&u64, u64)| rows * n).sum();
-        let rows = self.rows.max(1) as f64;
-        let routed = if self.has_bias { active - self.rows } else { 0 };
+        let rows = of_rows.max(1) as f64;
+        let routed = if self.has_bias { active - of_rows } else { 0 };
         Ok(RouterStats {
             density: density / rows,
             active_chunks: active as f64 / rows,
@@ -127,9 +196,13 @@ impl AskedStats {
             histogram,
             bias_mean: bias_sum / routed.max(1) as f64,
             bias_max,
-            score_gradient: self.score_gradient.read()?,
-            indexer_loss: self.indexer_loss.as_ref().map(Tensor::item).transpose()?,
-            rows: self.rows,
+            score_gradient: match &self.parts[..] {
+                // as it was found, without the rounding of a root
+                [one] => one.score_gradient.read()?,
+                _ => squares.sqrt(),
+            },
+            indexer_loss: losses,
+            rows: of_rows,
         })
     }
 }

@@ -139,7 +139,7 @@ fn a_stopped_bias_of_the_best_chunks_has_the_forward_bits_of_a_trained_one() {
     let choice = |a: Attention| {
         let m = model(a, 1, DType::F64);
         let (x, y) = (m.ids(&ids(1), 2).unwrap(), m.ids(&ids(2), 2).unwrap());
-        m.nll((&x, &y), None).unwrap().1[0].as_ref().unwrap().routes().to_host().unwrap()
+        m.nll((&x, &y), None).unwrap().1[0].as_ref().unwrap().routes().unwrap().to_host().unwrap()
     };
     let topk = TopK { chunk_size: 8, top: 3, gamma: 4.0, indexer: true, per_head: false };
     assert_eq!(choice(full.into()), choice(topk.into()));
@@ -164,7 +164,7 @@ fn a_budget_takes_the_place_of_the_number_of_chunks() {
         let mixed = logits(&m);
         assert!(mixed != logits(&model(of(2), 2, DType::F32)) && mixed != logits(&model(of(3), 2, DType::F32)));
         let (x, y) = (m.ids(&ids(1), 2).unwrap(), m.ids(&ids(2), 2).unwrap());
-        let host = m.nll((&x, &y), None).unwrap().1[1].as_ref().unwrap().routes().to_host().unwrap();
+        let host = m.nll((&x, &y), None).unwrap().1[1].as_ref().unwrap().routes().unwrap().to_host().unwrap();
         for query in 0..T {
             let count = |kv| host.chunks_of(1, kv, query).len() as f64;
             let want = (1.0 + query as f64 / 20.0).min((query / 8 + 1) as f64);
@@ -186,7 +186,7 @@ fn random_chunks_do_not_depend_on_what_is_read_and_differ_between_layers() {
     let lists = |seed| {
         let (x, y) = (m.ids(&ids(seed), 2).unwrap(), m.ids(&ids(2), 2).unwrap());
         let traces = m.nll((&x, &y), None).unwrap().1;
-        traces.into_iter().map(|t| t.unwrap().routes().to_host().unwrap()).collect::<Vec<_>>()
+        traces.into_iter().map(|t| t.unwrap().routes().unwrap().to_host().unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(lists(1), lists(5));
     assert_ne!(lists(1)[0], lists(1)[1]);

@@ -25,6 +25,7 @@ fn every_variant_learns_one_batch_by_heart() {
             batch: config.data.batch_size,
             state: LoaderState::default(),
             questions: Vec::new(),
+            documents: Vec::new(),
         };
         let first = trainer.step(&config, std::slice::from_ref(&batch), false).unwrap().unwrap().loss;
         let mut last = first;

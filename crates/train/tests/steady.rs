@@ -47,7 +47,14 @@ fn a_step_reuses_the_memory_of_the_step_before() {
             let mut trainer = Trainer::new(&config, &Device::cpu(1).unwrap()).unwrap();
             let ids = |factor: u32| (0..512).map(move |i| i * factor % 4096);
             let (inputs, targets) = (ids(7919).collect(), ids(7907).collect());
-            let batch = Batch { inputs, targets, batch: 2, state: Default::default(), questions: Vec::new() };
+            let batch = Batch {
+                inputs,
+                targets,
+                batch: 2,
+                state: Default::default(),
+                questions: Vec::new(),
+                documents: Vec::new(),
+            };
             // (bytes, largest block) of a step
             let mut step = || {
                 let before = BYTES.load(Relaxed);

@@ -3,6 +3,7 @@
 
 pub(crate) use super::adamw::cuda as adamw;
 pub(crate) use super::cross_entropy::cuda as cross_entropy;
+pub(crate) use super::documents::cuda as documents;
 pub(crate) use super::elementwise::cuda as elementwise;
 pub(crate) use super::embedding::cuda as embedding;
 pub(crate) use super::entmax::cuda as entmax;
@@ -32,6 +33,7 @@ pub fn units() -> Vec<Unit> {
         super::attention::cuda::units(),
         crate::device::cuda::contest::units(),
         cross_entropy::units(),
+        documents::units(),
         elementwise::units(),
         embedding::units(),
         entmax::units(),

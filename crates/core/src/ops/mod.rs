@@ -6,6 +6,7 @@
 
 mod attach;
 pub mod cuda;
+mod documents;
 mod elementwise;
 mod layout;
 mod matmul;
@@ -30,6 +31,7 @@ mod spike_guard;
 pub use adamw::{AdamW, Moments, adamw, adamw_all};
 pub use attach::attach;
 pub use cross_entropy::{linear_cross_entropy, token_nll};
+pub use documents::{Documents, Group, Grouping, join_documents, split_documents};
 pub use elementwise::{add, exp, ln, mask_fill, mul, scale, sigmoid, sub};
 pub use embedding::embedding;
 pub use entmax::entmax;

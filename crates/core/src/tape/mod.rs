@@ -216,8 +216,8 @@ impl Tape {
             let dy = dys.pop().flatten().expect("backward is called with the gradient of one output at least");
             backward(dy, grads)
         };
-        let [out] = self.append(name, [value], one)?;
-        Ok(out)
+        let mut outs = self.record_list(name, vec![value], one)?;
+        Ok(outs.pop().expect("as many variables as values"))
     }
 
     /// [`Tape::record`] for an op of several outputs. An output that nothing differentiated reaches has no gradient; where none has
@@ -234,15 +234,20 @@ impl Tape {
         let several = |dys: Vec<Option<Tensor>>, grads: &mut Grads| {
             backward(dys.try_into().expect("as many gradients as outputs"), grads)
         };
-        self.append(name, values, several)
+        let outs = self.record_list(name, values.into(), several)?;
+        Ok(outs.try_into().expect("as many variables as values"))
     }
 
-    fn append<const N: usize>(
+    /// [`Tape::record_several`] for an op whose inputs say how many outputs it has.
+    ///
+    /// # Errors
+    /// As [`Tape::record`].
+    pub fn record_list(
         &self,
         name: &'static str,
-        values: [Tensor; N],
+        values: Vec<Tensor>,
         backward: impl FnOnce(Vec<Option<Tensor>>, &mut Grads) -> Result<()> + 'static,
-    ) -> Result<[Var; N]> {
+    ) -> Result<Vec<Var>> {
         if self.checking {
             for value in &values {
                 if !value.is_finite()? {
@@ -250,7 +255,8 @@ impl Tape {
                 }
             }
         }
-        let (first, outs) = (self.next.get(), values.map(|value| self.leaf(value)));
+        let first = self.next.get();
+        let outs: Vec<Var> = values.into_iter().map(|value| self.leaf(value)).collect();
         if self.recording {
             let scope = self.scope.borrow().clone();
             let shapes = outs.iter().map(|out| out.value.shape().to_vec()).collect();

@@ -242,8 +242,28 @@ impl Shard {
 
     /// First token of each document.
     pub fn document_starts(&self) -> Vec<u64> {
+        self.index().chunks_exact(8).map(|b| u64_at(b, 0)).collect()
+    }
+
+    /// Those of a range of tokens, ascending.
+    pub fn document_starts_in(&self, tokens: Range<u64>) -> impl Iterator<Item = u64> {
+        let index = self.index();
+        let (mut low, mut high) = (0, self.documents);
+        while low < high {
+            let middle = low + (high - low) / 2;
+            if u64_at(index, middle * 8) < tokens.start {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        (low..self.documents).map(|i| u64_at(index, i * 8)).take_while(move |start| *start < tokens.end)
+    }
+
+    /// The document index.
+    fn index(&self) -> &[u8] {
         let at = HEADER + (self.tokens * self.width).next_multiple_of(8);
-        self.content[at..at + self.documents * 8].chunks_exact(8).map(|b| u64_at(b, 0)).collect()
+        &self.content[at..at + self.documents * 8]
     }
 
     fn check_range(&self, start: usize, count: usize) {

@@ -78,6 +78,10 @@ impl Variant for KlIndexer {
         true
     }
 
+    fn has_own_loss(&self) -> bool {
+        true
+    }
+
     /// The indexer's gradient is that of its own loss, which the model's does not contain.
     fn gradient_is_exact(&self) -> bool {
         false

@@ -1,6 +1,7 @@
 //! The attention variants: one file each, and one line each in the registry.
 
 mod custom;
+mod documents;
 mod gradient_to;
 mod inputs;
 pub mod keys;
@@ -12,6 +13,7 @@ mod windows;
 
 pub use custom::Custom;
 pub use dash::{ROUTER_K, ROUTER_Q};
+pub(crate) use documents::{Parted, attend_documents};
 pub use gradient_to::GradientTo;
 pub use inputs::{Inputs, Layer};
 pub use reference::{KeyDoc, describe, reference};

@@ -200,6 +200,11 @@ pub trait Variant: Settings + Send + Sync {
         false
     }
 
+    /// Whether it has a loss of its own, a mean over queries, beside that of the model.
+    fn has_own_loss(&self) -> bool {
+        false
+    }
+
     /// Whether backward computes the gradient of the function that forward computes.
     fn gradient_is_exact(&self) -> bool {
         true

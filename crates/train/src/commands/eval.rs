@@ -102,6 +102,11 @@ fn validate(args: &EvalArgs, loaded: Loaded) -> Result<()> {
             "--router: this attention has no router; add --as topk or another kind that routes",
         ));
     }
+    if args.router != RouterChoice::Own && loaded.config.data.document_mask {
+        return Err(Failure::request(
+            "--router: another router knows whole sequences only; add --set data.document_mask=false to evaluate those",
+        ));
+    }
     if args.router == RouterChoice::Oracle && loaded.config.task.is_none() {
         return Err(Failure::request("--router oracle: a text has no known answers; evaluate a task"));
     }
@@ -131,7 +136,8 @@ fn validate(args: &EvalArgs, loaded: Loaded) -> Result<()> {
 fn looking_far(config: &Config) -> Config {
     let mut config = config.clone();
     let far = Far::of_chunks(config.model.attention.chunk_size().unwrap_or(64));
-    if config.eval.far.is_none() && config.reads_text() && far.tokens + 1 < config.data.seq_len {
+    let whole = !config.data.document_mask;
+    if config.eval.far.is_none() && whole && config.reads_text() && far.tokens + 1 < config.data.seq_len {
         config.eval.far = Some(far);
     }
     config

@@ -3,6 +3,7 @@
 use super::compare::Compare;
 use super::error::{ConfigError, positive, wrong};
 use super::file::Config;
+use dash_data::Packing;
 
 impl Config {
     /// Says what cannot run.
@@ -20,6 +21,7 @@ impl Config {
         dash_model::parameters(&self.model, self.data.vocab_size)?;
         positive("probe.sequences", self.probe.sequences)?;
         self.check_chunks()?;
+        self.check_documents()?;
         self.check_task()?;
         self.compare.iter().try_for_each(Compare::check)?;
         self.router.check(&self.model.attention, self.data.seq_len)
@@ -40,6 +42,28 @@ impl Config {
             && top > n
         {
             return wrong("model.attention.top", format!("{top} is above the {n} chunks of a sequence; use 1 to {n}"));
+        }
+        Ok(())
+    }
+
+    /// Refuses what knows whole sequences only, where documents do not see each other.
+    fn check_documents(&self) -> Result<(), ConfigError> {
+        let (mask, packing) = ("data.document_mask", "data.packing");
+        let has_mask = self.data.document_mask;
+        if self.task.is_some() && (has_mask || self.data.packing != Packing::default()) {
+            let what = "means nothing to a task, whose sequences are no documents; remove it, or remove [task]";
+            return wrong(if has_mask { mask } else { packing }, what);
+        }
+        if has_mask && self.probe.every > 0 {
+            return wrong("probe.every", "looks at whole sequences; set it to 0, or data.document_mask = false");
+        }
+        if has_mask && self.eval.far.is_some() {
+            let what = "looks for tokens far back in whole sequences; remove it, or set data.document_mask = false";
+            return wrong("eval.far", what);
+        }
+        if has_mask && (self.router.gamma_from.is_some() || self.router.budget_from.is_some()) {
+            let key = if self.router.gamma_from.is_some() { "router.gamma_from" } else { "router.budget_from" };
+            return wrong(key, "is of a run that sees whole sequences; remove it, or set data.document_mask = false");
         }
         Ok(())
     }

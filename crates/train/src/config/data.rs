@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use dash_data::{Bos, EXTENSIONS, FIELD, Source, SpecialTokens, Validation, no_text};
+use dash_data::{Bos, EXTENSIONS, FIELD, Packing, Source, SpecialTokens, Validation, no_text};
 use serde::{Deserialize, Serialize};
 
 use super::error::{ConfigError, positive, wrong};
@@ -59,6 +59,13 @@ pub struct Data {
     /// Tokens to train on at most, the first of the corpus; 0: all.
     #[serde(default)]
     pub max_tokens: u64,
+    /// How documents are laid out in the sequences of training: `stream` one behind the other, cut where a sequence ends, or `best-fit`, as many whole ones
+    /// as fit and padding behind them, so that only those longer than a sequence are cut.
+    #[serde(default)]
+    pub packing: Packing,
+    /// Documents of a sequence do not see each other: attention, chunks, routing and positions begin anew with each, in training and validation.
+    #[serde(default)]
+    pub document_mask: bool,
     /// Tokens of a sequence.
     pub seq_len: usize,
     /// Sequences of a forward pass.

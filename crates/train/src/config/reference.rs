@@ -59,11 +59,12 @@ const PARTS: [(&str, &str, &str); 2] = [
     ("`[[compare.arm]]`", "Arm", include_str!("compare.rs")),
 ];
 
-const ENUMS: [(&str, &str); 9] = [
+const ENUMS: [(&str, &str); 10] = [
     ("Bos", include_str!("../../../data/src/tokenizer/mod.rs")),
     ("SpecialTokens", include_str!("../../../data/src/tokenizer/mod.rs")),
     ("Validation", include_str!("../../../data/src/prepare/mod.rs")),
     ("Source", include_str!("../../../data/src/prepare/mod.rs")),
+    ("Packing", include_str!("../../../data/src/loader/windows.rs")),
     ("TaskKind", include_str!("../../../data/src/task/mod.rs")),
     ("OptimKind", include_str!("optim.rs")),
     ("AdjustLr", include_str!("optim.rs")),

@@ -33,6 +33,7 @@ fn random_batches(config: &Config, rng: &mut Rng) -> Vec<Batch> {
         batch: d.batch_size,
         state: LoaderState::default(),
         questions: Vec::new(),
+        documents: Vec::new(),
     };
     (0..d.grad_accum).map(|_| batch()).collect()
 }

@@ -26,12 +26,15 @@ pub fn read(run: &Path) -> anyhow::Result<Option<Budget>> {
     serde_json::from_slice(&bytes).map(Some).with_context(|| format!("{} is damaged", path.display()))
 }
 
-/// Writes those of a model whose run has ended, over the sequences of each length, where it routes; those of an earlier end go.
+/// Writes those of a model whose run has ended, over the sequences of each length, where it routes; those of an earlier end go. Of none, nothing.
 ///
 /// # Errors
 /// When the model refuses the validation's sequences, or the file cannot be written.
 pub fn record(folder: &Path, model: &Model, by_length: &[(usize, Vec<&Batch>)]) -> Result<()> {
     let Some(chunk_size) = model.config().attention.chunk_size() else { return Ok(()) };
+    if by_length.is_empty() {
+        return Ok(());
+    }
     let lengths = by_length.iter().map(|(t, batches)| profile(model, *t, batches));
     let budget = Budget { chunk_size, lengths: lengths.collect::<dash_core::Result<_>>()? };
     Ok(replace_file(&folder.join(FILE), &serde_json::to_vec(&budget).context("numbers are JSON")?)?)
@@ -45,7 +48,7 @@ fn profile(model: &Model, t: usize, batches: &[&Batch]) -> dash_core::Result<Pro
         let tape = Tape::inference().computing(model.config().compute.into());
         let f = model.forward(&tape, &model.leaves(&tape), &model.ids(&b.inputs, b.batch)?)?;
         for (layer, trace) in f.routers.iter().enumerate().filter_map(|(i, t)| Some((i, t.as_ref()?))) {
-            let counts = trace.routes().counts()?;
+            let counts = trace.routes()?.counts()?;
             rows += if layer == 0 { (counts.len() / t) as u64 } else { 0 };
             counts.iter().enumerate().for_each(|(i, &n)| sums[layer][i % t] += u64::from(n));
         }
@@ -69,6 +72,7 @@ mod tests {
             batch: sequences,
             state: Default::default(),
             questions: Vec::new(),
+            documents: Vec::new(),
         }
     }
 

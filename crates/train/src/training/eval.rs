@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use dash_data::{Batch, Loader, Shard};
+use dash_data::{Batch, Layout, Loader, Shard, Side};
 use dash_model::{Model, RouterStats, RouterTrace};
 use serde::{Deserialize, Serialize};
 
@@ -63,6 +63,8 @@ impl Figures {
 /// Batches and byte counts, read once.
 pub struct ValidationSet {
     seq_len: usize,
+    /// whether a sequence is seen whole, and not document by document
+    whole: bool,
     batches: Vec<Batch>,
     /// bytes of text behind all targets
     bytes: Option<u64>,
@@ -83,18 +85,24 @@ impl Validation {
     }
 }
 
+/// How a configuration cuts a text into sequences.
+pub fn layout(config: &Config, end: Side) -> Layout {
+    let d = &config.data;
+    Layout { seq_len: d.seq_len, packing: d.packing, marks_documents: d.document_mask, end }
+}
+
 impl ValidationSet {
-    /// Evenly spaced windows of the text and fixed sequences of the task, whichever there is.
+    /// Evenly spaced windows of the text, whose documents end with a token on side `end`, and fixed sequences of the task, whichever there is.
     ///
     /// # Errors
     /// When the shards hold no window.
-    pub fn new(config: &Config, shards: &[Arc<Shard>]) -> Result<Self> {
+    pub fn new(config: &Config, shards: &[Arc<Shard>], end: Side) -> Result<Self> {
         let d = &config.data;
-        let text =
-            (!shards.is_empty()).then(|| Loader::validation(shards, d.seq_len, d.batch_size, config.eval.batches));
+        let text = (!shards.is_empty())
+            .then(|| Loader::validation(shards, layout(config, end), d.batch_size, config.eval.batches));
         let (batches, bytes) = text.transpose()?.map_or((Vec::new(), None), |text| (text.batches, text.bytes));
         let task = config.task.as_ref().map(|task| TaskSet::new(task, config));
-        Ok(ValidationSet { seq_len: d.seq_len, batches, bytes, task, far: None })
+        Ok(ValidationSet { seq_len: d.seq_len, whole: !d.document_mask, batches, bytes, task, far: None })
     }
 
     /// The same, which also tells the loss of far and rare targets; `train` is the text that tells what is rare.
@@ -115,11 +123,12 @@ impl ValidationSet {
         task.or(self.batches.first()).expect("a validation set holds text or a task")
     }
 
-    /// All sequences by their length, ascending.
+    /// All sequences that are seen whole by their length, ascending: where documents do not see each other, a position in a sequence says little of
+    /// what is seen there.
     pub fn by_length(&self) -> Vec<(usize, Vec<&Batch>)> {
         let mut all: Vec<(usize, Vec<&Batch>)> =
             self.task.iter().flat_map(TaskSet::by_length).map(|(t, batches)| (t, batches.iter().collect())).collect();
-        if !self.batches.is_empty() {
+        if self.whole && !self.batches.is_empty() {
             match all.iter_mut().find(|(t, _)| *t == self.seq_len) {
                 Some((_, batches)) => batches.extend(&self.batches),
                 None => all.push((self.seq_len, self.batches.iter().collect())),

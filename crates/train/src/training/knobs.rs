@@ -2,6 +2,7 @@
 
 use dash_core::Tensor;
 use dash_core::ops::attention::Routes;
+use dash_data::Batch;
 use dash_model::attention::Knob;
 use dash_model::{Attention, Model, RouterStats, RouterTrace};
 use serde::{Deserialize, Serialize};
@@ -33,9 +34,19 @@ impl Knobs {
     }
 }
 
-/// Mean attended tokens of every layer that routes, on the device, and the visible ones, (t + 1) / 2 a query; `None` where no layer routes.
+/// Mean attended tokens of every choice of the layers that route, on the device; `None` where no layer routes.
 #[derive(Debug)]
-pub struct AttendedTokens(Option<(Tensor, Vec<f64>)>);
+pub struct AttendedTokens(Option<(Tensor, Vec<Seen>)>);
+
+/// A choice: one a layer, or one for each length of the documents of a pass.
+#[derive(Debug)]
+struct Seen {
+    layer: usize,
+    /// of the layer's queries
+    share: f64,
+    /// tokens that a query sees on average, (t + 1) / 2
+    visible: f64,
+}
 
 impl AttendedTokens {
     /// Asks the device for them.
@@ -43,9 +54,17 @@ impl AttendedTokens {
     /// # Errors
     /// When the device has no memory left.
     pub fn of(traces: &[Option<RouterTrace>]) -> dash_core::Result<Self> {
-        let routes: Vec<&Routes> = traces.iter().flatten().map(RouterTrace::routes).collect();
-        let visible = routes.iter().map(|routes| (routes.extents().2 as f64 + 1.0) / 2.0).collect();
-        Ok(AttendedTokens(Routes::mean_tokens(&routes)?.map(|tokens| (tokens, visible))))
+        let (mut all, mut seen): (Vec<&Routes>, Vec<Seen>) = (Vec::new(), Vec::new());
+        for (layer, trace) in traces.iter().flatten().enumerate() {
+            let queries = |routes: &Routes| (routes.extents().0 * routes.extents().2) as f64;
+            let of_layer: f64 = trace.all_routes().map(queries).sum();
+            for routes in trace.all_routes() {
+                let (share, visible) = (queries(routes) / of_layer.max(1.0), (routes.extents().2 as f64 + 1.0) / 2.0);
+                seen.push(Seen { layer, share, visible });
+                all.push(routes);
+            }
+        }
+        Ok(AttendedTokens(Routes::mean_tokens(&all)?.map(|tokens| (tokens, seen))))
     }
 
     /// Attended over visible tokens, mean over the layers; `None` where no layer routes. Waits for the device.
@@ -53,9 +72,16 @@ impl AttendedTokens {
     /// # Errors
     /// When the device fails.
     pub fn share(&self) -> dash_core::Result<Option<f64>> {
-        let Some((tokens, visible)) = &self.0 else { return Ok(None) };
-        let shares = tokens.to_f64()?.iter().zip(visible).map(|(tokens, visible)| tokens / visible).sum::<f64>();
-        Ok(Some(shares / visible.len() as f64))
+        let Some((tokens, seen)) = &self.0 else { return Ok(None) };
+        let mut layers: Vec<(f64, f64)> = Vec::new();
+        for (tokens, seen) in tokens.to_f64()?.iter().zip(seen) {
+            layers.resize(seen.layer + 1, (0.0, 0.0));
+            let (attended, visible) = &mut layers[seen.layer];
+            *attended += tokens * seen.share;
+            *visible += seen.visible * seen.share;
+        }
+        let shares = layers.iter().map(|(attended, visible)| attended / visible).sum::<f64>();
+        Ok(Some(shares / layers.len() as f64))
     }
 }
 
@@ -130,22 +156,17 @@ pub fn gamma_for<E>(target: f64, halvings: usize, mut share: impl FnMut(f64) -> 
     Ok((0.5 * (low + high)).exp())
 }
 
-/// Gamma at which a fresh model attends the target share of the first sequences of `ids`: where the controller
+/// Gamma at which a fresh model attends the target share of the first sequences of a batch: where the controller
 /// starts, so that the first updates are not spent on finding it.
 ///
 /// # Errors
-/// When the model refuses the ids.
-pub fn initial_gamma(
-    model: &mut Model,
-    plan: &RouterPlan,
-    ids: &std::sync::Arc<[u32]>,
-    batch: usize,
-) -> dash_core::Result<()> {
+/// When the model refuses the batch.
+pub fn initial_gamma(model: &mut Model, plan: &RouterPlan, batch: &Batch) -> dash_core::Result<()> {
     let Some(target) = plan.target_share else { return Ok(()) };
     let alpha = plan.alpha.map(|r| r.from);
-    let length = ids.len() / batch;
-    let batch = START_TOKENS.div_ceil(length).min(batch);
-    let ids = model.ids(&ids[..batch * length], batch)?;
+    let length = batch.inputs.len() / batch.batch;
+    let batch = batch.first(START_TOKENS.div_ceil(length));
+    let ids = model.ids(&batch.inputs, batch.batch)?.of_documents(&batch.documents)?;
     let gamma = gamma_for(target, HALVINGS, |gamma| {
         model.set_knobs(alpha, Some(gamma));
         let tape = dash_core::Tape::inference();
@@ -226,7 +247,9 @@ mod tests {
         // 40 sequences of 64 tokens, of which the first 16, 1024 tokens, are looked at
         let mut rng = dash_core::rng::Rng::new(1);
         let ids: std::sync::Arc<[u32]> = (0..40 * 64).map(|_| rng.below(50) as u32).collect();
-        initial_gamma(&mut model, &plan, &ids, 40).unwrap();
+        let (inputs, targets, state) = (ids.clone(), ids.to_vec(), Default::default());
+        let batch = Batch { inputs, targets, batch: 40, state, questions: Vec::new(), documents: Vec::new() };
+        initial_gamma(&mut model, &plan, &batch).unwrap();
         let share = |model: &Model, sequences: std::ops::Range<usize>| {
             let ids = model.ids(&ids[sequences.start * 64..sequences.end * 64], sequences.len()).unwrap();
             let tape = dash_core::Tape::inference();

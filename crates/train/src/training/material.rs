@@ -5,10 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dash_data::{Loader, LoaderState, Prepared, Progress, Report, Shard, Side, Source, Tokenizer, prepare};
+use dash_data::{
+    Loader, LoaderState, PackedEpoch, Prepared, Progress, Report, Shard, Side, Source, Tokenizer, prepare,
+};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use super::eval::ValidationSet;
+use super::eval::{ValidationSet, layout};
 use super::places::Found;
 use super::preflight::{count, size};
 use crate::config::Config;
@@ -141,6 +143,18 @@ fn taken_tokens(config: &Config, p: &Prepared) -> Vec<String> {
     lines
 }
 
+/// What packing made of the documents, a line.
+pub fn packing(config: &Config, packed: &PackedEpoch) -> String {
+    let PackedEpoch { sequences, pieces, padding } = *packed;
+    format!(
+        "packing: {} documents and pieces of long ones in {} sequences of {} tokens; {:.1} % of the tokens are padding, whose targets do not count",
+        count(pieces as f64),
+        count(f64::from(sequences)),
+        config.data.seq_len,
+        100.0 * padding
+    )
+}
+
 /// Shows a preparation: a bar on a terminal, elsewhere a line a stage and one every ten seconds.
 struct Stages {
     bar: ProgressBar,
@@ -201,6 +215,8 @@ pub struct Material {
     pub validation: Vec<Arc<Shard>>,
     /// The text's tokenizer; none for token ids that came without one.
     pub tokenizer: Option<Tokenizer>,
+    /// On which side of a document the token stands that parts it from others.
+    pub end: Side,
     /// What identifies it, for resuming and for pairing runs.
     pub hash: String,
 }
@@ -219,7 +235,8 @@ impl Material {
     pub fn of(config: &Config) -> Result<Self> {
         if !config.reads_text() {
             let hash = task_hash(config).unwrap_or_default();
-            return Ok(Material { train: Vec::new(), validation: Vec::new(), tokenizer: None, hash });
+            let (train, validation, end) = (Vec::new(), Vec::new(), Side::After);
+            return Ok(Material { train, validation, tokenizer: None, end, hash });
         }
         Material::of_text(config, prepared(config)?)
     }
@@ -277,7 +294,8 @@ impl Material {
             )));
         }
         let hash = task_hash(config).map_or(p.key(), |task| format!("{}+{task}", p.key()));
-        Ok(Material { train: p.train, validation: p.validation, tokenizer: p.tokenizer, hash })
+        let end = p.report.end_side();
+        Ok(Material { train: p.train, validation: p.validation, tokenizer: p.tokenizer, end, hash })
     }
 
     /// Training batches from `state` on.
@@ -288,7 +306,7 @@ impl Material {
         let d = &config.data;
         Ok(match config.mixture() {
             Some(mixture) => Loader::with_task(&self.train, mixture, d.batch_size, config.run.seed, state)?,
-            None => Loader::new(&self.train, d.seq_len, d.batch_size, config.run.seed, state)?,
+            None => Loader::new(&self.train, layout(config, self.end), d.batch_size, config.run.seed, state)?,
         })
     }
 
@@ -297,7 +315,7 @@ impl Material {
     /// # Errors
     /// When the text holds no window.
     pub fn validation(&self, config: &Config) -> Result<ValidationSet> {
-        let set = ValidationSet::new(config, &self.validation)?;
+        let set = ValidationSet::new(config, &self.validation, self.end)?;
         Ok(match config.eval.far {
             Some(far) => set.looking_far(far, &self.train),
             None => set,

@@ -14,7 +14,7 @@ use super::eval::{ValidationSet, unigram_loss};
 use super::init::{self, Stand};
 use super::knobs::initial_gamma;
 use super::lock::RunLock;
-use super::material::Material;
+use super::material::{Material, packing};
 use super::places::found_to_resume;
 use super::preflight;
 use super::provenance::{self, Begins};
@@ -334,10 +334,10 @@ fn train_among(
     }
     let interrupt = interrupt()?;
     let loader = material.loader(config, data)?;
+    loader.packed().iter().filter(|_| peers.is_first()).for_each(|packed| tell!("{}", packing(config, packed)));
     let set = material.validation(config)?;
     if trainer.optimizer.step == 0 {
-        let (ids, batch) = set.first();
-        initial_gamma(&mut trainer.model, &config.router, ids, batch)?;
+        initial_gamma(&mut trainer.model, &config.router, set.first_batch())?;
         peers.first(|| init::tell_jump(&trainer.model, config, &set))?;
     }
     let unigram = tell_cost(config, (&trainer.model, &device), (&material, &set), peers)?;

@@ -203,7 +203,7 @@ impl Length {
             let reroute = router.of(&b.questions);
             let (logits, routers) = model.logits_at(&model.ids(&b.inputs, b.batch)?, &rows, reroute.as_ref())?;
             let logits = logits.to_f64()?;
-            let host = |trace: &Option<RouterTrace>| trace.as_ref().map(|t| t.routes().to_host()).transpose();
+            let host = |trace: &Option<RouterTrace>| trace.as_ref().map(|t| t.routes()?.to_host()).transpose();
             let lists = routers.iter().map(host).collect::<dash_core::Result<Vec<_>>>()?;
             let mut number = (0, 0);
             for ((q, &row), logits) in b.questions.iter().zip(&rows).zip(logits.chunks_exact(model.vocab())) {

@@ -88,7 +88,8 @@ pub struct LayerStats {
 /// # Errors
 /// When they do not divide into the batch's sequences, or the device has no memory left.
 pub fn batch_ids(model: &Model, batch: &Batch) -> dash_core::Result<(Ids, Ids)> {
-    Ok((model.ids(&batch.inputs, batch.batch)?, model.ids(&batch.targets, batch.batch)?))
+    let inputs = model.ids(&batch.inputs, batch.batch)?.of_documents(&batch.documents)?;
+    Ok((inputs, model.ids(&batch.targets, batch.batch)?))
 }
 
 /// Tokens of all of them that count in the loss.

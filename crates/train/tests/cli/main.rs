@@ -3,6 +3,8 @@
 mod bench;
 mod compare;
 #[cfg(unix)]
+mod documents;
+#[cfg(unix)]
 mod export;
 mod figures;
 #[cfg(unix)]

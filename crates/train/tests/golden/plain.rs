@@ -13,13 +13,13 @@ pub fn attend(t: &Tape, a: &Attention, x: &Inputs) -> Result<Var> {
         Attention::Dense(_) => dense(t, x.q, x.k, x.v),
         Attention::TokenEntmax(c) => token_entmax(t, x.q, x.k, x.v, c.alpha),
         Attention::Dash(c) => dash(t, x.q, x.k, x.v, &x.own[0], x.own.get(1), c),
-        Attention::Landmark(c) => landmark(t, x, &chosen()?.routes().to_host()?, c),
-        Attention::TopKBias(c) => topk_bias(t, x, &chosen()?.routes().to_host()?, c),
+        Attention::Landmark(c) => landmark(t, x, &chosen()?.routes()?.to_host()?, c),
+        Attention::TopKBias(c) => topk_bias(t, x, &chosen()?.routes()?.to_host()?, c),
         Attention::TopK(_) | Attention::InfLlmV2(_) | Attention::Mass(_) | Attention::RandomChunks(_) => {
-            listed(t, x.q, x.k, x.v, &chosen()?.routes().to_host()?)
+            listed(t, x.q, x.k, x.v, &chosen()?.routes()?.to_host()?)
         }
-        Attention::KlIndexer(c) => kl_indexer(t, x, &chosen()?.routes().to_host()?, c),
-        Attention::Nsa(c) => nsa(t, x, &chosen()?.routes().to_host()?, c),
+        Attention::KlIndexer(c) => kl_indexer(t, x, &chosen()?.routes()?.to_host()?, c),
+        Attention::Nsa(c) => nsa(t, x, &chosen()?.routes()?.to_host()?, c),
         Attention::Custom(c) => panic!("{c:?} is not in the registry, so no golden file names it"),
     }
 }

@@ -1,6 +1,8 @@
 //! Every op as it is called, on a card and on the CPU: in f64 the same source of equations must give the same numbers, output and
 //! gradients. With operands rounded to bf16 they agree to that rounding.
 
+use std::sync::Arc;
+
 use crate::device::Device;
 use crate::error::Result;
 use crate::number::{Compute, DType};
@@ -10,7 +12,7 @@ use crate::ops::attention::{
     span_attention, topk_routing, topk_routing_after, window_routing,
 };
 use crate::ops::cuda::testing::cuda;
-use crate::ops::{self, RopeTable};
+use crate::ops::{self, Documents, Grouping, RopeTable, join_documents, split_documents};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::testing::{device, normal};
@@ -208,6 +210,40 @@ fn routes_come_and_go() {
     }
 }
 
+/// Dense attention of each document to itself. On a card documents of similar lengths share a batch, with room behind the shorter ones.
+fn apart(t: &Tape, x: &[Var], starts: &[usize]) -> Result<Var> {
+    let &[b, tokens, ..] = x[0].value.shape() else { unreachable!("queries are [b, t, h, d]") };
+    let device = x[0].value.device();
+    let grouping = if device.is_asynchronous() { Grouping::Similar } else { Grouping::Exact };
+    let documents = Arc::new(Documents::new(device, [b, tokens], starts, grouping)?);
+    let parts = x[..3].iter().map(|x| split_documents(t, x, &documents)).collect::<Result<Vec<_>>>()?;
+    let groups = 0..documents.groups().len();
+    let outs = groups.map(|i| dense_attention(t, &parts[0][i], &parts[1][i], &parts[2][i]));
+    join_documents(t, &outs.collect::<Result<Vec<Var>>>()?, &documents)
+}
+
+#[test]
+fn documents() {
+    let starts = [3, 70, 100, 131, 140, 259];
+    agrees("split and join", &[&[2, 130, 3]], &|t, x| {
+        let of = Documents::new(x[0].value.device(), [2, 130], &starts, Grouping::Similar)?;
+        let of = Arc::new(of);
+        join_documents(t, &split_documents(t, &x[0], &of)?, &of)
+    });
+    // of one group nothing is used
+    agrees("split", &[&[2, 130, 3]], &|t, x| {
+        let of = Arc::new(Documents::new(x[0].value.device(), [2, 130], &starts, Grouping::Exact)?);
+        Ok(split_documents(t, &x[0], &of)?.remove(1))
+    });
+    let shapes: [&[usize]; 3] = [&[2, 130, 4, 32], &[2, 130, 2, 32], &[2, 130, 2, 32]];
+    agrees("attention of documents", &shapes, &|t, x| apart(t, x, &starts));
+    agrees("angles in another order", &[&[1, 9, 3, 6]], &|t, x| {
+        let (device, dtype) = (x[0].value.device(), x[0].value.dtype());
+        let places = Ids::places(device, &[0, 1, 2, 0, 1, 0, 0, 1, 2])?;
+        ops::rope(t, &x[0], &RopeTable::new(device, dtype, 4, 6, 1e4)?.at(&places)?, 0)
+    });
+}
+
 #[test]
 fn tensors_come_and_go() {
     let Some(gpu) = cuda() else { return };
@@ -244,7 +280,11 @@ fn rounded_operands_agree_to_their_rounding() {
     };
     let shapes: [&[usize]; 6] = [&[2, 130, 4, 32], &[2, 130, 2, 32], &[2, 130, 2, 32], &[64], &[2], &[128, 128]];
     let inputs: Vec<Tensor> = shapes.iter().enumerate().map(|(i, s)| normal(&cpu, s, i as u64 + 1)).collect();
-    let cases: [(&str, Op); 2] = [
+    let cases: [(&str, Op); 3] = [
+        ("documents", &|t, x| {
+            let o = ops::reshape(t, &apart(t, x, &[3, 70, 100, 131, 140, 259])?, &[260, 128])?;
+            ops::linear(t, &o, &x[5])
+        }),
         ("dense", &|t, x| {
             let o = ops::reshape(t, &dense_attention(t, &x[0], &x[1], &x[2])?, &[260, 128])?;
             ops::linear(t, &o, &x[5])

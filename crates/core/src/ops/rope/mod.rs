@@ -10,7 +10,9 @@ use crate::device::cuda::Kind;
 use crate::device::{CpuDevice, CpuNumber, Device};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
+use crate::ids::Ids;
 use crate::number::{Compute, DType, Number, with_number};
+use crate::ops::layout::index_select;
 use crate::shape::checked_numel;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -53,6 +55,17 @@ impl RopeTable {
             Tensor::from_vec(device, &[positions, 2 * half], table::<T>(positions, frequencies))?
         });
         Ok(RopeTable { half, positions, angles })
+    }
+
+    /// The same angles in another order: position i of the new table is position `places[i]` of this one. So tokens one behind the other are
+    /// turned as at places that are not.
+    ///
+    /// # Errors
+    /// When a place is none of the table's, or the device has no memory left.
+    pub fn at(&self, places: &Ids) -> Result<Self> {
+        let tape = Tape::inference();
+        let angles = index_select(&tape, &tape.leaf(self.angles.clone()), 0, places)?.value;
+        Ok(RopeTable { half: self.half, positions: places.len(), angles })
     }
 
     /// Width of the heads that it turns.

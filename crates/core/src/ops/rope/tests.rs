@@ -30,3 +30,20 @@ fn odd_width_is_refused() {
     let err = RopeTable::new(&device(), DType::F64, 4, 7, 1e4).unwrap_err().to_string();
     assert_eq!(err, "rope: head width 7 is not even: rope rotates pairs");
 }
+
+#[test]
+fn a_table_in_another_order_turns_as_at_those_places() {
+    let (d, t) = (device(), Tape::new());
+    let table = RopeTable::new(&d, DType::F64, 5, 4, 1e4).unwrap();
+    let again = table.at(&Ids::places(&d, &[0, 1, 0, 1, 2]).unwrap()).unwrap();
+    let x = normal(&d, &[1, 5, 2, 4], 1);
+    let of = |from: usize, to: usize| {
+        let rows = x.to_f64().unwrap()[from * 8..to * 8].to_vec();
+        let x = t.leaf(Tensor::from_vec(&d, &[1, to - from, 2, 4], rows).unwrap());
+        rope(&t, &x, &table, 0).unwrap().value.to_f64().unwrap()
+    };
+    let together = rope(&t, &t.leaf(x.clone()), &again, 0).unwrap().value.to_f64().unwrap();
+    assert_eq!(together, [of(0, 2), of(2, 5)].concat());
+    assert_eq!((again.positions(), again.width()), (5, 4));
+    assert!(table.at(&Ids::places(&d, &[5]).unwrap()).is_err());
+}

@@ -32,7 +32,7 @@ fn shard(folder: &Path, name: &str, tokens: &[u32], bytes: Option<&[u32]>) -> Ar
 }
 
 fn validate(shards: &[Arc<Shard>], set: &[&str], model: &Model) -> (ValidationSet, Validation) {
-    let set = ValidationSet::new(&config(set), shards).unwrap();
+    let set = ValidationSet::new(&config(set), shards, Side::After).unwrap();
     let v = set.run(model, RouterChoice::Own).unwrap();
     (set, v)
 }
@@ -95,7 +95,7 @@ fn bits_per_byte_is_given_only_where_all_bytes_are_known() {
 fn the_unigram_loss_is_the_entropy_under_the_training_counts() {
     let dir = tempfile::tempdir().unwrap();
     let text = [shard(dir.path(), "a", &TEXT, Some(&BYTES))];
-    let set = ValidationSet::new(&config(&SETS), &text).unwrap();
+    let set = ValidationSet::new(&config(&SETS), &text, Side::After).unwrap();
     // one of each, and 3, 2, 1, 0 seen: 4, 3, 2, 1 of 10. The targets are 1 2 3 0 2 1 3 3 1: one 0, three 1, two 2, three 3
     let train = [shard(dir.path(), "t", &[0, 0, 1], None), shard(dir.path(), "u", &[0, 1, 2], None)];
     let want = -(0.4f64.ln() + 3.0 * 0.3f64.ln() + 2.0 * 0.2f64.ln() + 3.0 * 0.1f64.ln()) / 9.0;
@@ -155,7 +155,7 @@ fn density_and_attended_tokens_weigh_every_sequence_alike() {
     let (first, second) = ((19 + 17 + 21) as f64 / 18.0, 21.0 / 6.0);
     close(v.attended, (first + second) / 2.0);
     // a router in the place of its own: as many chunks
-    let set = ValidationSet::new(&config(&set), &text).unwrap();
+    let set = ValidationSet::new(&config(&set), &text, Side::After).unwrap();
     let random = set.run(&model, RouterChoice::Random).unwrap();
     close(random.density, v.density);
     close(random.attended, v.attended);
@@ -166,7 +166,7 @@ fn a_task_alone_gives_the_figures_of_the_training_length() {
     let set = ["data.vocab_size=40", "data.seq_len=24", "task.kind=sort", "task.pairs=3", "task.eval_sequences=5"];
     let lengths = ["task.eval_lengths=[16, 32]", "model.attention.kind=dense"];
     let config = config(&[&set[..], &lengths[..]].concat());
-    let set = ValidationSet::new(&config, &[]).unwrap();
+    let set = ValidationSet::new(&config, &[], Side::After).unwrap();
     let mut model = config.model.clone();
     model.attention = Dash { chunk_size: 8, ..Dash::default() }.into();
     let device = dash_core::Device::cpu(1).unwrap();
@@ -211,7 +211,7 @@ fn far_and_rare_targets_and_their_control_are_counted_by_hand() {
         let set =
             ["data.seq_len=7".to_string(), format!("data.batch_size={batch}"), "model.attention.kind=dense".into()];
         let set: Vec<&str> = set.iter().map(String::as_str).collect();
-        let set = ValidationSet::new(&config(&set), &text).unwrap();
+        let set = ValidationSet::new(&config(&set), &text, Side::After).unwrap();
         set.looking_far(Far { tokens, rare }, &train).run(&model, RouterChoice::Own).unwrap().far
     };
     for batch in [1, 2] {
@@ -236,7 +236,7 @@ fn sequences_of_text_and_task_by_their_length() {
     let dir = tempfile::tempdir().unwrap();
     let text = [shard(dir.path(), "a", &[1; 100], None)];
     let sizes = |set: &[&str], text: &[Arc<Shard>]| {
-        let set = ValidationSet::new(&config(set), text).unwrap();
+        let set = ValidationSet::new(&config(set), text, Side::After).unwrap();
         let of = |(t, batches): (usize, Vec<&Batch>)| (t, batches.iter().map(|b| b.batch).collect::<Vec<_>>());
         set.by_length().into_iter().map(of).collect::<Vec<_>>()
     };

@@ -160,8 +160,14 @@ fn a_probe_line_and_its_events_hold_the_same_figures() {
     let model =
         reader(Dash { chunk_size: 2, ..Dash::default() }.into(), 2, 8, &Pull { q: &[0.0, 1.0], k: &[0.5, 1.0] });
     let ids: Vec<u32> = (0..16).map(|i| i * 5 % 8).collect();
-    let batch =
-        Batch { inputs: ids.clone().into(), targets: ids, batch: 2, state: Default::default(), questions: Vec::new() };
+    let batch = Batch {
+        inputs: ids.clone().into(),
+        targets: ids,
+        batch: 2,
+        state: Default::default(),
+        questions: Vec::new(),
+        documents: Vec::new(),
+    };
     let (loss, layers) = Probe::new(&batch, 2).run(&model).unwrap();
     metrics.probe(3, loss, &layers);
     let text = std::fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();

@@ -69,16 +69,7 @@ pub struct Probe {
 impl Probe {
     /// On the first `sequences` of a batch.
     pub fn new(batch: &Batch, sequences: usize) -> Self {
-        let n = sequences.clamp(1, batch.batch);
-        let t = batch.inputs.len() / batch.batch;
-        let batch = Batch {
-            inputs: batch.inputs[..n * t].into(),
-            targets: batch.targets[..n * t].to_vec(),
-            batch: n,
-            state: batch.state,
-            questions: batch.questions.iter().filter(|q| q.sequence < n).copied().collect(),
-        };
-        Probe { batch, dead: Dead::default() }
+        Probe { batch: batch.first(sequences), dead: Dead::default() }
     }
 
     /// Loss of the batch, and what every layer that routes shows.
@@ -113,7 +104,7 @@ impl Probe {
         let scope = format!("model.layers.{layer}.self_attn");
         let gradient = |name: &str| seen.gradient_at(&scope, name).as_ref().map(Tensor::to_f64).transpose();
         let c = model.config();
-        let (list, d) = (trace.routes().to_host()?, c.head_dim);
+        let (list, d) = (trace.routes()?.to_host()?, c.head_dim);
         let (b, g, t) = list.extents();
         let (h, s) = (c.heads, list.chunk_size());
 
@@ -128,7 +119,7 @@ impl Probe {
         let visible: usize = b * g * (s..t).map(|query| query / s).sum::<usize>();
         let pairs = gradient(PAIRS)?.map_or(0.0, |x| x[0]);
         let scores = seen.gradient_at(&scope, SCORES).map(|x| list.per_entry(&x)).transpose()?;
-        let soft = trace.probabilities().and_then(|(w, p)| Some((w, p?)));
+        let soft = trace.probabilities()?.and_then(|(w, p)| Some((w, p?)));
         let soft = soft.map(|(w, p)| CoreResult::Ok((list.per_entry(w)?, list.per_entry(p)?))).transpose()?;
         let figures = Entries {
             list: &list,

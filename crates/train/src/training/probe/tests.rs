@@ -29,8 +29,14 @@ fn tiny(kind: &str) -> (Model, Batch) {
     let model = Model::new(config, 17, 26, 3, &device, DType::F64).unwrap();
     let mut rng = Rng::new(4);
     let mut ids = || (0..2 * 26).map(|_| rng.below(17) as u32).collect::<Vec<u32>>();
-    let batch =
-        Batch { inputs: ids().into(), targets: ids(), batch: 2, state: LoaderState::default(), questions: Vec::new() };
+    let batch = Batch {
+        inputs: ids().into(),
+        targets: ids(),
+        batch: 2,
+        state: LoaderState::default(),
+        questions: Vec::new(),
+        documents: Vec::new(),
+    };
     (model, batch)
 }
 
@@ -93,7 +99,7 @@ fn the_score_gradients_are_those_of_finite_differences_in_gamma() {
     tape.backward(&value).unwrap();
     let mut inner = 0.0;
     for (layer, trace) in routers.iter().enumerate() {
-        let list = trace.as_ref().unwrap().routes().to_host().unwrap();
+        let list = trace.as_ref().unwrap().routes().unwrap().to_host().unwrap();
         let key = |name: &str| (format!("model.layers.{layer}.self_attn"), name.to_string());
         let ds = recorder.gradients.borrow()[&key(SCORES)].to_f64().unwrap();
         let values = recorder.values.borrow();

@@ -90,6 +90,22 @@ fn any_number_of_processes_gives_the_bits_of_one() {
 }
 
 #[test]
+fn documents_do_not_see_the_number_of_processes() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = |i: usize| format!("{{\"text\": \"{}\"}}\n", "a document of its own ".repeat(1 + i * i % 23));
+    std::fs::write(folder.path().join("own.jsonl"), (0..300).map(line).collect::<String>()).unwrap();
+    let text = SMALLEST.replace("[task]\nkind = \"recall\"\n", "");
+    let places = ["path", "cache"].map(|key| format!("data.{key}={}", folder.path().join("own.jsonl").display()));
+    let places = [places[0].clone(), places[1].replace("own.jsonl", "cache")];
+    let set = ["run.steps=3", "data.seq_len=48", "data.batch_size=1", "data.grad_accum=4", "data.source=text"];
+    let documents =
+        ["data.vocab_size=270", "data.document_mask=true", "data.packing=best-fit", "router.target_share=0.9"];
+    let set = set.iter().chain(&documents).chain(&["model.attention.kind=dash", "model.attention.chunk_size=16"]);
+    let set: Vec<String> = set.map(|s| s.to_string()).chain(places).collect();
+    same(&Config::from_text(&text, &set, Path::new("small.toml")).unwrap(), &[2, 4]);
+}
+
+#[test]
 fn the_controller_steers_alike_everywhere() {
     same(&config(&["data.grad_accum=4", "router.target_share=0.9"]), &[2, 4]);
 }

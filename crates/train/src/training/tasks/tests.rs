@@ -80,7 +80,14 @@ fn sequences() -> Vec<Length> {
             ask(i, 7, r.1)
         });
         let questions = questions.collect();
-        Batch { inputs: inputs.into(), targets, batch: rows.len(), state: Default::default(), questions }
+        Batch {
+            inputs: inputs.into(),
+            targets,
+            batch: rows.len(),
+            state: Default::default(),
+            questions,
+            documents: Vec::new(),
+        }
     };
     let first = of(&[([0, 0, 5, 0, 0, 0, 0, 1], 2), ([0, 0, 5, 6, 0, 0, 0, 1], 2)]);
     let second = of(&[([5, 0, 6, 0, 0, 0, 0, 1], 0), ([6, 0, 6, 6, 0, 0, 0, 1], 0), ([0, 0, 0, 0, 0, 0, 5, 1], 6)]);
