@@ -175,6 +175,7 @@ fn small_documents_are_whole_on_one_side_and_equal_ones_on_the_same() {
     };
     let (train, validation) = (documents(&p.train), documents(&p.validation));
     assert_eq!(train.len() + validation.len(), 3000);
+    assert_eq!(p.report.end_side(), crate::Side::After);
     assert!(train.iter().chain(&validation).all(|d| d.starts_with("document ") && d.contains("about")));
     let seen: std::collections::HashSet<&String> = train.iter().collect();
     assert!(validation.len() > 100 && validation.iter().all(|d| !seen.contains(d)));

@@ -72,7 +72,7 @@ pub fn spike_guard(window: &mut NormWindow, norm: &Tensor, factor: &Tensor, limi
     let of = |[scale, exceeded]: [Tensor; 2]| Decision { scale, exceeded };
     match norm.device() {
         Device::Cpu(cpu) => {
-            let one = |x: &Tensor, cpu: &CpuDevice| Ok::<_, crate::Error>(x.on_cpu::<f64>(op, cpu)?[0]);
+            let one = |x: &Tensor, cpu: &CpuDevice| Ok::<_, crate::error::Error>(x.on_cpu::<f64>(op, cpu)?[0]);
             let numbers = (one(norm, cpu)?, one(factor, cpu)?);
             let decided = decide(window.0.cpu_mut::<f64>(op)?, numbers, limit);
             Ok(of(decided.map(|x| Tensor::from_buffer(&[], cpu.copy(&[x])))))

@@ -63,6 +63,7 @@ fn the_tokens_of_llm_c_and_nanogpt_stay_as_they_are_with_their_split() {
         assert!(p.fresh && p.tokenizer.is_none());
         assert_eq!(both(&p), (with_end(6..30, id, side), with_end(0..6, id, side)));
         assert_eq!(p.report.end_of_text, Some(EndOfText { id, side }));
+        assert_eq!(p.report.end_side(), side);
         assert_eq!((p.report.documents, &p.report.read_as), (30, &[(read_as.to_string(), 2)].into()));
         let starts: usize = p.train.iter().map(|shard| shard.document_starts().len()).sum();
         assert_eq!(starts, 24, "documents begin where the files say");
@@ -79,6 +80,7 @@ fn megatrons_index_says_where_documents_begin_and_the_end_validates_where_no_nam
     let (train, validation) = both(&p);
     assert_eq!([train, validation.clone()].concat(), all);
     assert_eq!((p.report.documents, p.report.end_of_text), (30, None));
+    assert_eq!(p.report.end_side(), Side::Before);
     let share = validation.len() as f64 / all.len() as f64;
     assert!((0.1..=0.2).contains(&share), "{share}");
     assert_eq!(validation[..5], all[all.len() - validation.len()..][..5]);
