@@ -3,7 +3,7 @@
 
 use std::cell::RefCell;
 
-use dash_core::ops::attention::keep_rows;
+use dash_core::ops::attention::{keep_rows, room_for_rows};
 use dash_core::ops::index_select;
 use dash_core::{Error, Ids, Result, Tape, Tensor};
 
@@ -123,7 +123,7 @@ impl LayerCache {
 
 impl Rows {
     fn new(rows: &Tensor) -> Result<Self> {
-        let mut new = Rows { tensor: with_rows(rows, rows.shape()[1] + ROOM)?, len: 0 };
+        let mut new = Rows { tensor: room_for_rows(rows, rows.shape()[1] + ROOM)?, len: 0 };
         new.append(rows)?;
         Ok(new)
     }
@@ -132,7 +132,7 @@ impl Rows {
     fn append(&mut self, rows: &Tensor) -> Result<()> {
         let (capacity, len) = (self.tensor.shape()[1], self.len + rows.shape()[1]);
         if len > capacity {
-            let mut larger = with_rows(&self.tensor, len.max(2 * capacity))?;
+            let mut larger = room_for_rows(&self.tensor, len.max(2 * capacity))?;
             keep_rows(&mut larger, 0, &self.tensor)?;
             self.tensor = larger;
         }
@@ -140,13 +140,6 @@ impl Rows {
         self.len = len;
         Ok(())
     }
-}
-
-/// Zeros like `x [1, t, ..]`, with `rows` in the place of t.
-fn with_rows(x: &Tensor, rows: usize) -> Result<Tensor> {
-    let mut shape = x.shape().to_vec();
-    shape[1] = rows;
-    Tensor::zeros(x.device(), &shape, x.dtype())
 }
 
 /// Some rows of `x [1, t, ..]`.
@@ -162,7 +155,7 @@ fn joined(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     if n == 0 {
         return Ok(b.clone());
     }
-    let mut all = with_rows(a, n + m)?;
+    let mut all = room_for_rows(a, n + m)?;
     keep_rows(&mut all, 0, a)?;
     keep_rows(&mut all, n, b)?;
     Ok(all)

@@ -7,7 +7,7 @@ use dash_core::ops::{
     RopeTable, add, attention_heads, embedding, index_select, linear, linear_add, linear_cross_entropy, reshape,
     rmsnorm, rope, swiglu, token_nll,
 };
-use dash_core::{DType, Device, Error, Ids, Result, Tape, Tensor, Var};
+use dash_core::{Compute, DType, Device, Error, Ids, Result, Tape, Tensor, Var};
 
 use crate::attention::{Attention, Inputs, Knob, Layer, Parted, Reroute, attend, attend_documents};
 use crate::budget::Budget;
@@ -307,7 +307,7 @@ impl Model {
         Cache::new(self.config.layers)
     }
 
-    /// Logits `[v]` of the position after one sequence: the tokens of the cache, then `ids [1, t]`, which it keeps. Operands are
+    /// Logits `[v]` of the position after one sequence: the tokens of the cache, then `ids [1, t]`, which it keeps. On a CPU operands are
     /// not rounded, whatever the model's compute.
     ///
     /// After an error the cache is of no use.
@@ -323,7 +323,7 @@ impl Model {
         })
     }
 
-    /// Logits `[v]` of the position after one sequence `[1, t]`. Operands are not rounded, whatever the model's compute.
+    /// Logits `[v]` of the position after one sequence `[1, t]`. On a CPU operands are not rounded, whatever the model's compute.
     ///
     /// # Errors
     /// As [`Model::forward`].
@@ -332,7 +332,12 @@ impl Model {
     }
 
     fn logits_of_last(&self, ids: &Ids, cache: Option<&Cache>) -> Result<Tensor> {
-        let tape = Tape::inference();
+        let compute = match self.device() {
+            // products of few rows are no faster for it
+            Device::Cpu(_) => Compute::Full,
+            Device::Cuda(_) => self.config.compute.into(),
+        };
+        let tape = Tape::inference().computing(compute);
         let leaves = self.leaves(&tape);
         let f = self.forward_after(&tape, &leaves, ids, None, cache.map_or(Of::Choice, Of::Cache))?;
         let last = index_select(&tape, &f.hidden, 1, &Ids::places(ids.device(), &[ids.len().saturating_sub(1)])?)?;

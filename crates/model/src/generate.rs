@@ -25,16 +25,16 @@ pub struct Generation {
     /// How each is drawn.
     pub sampling: Sampling,
     /// Whether keys, values and summaries of earlier tokens are kept, so that a new token is computed alone. Without, every token
-    /// is computed again for each new one; the logits are the same to the rounding of sums in another order. On a GPU, which has no
-    /// kernels for it yet, nothing is kept.
+    /// is computed again for each new one; the logits are the same to the rounding of sums in another order. Where [`has_cache`] says
+    /// no, nothing is kept.
     pub cache: bool,
 }
 
-/// Whether a device has kernels for kept keys and values. Without them [`generate`] reads the whole text for every token.
-pub fn has_cache(device: &Device) -> bool {
-    match device {
+/// Whether the model's device has kernels for what its attention keeps. Without them [`generate`] reads the whole text for every token.
+pub fn has_cache(model: &Model) -> bool {
+    match model.device() {
         Device::Cpu(_) => true,
-        Device::Cuda(_) => false,
+        Device::Cuda(_) => model.config().attention.decodes_on_a_card(),
     }
 }
 
@@ -54,7 +54,7 @@ pub fn generate(
     mut emit: impl FnMut(u32) -> bool,
 ) -> Result<()> {
     let mut ids = prompt.to_vec();
-    let mut cache = (how.cache && has_cache(model.device())).then(|| model.cache());
+    let mut cache = (how.cache && has_cache(model)).then(|| model.cache());
     for _ in 0..how.max_tokens {
         let positions = model.positions();
         let logits = match cache.as_mut().filter(|_| ids.len() <= positions) {

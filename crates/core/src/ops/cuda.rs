@@ -23,6 +23,7 @@ use crate::error::{Result, ensure};
 
 /// Attention on buffers, for benchmarks: extents, kinds and lists are checked.
 pub mod attention {
+    pub use crate::ops::attention::cached::cuda as cached;
     pub use crate::ops::attention::cuda::{BlockMask, Gradients, Operands, backward, forward};
 }
 
@@ -31,6 +32,7 @@ pub fn units() -> Vec<Unit> {
     let ops = [
         adamw::units(),
         super::attention::cuda::units(),
+        super::attention::cached::cuda::units(),
         crate::device::cuda::contest::units(),
         cross_entropy::units(),
         documents::units(),

@@ -212,6 +212,10 @@ impl Variant for Dash {
         Export { loader: Loader::Own, keys, note }
     }
 
+    fn decodes_on_a_card(&self) -> bool {
+        true
+    }
+
     fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {
         let (qbar, diagonal) = match x.own {
             [qbar] => (qbar, None),

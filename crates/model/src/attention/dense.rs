@@ -42,6 +42,10 @@ impl Variant for Dense {
         Export { loader: Loader::Stock, keys: Vec::new(), note }
     }
 
+    fn decodes_on_a_card(&self) -> bool {
+        true
+    }
+
     fn attend(&self, tape: &Tape, x: &Inputs) -> Result<Attended> {
         Ok((x.attend_all(tape)?, None))
     }

@@ -190,6 +190,11 @@ pub trait Variant: Settings + Send + Sync {
         None
     }
 
+    /// Whether a card has kernels for all that [`Variant::attend`] asks of kept tokens.
+    fn decodes_on_a_card(&self) -> bool {
+        false
+    }
+
     /// Whether it attends a number of chunks that [`Inputs::budget`] may change.
     fn takes_budget(&self) -> bool {
         false

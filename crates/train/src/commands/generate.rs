@@ -144,10 +144,11 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         )));
     };
     let how = Generation { max_tokens: args.max_tokens, sampling, cache: !args.no_cache };
-    if how.cache && !has_cache(loaded.model.device()) {
+    if how.cache && !has_cache(&loaded.model) {
         tell!(
-            "note: {} has no kernels for kept keys and values, so every token reads the whole text",
-            loaded.model.device()
+            "note: {} has no kernels for what attention \"{}\" keeps of earlier tokens, so every token reads the whole text",
+            loaded.model.device(),
+            loaded.model.config().attention.kind()
         );
     }
     let interrupt = Interrupt::install()?;

@@ -206,6 +206,24 @@ impl CudaBuffer {
 }
 
 impl CudaBuffer {
+    /// Copies another buffer of the same kind over the elements from `at` on.
+    ///
+    /// # Errors
+    /// When kinds differ, or there are not so many elements.
+    pub fn copy_at(&mut self, at: usize, other: &CudaBuffer) -> Result<()> {
+        let fits = at.checked_add(other.len).is_some_and(|end| end <= self.len);
+        ensure!(self.kind == other.kind && fits, "copy", "{other:?} to {self:?} from {at} on");
+        if other.len == 0 {
+            return Ok(());
+        }
+        let inner = &*self.device.0;
+        inner.enter("copy")?;
+        let to = self.address() + (at * self.kind.size()) as Address;
+        // SAFETY: both have the bytes of `other` on the same device.
+        let status = unsafe { (inner.driver.copy_on_device)(to, other.address(), other.bytes(), inner.stream) };
+        inner.check("copy", "cuMemcpyDtoDAsync", status)
+    }
+
     /// The elements of some buffers of one kind, one after the other.
     ///
     /// # Errors

@@ -129,6 +129,14 @@ impl CudaData {
         Ok(self.full.get_mut().expect("made above"))
     }
 
+    /// The numbers in the form that they were made in, to be changed in part; the other form is forgotten.
+    pub(crate) fn made_mut(&mut self) -> &mut CudaBuffer {
+        if self.full.get().is_some() {
+            self.rounded.take();
+        }
+        self.full.get_mut().or(self.rounded.get_mut()).expect("numbers are there in one form at least")
+    }
+
     /// Both forms to be overwritten together, the rounded one where it is there.
     ///
     /// # Errors
@@ -143,9 +151,9 @@ impl CudaData {
     /// # Errors
     /// When the card has no memory left.
     pub(crate) fn copy(&self) -> Result<Self> {
-        let from = self.full()?;
-        let mut full = from.device().alloc("copy", from.kind(), from.len())?;
-        full.copy_from(from)?;
-        Ok(CudaData::new(full))
+        let from = self.as_made();
+        let mut copy = from.device().alloc("copy", from.kind(), from.len())?;
+        copy.copy_from(from)?;
+        Ok(CudaData::new(copy))
     }
 }

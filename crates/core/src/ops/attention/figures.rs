@@ -1,7 +1,7 @@
 //! What a run logs of a choice: found where the routes live, and read in one piece, so that a step is handed to a device whole before the host
 //! waits for any of it.
 
-use super::routes::HostRoutes;
+use super::host_routes::HostRoutes;
 use crate::error::{Result, ensure};
 use crate::tensor::Tensor;
 

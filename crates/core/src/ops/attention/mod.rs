@@ -7,11 +7,12 @@
 //! after earlier ones whose keys and values were kept.
 
 mod block;
-mod cached;
+pub(in crate::ops) mod cached;
 pub mod cuda;
 mod dense;
 mod engine;
 mod figures;
+mod host_routes;
 mod list;
 mod routes;
 mod routing;
@@ -19,10 +20,11 @@ mod span;
 mod summary;
 
 pub use block::block_attention;
-pub use cached::{Seen, cached_attention, keep_rows};
+pub use cached::{Seen, cached_attention, keep_rows, room_for_rows};
 pub use dense::dense_attention;
 pub use figures::{AskedFigures, RouteFigures};
-pub use routes::{HostRoutes, Routes};
+pub use host_routes::HostRoutes;
+pub use routes::Routes;
 pub use routing::{
     Center, Entmax, PAIRS, Pooling, Random, RouterGradient, Routing, SCORES, Top, WindowChoice, entmax_routing,
     entmax_routing_after, indexer_kl, landmark_bias, mass_routing, random_routing, softmax_bias, topk_routing,

@@ -1,11 +1,12 @@
 //! Which chunks every query attends, as the ops pass it on: device data, whose form is the device's own. The host sees it
 //! by name only, through [`Routes::to_host`].
 
-use std::ops::Range;
 use std::sync::Arc;
 
+use super::cached::lists::ChunkLists;
 use super::cuda::BlockMask;
 use super::figures::AskedFigures;
+use super::host_routes::{HostRoutes, mean_tokens};
 use super::list::BlockList;
 use super::{entries32, positions32};
 use crate::device::{CpuDevice, CudaDevice, Device};
@@ -32,6 +33,8 @@ enum Lists {
     Cpu(BlockList),
     /// A bit a (query, chunk) pair.
     Cuda(BlockMask),
+    /// A list a query, of queries after kept tokens.
+    CudaKept(ChunkLists),
 }
 
 impl Routes {
@@ -45,6 +48,12 @@ impl Routes {
         let (extents, chunk_size) = (mask.extents(), mask.chunk_size());
         let device = Device::Cuda(mask.cells().device().clone());
         Routes { lists: Arc::new(Lists::Cuda(mask)), extents, first: 0, chunk_size, device }
+    }
+
+    pub(super) fn cuda_lists(lists: ChunkLists) -> Self {
+        let (extents, first, chunk_size) = (lists.extents, lists.first, lists.chunk_size);
+        let device = Device::Cuda(lists.chunks.device().clone());
+        Routes { lists: Arc::new(Lists::CudaKept(lists)), extents, first, chunk_size, device }
     }
 
     /// Routes from any choice on the host: `choose(batch, kv head, query, chunks)` pushes earlier chunks in ascending order; the
@@ -91,7 +100,14 @@ impl Routes {
                 Ok(Self::cpu(BlockList::new(cpu, extents, (first, chunk_size), offsets, chunks)))
             }
             Device::Cuda(gpu) => {
-                ensure!(first == 0, "routes", "no kernel of this GPU routes after {first} kept tokens");
+                if first > 0 {
+                    return Ok(Self::cuda_lists(ChunkLists::from_host(
+                        gpu,
+                        (&offsets, &chunks),
+                        extents,
+                        (first, chunk_size),
+                    )?));
+                }
                 let host = HostRoutes { extents, first, chunk_size, offsets, chunks };
                 Ok(Self::cuda(BlockMask::from_host(gpu, &host)?))
             }
@@ -152,6 +168,7 @@ impl Routes {
                 let numbers = mask.figures(bias)?;
                 Ok(AskedFigures::on_device(Tensor::from_cuda(&[numbers.len()], numbers)))
             }
+            Lists::CudaKept(_) => Err(no_kernel("figures")),
         }
     }
 
@@ -163,6 +180,7 @@ impl Routes {
         match &*self.lists {
             Lists::Cpu(list) => Ok(list.lists().0.windows(2).map(|pair| pair[1] - pair[0]).collect()),
             Lists::Cuda(mask) => mask.counts(),
+            Lists::CudaKept(lists) => lists.counts.download(),
         }
     }
 
@@ -179,6 +197,10 @@ impl Routes {
             }
             Lists::Cuda(mask) => {
                 let (offsets, chunks) = mask.lists()?;
+                Ok(HostRoutes { extents, first, chunk_size, offsets, chunks })
+            }
+            Lists::CudaKept(lists) => {
+                let (offsets, chunks) = lists.lists()?;
                 Ok(HostRoutes { extents, first, chunk_size, offsets, chunks })
             }
         }
@@ -206,6 +228,15 @@ impl Routes {
                     Tensor::from_vec(&self.device, &[mask.entries()], numbers)
                 })
             }
+            Lists::CudaKept(lists) => {
+                let filled = lists.filled()?;
+                ensure!(numbers.len() == filled.len(), "routes", "{} numbers, {} entries", numbers.len(), filled.len());
+                let mut all = vec![0.0; lists.entries()];
+                filled.iter().zip(numbers).for_each(|(&at, &x)| all[at] = x);
+                with_number!(dtype, T => {
+                    Tensor::from_vec(&self.device, &[all.len()], all.into_iter().map(T::of).collect())
+                })
+            }
         }
     }
 
@@ -216,7 +247,7 @@ impl Routes {
     pub(super) fn on_cpu(&self, op: &'static str, cpu: &CpuDevice) -> Result<&BlockList> {
         match &*self.lists {
             Lists::Cpu(list) if list.device().is(cpu) => Ok(list),
-            Lists::Cpu(_) | Lists::Cuda(_) => Err(self.elsewhere(op, &format!("{cpu:?}"))),
+            Lists::Cpu(_) | Lists::Cuda(_) | Lists::CudaKept(_) => Err(self.elsewhere(op, &format!("{cpu:?}"))),
         }
     }
 
@@ -227,7 +258,19 @@ impl Routes {
     pub(super) fn on_cuda(&self, op: &'static str, gpu: &CudaDevice) -> Result<&BlockMask> {
         match &*self.lists {
             Lists::Cuda(mask) if mask.cells().device().is(gpu) => Ok(mask),
+            Lists::CudaKept(_) => Err(no_kernel(op)),
             Lists::Cpu(_) | Lists::Cuda(_) => Err(self.elsewhere(op, &format!("{gpu:?}"))),
+        }
+    }
+
+    /// The lists of queries after kept tokens, for a kernel of this card.
+    ///
+    /// # Errors
+    /// When they live elsewhere, or are of whole sequences.
+    pub(super) fn on_cuda_listed(&self, op: &'static str, gpu: &CudaDevice) -> Result<&ChunkLists> {
+        match &*self.lists {
+            Lists::CudaKept(lists) if lists.chunks.device().is(gpu) => Ok(lists),
+            Lists::Cpu(_) | Lists::Cuda(_) | Lists::CudaKept(_) => Err(self.elsewhere(op, &format!("{gpu:?}"))),
         }
     }
 
@@ -236,111 +279,8 @@ impl Routes {
     }
 }
 
-fn mean_tokens(
-    (batch, kv_heads, queries): (usize, usize, usize),
-    first: usize,
-    chunk_size: usize,
-    entries: usize,
-) -> f64 {
-    let rows = batch * kv_heads * queries;
-    let own: usize = (first..first + queries).map(|q| q % chunk_size + 1).sum();
-    let own = batch * kv_heads * own;
-    (own + (entries - rows) * chunk_size) as f64 / rows.max(1) as f64
-}
-
-/// [`Routes`] on the host. Entries are numbered by (batch, kv head, query) and ascend in the chunk.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HostRoutes {
-    extents: (usize, usize, usize),
-    /// position of the first query
-    first: usize,
-    chunk_size: usize,
-    /// first entry of each query, and the end
-    offsets: Vec<u32>,
-    chunks: Vec<u32>,
-}
-
-impl HostRoutes {
-    /// Tokens of a chunk.
-    pub fn chunk_size(&self) -> usize {
-        self.chunk_size
-    }
-
-    /// (batch, kv heads, queries).
-    pub fn extents(&self) -> (usize, usize, usize) {
-        self.extents
-    }
-
-    /// Number of entries.
-    pub fn len(&self) -> usize {
-        self.chunks.len()
-    }
-
-    /// No query at all.
-    pub fn is_empty(&self) -> bool {
-        self.chunks.is_empty()
-    }
-
-    /// See [`Routes::mean_tokens`].
-    pub fn mean_tokens(&self) -> f64 {
-        mean_tokens(self.extents, self.first, self.chunk_size, self.len())
-    }
-
-    /// The chunks of a query, ascending, its own last.
-    pub fn chunks_of(&self, batch: usize, kv_head: usize, query: usize) -> &[u32] {
-        &self.chunks[self.entries_of(batch, kv_head, query)]
-    }
-
-    /// The numbers of a query's entries.
-    pub fn entries_of(&self, batch: usize, kv_head: usize, query: usize) -> Range<usize> {
-        let (_, kv_heads, queries) = self.extents;
-        let i = (batch * kv_heads + kv_head) * queries + query;
-        self.offsets[i] as usize..self.offsets[i + 1] as usize
-    }
-
-    /// The entries in the order of a card's bits: by tile of 64 queries, in it by chunk, in it by query.
-    pub(super) fn by_cell(&self) -> Vec<u32> {
-        let (batch, kv_heads, queries) = self.extents;
-        let mut order = Vec::with_capacity(self.len());
-        let mut chunks: Vec<Vec<u32>> = vec![Vec::new(); queries.div_ceil(self.chunk_size)];
-        for row in 0..batch * kv_heads {
-            for first in (0..queries).step_by(64) {
-                for query in first..queries.min(first + 64) {
-                    for entry in self.entries_of(row / kv_heads, row % kv_heads, query) {
-                        chunks[self.chunks[entry] as usize].push(entry as u32);
-                    }
-                }
-                chunks.iter_mut().for_each(|entries| order.append(entries));
-            }
-        }
-        order
-    }
-
-    /// What a tensor says of the entries, `[entries, ..]`, in the order of this list.
-    ///
-    /// # Errors
-    /// When it is of other routes, or the device fails.
-    pub fn per_entry(&self, x: &Tensor) -> Result<Vec<f64>> {
-        match x.device() {
-            Device::Cpu(_) => {
-                let rows = x.shape().first().copied();
-                ensure!(rows == Some(self.len()), "routes", "{:?} for {} entries", x.shape(), self.len());
-                x.to_f64()
-            }
-            Device::Cuda(_) => {
-                // room for every pair that could be attended: numbers beyond the entries mean nothing
-                let rows = x.shape().first().copied().unwrap_or(0);
-                ensure!(rows >= self.len(), "routes", "{:?} for {} entries", x.shape(), self.len());
-                let (width, numbers) = (x.numel() / rows.max(1), x.to_f64()?);
-                let mut out = vec![0.0; self.len() * width];
-                for (from, to) in self.by_cell().into_iter().enumerate() {
-                    let to = to as usize;
-                    out[to * width..][..width].copy_from_slice(&numbers[from * width..][..width]);
-                }
-                Ok(out)
-            }
-        }
-    }
+fn no_kernel(op: &'static str) -> Error {
+    Error::invalid(op, "CUDA has no kernel of it for queries after kept tokens")
 }
 
 #[cfg(test)]

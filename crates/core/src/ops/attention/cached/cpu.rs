@@ -25,7 +25,7 @@ struct Piece<T> {
 
 impl<T: CpuNumber> Seen<'_, T> {
     /// The keys of the query number `query`, at position `past + query`, and their number.
-    fn pieces(&self, past: usize, query: usize, kv: usize) -> (Vec<Piece<T>>, usize) {
+    fn pieces(&self, past: usize, (batch, kv): (usize, usize), query: usize) -> (Vec<Piece<T>>, usize) {
         let pieces: Vec<Piece<T>> = match *self {
             Seen::Span(span, _) => {
                 let keys = span.of(past + query);
@@ -33,7 +33,7 @@ impl<T: CpuNumber> Seen<'_, T> {
             }
             Seen::Routes(list, bias) => {
                 let (size, end) = (list.chunk_size(), past + query + 1);
-                let entries = list.entries_of(0, kv, query).zip(list.chunks_of(0, kv, query));
+                let entries = list.entries_of(batch, kv, query).zip(list.chunks_of(batch, kv, query));
                 let piece = |(entry, &chunk): (usize, &u32)| {
                     let first = chunk as usize * size;
                     Piece { first, len: size.min(end - first), bias: bias.map_or(T::ZERO, |bias| bias[entry]) }
@@ -79,30 +79,33 @@ simd! {
     }
 }
 
-/// Out `[t, h, d]`.
+/// Out `[b, t, h, d]`.
 pub fn forward<T: CpuNumber>(
     device: &CpuDevice,
     dims: Dims,
-    past: usize,
+    (past, capacity): (usize, usize),
     (q, k, v): (&[T], &[T], &[T]),
     seen: Seen<T>,
 ) -> Buffer<T> {
-    let Dims { t, h, g, d, .. } = dims;
+    let Dims { b, t, h, g, d } = dims;
     let group = dims.group();
     let scale = T::of(1.0 / (d as f64).sqrt());
     let alpha = match seen {
         Seen::Span(_, alpha) => alpha,
         Seen::Routes(..) => 1.0,
     };
-    let mut out = device.alloc::<T>(t * h * d);
+    let mut out = device.alloc::<T>(b * t * h * d);
     device.for_pieces(&mut out, group * d, |task, out| {
-        let (query, kv) = (task / g, task % g);
-        let (pieces, n) = seen.pieces(past, query, kv);
+        let (batch, query, kv) = (task / g / t, task / g % t, task % g);
+        let (pieces, n) = seen.pieces(past, (batch, kv), query);
         if n == 0 {
             return out.fill(T::ZERO);
         }
         let mut p = device.alloc::<T>(group * n);
-        let (k, v) = (MatRef::rows(&k[kv * d..], g * d), MatRef::rows(&v[kv * d..], g * d));
+        let (k, v) = {
+            let first = (batch * capacity * g + kv) * d;
+            (MatRef::rows(&k[first..], g * d), MatRef::rows(&v[first..], g * d))
+        };
         score(&q[task * group * d..][..group * d], k, d, &pieces, scale, &mut p, n);
         for row in p.chunks_exact_mut(n) {
             if alpha == 1.0 { softmax_row(row) } else { entmax_row(row, alpha) }

@@ -2,16 +2,22 @@
 //! at a time. o_i = sum_{j in seen(i)} p_ij v_j with p_i = softmax or alpha-entmax over seen(i) of q_i . k_j / sqrt d + b_c(j).
 //!
 //! Work grows with the attended keys, not with the kept ones. It is for inference and has no gradient, so it takes and returns
-//! plain tensors. Operands are not rounded to bf16.
+//! plain tensors. A CPU rounds no operand; a card multiplies keys that were kept in bf16 as they are.
 
+#[cfg(test)]
+mod card_tests;
 mod cpu;
+pub mod cuda;
+pub(in crate::ops::attention) mod lists;
 #[cfg(test)]
 mod tests;
 
 use super::{Dims, Routes, Span, positions32};
+use crate::device::Device;
 use crate::dispatch::on_device;
 use crate::error::{Error, Result, ensure};
 use crate::ops::entmax::check_alpha_or_softmax;
+use crate::shape::checked_numel;
 use crate::tensor::Tensor;
 
 /// Which keys a new token sees.
@@ -26,7 +32,7 @@ pub enum Seen<'a> {
 impl Seen<'_> {
     /// Refuses what does not fit `t` queries after `past` tokens, and returns how many keys have to be kept.
     fn check(&self, op: &'static str, past: usize, dims: Dims) -> Result<usize> {
-        let Dims { t, g, .. } = dims;
+        let Dims { b, t, g, .. } = dims;
         let end = positions32(op, past, t)?;
         match *self {
             Seen::Span(span, alpha) => {
@@ -35,7 +41,7 @@ impl Seen<'_> {
                 Ok(span.keys(end))
             }
             Seen::Routes(routes, bias) => {
-                let (have, want) = ((routes.first(), routes.extents()), (past, (1, g, t)));
+                let (have, want) = ((routes.first(), routes.extents()), (past, (b, g, t)));
                 ensure!(
                     have == want,
                     op,
@@ -49,8 +55,8 @@ impl Seen<'_> {
     }
 }
 
-/// Attention of `q [1, t, h, d]`, whose first query stands at position `past`, to the first rows of `k` and `v`
-/// `[1, capacity, g, d]`, which hold those of the queries' own tokens too: `[1, t, h, d]`. Rows behind them are not read. A query
+/// Attention of `q [b, t, h, d]`, whose first query stands at position `past`, to the first rows of `k` and `v`
+/// `[b, capacity, g, d]`, which hold those of the queries' own tokens too: `[b, t, h, d]`. Rows behind them are not read. A query
 /// that sees no key gets 0.
 ///
 /// # Errors
@@ -59,7 +65,7 @@ pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor, past: usize, seen: S
     let op = "cached_attention";
     let [b, t, h, d] = q.dims(op)?;
     let [bk, capacity, g, dk] = k.dims(op)?;
-    ensure!((b, bk, d) == (1, 1, dk), op, "q is {:?}, k is {:?}: one sequence, one width", q.shape(), k.shape());
+    ensure!((b, d) == (bk, dk), op, "q is {:?}, k is {:?}", q.shape(), k.shape());
     ensure!(k.shape() == v.shape(), op, "k is {:?}, v is {:?}", k.shape(), v.shape());
     let dims = Dims::new(op, [b, t, h, d], g)?;
     let needed = seen.check(op, past, dims)?;
@@ -77,12 +83,43 @@ pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor, past: usize, seen: S
                 cpu::Seen::Routes(list, own.map(|_| bias))
             }
         };
-        Ok(Tensor::from_buffer(q.shape(), cpu::forward::<T>(cpu, dims, past, (qs, ks, vs), seen)))
-    }, Cuda(_, [_, _, _, _]) => Err(no_kernel(op)))
+        Ok(Tensor::from_buffer(q.shape(), cpu::forward::<T>(cpu, dims, (past, capacity), (qs, ks, vs), seen)))
+    }, Cuda(gpu, [qs, ks, vs, bias]) => {
+        let sees = match seen {
+            Seen::Span(_, alpha) if alpha != 1.0 => {
+                return Err(Error::invalid(op, "CUDA has no kernel for entmax over kept keys: generate without a cache there"));
+            }
+            Seen::Span(span, _) => cuda::Sees::Span(span),
+            Seen::Routes(routes, own) => {
+                let own = own.map(|_| bias.full()).transpose()?;
+                cuda::Sees::Lists(routes.on_cuda_listed(op, gpu)?, own)
+            }
+        };
+        let operands = if ks.is_rounded() && vs.is_rounded() && cuda::splits(dims) {
+            [qs.rounded()?, ks.rounded()?, vs.rounded()?]
+        } else {
+            [qs.full()?, ks.full()?, vs.full()?]
+        };
+        Ok(Tensor::from_cuda(q.shape(), cuda::attention(dims, (past, capacity), operands, sees)?))
+    })
 }
 
-fn no_kernel(op: &'static str) -> Error {
-    Error::invalid(op, "CUDA has no kernel for it: generate without a cache there")
+/// Zeros like `x [b, t, ..]`, with `rows` in the place of t, in the form that a card made it in: room for [`keep_rows`].
+///
+/// # Errors
+/// When x has no such axis, or the device has no memory left.
+pub fn room_for_rows(x: &Tensor, rows: usize) -> Result<Tensor> {
+    let op = "room_for_rows";
+    let mut shape = x.shape().to_vec();
+    ensure!(shape.len() > 1, op, "{shape:?} has no rows");
+    shape[1] = rows;
+    match x.device() {
+        Device::Cpu(_) => Tensor::zeros(x.device(), &shape, x.dtype()),
+        Device::Cuda(gpu) => {
+            let kind = x.on_cuda(op, gpu)?.as_made().kind();
+            Ok(Tensor::from_cuda(&shape, gpu.zeros(op, kind, checked_numel(op, &shape)?)?))
+        }
+    }
 }
 
 /// Writes `rows [1, n, ..]` over those of `kept [1, capacity, ..]` from row `at` on, in place where nothing else shares it.
@@ -107,5 +144,9 @@ pub fn keep_rows(kept: &mut Tensor, at: usize, rows: &Tensor) -> Result<()> {
     on_device!(op, [rows]; Cpu<T>(_, [x]) => {
         kept.cpu_mut::<T>(op)?[at * width..(at + n) * width].copy_from_slice(x);
         Ok(())
-    }, Cuda(_, [_]) => Err(no_kernel(op)))
+    }, Cuda(gpu, [x]) => {
+        let to = kept.cuda_mut(op, gpu)?.made_mut();
+        let kind = to.kind();
+        to.copy_at(at * width, x.of_kind(kind)?)
+    })
 }

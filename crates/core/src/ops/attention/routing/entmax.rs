@@ -2,8 +2,9 @@
 //!
 //! Kept for backward: q, kbar, w and each head's p, per entry.
 
+use super::super::cached::cuda::route as route_after;
 use super::super::{Dims, Routes, cuda};
-use super::{Routing, check, check_no_past, cpu};
+use super::{Routing, check, cpu};
 use crate::device::CudaData;
 use crate::device::cuda::CudaBuffer;
 use crate::dispatch::on_device;
@@ -129,6 +130,27 @@ fn forward_on_cuda(
     })
 }
 
+/// After kept tokens: nothing is kept for a backward pass.
+fn after_on_cuda(
+    (dims, past): (Dims, usize),
+    (qs, ks): (&CudaData, &CudaData),
+    own: Option<&CudaBuffer>,
+    settings: Entmax,
+) -> Result<Forward> {
+    let rounded = qs.is_rounded() && ks.is_rounded();
+    let operands = if rounded { (qs.rounded()?, ks.rounded()?) } else { (qs.full()?, ks.full()?) };
+    let out = route_after(dims, past, operands, own, settings)?;
+    let entries = out.lists.entries();
+    let weights = Tensor::from_cuda(&[entries], out.weights);
+    Ok(Forward {
+        routes: Routes::cuda_lists(out.lists),
+        bias: Tensor::from_cuda(&[entries], out.bias),
+        rows: weights.clone(),
+        weights,
+        heads: None,
+    })
+}
+
 /// [`entmax_routing`] where `past` tokens stand before the first query and `kbar` has the summaries of all complete chunks, theirs
 /// too.
 ///
@@ -167,8 +189,8 @@ pub fn entmax_routing_after(
             heads: Some(heads),
         }
     }, Cuda(_, [qs, ks, own]) => {
-        check_no_past(op, past)?;
-        forward_on_cuda(tape, (dims, n), (qs, ks), diagonal.map(|_| own.full()).transpose()?, settings)?
+        let own = diagonal.map(|_| own.full()).transpose()?;
+        if past > 0 { after_on_cuda((dims, past), (qs, ks), own, settings)? } else { forward_on_cuda(tape, (dims, n), (qs, ks), own, settings)? }
     });
     let (q, kbar, diagonal) = (q.clone(), kbar.clone(), diagonal.map(Var::id));
     let kept = (routes.clone(), weights.clone(), rows);

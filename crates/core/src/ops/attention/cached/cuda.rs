@@ -1,0 +1,212 @@
+//! The launches: attention of a few queries to kept keys, split over the keys, and entmax routing among the chunks of kept keys.
+
+use super::lists::ChunkLists;
+use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
+use crate::error::{Error, Result, ensure};
+use crate::ops::attention::{Center, Dims, Entmax, Span};
+use crate::ops::cuda::{infinity, real, wide};
+
+static DECODE: Source = Source { name: "attention_decode", text: include_str!("decode.cu") };
+static PLAIN: Source = Source { name: "attention_decode_plain", text: include_str!("plain.cu") };
+static ROUTE: Source = Source { name: "attention_decode_route", text: include_str!("route.cu") };
+
+/// Head widths that `decode.cu` is compiled for; others are padded.
+const WIDTHS: [usize; 4] = [16, 32, 64, 128];
+/// Query heads a kv head, at most, of `decode.cu`: the rows of its product.
+const HEADS: usize = 16;
+/// The same of `route.cu`.
+const MOST_GROUP: usize = 64;
+/// Blocks that are on the card at once: two a multiprocessor of an H100. Keys are cut by this number and not by the card's own, so that the order of
+/// sums is the same on every card.
+const BLOCKS: usize = 2 * 132;
+/// Stages and warps of `decode.cu`.
+const STAGES: usize = 3;
+const WARPS: usize = 4;
+
+fn decode_unit(d: usize, listed: bool) -> Unit {
+    Unit::new(&DECODE, [("D", d.to_string()), ("LISTED", usize::from(listed).to_string())])
+}
+
+fn plain_unit(kind: Kind) -> Unit {
+    Unit::new(&PLAIN, [("R", kind.source_name().into()), ("INFINITY_OF_R", infinity(kind).into())])
+}
+
+/// Warps of a block that solves a row: as many as there are registers for.
+fn warps(number: Kind) -> usize {
+    if number == Kind::F64 { 16 } else { 32 }
+}
+
+fn route_unit(kind: Kind, squares: bool) -> Unit {
+    let number = wide(kind);
+    // see route.cu
+    let small = if number == Kind::F64 { "1e-9" } else { "1e-5f" };
+    let defines = [
+        ("STORED", kind.source_name().into()),
+        ("R", number.source_name().into()),
+        ("SQUARES", usize::from(squares).to_string()),
+        ("SMALL", small.into()),
+        ("MOST_GROUP", MOST_GROUP.to_string()),
+        ("WARPS", warps(number).to_string()),
+        ("ROUNDED", usize::from(kind == Kind::Bf16).to_string()),
+        ("INFINITY_OF_R", infinity(number).into()),
+    ];
+    Unit::new(&ROUTE, defines)
+}
+
+/// Everything that is compiled for kept keys.
+pub fn units() -> Vec<Unit> {
+    let decode = WIDTHS.into_iter().flat_map(|d| [false, true].map(|listed| decode_unit(d, listed)));
+    let plain = [Kind::F32, Kind::F64].map(plain_unit);
+    let route = [Kind::Bf16, Kind::F32, Kind::F64].into_iter().flat_map(|k| [false, true].map(|s| route_unit(k, s)));
+    decode.chain(plain).chain(route).collect()
+}
+
+/// Which kept keys a query sees.
+#[derive(Clone, Copy)]
+pub enum Sees<'a> {
+    /// A range up to its own.
+    Span(Span),
+    /// Its list, with a bias an entry where there is one.
+    Lists(&'a ChunkLists, Option<&'a CudaBuffer>),
+}
+
+/// What the kernels take of [`Sees`]: counts, chunks and bias; chunk size, places of a list, and the window, 0 for all.
+fn seen_args<'a>(op: &'static str, sees: Sees<'a>, number: Kind) -> Result<([Arg<'a>; 3], [usize; 3])> {
+    match sees {
+        Sees::Span(Span::Causal) => Ok(([Arg::Null; 3], [1, 0, 0])),
+        Sees::Span(Span::Sliding(window)) => Ok(([Arg::Null; 3], [1, 0, window])),
+        Sees::Span(Span::Windows { .. }) => {
+            Err(Error::invalid(op, "CUDA has no kernel for windows of kept keys: generate without a cache there"))
+        }
+        Sees::Lists(lists, bias) => {
+            if let Some(bias) = bias {
+                let fits = (bias.kind(), bias.len()) == (number, lists.entries());
+                ensure!(fits, op, "bias {bias:?} for {} entries", lists.entries());
+            }
+            let buffers = [Arg::Buffer(&lists.counts), Arg::Buffer(&lists.chunks), bias.map_or(Arg::Null, Arg::Buffer)];
+            Ok((buffers, [lists.chunk_size, lists.most, 0]))
+        }
+    }
+}
+
+/// Whether the kernels that split the keys take queries and keys in bf16 of these extents.
+pub fn splits(dims: Dims) -> bool {
+    dims.d.is_multiple_of(8) && dims.d <= WIDTHS[3] && dims.group() <= HEADS
+}
+
+fn check(op: &'static str, dims: Dims, capacity: usize, [q, k, v]: [&CudaBuffer; 3]) -> Result<usize> {
+    let Dims { b, t, h, g, d } = dims;
+    let kind = q.kind();
+    let fits = |x: &CudaBuffer, len: usize| (x.kind(), x.len()) == (kind, len);
+    let all = fits(q, b * t * h * d) && fits(k, b * capacity * g * d) && fits(v, b * capacity * g * d);
+    ensure!(all, op, "{q:?}, {k:?} and {v:?} for {dims:?} with room for {capacity} keys");
+    let rows = b * g * t;
+    ensure!(rows <= 65535, op, "{rows} (sequence, kv head, query): a card takes 65535 at once");
+    Ok(rows)
+}
+
+/// Attention of `q [b, t, h, d]`, the first at position `past`, to kept keys and values `[b, capacity, g, d]`: `[b, t, h, d]`. All are bf16 and
+/// [`splits`] takes them, or all f32 or f64.
+///
+/// # Errors
+/// When extents do not fit, there is no kernel for what is seen, or memory runs out.
+pub fn attention(
+    dims: Dims,
+    (past, capacity): (usize, usize),
+    [q, k, v]: [&CudaBuffer; 3],
+    sees: Sees,
+) -> Result<CudaBuffer> {
+    let (op, device, kind) = ("cached_attention", q.device(), q.kind());
+    let rows = check(op, dims, capacity, [q, k, v])?;
+    let Dims { b, t, h, g, d } = dims;
+    let group = dims.group();
+    let (buffers, [chunk, most, window]) = seen_args(op, sees, wide(kind))?;
+    let out = device.alloc(op, kind, b * t * h * d)?;
+    let scale = 1.0 / (d as f64).sqrt();
+    let sizes = [t, g, group, d, capacity, past, chunk, most, window].map(Arg::int);
+    let operands = [q, k, v].map(Arg::Buffer);
+    if kind != Kind::Bf16 {
+        let room = past + t;
+        let scores = device.alloc(op, kind, rows * group * room)?;
+        let outputs = [Arg::Buffer(&scores), Arg::Buffer(&out)];
+        let args = [&operands[..], &buffers, &outputs, &sizes, &[Arg::int(room), real(kind, scale)]].concat();
+        // SAFETY: the kernel's parameters in order; a block a row and head, whose scores have room for all keys.
+        unsafe { device.kernel(&plain_unit(kind), "decode_plain")?.launch(Grid::line(rows * group, 256), &args)? };
+        return Ok(out);
+    }
+    ensure!(splits(dims), op, "{dims:?} in bf16: heads of a multiple of 8 up to 128, 1 to {HEADS} a kv head");
+    let width = WIDTHS.into_iter().find(|w| *w >= d).expect("`splits` found one");
+    let count = (BLOCKS / rows.max(1)).clamp(1, (past + t).div_ceil(16 * WARPS));
+    let sums = device.alloc(op, Kind::F32, rows * count * group * 2)?;
+    let outs = device.alloc(op, Kind::F32, rows * count * group * d)?;
+    let unit = decode_unit(width, matches!(sees, Sees::Lists(..)));
+    let outputs = [Arg::Buffer(&sums), Arg::Buffer(&outs)];
+    let log2e = std::f64::consts::LOG2_E;
+    let args = [&operands[..], &buffers, &outputs, &sizes, &[Arg::F32((scale * log2e) as f32)]].concat();
+    let tile = 16 * width.div_ceil(64) * 128;
+    let grid = Grid { blocks: [count, rows, 1], ..Grid::line(1, 32 * WARPS as u32) };
+    // SAFETY: the kernel's parameters in order; a block a split of a row, with its warps' stages of keys and values in shared memory, which have room for
+    // the warps' sums [WARPS, 16, width] in f32, too.
+    unsafe { device.kernel(&unit, "decode_split")?.launch(grid.shared(WARPS * STAGES * 2 * tile), &args)? };
+    let sizes = [t, g, group, d, count].map(Arg::int);
+    let args = [&[&sums, &outs, &out].map(Arg::Buffer)[..], &sizes].concat();
+    // SAFETY: the kernel's parameters in order; a block a row and head, a thread a column of at most 128.
+    unsafe { device.kernel(&unit, "decode_combine")?.launch(Grid::line(rows * group, 128), &args)? };
+    Ok(out)
+}
+
+/// What routing found: the lists, and weights and biases an entry.
+pub struct Routed {
+    /// Who attends what.
+    pub lists: ChunkLists,
+    /// w, 0 for the own chunk.
+    pub weights: CudaBuffer,
+    /// `(log w - mu) / sigma`, of the own chunk what it was given.
+    pub bias: CudaBuffer,
+}
+
+/// Routes `q [b, t, h, d]`, the first at position `past`, over the summaries `kbar [b, n, g, d]` of all complete chunks; `own [g]` is the own chunk's
+/// bias. q and kbar are of one kind; what comes out, and `own`, of f32, or f64 for f64.
+///
+/// # Errors
+/// When extents do not fit, or memory runs out.
+pub fn route(
+    dims: Dims,
+    past: usize,
+    (q, kbar): (&CudaBuffer, &CudaBuffer),
+    own: Option<&CudaBuffer>,
+    settings: Entmax,
+) -> Result<Routed> {
+    let (op, device, kind) = ("entmax_routing", q.device(), q.kind());
+    let Dims { b, t, h, g, d } = dims;
+    let (rows, group, number, chunk) = (b * g * t, dims.group(), wide(kind), settings.chunk_size);
+    let n = (past + t) / chunk;
+    let fits = |x: &CudaBuffer, kind: Kind, len: usize| (x.kind(), x.len()) == (kind, len);
+    let all = fits(q, kind, b * t * h * d) && fits(kbar, kind, b * n * g * d) && own.is_none_or(|x| fits(x, number, g));
+    ensure!(all, op, "{q:?}, {kbar:?} and {own:?} for {dims:?} after {past} tokens");
+    ensure!(rows <= 65535 && group <= MOST_GROUP, op, "{rows} rows of {group} heads: at most 65535 of {MOST_GROUP}");
+    let most = n + 1;
+    let scores = device.alloc(op, number, rows * group * n)?;
+    let lists = (device.alloc(op, Kind::U32, rows)?, device.alloc(op, Kind::U32, rows * most)?);
+    let (weights, bias) = (device.alloc(op, number, rows * most)?, device.alloc(op, number, rows * most)?);
+    let unit = route_unit(kind, settings.alpha == 1.5);
+    let sizes = [t, g, group, d, n].map(Arg::int);
+    let factor = real(number, settings.gamma / (d as f64).sqrt());
+    let args = [&[q, kbar, &scores].map(Arg::Buffer)[..], &sizes, &[factor]].concat();
+    // chunks of a block's eight warps
+    let (name, each) =
+        if kind == Kind::Bf16 && splits(dims) { ("route_products", 8 * 32) } else { ("route_scores", 8) };
+    let grid = Grid { blocks: [n.div_ceil(each), rows, 1], ..Grid::line(1, 256) };
+    // SAFETY: the kernel's parameters in order; the blocks cover all chunks of a row.
+    unsafe { device.kernel(&unit, name)?.launch(grid, &args)? };
+    let buffers = [&lists.0, &lists.1, &weights, &bias].map(Arg::Buffer);
+    let inputs = [Arg::Buffer(&scores), own.map_or(Arg::Null, Arg::Buffer)];
+    let sizes = [t, g, group, n, chunk, past, most].map(Arg::int);
+    let numbers = [settings.alpha, settings.sigma].map(|x| real(number, x));
+    let center = [Arg::Int(i32::from(settings.center != Center::None))];
+    let args = [&inputs[..], &buffers, &sizes, &numbers, &center].concat();
+    // SAFETY: the kernel's parameters in order; a block a row, whose lists have room for every chunk.
+    unsafe { device.kernel(&unit, "route_solve")?.launch(Grid::line(rows, 32 * warps(number) as u32), &args)? };
+    let lists = ChunkLists::new(lists, (b, g, t), (past, chunk))?;
+    Ok(Routed { lists, weights, bias })
+}

@@ -1,0 +1,191 @@
+// A few queries and the kept keys of their sequences, bf16, split over the keys: a warp walks a share of a row's keys, 16 at a time, in copies
+// of its own, four warps add up in shared memory, and `decode_combine` adds the splits in order. A row is (batch, kv head, query); all heads of
+// its group are the 16 rows of one product, so keys and values are read once. D: head width, padded; LISTED: keys of listed chunks, not of a range.
+
+#define PANELS ((D + 63) / 64)
+#define TILE (16 * PANELS * 128)  // bytes of 16 keys, or of their values
+#define PIECES (D / 8)
+#define STAGES 3
+#define WARPS 4
+
+// Keys of a row in the order in which they are walked.
+struct Walk {
+    const u32* chunks;  // LISTED: ascending, the query's own last
+    int chunk, begin, total;
+    METHOD int entry(int i) const { return LISTED ? (int)((u32)i / (u32)chunk) : 0; }
+    METHOD int key(int i) const {
+        if (!LISTED) return begin + i;
+        const int e = entry(i);
+        return (int)chunks[e] * chunk + i - e * chunk;
+    }
+};
+
+INLINE Walk walk_of(const u32* counts, const u32* chunks, int row, int position, int chunk, int most, int window) {
+    if (!LISTED) {
+        const int begin = window && position + 1 > window ? position + 1 - window : 0;
+        return {0, 1, begin, position + 1 - begin};
+    }
+    return {chunks + (long long)row * most, chunk, 0, ((int)counts[row] - 1) * chunk + position % chunk + 1};
+}
+
+// 16 rows of keys or values from the walk's place `first` on.
+INLINE void load_16(u32 to, const bf16* from, const Walk& w, int first, int stride, int width) {
+    constexpr int apart = 32 / PIECES;
+    const int lane = threadIdx.x % 32, piece = lane % PIECES;
+    #pragma unroll
+    for (int i = 0; i < 16 / apart; i++) {
+        const int row = lane / PIECES + i * apart, at = first + row;
+        const bool valid = at < w.total && piece * 8 < width;
+        const bf16* source = valid ? from + (long long)w.key(at) * stride + piece * 8 : from;
+        copy16(to + piece / 8 * (16 * 128) + swizzled(row, piece % 8), source, valid);
+    }
+}
+
+// Above 60 lines: one walk over the keys with its sums in registers, and their sum over the warps.
+extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
+decode_split(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, const u32* __restrict__ counts,
+             const u32* __restrict__ chunks, const float* __restrict__ bias, float* __restrict__ sums, float* __restrict__ outs, int t,
+             int kv_heads, int group, int width, int capacity, int past, int chunk, int most, int window, float scale) {
+    extern __shared__ __align__(1024) u8 scratch[];
+    __shared__ float of_warps[WARPS][16][2];
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.y, splits = gridDim.x;
+    const int query = row % t, kv = row / t % kv_heads, batch = row / t / kv_heads, stride = kv_heads * width;
+    const Walk w = walk_of(counts, chunks, row, past + query, chunk, most, window);
+    const long long base = (long long)batch * capacity * stride + kv * width;
+    const float* own_bias = bias ? bias + (long long)row * most : 0;
+    // the queries of the group as the left operand
+    u32 a[D / 16][4];
+    const bf16* queries = q + ((long long)(batch * t + query) * kv_heads + kv) * group * width;
+    #pragma unroll
+    for (int step = 0; step < D / 16; step++)
+        #pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int h = lane / 4 + i % 2 * 8, column = step * 16 + i / 2 * 8 + lane % 4 * 2;
+            a[step][i] = h < group && column < width ? *(const u32*)(queries + h * width + column) : 0;
+        }
+    const u32 tiles = shared_address(scratch) + warp * (STAGES * 2 * TILE);
+    const int steps = ceil_div(w.total, 16), each = ceil_div(steps, splits * WARPS);
+    const int from = min(steps, ((int)blockIdx.x * WARPS + warp) * each), count = min(steps, from + each) - from;
+    const auto load = [&](int i) {
+        if (i < count) {
+            const u32 to = tiles + i % STAGES * (2 * TILE);
+            load_16(to, k + base, w, (from + i) * 16, stride, width);
+            load_16(to + TILE, v + base, w, (from + i) * 16, stride, width);
+        }
+        copy_commit();
+    };
+    #pragma unroll
+    for (int i = 0; i < STAGES - 1; i++) load(i);
+    float o[D / 8][4] = {}, top[2] = {NOTHING, NOTHING}, sum[2] = {};
+    for (int i = 0; i < count; i++) {
+        copy_wait<STAGES - 2>();
+        __syncwarp();
+        load(i + STAGES - 1);
+        const u32 keys = tiles + i % STAGES * (2 * TILE), values = keys + TILE;
+        float s[2][4] = {};
+        #pragma unroll
+        for (int step = 0; step < D / 16; step++) {
+            u32 b[4];
+            fragment_right<16>(b, keys, 0, step);
+            mma(s[0], a[step], b[0], b[1]);
+            mma(s[1], a[step], b[2], b[3]);
+        }
+        float high[2] = {NOTHING, NOTHING};
+        #pragma unroll
+        for (int n = 0; n < 2; n++)
+            #pragma unroll
+            for (int e = 0; e < 4; e++) {
+                const int at = (from + i) * 16 + n * 8 + lane % 4 * 2 + e % 2;
+                const bool seen = at < w.total;
+                const float more = LISTED && own_bias && seen ? own_bias[w.entry(at)] * LOG2E : 0.f;
+                s[n][e] = seen ? s[n][e] * scale + more : NOTHING;
+                high[e / 2] = larger(high[e / 2], s[n][e]);
+            }
+        #pragma unroll
+        for (int half = 0; half < 2; half++) {
+            high[half] = larger(high[half], __shfl_xor_sync(FULL, high[half], 1));
+            high[half] = larger(high[half], __shfl_xor_sync(FULL, high[half], 2));
+            const float next = larger(top[half], high[half]), keep = exp2_fast(top[half] - next);
+            top[half] = next;
+            sum[half] *= keep;
+            #pragma unroll
+            for (int n = 0; n < D / 8; n++) { o[n][2 * half] *= keep; o[n][2 * half + 1] *= keep; }
+        }
+        #pragma unroll
+        for (int n = 0; n < 2; n++)
+            #pragma unroll
+            for (int e = 0; e < 4; e++) {
+                s[n][e] = exp2_fast(s[n][e] - top[e / 2]);
+                sum[e / 2] += s[n][e];
+            }
+        const u32 p[4] = {pack(s[0][0], s[0][1]), pack(s[0][2], s[0][3]), pack(s[1][0], s[1][1]), pack(s[1][2], s[1][3])};
+        #pragma unroll
+        for (int columns = 0; columns < D / 16; columns++) {
+            u32 b[4];
+            fragment_transposed<16>(b, values, 0, columns);
+            mma(o[2 * columns], p, b[0], b[1]);
+            mma(o[2 * columns + 1], p, b[2], b[3]);
+        }
+        __syncwarp();
+    }
+    copy_wait<0>();
+    __syncthreads();
+    float* shared = (float*)scratch;  // [WARPS][16][D]
+    #pragma unroll
+    for (int half = 0; half < 2; half++) {
+        sum[half] += __shfl_xor_sync(FULL, sum[half], 1);
+        sum[half] += __shfl_xor_sync(FULL, sum[half], 2);
+        const int h = lane / 4 + 8 * half;
+        if (lane % 4 == 0) { of_warps[warp][h][0] = top[half]; of_warps[warp][h][1] = sum[half]; }
+        #pragma unroll
+        for (int n = 0; n < D / 8; n++)
+            *(float2*)(shared + (warp * 16 + h) * D + n * 8 + lane % 4 * 2) = make_float2(o[n][2 * half], o[n][2 * half + 1]);
+    }
+    __syncthreads();
+    const long long to = ((long long)row * splits + blockIdx.x) * group;
+    for (int i = threadIdx.x; i < group * D; i += WARPS * 32) {
+        const int h = i / D, column = i % D;
+        float best = NOTHING, all = 0, out = 0;
+        #pragma unroll
+        for (int n = 0; n < WARPS; n++) best = larger(best, of_warps[n][h][0]);
+        #pragma unroll
+        for (int n = 0; n < WARPS; n++) {
+            const float share = best == NOTHING ? 0.f : exp2_fast(of_warps[n][h][0] - best);
+            all += share * of_warps[n][h][1];
+            out += share * shared[(n * 16 + h) * D + column];
+        }
+        if (column == 0) { sums[2 * (to + h)] = best; sums[2 * (to + h) + 1] = all; }
+        if (column < width) outs[(to + h) * width + column] = out;
+    }
+}
+
+// The splits of a head, in order: a block a (row, head), a thread a column. `splits` is at most 512.
+extern "C" __global__ void __launch_bounds__(128)
+decode_combine(const float* __restrict__ sums, const float* __restrict__ outs, bf16* __restrict__ out, int t, int kv_heads, int group,
+               int width, int splits) {
+    __shared__ float shares[512], scratch[32];
+    const int row = blockIdx.x / group, h = blockIdx.x % group, query = row % t, kv = row / t % kv_heads, batch = row / t / kv_heads;
+    const long long first = (long long)row * splits * group + h;
+    float own[4], of_own[4], best = NOTHING, all = 0, sum = 0;
+    #pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const int i = threadIdx.x + k * 128;
+        const float2 both = i < splits ? *(const float2*)(sums + 2 * (first + (long long)i * group)) : make_float2(NOTHING, 0.f);
+        own[k] = both.x;
+        of_own[k] = both.y;
+        best = larger(best, both.x);
+    }
+    best = block_max(best, scratch);
+    #pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const float share = own[k] == NOTHING ? 0.f : exp2_fast(own[k] - best);
+        shares[threadIdx.x + k * 128] = share;
+        all += share * of_own[k];
+    }
+    all = block_sum(all, scratch);
+    __syncthreads();
+    if (threadIdx.x >= width) return;
+    #pragma unroll 16
+    for (int i = 0; i < splits; i++) sum += shares[i] * outs[(first + (long long)i * group) * width + threadIdx.x];
+    out[(((long long)batch * t + query) * kv_heads * group + kv * group + h) * width + threadIdx.x] = As<bf16>::of(all > 0.f ? sum / all : 0.f);
+}
