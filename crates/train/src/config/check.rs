@@ -61,9 +61,9 @@ impl Config {
             let what = "looks for tokens far back in whole sequences; remove it, or set data.document_mask = false";
             return wrong("eval.far", what);
         }
-        if has_mask && (self.router.gamma_from.is_some() || self.router.budget_from.is_some()) {
-            let key = if self.router.gamma_from.is_some() { "router.gamma_from" } else { "router.budget_from" };
-            return wrong(key, "is of a run that sees whole sequences; remove it, or set data.document_mask = false");
+        if has_mask && self.router.budget_from.is_some() {
+            let what = "is of a run that sees whole sequences; remove it, or set data.document_mask = false";
+            return wrong("router.budget_from", what);
         }
         Ok(())
     }

@@ -10,11 +10,11 @@ use dash_model::Attention;
 /// Attended tokens that differ by more than this share of the smaller are no equal budgets.
 const ALIKE: f64 = 0.05;
 
-/// Mean keys that a query of the training length attends, where the configuration alone decides them: `None` where a router or another
-/// run does.
+/// Mean keys that a query of the training length attends, where the configuration alone decides them: `None` where a router, another
+/// run or the lengths of documents do.
 fn planned(config: &Config) -> Option<f64> {
     let (t, attention) = (config.data.seq_len, &config.model.attention);
-    if config.router.budget_from.is_some() {
+    if config.router.budget_from.is_some() || config.data.document_mask {
         return None;
     }
     let held = config.router.target_share.map(|share| share * visible(config));
