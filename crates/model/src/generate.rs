@@ -3,6 +3,7 @@
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
 
+use dash_core::ops::cuda::attention::cached::MOST_GROUP;
 use dash_core::rng::Rng;
 use dash_core::{Device, Result};
 
@@ -34,7 +35,10 @@ pub struct Generation {
 pub fn has_cache(model: &Model) -> bool {
     match model.device() {
         Device::Cpu(_) => true,
-        Device::Cuda(_) => model.config().attention.decodes_on_a_card(),
+        Device::Cuda(_) => {
+            let c = model.config();
+            c.attention.decodes_on_a_card() && c.heads / c.kv_heads <= MOST_GROUP
+        }
     }
 }
 

@@ -15,7 +15,7 @@ const WIDTHS: [usize; 4] = [16, 32, 64, 128];
 /// Query heads a kv head, at most, of `decode.cu`: the rows of its product.
 const HEADS: usize = 16;
 /// The same of `route.cu`.
-const MOST_GROUP: usize = 64;
+pub const MOST_GROUP: usize = 64;
 /// Blocks that are on the card at once: two a multiprocessor of an H100. Keys are cut by this number and not by the card's own, so that the order of
 /// sums is the same on every card.
 const BLOCKS: usize = 2 * 132;

@@ -190,7 +190,10 @@ pub fn entmax_routing_after(
         }
     }, Cuda(_, [qs, ks, own]) => {
         let own = diagonal.map(|_| own.full()).transpose()?;
-        if past > 0 { after_on_cuda((dims, past), (qs, ks), own, settings)? } else { forward_on_cuda(tape, (dims, n), (qs, ks), own, settings)? }
+        match past {
+            0 => forward_on_cuda(tape, (dims, n), (qs, ks), own, settings)?,
+            past => after_on_cuda((dims, past), (qs, ks), own, settings)?,
+        }
     });
     let (q, kbar, diagonal) = (q.clone(), kbar.clone(), diagonal.map(Var::id));
     let kept = (routes.clone(), weights.clone(), rows);
