@@ -3,9 +3,11 @@
 //!
 //! Query side (`forward.cu`; backward `rows.cu`): a block owns rows (token, head of the group) of one kv head and walks the keys, ascending,
 //! with its sums in registers. Key side (`keys.cu`): a block owns keys and walks the rows that attend them. Two passes of backward compute the
-//! scores twice, and nothing is added atomically: the same operands give the same bits.
+//! scores twice, and nothing is added atomically. Of long lists at width 64 the key side makes dq as well (`joint.rs`), in the order of chunks. The same
+//! operands give the same bits.
 
 mod choice;
+mod joint;
 mod listed;
 mod mask;
 mod pass;
@@ -66,6 +68,7 @@ pub fn units() -> Vec<Unit> {
     pass::units()
         .into_iter()
         .chain(wide::units())
+        .chain(joint::units())
         .chain(mask::units())
         .chain(plain::units())
         .chain(random::units())

@@ -1,5 +1,6 @@
 //! One pass of attention: who attends what, and the launches.
 
+use super::joint::Order;
 use super::{BlockMask, CHUNKS, Gradients, Operands, WIDTHS, padded};
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, TensorMap, Unit};
 use crate::error::{Result, ensure};
@@ -301,7 +302,12 @@ impl<'a> Pass<'a> {
         Ok(means)
     }
 
-    fn floats(&self, len: usize) -> Result<CudaBuffer> {
+    /// Room for the bias's gradient, where there is a bias.
+    pub(super) fn dbias(&self) -> Result<Option<CudaBuffer>> {
+        self.bias.and(self.mask).map(|m| self.floats(m.entries())).transpose()
+    }
+
+    pub(super) fn floats(&self, len: usize) -> Result<CudaBuffer> {
         self.operands.q.0.device().alloc(self.op, Kind::F32, len)
     }
 
@@ -322,9 +328,12 @@ impl<'a> Pass<'a> {
         let Dims { b, t, h, g, d } = self.dims;
         self.check_rows(rows)?;
         self.check_outputs(dout)?;
+        if self.sides_are_joint() {
+            return self.joint([dout, rows, delta], Order::of(self.chunks()));
+        }
         let dq = self.floats(b * t * h * d)?;
         let (dk, dv) = (self.floats(b * self.keys * g * d)?, self.floats(b * self.keys * g * d)?);
-        let dbias = self.bias.and(self.mask).map(|m| self.floats(m.entries())).transpose()?;
+        let dbias = self.dbias()?;
         let buffers = [Arg::Buffer(dout), Arg::Buffer(rows), Arg::Buffer(delta), Arg::Buffer(&dq)];
         let buffers = [&buffers[..], &[dbias.as_ref().map_or(Arg::Null, Arg::Buffer)]].concat();
         match self.rows_are_wide() {

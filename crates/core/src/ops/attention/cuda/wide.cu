@@ -7,12 +7,16 @@
 #define KEYS 64
 #define PANELS ((D + 63) / 64)
 #define TILE (64 * PANELS * 128)
-#define SLOTS 4
+#define SLOTS (GROUPS == 1 ? 3 : 4)
 #define CONSUMERS (128 * GROUPS)
 #define THREADS (CONSUMERS + 128)
 
-// Of the registers that a block begins with (168 a thread with two groups, 128 with three), those who bring give some to those who multiply.
-#if GROUPS == 3
+// Of the registers that a block begins with (168 a thread with two groups, 128 with three, and with one, of which a multiprocessor has two blocks),
+// those who bring give some to those who multiply.
+#if GROUPS == 1
+INLINE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 200;"); }
+INLINE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 56;"); }
+#elif GROUPS == 3
 INLINE void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 152;"); }
 INLINE void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 56;"); }
 #else
@@ -67,7 +71,9 @@ INLINE void join_copies(int group_of) {
     asm volatile("bar.sync %0, 128;" ::"r"(group_of + 1) : "memory");
 }
 
-// Empties the slots between the lanes that fill one and the `readers` warps that read it; the caller joins its threads.
+// Empties the slots between the lanes that fill one and the `readers` arrivals of those who read it; the caller joins its threads. Of a warp that reads,
+// one lane may arrive behind __syncwarp for all: what they have read is read. racecheck does not follow the others through __syncwarp and then names what
+// is written into the slot next; where every lane arrives it names nothing (docs/log/cuda-attention.md).
 INLINE void empty_slots(u64* full, u64* empty, int readers) {
     if (threadIdx.x < SLOTS) {
         barrier_init(shared_address(full + threadIdx.x), 32);
