@@ -78,6 +78,17 @@ impl Batch {
         Batch { inputs: inputs.into(), targets, batch, state, questions, documents }
     }
 
+    /// Tokens of each document, or of each sequence that is seen whole, in order.
+    pub fn lengths(&self) -> Vec<usize> {
+        let t = self.inputs.len() / self.batch.max(1);
+        let mut starts: Vec<usize> = (0..self.batch).map(|sequence| sequence * t).collect();
+        starts.extend(&self.documents);
+        starts.sort_unstable();
+        starts.dedup();
+        let ends = starts.iter().skip(1).copied().chain([self.inputs.len()]);
+        starts.iter().zip(ends).map(|(start, end)| end - start).collect()
+    }
+
     /// The first `count` sequences, at least one and at most all.
     pub fn first(&self, count: usize) -> Self {
         let batch = count.clamp(1, self.batch);

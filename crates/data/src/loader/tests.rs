@@ -199,5 +199,7 @@ fn the_first_sequences_of_a_batch_keep_their_documents() {
     let whole = Loader::validation(&shards, marked, 3, 1).unwrap().batches.remove(0);
     let two = whole.first(2);
     assert_eq!((two.batch, two.inputs.len(), two.targets.len(), &two.documents[..]), (2, 10, 10, &[3][..]));
+    // 1 2 3 | 0 4, 0 5 6 7 8, 9 10 | 0 11 12: the second sequence begins with a document
+    assert_eq!(whole.lengths(), [3, 2, 5, 2, 3]);
     assert_eq!((whole.first(0).batch, whole.first(9)), (1, whole));
 }

@@ -8,6 +8,7 @@ use dash_model::{Model, RouterStats, RouterTrace};
 use serde::{Deserialize, Serialize};
 
 use super::far::{FarLoss, FarSet};
+use super::lengths::Lengths;
 use super::standard_error::standard_error;
 use super::tasks::{LengthResult, RouterChoice, TaskSet};
 use super::trainer::batch_ids;
@@ -201,7 +202,7 @@ impl ValidationSet {
             bits_per_byte: self.bytes.filter(|&n| n > 0).map(|n| sum / std::f64::consts::LN_2 / n as f64),
             far: far.and_then(|far| far.finish()),
             task,
-            attended: model.config().attention.attended(seq_len, listed / routed.max(1) as f64),
+            attended: Lengths::of(&self.batches).attended(&model.config().attention, listed / routed.max(1) as f64),
             tokens,
             density,
             by_position,

@@ -16,6 +16,7 @@ pub mod far;
 mod handmade;
 pub mod init;
 pub mod knobs;
+pub mod lengths;
 pub mod limits;
 pub mod loaded;
 pub mod lock;

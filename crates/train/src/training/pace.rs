@@ -51,9 +51,8 @@ fn utilisation(flops_per_token: f64, tokens_per_s: f64, peak: f64) -> f64 {
 
 /// Keys that a query of an update attended on average, all branches together.
 pub fn attended_tokens(config: &Config, s: &StepStats) -> f64 {
-    let t = config.data.seq_len;
-    let listed = s.attended.map_or(0.0, |share| share * (t as f64 + 1.0) / 2.0);
-    config.model.attention.attended(t, listed)
+    let listed = s.attended.map_or(0.0, |share| share * s.lengths.visible());
+    s.lengths.attended(&config.model.attention, listed)
 }
 
 /// Figures of a logged step.

@@ -7,6 +7,7 @@ use dash_model::{AskedStats, Model, RouterStats, RouterTrace};
 
 use super::accumulate::{Tree, leaf, total};
 use super::knobs::{self, AttendedTokens, Knobs, merged};
+use super::lengths::Lengths;
 use super::optim::Optimizer;
 use super::schedule::learning_rate;
 use super::shares::{Reduced, Shares};
@@ -68,6 +69,8 @@ pub struct StepStats {
     pub knobs: Option<Knobs>,
     /// Attended tokens over visible tokens, where the attention routes and the step logs or steers by it.
     pub attended: Option<f64>,
+    /// Of the sequences, or of the documents in them that do not see each other.
+    pub lengths: Lengths,
     /// Updates that the spike guard has left out so far, where there is one.
     pub skipped: Option<u64>,
 }
@@ -221,7 +224,7 @@ impl Trainer {
         knobs::control(&config.router, &mut self.model, attended);
         let routers = if with_routers { self.routers(&asked, &grads)? } else { Vec::new() };
         let skipped = config.optim.spike_guard.map(|_| self.spikes.skipped);
-        Ok(Some(StepStats { loss, grad_norm, lr, routers, knobs, attended, skipped }))
+        Ok(Some(StepStats { loss, grad_norm, lr, routers, knobs, attended, skipped, lengths: Lengths::of(batches) }))
     }
 
     /// The figures of all layers, from what this process asked of its micro-batches and the gradients of the parameters that it owns.

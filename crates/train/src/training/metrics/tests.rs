@@ -11,6 +11,7 @@ use super::super::probe::Probe;
 use super::super::tasks::Score;
 use super::super::tensorboard::scalars;
 use super::*;
+use crate::training::lengths::Lengths;
 
 #[test]
 fn a_resumed_record_forgets_what_comes_after_the_checkpoint_and_a_cut_line() {
@@ -39,7 +40,8 @@ fn layer(layer: usize, density: f64, active_chunks: f64, bias: (f64, f64)) -> La
 
 fn stats(routers: Vec<LayerStats>, attended: Option<f64>) -> StepStats {
     let knobs = Some(Knobs { alpha: Some(1.5), gamma: Some(4.0) });
-    StepStats { loss: 2.5, grad_norm: 0.75, lr: 1e-3, routers, knobs, attended, skipped: None }
+    let lengths = Lengths::whole(48);
+    StepStats { loss: 2.5, grad_norm: 0.75, lr: 1e-3, routers, knobs, attended, skipped: None, lengths }
 }
 
 /// Of a run on a CPU.
