@@ -337,6 +337,16 @@ fn whole_rows(config: &Config, device: &Device) -> String {
     })
 }
 
+/// What has no run on a GPU behind it, and how to check it on this one.
+fn untried(config: &Config, device: &Device) -> &'static str {
+    match device {
+        Device::Cuda(_) if config.data.document_mask => {
+            "warning   data.document_mask has not run on a GPU yet: `audit --device cuda` checks every kind over documents on this one\n"
+        }
+        Device::Cpu(_) | Device::Cuda(_) => "",
+    }
+}
+
 /// The report.
 ///
 /// # Errors
@@ -374,7 +384,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
          data      {}; this run sees {} tokens, {per_step} a step\n\
          compute   {:.1} GFLOP a step{assumed}; {}, {:.0} GFLOP/s in a matrix product\n\
          memory    about {:.0} MB{mapped}\n\
-         time      about {}\n{}",
+         time      about {}\n{}{}",
         config.folder().display(),
         params as f64 / 1e6,
         config.model.layers,
@@ -396,6 +406,7 @@ pub fn report(config: &Config, model: &Model, device: &Device, train: &[Arc<Shar
         },
         duration(seconds),
         whole_rows(config, device),
+        untried(config, device),
     ))
 }
 
