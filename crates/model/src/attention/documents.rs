@@ -28,7 +28,8 @@ impl Parted {
         let (Some(starts), &[b, t], device) = (ids.documents(), ids.shape(), ids.device()) else { return Ok(None) };
         let grouping = match device {
             // a loss over all queries would count those of the room behind a document
-            Device::Cuda(_) if !attention.has_own_loss() => Grouping::Similar,
+            // a complete chunk at least: routing has something to choose from
+            Device::Cuda(_) if !attention.has_own_loss() => Grouping::Similar(attention.chunk_size().unwrap_or(1)),
             Device::Cpu(_) | Device::Cuda(_) => Grouping::Exact,
         };
         let documents = Arc::new(Documents::new(device, [b, t], starts, grouping)?);
@@ -109,7 +110,7 @@ mod tests {
         // the placebo draws its gradients from their places in the batch
         for kind in kinds().into_iter().filter(|kind| *kind != "dash-placebo") {
             let attention = Attention::small(kind).unwrap();
-            let (want, got) = (attended(attention, Grouping::Exact), attended(attention, Grouping::Similar));
+            let (want, got) = (attended(attention, Grouping::Exact), attended(attention, Grouping::Similar(1)));
             for (i, (want, got)) in want.iter().zip(&got).enumerate() {
                 // a position that is added to all windows moves no probability: its gradient is a rounding
                 let size = want.iter().fold(1e-2f64, |max, x| max.max(x.abs()));

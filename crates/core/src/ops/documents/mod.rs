@@ -27,9 +27,9 @@ use crate::tensor::{ELEMENTWISE, Tensor};
 pub enum Grouping {
     /// Those of one length: no room behind any.
     Exact,
-    /// Those of similar lengths, with room for up to a quarter more tokens, or for 63 where that is more: fewer and larger batches, for a device that
-    /// starts slowly and computes many rows at once.
-    Similar,
+    /// Those of similar lengths, with room for up to a quarter more tokens, or for 63 where that is more, and for so many in all at least: fewer and
+    /// larger batches, for a device that starts slowly and computes many rows at once.
+    Similar(usize),
 }
 
 impl Grouping {
@@ -37,7 +37,9 @@ impl Grouping {
     fn room(self, length: usize, t: usize) -> usize {
         match self {
             Grouping::Exact => length,
-            Grouping::Similar => length.next_multiple_of((length.next_power_of_two() / 8).max(64)).min(t),
+            Grouping::Similar(least) => {
+                length.next_multiple_of((length.next_power_of_two() / 8).max(64)).max(least).min(t)
+            }
         }
     }
 }

@@ -25,13 +25,14 @@ fn documents_of_a_length_stand_together_and_come_back() {
 
 #[test]
 fn similar_lengths_have_room_of_zeros_that_is_dropped() {
-    let room = |length| Grouping::Similar.room(length, 2048);
+    let room = |length| Grouping::Similar(1).room(length, 2048);
     assert_eq!([1, 64, 65, 300, 513, 1500, 2040].map(room), [64, 64, 128, 320, 640, 1536, 2048]);
     assert!((1..2048).all(|length| room(length) <= length + (length / 4).max(63)));
     // no longer than a sequence
-    assert_eq!(Grouping::Similar.room(90, 100), 100);
+    assert_eq!(Grouping::Similar(1).room(90, 100), 100);
+    assert_eq!([1, 100, 130].map(|length| Grouping::Similar(128).room(length, 2048)), [128, 128, 192]);
     let d = device();
-    let documents = Arc::new(Documents::new(&d, [1, 5], &[2], Grouping::Similar).unwrap());
+    let documents = Arc::new(Documents::new(&d, [1, 5], &[2], Grouping::Similar(1)).unwrap());
     let t = Tape::new();
     let x = t.leaf(Tensor::from_vec(&d, &[1, 5, 1], vec![1.0f64, 2.0, 3.0, 4.0, 5.0]).unwrap());
     let parts = split_documents(&t, &x, &documents).unwrap();
@@ -43,7 +44,7 @@ fn similar_lengths_have_room_of_zeros_that_is_dropped() {
 #[test]
 fn grads() {
     let d = device();
-    for grouping in [Grouping::Exact, Grouping::Similar] {
+    for grouping in [Grouping::Exact, Grouping::Similar(1)] {
         for width in [1, 3] {
             let x = [normal(&d, &[2, 7, width], 1)];
             let documents = &documents(&d, grouping);
@@ -59,7 +60,7 @@ fn grads() {
 fn many_rows_come_back() {
     let (d, t, n) = (device(), Tape::new(), ELEMENTWISE);
     let starts: Vec<usize> = (1..n).filter(|i| i % 97 == 0 || i % 64 == 5).collect();
-    for grouping in [Grouping::Exact, Grouping::Similar] {
+    for grouping in [Grouping::Exact, Grouping::Similar(1)] {
         let documents = Arc::new(Documents::new(&d, [1, n], &starts, grouping).unwrap());
         let x = t.leaf(normal(&d, &[1, n, 3], 1));
         let y = join_documents(&t, &split_documents(&t, &x, &documents).unwrap(), &documents).unwrap();
