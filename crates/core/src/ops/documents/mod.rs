@@ -44,6 +44,9 @@ impl Grouping {
     }
 }
 
+/// Documents that have a batch together on a card at most: its kernels take 65535 (sequence, kv head) at once, so these for up to 127 kv heads.
+const MOST_TOGETHER: usize = 512;
+
 /// Documents that have a batch together.
 #[derive(Debug)]
 pub struct Group {
@@ -80,6 +83,21 @@ impl Documents {
     /// # Errors
     /// When the starts do not ascend or are not among the tokens, there are 2^32 tokens or more, or the device has no memory left.
     pub fn new(device: &Device, extents: [usize; 2], starts: &[usize], grouping: Grouping) -> Result<Self> {
+        let most = match device {
+            Device::Cpu(_) => usize::MAX,
+            Device::Cuda(_) => MOST_TOGETHER,
+        };
+        Self::grouped(device, extents, starts, grouping, most)
+    }
+
+    /// The same with at most `most` documents a group.
+    fn grouped(
+        device: &Device,
+        extents: [usize; 2],
+        starts: &[usize],
+        grouping: Grouping,
+        most: usize,
+    ) -> Result<Self> {
         let t = extents[1];
         let mut by_length: BTreeMap<usize, Vec<Range<usize>>> = BTreeMap::new();
         for document in document_ranges(extents, starts)? {
@@ -87,9 +105,10 @@ impl Documents {
         }
         let tokens = count32("documents", numel(&extents), "tokens")?;
         let (mut groups, mut homes) = (Vec::new(), vec![(0, 0); tokens as usize]);
-        for (length, documents) in by_length {
+        let pieces = by_length.iter().flat_map(|(&length, all)| all.chunks(most).map(move |piece| (length, piece)));
+        for (length, documents) in pieces {
             let mut rows = Vec::with_capacity(documents.len() * length);
-            for document in &documents {
+            for document in documents {
                 for row in document.clone() {
                     homes[row] = (groups.len() as u32, rows.len() as u32);
                     rows.push(row as u32);

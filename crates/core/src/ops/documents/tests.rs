@@ -69,6 +69,19 @@ fn many_rows_come_back() {
 }
 
 #[test]
+fn no_group_has_more_documents_than_a_card_takes() {
+    let (d, t) = (device(), Tape::new());
+    // seven of one token, then one of three
+    let documents = Arc::new(Documents::grouped(&d, [2, 5], &[1, 2, 3, 4, 6, 7], Grouping::Exact, 3).unwrap());
+    let extents: Vec<_> = documents.groups().iter().map(|group| (group.count(), group.length())).collect();
+    assert_eq!(extents, [(3, 1), (3, 1), (1, 1), (1, 3)]);
+    assert_eq!(documents.positions(), [0, 0, 0, 0, 0, 0, 0, 0, 1, 2]);
+    let x = t.leaf(normal(&d, &[2, 5, 2], 1));
+    let y = join_documents(&t, &split_documents(&t, &x, &documents).unwrap(), &documents).unwrap();
+    assert_eq!(y.value.to_f64().unwrap(), x.value.to_f64().unwrap());
+}
+
+#[test]
 fn what_does_not_fit_is_told() {
     let (d, t) = (device(), Tape::new());
     let told = |starts: &[usize]| Documents::new(&d, [2, 7], starts, Grouping::Exact).unwrap_err().to_string();
