@@ -147,6 +147,23 @@ fn routes_after_kept_tokens_agree() {
 }
 
 #[test]
+fn a_key_of_nan_is_not_hidden_and_no_query_is_no_fault() {
+    let Some(gpu) = card() else { return };
+    let both = (&device(), gpu);
+    for kind in KINDS {
+        let [_, q] = pair(both, &[1, 1, 4, 16], kind, 1);
+        let [_, v] = pair(both, &[1, 200, 2, 16], kind, 2);
+        let k = Tensor::full(&device(), &[1, 200, 2, 16], DType::F64, f64::NAN).unwrap();
+        let k = Tensor::from_cuda_data(&[1, 200, 2, 16], CudaData::new(gpu.tensor(&k, kind)));
+        let seen = Seen::Span(Span::Causal, 1.0);
+        let out = cached_attention(&q, &k, &v, 190, seen).unwrap().to_f64().unwrap();
+        assert!(out.iter().all(|x| x.is_nan()), "{kind:?}: {out:?}");
+        let [_, none] = pair(both, &[1, 0, 4, 16], kind, 3);
+        assert_eq!(cached_attention(&none, &v, &v, 0, seen).unwrap().numel(), 0, "{kind:?}");
+    }
+}
+
+#[test]
 fn kept_rows_keep_their_form() {
     let Some(gpu) = card() else { return };
     let both = (&device(), gpu);

@@ -74,7 +74,8 @@ pub enum Sees<'a> {
 fn seen_args<'a>(op: &'static str, sees: Sees<'a>, number: Kind) -> Result<([Arg<'a>; 3], [usize; 3])> {
     match sees {
         Sees::Span(Span::Causal) => Ok(([Arg::Null; 3], [1, 0, 0])),
-        Sees::Span(Span::Sliding(window)) => Ok(([Arg::Null; 3], [1, 0, window])),
+        // a wider one sees all there is, which kernels count so far
+        Sees::Span(Span::Sliding(window)) => Ok(([Arg::Null; 3], [1, 0, window.min(i32::MAX as usize)])),
         Sees::Span(Span::Windows { .. }) => {
             Err(Error::invalid(op, "CUDA has no kernel for windows of kept keys: generate without a cache there"))
         }
@@ -92,6 +93,11 @@ fn seen_args<'a>(op: &'static str, sees: Sees<'a>, number: Kind) -> Result<([Arg
 /// Whether the kernels that split the keys take queries and keys in bf16 of these extents.
 pub fn splits(dims: Dims) -> bool {
     dims.d.is_multiple_of(8) && dims.d <= WIDTHS[3] && dims.group() <= HEADS
+}
+
+/// Blocks that share a row's keys: as many as there is room for on a card, none with less than a step for each of its warps.
+fn blocks_of_row(rows: usize, keys: usize) -> usize {
+    (BLOCKS / rows.max(1)).min(keys.div_ceil(16 * WARPS)).max(1)
 }
 
 fn check(op: &'static str, dims: Dims, capacity: usize, [q, k, v]: [&CudaBuffer; 3]) -> Result<usize> {
@@ -136,7 +142,7 @@ pub fn attention(
     }
     ensure!(splits(dims), op, "{dims:?} in bf16: heads of a multiple of 8 up to 128, 1 to {HEADS} a kv head");
     let width = WIDTHS.into_iter().find(|w| *w >= d).expect("`splits` found one");
-    let count = (BLOCKS / rows.max(1)).clamp(1, (past + t).div_ceil(16 * WARPS));
+    let count = blocks_of_row(rows, past + t);
     let sums = device.alloc(op, Kind::F32, rows * count * group * 2)?;
     let outs = device.alloc(op, Kind::F32, rows * count * group * d)?;
     let unit = decode_unit(width, matches!(sees, Sees::Lists(..)));
@@ -209,4 +215,24 @@ pub fn route(
     unsafe { device.kernel(&unit, "route_solve")?.launch(Grid::line(rows, 32 * warps(number) as u32), &args)? };
     let lists = ChunkLists::new(lists, (b, g, t), (past, chunk))?;
     Ok(Routed { lists, weights, bias })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_split_for_any_number_of_rows_and_keys() {
+        let of = |rows, keys| blocks_of_row(rows, keys);
+        assert_eq!([of(0, 0), of(2, 0), of(2, 1), of(2, 65), of(2, 1 << 20), of(65535, 1 << 20)], [1, 1, 1, 2, 132, 1]);
+        // what `decode_combine` has room for
+        assert!(of(1, usize::MAX / 2) <= 512);
+    }
+
+    #[test]
+    fn a_window_wider_than_kernels_count_is_all_there_is() {
+        let args = |window| seen_args("test", Sees::Span(Span::Sliding(window)), Kind::F32).map(|(_, sizes)| sizes);
+        assert_eq!(args(usize::MAX).unwrap(), [1, 0, i32::MAX as usize]);
+        assert_eq!(args(33).unwrap(), [1, 0, 33]);
+    }
 }

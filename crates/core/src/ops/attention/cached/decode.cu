@@ -159,7 +159,7 @@ decode_split(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16*
     }
 }
 
-// The splits of a head, in order: a block a (row, head), a thread a column. `splits` is at most 512.
+// The splits of a head, in order: a block a (row, head), a thread a column. `splits` is at most 512. Without any key 0; NaN stays NaN.
 extern "C" __global__ void __launch_bounds__(128)
 decode_combine(const float* __restrict__ sums, const float* __restrict__ outs, bf16* __restrict__ out, int t, int kv_heads, int group,
                int width, int splits) {
@@ -187,5 +187,5 @@ decode_combine(const float* __restrict__ sums, const float* __restrict__ outs, b
     if (threadIdx.x >= width) return;
     #pragma unroll 16
     for (int i = 0; i < splits; i++) sum += shares[i] * outs[(first + (long long)i * group) * width + threadIdx.x];
-    out[(((long long)batch * t + query) * kv_heads * group + kv * group + h) * width + threadIdx.x] = As<bf16>::of(all > 0.f ? sum / all : 0.f);
+    out[(((long long)batch * t + query) * kv_heads * group + kv * group + h) * width + threadIdx.x] = As<bf16>::of(all == 0.f ? 0.f : sum / all);
 }
