@@ -183,4 +183,27 @@ fn evaluations_are_drawn_by_position_and_by_length() {
     refused(&["--eval", "list.json"], &["list.json", "eval --json"]);
     fs::write(dir.path().join("other.json"), "{}").unwrap();
     refused(&["--eval", "other.json"], &["neither loss by position nor a task"]);
+    // what would be drawn as something else than it is
+    let wrong = [
+        (json!({"loss_by_position": [6.0, null, 2.0]}), "loss_by_position: null at position 2 is no loss"),
+        (json!({"loss_by_position": ["6.0"]}), "loss_by_position: \"6.0\" at position 1 is no loss"),
+        (json!({"loss_by_position": {"1": 6.0}}), "loss_by_position is no list"),
+        (json!({"task": [{"length": 64, "accuracy": 7.5}]}), "length 64: accuracy: 7.5 is no share"),
+        (json!({"task": [{"length": -5, "accuracy": 0.5}]}), "length -5 is no number of tokens"),
+        (json!({"task": [{"length": 64, "layers": [{"answer_recall": "1"}]}]}), "answer_recall: \"1\" is no share"),
+    ];
+    for (file, what) in wrong {
+        fs::write(dir.path().join("wrong.json"), file.to_string()).unwrap();
+        refused(&["--eval", "wrong.json"], &["wrong.json", what]);
+    }
+    // a layer that does not route has no recall; files of one name are told apart
+    for folder in ["a", "b"] {
+        fs::create_dir(dir.path().join(folder)).unwrap();
+        let some = json!({"task": [{"length": 64, "accuracy": 0.5, "unseen": 0.5, "layers": [{"answer_recall": null}, {"answer_recall": 0.5}]}]});
+        fs::write(dir.path().join(folder).join("eval.json"), some.to_string()).unwrap();
+    }
+    let o = plot(&["--eval", "a/eval.json", "b/eval.json"]);
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    let text = read("accuracy-by-length.svg", 2).text;
+    assert!(text.contains(">a/eval.json, accuracy<") && text.contains(">b/eval.json, accuracy<"), "{text}");
 }

@@ -11,7 +11,59 @@ use crate::lab::chart::{Line, Point, Style};
 /// One file.
 struct Evaluation {
     name: String,
-    value: Value,
+    losses: Vec<f64>,
+    lengths: Vec<Length>,
+}
+
+/// What a file says of a task's sequences of one length.
+struct Length {
+    tokens: f64,
+    accuracy: Option<f64>,
+    unseen: Option<f64>,
+    recall: Option<f64>,
+    chance: Option<f64>,
+}
+
+impl Length {
+    /// A figure that is missing, or null, is none; one that cannot be what it is called is refused: a picture of it would say something.
+    fn of(row: &Value) -> anyhow::Result<Self> {
+        let tokens = row["length"].as_f64().filter(|t| *t >= 1.0 && *t <= 2f64.powi(53));
+        let tokens = tokens.with_context(|| format!("length {} is no number of tokens", row["length"]))?;
+        let of_row = |key: &str| share(&row[key]).with_context(|| format!("length {tokens}: {key}"));
+        let over_layers = |key: &str| mean(&row["layers"], key).with_context(|| format!("length {tokens}: {key}"));
+        Ok(Length {
+            tokens,
+            accuracy: of_row("accuracy")?,
+            unseen: of_row("unseen")?,
+            recall: over_layers("answer_recall")?,
+            chance: over_layers("answer_chance")?,
+        })
+    }
+}
+
+/// A share of something, where there is one.
+fn share(value: &Value) -> anyhow::Result<Option<f64>> {
+    if value.is_null() {
+        return Ok(None);
+    }
+    let share = value.as_f64().filter(|x| (0.0..=1.0).contains(x));
+    share.map(Some).with_context(|| format!("{value} is no share, a number from 0 to 1"))
+}
+
+/// Mean over the layers that route.
+fn mean(layers: &Value, key: &str) -> anyhow::Result<Option<f64>> {
+    let all = layers.as_array().into_iter().flatten().map(|layer| share(&layer[key]));
+    let all: Vec<f64> = all.collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect();
+    Ok((!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64))
+}
+
+/// A list, none where there is nothing or null.
+fn list<'a>(value: &'a Value, key: &str) -> anyhow::Result<&'a [Value]> {
+    match &value[key] {
+        Value::Null => Ok(&[]),
+        Value::Array(all) => Ok(all),
+        _ => bail!("{key} is no list"),
+    }
 }
 
 impl Evaluation {
@@ -22,21 +74,32 @@ impl Evaluation {
         if !value.is_object() {
             bail!(wrong());
         }
-        Ok(Evaluation { name: path.file_stem().map_or("eval".into(), |n| n.to_string_lossy().into_owned()), value })
-    }
-
-    fn losses(&self) -> Vec<f64> {
-        self.value["loss_by_position"].as_array().into_iter().flatten().filter_map(Value::as_f64).collect()
+        let what = || format!("{}: not what `eval --json` prints", path.display());
+        let name = path.file_stem().map_or("eval".into(), |n| n.to_string_lossy().into_owned());
+        Ok(Evaluation {
+            name,
+            losses: losses(&value).with_context(what)?,
+            lengths: list(&value, "task").and_then(|all| all.iter().map(Length::of).collect()).with_context(what)?,
+        })
     }
 
     /// A figure of the task by length.
-    fn by_length(&self, figure: impl Fn(&Value) -> Option<f64>) -> Vec<Point> {
-        let lengths = self.value["task"].as_array().into_iter().flatten();
-        let point = |row: &Value| Some(Point::new(row["length"].as_f64()?, figure(row)?));
-        let mut points: Vec<Point> = lengths.filter_map(point).collect();
+    fn by_length(&self, figure: impl Fn(&Length) -> Option<f64>) -> Vec<Point> {
+        let point = |of: &Length| Some(Point::new(of.tokens, figure(of)?));
+        let mut points: Vec<Point> = self.lengths.iter().filter_map(point).collect();
         points.sort_by(|a, b| a.x.total_cmp(&b.x));
         points
     }
+}
+
+/// Every one is that of its place, so none may be left out.
+fn losses(value: &Value) -> anyhow::Result<Vec<f64>> {
+    // no sum of them leaves the numbers
+    let loss = |(i, x): (usize, &Value)| {
+        let loss = x.as_f64().filter(|loss| loss.abs() < 1e100);
+        loss.with_context(|| format!("loss_by_position: {x} at position {} is no loss", i + 1))
+    };
+    list(value, "loss_by_position")?.iter().enumerate().map(loss).collect()
 }
 
 /// Mean loss over ranges of positions that grow by half an octave: late positions differ little, and single ones are noise. A point stands at the
@@ -52,10 +115,14 @@ fn by_position(losses: &[f64]) -> Vec<Point> {
     points
 }
 
-/// Mean over the layers that route.
-fn over_layers(row: &Value, key: &str) -> Option<f64> {
-    let layers: Vec<f64> = row["layers"].as_array()?.iter().filter_map(|layer| layer[key].as_f64()).collect();
-    (!layers.is_empty()).then(|| layers.iter().sum::<f64>() / layers.len() as f64)
+/// Files of one name in several folders are called by their paths.
+fn tell_apart(all: &mut [Evaluation], files: &[PathBuf]) {
+    let names: Vec<String> = all.iter().map(|e| e.name.clone()).collect();
+    for (e, path) in all.iter_mut().zip(files) {
+        if names.iter().filter(|name| **name == e.name).count() > 1 {
+            e.name = path.display().to_string();
+        }
+    }
 }
 
 /// Draws into `out` what the files hold: `loss-by-position.svg` of a text; `accuracy-by-length.svg` of a task, with the share of questions for which
@@ -66,7 +133,8 @@ fn over_layers(row: &Value, key: &str) -> Option<f64> {
 /// When a file cannot be read, is something else or holds nothing to draw, or a picture cannot be written.
 pub fn plot_evaluations(files: &[PathBuf], out: &Path) -> anyhow::Result<Vec<PathBuf>> {
     std::fs::create_dir_all(out).with_context(|| format!("{} cannot be created", out.display()))?;
-    let all = files.iter().map(|path| Evaluation::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    let mut all = files.iter().map(|path| Evaluation::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    tell_apart(&mut all, files);
     let (mut losses, mut accuracy, mut recall) = (Vec::new(), Vec::new(), Vec::new());
     let push = |lines: &mut Vec<Line>, name: String, points: Vec<Point>| {
         if !points.is_empty() {
@@ -74,12 +142,12 @@ pub fn plot_evaluations(files: &[PathBuf], out: &Path) -> anyhow::Result<Vec<Pat
         }
     };
     for e in &all {
-        push(&mut losses, e.name.clone(), by_position(&e.losses()));
-        push(&mut accuracy, format!("{}, accuracy", e.name), e.by_length(|row| row["accuracy"].as_f64()));
-        let seen = |row: &Value| over_layers(row, "answer_recall").and(Some(1.0 - row["unseen"].as_f64()?));
+        push(&mut losses, e.name.clone(), by_position(&e.losses));
+        push(&mut accuracy, format!("{}, accuracy", e.name), e.by_length(|of| of.accuracy));
+        let seen = |of: &Length| of.recall.and(Some(1.0 - of.unseen?));
         push(&mut accuracy, format!("{}, answer attended by a layer", e.name), e.by_length(seen));
-        push(&mut recall, format!("{}, recall", e.name), e.by_length(|row| over_layers(row, "answer_recall")));
-        push(&mut recall, format!("{}, by chance", e.name), e.by_length(|row| over_layers(row, "answer_chance")));
+        push(&mut recall, format!("{}, recall", e.name), e.by_length(|of| of.recall));
+        push(&mut recall, format!("{}, by chance", e.name), e.by_length(|of| of.chance));
     }
     let shares = Style { log_x: true, unit_y: true, ..Style::default() };
     let length = "tokens of a sequence";
