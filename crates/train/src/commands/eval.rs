@@ -103,9 +103,10 @@ fn validate(args: &EvalArgs, loaded: Loaded) -> Result<()> {
         ));
     }
     if args.router != RouterChoice::Own && loaded.config.data.document_mask {
-        return Err(Failure::request(
-            "--router: another router knows whole sequences only; add --set data.document_mask=false to evaluate those",
-        ));
+        return Err(Failure::request(format!(
+            "--router: another router knows whole sequences only; add --config {} --set data.document_mask=false to evaluate those",
+            args.model.display()
+        )));
     }
     if args.router == RouterChoice::Oracle && loaded.config.task.is_none() {
         return Err(Failure::request("--router oracle: a text has no known answers; evaluate a task"));

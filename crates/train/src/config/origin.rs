@@ -6,6 +6,7 @@ use dash_data::Tokenizer;
 use dash_model::{Described, ModelConfig};
 use toml::{Table, Value};
 
+use super::data::Data;
 use super::error::LoadError;
 use super::file::Config;
 
@@ -75,6 +76,13 @@ impl Origin {
             chosen: true,
             tokenizer: tokenizer(&home),
         })
+    }
+
+    /// The first key of `[data]` by which another run would cut other sequences from the same text, and so have another order of them.
+    pub fn cut_otherwise(&self, data: &Data) -> Option<&'static str> {
+        let own: Data = self.data.clone()?.try_into().ok()?;
+        let keys = [("data.seq_len", own.seq_len != data.seq_len), ("data.packing", own.packing != data.packing)];
+        keys.into_iter().find(|(_, other)| *other).map(|(key, _)| key)
     }
 
     /// What `[model]` has to say, all but the attention.
@@ -154,7 +162,7 @@ fn table<'a>(file: &'a mut Table, name: &str) -> Option<&'a mut Table> {
 /// Takes from the data of the run that a file goes on from what the file leaves out, so that the same corpus stays the same prepared one. Of another
 /// corpus the tokenizer is not taken: it is the one beside the weights.
 fn go_on(data: &mut Table, own: &Table) {
-    let no_corpus = ["seq_len", "batch_size", "grad_accum", "cache", "tokenizer"];
+    let no_corpus = ["seq_len", "packing", "document_mask", "batch_size", "grad_accum", "cache", "tokenizer"];
     let other = own
         .iter()
         .any(|(key, own)| !no_corpus.contains(&key.as_str()) && data.get(key).is_some_and(|given| !equal(given, own)));

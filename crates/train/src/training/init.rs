@@ -7,6 +7,7 @@ use dash_data::LoaderState;
 use dash_model::{Described, Model, Param, Params};
 
 use super::checkpoint;
+use super::checkpoint::State;
 use super::eval::{ValidationSet, model_folder};
 use super::tasks::RouterChoice;
 use super::trainer::Trainer;
@@ -116,6 +117,8 @@ fn fork(from: &Path, config: &Config, device: &Device, data_hash: &str) -> Resul
     let described = Origin::of(from, "the model to start from").map_err(Failure::request)?;
     let folder = model_folder(from).map_err(Failure::Request)?;
     let mut own = config.clone();
+    // a task's sequences are numbered, whatever their length
+    let cut = described.cut_otherwise(&config.data).filter(|_| config.reads_text());
     (own.model, own.data.vocab_size) = (described.model, described.vocab);
     own.router.budget_from = None;
     let (theirs, state) = checkpoint::load(&folder, &own, device).map_err(Failure::Request)?;
@@ -141,10 +144,27 @@ fn fork(from: &Path, config: &Config, device: &Device, data_hash: &str) -> Resul
         trainer.model.set_knobs(knobs.alpha, knobs.gamma);
     }
     (trainer.optimizer, trainer.spikes) = (theirs.optimizer, theirs.spikes);
-    let same = state.data_hash == data_hash;
-    let place = if same { "goes on where it stood" } else { "is other data, read from its beginning" };
+    let (data, place) = place(config, &state, data_hash, cut);
     tell!("weights   and moments of {} after {} updates; the corpus {place}", folder.display(), state.step);
-    Ok(Stand { trainer, data: if same { state.data } else { LoaderState::default() }, tokens: state.tokens })
+    Ok(Stand { trainer, data, tokens: state.tokens })
+}
+
+/// Where a run goes on in its data from a checkpoint, in words, too. A position says something only in the order that it was counted in: `cut` is a key
+/// by which the sequences are others.
+fn place(config: &Config, state: &State, data_hash: &str, cut: Option<&str>) -> (LoaderState, String) {
+    if state.data_hash != data_hash {
+        return (LoaderState::default(), "is other data, read from its beginning".into());
+    }
+    match cut {
+        Some(key) => (
+            LoaderState::default(),
+            format!("is cut into other sequences ({key}), read from the beginning of their order"),
+        ),
+        None if state.seed != config.run.seed => {
+            (state.data, "goes on at that place of another order (run.seed)".into())
+        }
+        None => (state.data, "goes on where it stood".into()),
+    }
 }
 
 /// Tells what the swap of the attention costs before any update: the validation loss with the attention that the weights were trained with,

@@ -68,7 +68,11 @@ fn a_run_tells_its_padding_and_is_evaluated_as_it_was_trained() {
     // the same weights, which see across documents
     assert!(eval(&["--config", "whole.toml"]) != last);
     let told = s.told(2, &["eval", "--model", "runs/test", "--router", "random"]);
-    assert!(told.contains("another router knows whole sequences only"), "{told}");
+    let way = "add --config runs/test --set data.document_mask=false to evaluate those";
+    assert!(told.contains("another router knows whole sequences only") && told.contains(way), "{told}");
+    // and so it goes
+    let args = ["eval", "--model", "runs/test", "--router", "random", "--config", "runs/test", "--set"];
+    s.out(&[&args[..], &["data.document_mask=false"]].concat());
     assert!(!s.path("runs/test/budget.json").exists(), "positions in a sequence say nothing of documents");
 }
 
@@ -91,4 +95,31 @@ fn what_knows_whole_sequences_only_is_refused() {
     for (set, parts) in cases {
         failed(&s.run(&[], set), 2, parts);
     }
+}
+
+#[test]
+fn a_fork_tells_where_in_the_text_it_goes_on() {
+    let s = with_documents();
+    let set: Vec<&str> = TEXT.iter().copied().chain(["optim.schedule=constant"]).collect();
+    s.train("whole", &set, false);
+    let forked = |more: &'static str| {
+        let from = ["run.name=fork", "run.steps=14", "init.from=runs/whole", "init.moments=true", more];
+        let o = s.run(&[], &set.iter().copied().chain(from).collect::<Vec<_>>());
+        let told = error_of(&o, 0);
+        let state: serde_json::Value =
+            serde_json::from_slice(&fs::read(s.newest("fork").join("state.json")).unwrap()).unwrap();
+        fs::remove_dir_all(s.path("runs/fork")).unwrap();
+        (told.lines().find_map(|line| Some(line.split_once("the corpus ")?.1.to_string())).expect(&told), state)
+    };
+    let drawn = |state: &serde_json::Value| state["data"]["drawn"].as_u64().unwrap();
+    // 12 updates of the run before, then 2
+    let (told, mask) = forked("data.document_mask=true");
+    assert_eq!(told, "goes on where it stood");
+    for (more, key) in [("data.packing=best-fit", "data.packing"), ("data.seq_len=40", "data.seq_len")] {
+        let (told, state) = forked(more);
+        assert_eq!(told, format!("is cut into other sequences ({key}), read from the beginning of their order"));
+        assert_eq!((7 * drawn(&state), &state["data_hash"]), (drawn(&mask), &mask["data_hash"]));
+    }
+    let (told, state) = forked("run.seed=5");
+    assert_eq!((told.as_str(), drawn(&state)), ("goes on at that place of another order (run.seed)", drawn(&mask)));
 }
