@@ -84,7 +84,8 @@ enum Command {
     #[command(after_help = "Examples:
   train eval --model runs/mine
   train eval --model runs/mine --as topk --top 4
-  train eval --model runs/mine --config other.toml --json")]
+  train eval --model runs/mine --config other.toml --json
+  train eval --model runs/mine --blimp blimp/data/*.jsonl")]
     Eval(eval::EvalArgs),
     /// Continue a text
     #[command(after_help = "Examples:
@@ -116,9 +117,10 @@ it the earliest tokens drop out and every new one takes a pass over all others."
   train bench --config mine.toml
   train bench --config mine.toml --ops --density 0.25")]
     Bench(bench::BenchArgs),
-    /// Loss and density curves of runs, as SVG files
+    /// Curves of runs and of evaluations, as SVG files
     #[command(after_help = "Examples:
-  train plot --model runs/dense runs/dash --out pictures")]
+  train plot --model runs/dense runs/dash --out pictures
+  train eval --model runs/mine --json > mine.json && train plot --eval mine.json --out pictures")]
     Plot(plot::PlotArgs),
     /// Proves on this machine that a resumed run has the same bits
     #[command(after_help = "Examples:

@@ -145,6 +145,9 @@ impl WholeArgs {
             found.loss.exp(),
             found.tokens
         )?;
-        print_line!("{} windows of {length} tokens, {stride} further each", found.windows)
+        match found.windows {
+            1 => print_line!("1 window of at most {length} tokens"),
+            many => print_line!("{many} windows of {length} tokens, {stride} further each"),
+        }
     }
 }

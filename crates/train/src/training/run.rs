@@ -96,15 +96,15 @@ fn tell_extension(old: &Config, new: &Config, done: u64) -> Result<()> {
     Ok(())
 }
 
-/// Refuses to go on with other settings; a longer run is another request than changed settings.
-fn started_differently(folder: &Path, changes: &str, (from, to): (u64, u64)) -> Failure {
-    let longer = match to > from {
-        true => format!("for a longer run say --extend {to} instead of --resume and leave the rest as it was; else "),
-        false => String::new(),
-    };
+/// Refuses to go on with other settings; a longer run, to `longer` updates, is another request than changed settings.
+fn started_differently(folder: &Path, changes: &str, longer: Option<u64>) -> Failure {
+    let longer = longer.map_or(String::new(), |to| {
+        format!("for a longer run say --extend {to} instead of --resume and leave the rest as it was; else ")
+    });
+    let folder = folder.display();
     Failure::request(format!(
-        "{}: the run was started differently ({changes}); {longer}restore that, or add --allow-changes to continue anyway",
-        folder.display()
+        "{folder}: the run was started differently ({changes}); {longer}restore that (--config {folder} without --set has the settings of the run), or \
+         add --allow-changes to continue anyway"
     ))
 }
 
@@ -162,7 +162,8 @@ fn stand(
         changes += &format!("{separator}prepared corpus: {} -> {data_hash}", state.data_hash);
     }
     if !changes.is_empty() && !start.allow_changes {
-        return Err(started_differently(folder, &changes, (old.run.steps, config.run.steps)));
+        let longer = (!start.extend && config.run.steps > old.run.steps).then_some(config.run.steps);
+        return Err(started_differently(folder, &changes, longer));
     }
     if !neutral.is_empty() {
         tell!("resuming with {}", names(neutral));

@@ -141,7 +141,12 @@ fn resuming_something_else_is_refused_unless_told() {
     };
     let refused = resume(&["run.steps=12", "eval.every=7"], &[]);
     failed(&refused, 2, &["run.steps: 10 -> 12", "--extend 12 instead of --resume", "--allow-changes"]);
+    failed(&refused, 2, &["runs/x without --set has the settings of the run"]);
     assert!(!String::from_utf8_lossy(&refused.stderr).contains("resuming with"), "what is refused does not resume");
+    let longer = s.command(&[], &["run.name=x", "run.steps=10", "data.seq_len=16"]).args(["--extend", "12"]).output();
+    let longer = longer.unwrap();
+    failed(&longer, 2, &["data.seq_len"]);
+    assert!(!String::from_utf8_lossy(&longer.stderr).contains("instead of --resume"), "it was said: {longer:?}");
     failed(&resume(&["run.steps=8"], &[]), 2, &["run.steps: 10 -> 8", "--allow-changes"]);
     succeeded(&resume(&["run.steps=10", "eval.batches=1"], &[]));
     let corpus = s.path("corpus.txt");

@@ -41,6 +41,9 @@ fn a_file_of_token_ids_gives_the_loss_that_a_validation_on_all_of_it_gives() {
     assert!((a - b).abs() < 1e-12 * b, "{a} {b}");
     let first = json(&s, &["--tokens", file, "--max-tokens", "25"]);
     assert_eq!((&first["tokens"], &first["windows"]), (&25.into(), &1.into()));
+    let told = |most: &str| s.out(&["eval", "--model", "runs/test", "--tokens", file, "--max-tokens", most]);
+    assert!(told("25").contains("\n1 window of at most 25 tokens"), "{}", told("25"));
+    assert!(told("50").contains("\n2 windows of 25 tokens, 25 further each"), "{}", told("50"));
     let strided = json(&s, &["--tokens", file, "--stride", "5"]);
     assert_eq!((&strided["tokens"], &strided["windows"]), (&50.into(), &6.into()));
     assert_ne!(strided["loss"], whole["loss"]);
