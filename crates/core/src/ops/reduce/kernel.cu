@@ -1,11 +1,12 @@
 // R: float or double.
 
-// out[o, i] = sum over k of x[o, k, i], 32 columns and 8 strided parts a block; the parts are added in order.
+// out[o, i] = sum over k of x[o, k, i], 32 columns and 8 strided parts a block, those of an o side by side; the parts are added in order.
 extern "C" __global__ void __launch_bounds__(256)
 sum_axis(const R* __restrict__ x, R* __restrict__ out, int n, int inner) {
     __shared__ R parts[8][32];
-    const int column = blockIdx.x * 32 + threadIdx.x % 32, part = threadIdx.x / 32;
-    const R* from = x + (long long)blockIdx.y * n * inner;
+    const int across = (inner - 1) / 32 + 1, column = blockIdx.x % across * 32 + threadIdx.x % 32, part = threadIdx.x / 32;
+    const long long o = blockIdx.x / across;
+    const R* from = x + o * n * inner;
     R sum = 0;
     if (column < inner) {
         #pragma unroll 8
@@ -15,7 +16,7 @@ sum_axis(const R* __restrict__ x, R* __restrict__ out, int n, int inner) {
     __syncthreads();
     if (part == 0 && column < inner) {
         for (int k = 1; k < 8; k++) sum += parts[k][threadIdx.x];
-        out[(long long)blockIdx.y * inner + column] = sum;
+        out[o * inner + column] = sum;
     }
 }
 
