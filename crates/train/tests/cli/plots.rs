@@ -137,6 +137,12 @@ fn several_runs_share_a_picture_and_dense_ones_have_no_density() {
     assert!(density.text.contains(">a<") && !density.text.contains(">b<") && !density.text.contains("layer 0"));
 }
 
+/// What `plot` with these arguments says in a folder.
+fn plot_with(dir: &Path, args: &[&str]) -> std::process::Output {
+    let mut c = Command::new(env!("CARGO_BIN_EXE_train"));
+    c.arg("plot").args(args).args(["--out", "pictures"]).current_dir(dir).output().unwrap()
+}
+
 #[test]
 fn evaluations_are_drawn_by_position_and_by_length() {
     let dir = tempfile::tempdir().unwrap();
@@ -151,11 +157,7 @@ fn evaluations_are_drawn_by_position_and_by_length() {
     fs::write(dir.path().join("long.json"), long.to_string()).unwrap();
     let dense = json!({"loss_by_position": [6.0, 5.0, 3.0], "task": [{"length": 64, "accuracy": 0.75, "unseen": 0.0, "layers": []}]});
     fs::write(dir.path().join("dense.json"), dense.to_string()).unwrap();
-    let plot = |args: &[&str]| {
-        let mut c = Command::new(env!("CARGO_BIN_EXE_train"));
-        c.arg("plot").args(args).args(["--out", "pictures"]).current_dir(dir.path()).output().unwrap()
-    };
-    let o = plot(&["--eval", "long.json", "dense.json"]);
+    let o = plot_with(dir.path(), &["--eval", "long.json", "dense.json"]);
     assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
     let read = |name: &str, lines: usize| Picture::read(&dir.path().join("pictures").join(name), lines);
     let log = |points: &[(f64, f64)]| points.iter().map(|p| (p.0.log2(), p.1)).collect::<Vec<_>>();
@@ -170,9 +172,23 @@ fn evaluations_are_drawn_by_position_and_by_length() {
     let mut recall = read("recall-by-length.svg", 2);
     recall.x.iter_mut().for_each(|(_, number)| *number = number.log2());
     recall.shows(&[&log(&[(64.0, 0.8), (256.0, 0.4)]), &log(&[(64.0, 0.4), (256.0, 0.2)])]);
+    // a layer that does not route has no recall; files of one name are told apart
+    for folder in ["a", "b"] {
+        fs::create_dir(dir.path().join(folder)).unwrap();
+        let some = json!({"task": [{"length": 64, "accuracy": 0.5, "unseen": 0.5, "layers": [{"answer_recall": null}, {"answer_recall": 0.5}]}]});
+        fs::write(dir.path().join(folder).join("eval.json"), some.to_string()).unwrap();
+    }
+    let o = plot_with(dir.path(), &["--eval", "a/eval.json", "b/eval.json"]);
+    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
+    let text = read("accuracy-by-length.svg", 2).text;
+    assert!(text.contains(">a/eval.json, accuracy<") && text.contains(">b/eval.json, accuracy<"), "{text}");
+}
 
+#[test]
+fn what_would_be_drawn_as_something_else_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
     let refused = |args: &[&str], what: &[&str]| {
-        let o = plot(args);
+        let o = plot_with(dir.path(), args);
         let told = String::from_utf8_lossy(&o.stderr).into_owned();
         assert_eq!(o.status.code(), Some(2), "{told}");
         what.iter().for_each(|w| assert!(told.contains(w), "{w}: {told}"));
@@ -183,7 +199,6 @@ fn evaluations_are_drawn_by_position_and_by_length() {
     refused(&["--eval", "list.json"], &["list.json", "eval --json"]);
     fs::write(dir.path().join("other.json"), "{}").unwrap();
     refused(&["--eval", "other.json"], &["neither loss by position nor a task"]);
-    // what would be drawn as something else than it is
     let wrong = [
         (json!({"loss_by_position": [6.0, null, 2.0]}), "loss_by_position: null at position 2 is no loss"),
         (json!({"loss_by_position": ["6.0"]}), "loss_by_position: \"6.0\" at position 1 is no loss"),
@@ -196,14 +211,4 @@ fn evaluations_are_drawn_by_position_and_by_length() {
         fs::write(dir.path().join("wrong.json"), file.to_string()).unwrap();
         refused(&["--eval", "wrong.json"], &["wrong.json", what]);
     }
-    // a layer that does not route has no recall; files of one name are told apart
-    for folder in ["a", "b"] {
-        fs::create_dir(dir.path().join(folder)).unwrap();
-        let some = json!({"task": [{"length": 64, "accuracy": 0.5, "unseen": 0.5, "layers": [{"answer_recall": null}, {"answer_recall": 0.5}]}]});
-        fs::write(dir.path().join(folder).join("eval.json"), some.to_string()).unwrap();
-    }
-    let o = plot(&["--eval", "a/eval.json", "b/eval.json"]);
-    assert!(o.status.success(), "{}", String::from_utf8_lossy(&o.stderr));
-    let text = read("accuracy-by-length.svg", 2).text;
-    assert!(text.contains(">a/eval.json, accuracy<") && text.contains(">b/eval.json, accuracy<"), "{text}");
 }
