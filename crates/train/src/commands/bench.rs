@@ -40,7 +40,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     match (args.ops, args.peers, args.in_turn) {
         (true, ..) => bench_ops::ops(&config, steps, args.density, args.json),
         (_, true, _) => bench::peers(&config, steps, args.json),
-        (.., true) => bench::steps_in_turn(&config),
-        _ => bench::step_speed(&config, steps, args.json),
+        (.., true) => bench::steps_in_turn(&bench::timed(config)),
+        _ => bench::step_speed(&bench::timed(config), steps, args.json),
     }
 }

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use dash_core::Device;
 use dash_core::rng::Rng;
-use dash_data::{Batch, LoaderState};
+use dash_data::{Batch, LoaderState, Packing};
 use dash_model::flops;
 use serde_json::json;
 
 use super::timing::spread;
 use crate::config::Config;
-use crate::console::print_line;
+use crate::console::{print_line, tell};
 use crate::failure::Result;
 use crate::training::device::{device as device_of, threads};
 use crate::training::preflight::{check_memory, gpu_memory_bytes, memory_bytes};
@@ -36,6 +36,17 @@ fn random_batches(config: &Config, rng: &mut Rng) -> Vec<Batch> {
         documents: Vec::new(),
     };
     (0..d.grad_accum).map(|_| batch()).collect()
+}
+
+/// What of a run is timed: random tokens hold no documents, as is told where they would be taken apart.
+pub fn timed(mut config: Config) -> Config {
+    if config.data.document_mask || config.data.packing != Packing::default() {
+        tell!(
+            "note: bench times whole sequences of random tokens; data.document_mask and data.packing mean nothing to it"
+        );
+    }
+    (config.data.document_mask, config.data.packing) = (false, Packing::default());
+    config
 }
 
 /// One update for every line on standard input, answered with its milliseconds: for timing in turn with another program, so

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::anyhow;
 use dash_core::Device;
+use dash_data::PackedEpoch;
 use dash_model::Model;
 
 use super::accumulate::most_processes;
@@ -341,7 +342,7 @@ fn train_among(
         initial_gamma(&mut trainer.model, &config.router, set.first_batch())?;
         peers.first(|| init::tell_jump(&trainer.model, config, &set))?;
     }
-    let unigram = tell_cost(config, (&trainer.model, &device), (&material, &set), peers)?;
+    let unigram = tell_cost(config, (&trainer.model, &device), (&material, &set, loader.packed()), peers)?;
     let processes = (&device, peers.world());
     peers.first(|| write_down(config, &trainer, &material, processes, begins(resumes, start, config.run.steps)))?;
     let state = State::new(trainer.optimizer.step, tokens, config.run.seed, data, data_hash);
@@ -368,14 +369,14 @@ fn write_down(
 /// What the run will cost, before it begins; the loss without context, where there is text.
 fn tell_cost(
     config: &Config,
-    (model, device): (&Model, &Device),
-    (material, set): (&Material, &ValidationSet),
+    of: (&Model, &Device),
+    (material, set, packed): (&Material, &ValidationSet, Option<PackedEpoch>),
     peers: &Peers,
 ) -> Result<Option<f64>> {
     if !peers.is_first() {
         return Ok(None);
     }
-    tell!("{}", preflight::report(config, model, device, &material.train)?.trim_end());
+    tell!("{}", preflight::report(config, of, (&material.train, packed))?.trim_end());
     let (world, all) = (peers.world(), config.data.grad_accum);
     if world > 1 || all > 1 {
         let same = worlds(most_processes(all));

@@ -64,6 +64,17 @@ fn bench_refuses_steps_that_memory_cannot_hold() {
 }
 
 #[test]
+fn bench_says_that_it_takes_no_documents_apart() {
+    let s = Sandbox::new();
+    for set in ["data.document_mask=true", "data.packing=best-fit"] {
+        let o = s.run(&["bench", "--steps", "1"], &[set]);
+        succeeded(&o);
+        let told = String::from_utf8_lossy(&o.stderr);
+        assert!(told.contains("bench times whole sequences of random tokens"), "{told}");
+    }
+}
+
+#[test]
 fn bench_prints_one_json_object() {
     let s = Sandbox::new();
     let o = s.run(&["bench", "--steps", "2", "--json"], &[]);
