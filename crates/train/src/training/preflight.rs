@@ -350,6 +350,14 @@ fn untried(config: &Config, device: &Device) -> &'static str {
     }
 }
 
+/// What the shards take: they were just checked byte by byte, so that they count as resident.
+fn mapped(train: &[Arc<Shard>]) -> String {
+    match train.iter().map(|s| s.bytes()).sum() {
+        0usize => String::new(),
+        bytes => format!(" and {:.0} MB of mapped text", bytes as f64 / 1e6),
+    }
+}
+
 /// The report.
 ///
 /// # Errors
@@ -380,11 +388,7 @@ pub fn report(
         None => attention.kind().to_string(),
         Some(size) => format!("{}, {} chunks of {size}", attention.kind(), t.div_ceil(size)),
     };
-    // the shards were just checked byte by byte, so that they count as resident
-    let mapped = match train.iter().map(|s| s.bytes()).sum() {
-        0usize => String::new(),
-        bytes => format!(" and {:.0} MB of mapped text", bytes as f64 / 1e6),
-    };
+    let mapped = mapped(train);
     Ok(format!(
         "run       {}\n\
          model     {:.2} M parameters, {} layers, width {}, {} heads, {} kv heads, attention {attention}\n\
