@@ -171,7 +171,7 @@ fn evaluations_are_drawn_by_position_and_by_length() {
     assert!(accuracy.text.contains(">dense, accuracy<") && !accuracy.text.contains("dense, answer"));
     let mut recall = read("recall-by-length.svg", 2);
     recall.x.iter_mut().for_each(|(_, number)| *number = number.log2());
-    recall.shows(&[&log(&[(64.0, 0.8), (256.0, 0.4)]), &log(&[(64.0, 0.4), (256.0, 0.2)])]);
+    recall.shows(&[&log(&[(64.0, 0.9), (256.0, 0.6)]), &log(&[(64.0, 0.45), (256.0, 0.3)])]);
     // a layer that does not route has no recall; files of one name are told apart
     for folder in ["a", "b"] {
         fs::create_dir(dir.path().join(folder)).unwrap();

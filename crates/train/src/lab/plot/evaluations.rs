@@ -20,8 +20,8 @@ struct Length {
     tokens: f64,
     accuracy: Option<f64>,
     unseen: Option<f64>,
-    recall: Option<f64>,
-    chance: Option<f64>,
+    /// Of the layer that finds the answer most often; and by chance.
+    found: Option<(f64, f64)>,
 }
 
 impl Length {
@@ -30,13 +30,11 @@ impl Length {
         let tokens = row["length"].as_f64().filter(|t| *t >= 1.0 && *t <= 2f64.powi(53));
         let tokens = tokens.with_context(|| format!("length {} is no number of tokens", row["length"]))?;
         let of_row = |key: &str| share(&row[key]).with_context(|| format!("length {tokens}: {key}"));
-        let over_layers = |key: &str| mean(&row["layers"], key).with_context(|| format!("length {tokens}: {key}"));
         Ok(Length {
             tokens,
             accuracy: of_row("accuracy")?,
             unseen: of_row("unseen")?,
-            recall: over_layers("answer_recall")?,
-            chance: over_layers("answer_chance")?,
+            found: best_layer(&row["layers"]).with_context(|| format!("length {tokens}"))?,
         })
     }
 }
@@ -50,11 +48,14 @@ fn share(value: &Value) -> anyhow::Result<Option<f64>> {
     share.map(Some).with_context(|| format!("{value} is no share, a number from 0 to 1"))
 }
 
-/// Mean over the layers that route.
-fn mean(layers: &Value, key: &str) -> anyhow::Result<Option<f64>> {
-    let all = layers.as_array().into_iter().flatten().map(|layer| share(&layer[key]));
-    let all: Vec<f64> = all.collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect();
-    Ok((!all.is_empty()).then(|| all.iter().sum::<f64>() / all.len() as f64))
+/// The layer whose lists hold the answer's chunk most often: its share, and what lists as long would hold by chance.
+fn best_layer(layers: &Value) -> anyhow::Result<Option<(f64, f64)>> {
+    let of = |layer: &Value| {
+        let of_layer = |key: &str| share(&layer[key]).with_context(|| key.to_string());
+        Ok(of_layer("answer_recall")?.zip(of_layer("answer_chance")?))
+    };
+    let all = layers.as_array().into_iter().flatten().map(of).collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(all.into_iter().flatten().max_by(|a, b| a.0.total_cmp(&b.0)))
 }
 
 /// A list, none where there is nothing or null.
@@ -126,8 +127,8 @@ fn tell_apart(all: &mut [Evaluation], files: &[PathBuf]) {
 }
 
 /// Draws into `out` what the files hold: `loss-by-position.svg` of a text; `accuracy-by-length.svg` of a task, with the share of questions for which
-/// some layer attended the chunk that holds the answer; `recall-by-length.svg`, the share of the routers' lists that hold it, and what lists as long
-/// would hold by chance. Returns what was written.
+/// some layer attended the chunk that holds the answer; `recall-by-length.svg`, the share of the lists that hold it, of the layer that finds it most
+/// often, and what lists as long would hold by chance. Returns what was written.
 ///
 /// # Errors
 /// When a file cannot be read, is something else or holds nothing to draw, or a picture cannot be written.
@@ -144,10 +145,10 @@ pub fn plot_evaluations(files: &[PathBuf], out: &Path) -> anyhow::Result<Vec<Pat
     for e in &all {
         push(&mut losses, e.name.clone(), by_position(&e.losses));
         push(&mut accuracy, format!("{}, accuracy", e.name), e.by_length(|of| of.accuracy));
-        let seen = |of: &Length| of.recall.and(Some(1.0 - of.unseen?));
+        let seen = |of: &Length| of.found.and(Some(1.0 - of.unseen?));
         push(&mut accuracy, format!("{}, answer attended by a layer", e.name), e.by_length(seen));
-        push(&mut recall, format!("{}, recall", e.name), e.by_length(|of| of.recall));
-        push(&mut recall, format!("{}, by chance", e.name), e.by_length(|of| of.chance));
+        push(&mut recall, format!("{}, recall", e.name), e.by_length(|of| Some(of.found?.0)));
+        push(&mut recall, format!("{}, by chance", e.name), e.by_length(|of| Some(of.found?.1)));
     }
     let shares = Style { log_x: true, unit_y: true, ..Style::default() };
     let length = "tokens of a sequence";
@@ -168,7 +169,7 @@ pub fn plot_evaluations(files: &[PathBuf], out: &Path) -> anyhow::Result<Vec<Pat
         ),
         (
             "recall-by-length.svg",
-            "lists that hold the answer's chunk, mean over layers",
+            "lists of the best layer that hold the answer's chunk",
             (length, "share of lists"),
             shares,
             recall,
