@@ -6,7 +6,7 @@ use clap::Args;
 use dash_model::attention::find;
 
 use crate::config::{about, nearest, sections, template};
-use crate::console::print_results;
+use crate::console::{print_results, tell};
 use crate::failure::{Failure, Result};
 
 /// Arguments.
@@ -41,6 +41,9 @@ pub fn init(args: &InitArgs) -> Result<()> {
     let text = args.text.as_ref().map(|path| {
         path.to_str().ok_or_else(|| Failure::request(format!("--text {}: is no UTF-8 name", path.display())))
     });
+    if let Some(path) = args.text.as_ref().filter(|path| !path.exists()) {
+        tell!("warning: {} is not there yet; data.path names it all the same", path.display());
+    }
     print_results(format_args!("{}", template(&sections(), (spec, &args.kind), text.transpose()?)))
 }
 

@@ -12,7 +12,7 @@ use crate::lab::plot::{plot, plot_evaluations};
 #[derive(Args)]
 pub struct PlotArgs {
     /// Run folders
-    #[arg(long, alias = "run", required_unless_present = "eval", num_args = 1..)]
+    #[arg(long, alias = "run", num_args = 1..)]
     pub model: Vec<PathBuf>,
     /// Files of what `eval --json` printed: loss by position, accuracy and the router's recall by length
     #[arg(long, value_name = "FILE", num_args = 1..)]
@@ -27,6 +27,11 @@ pub struct PlotArgs {
 /// # Errors
 /// When a record cannot be read or a picture cannot be written.
 pub fn run(args: &PlotArgs) -> Result<()> {
+    if args.model.is_empty() && args.eval.is_empty() {
+        return Err(Failure::request(
+            "nothing to draw: give runs (--model DIR...), what `eval --json` printed (--eval FILE...), or both",
+        ));
+    }
     let mut written = Vec::new();
     if !args.model.is_empty() {
         written.extend(plot(&args.model, &args.out).map_err(Failure::Request)?);

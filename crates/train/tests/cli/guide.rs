@@ -68,6 +68,9 @@ fn a_new_file_has_every_key_and_trains_on_ones_own_text() {
 #[test]
 fn every_kind_has_a_file_that_loads() {
     let s = Sandbox::with_verses();
+    // a text that comes later is no fault, and is told
+    assert!(s.told(0, &["init", "--text", "later.txt"]).contains("later.txt is not there yet"));
+    assert_eq!(s.told(0, &["init", "--text", "own.txt"]), "");
     let told = s.told(2, &["init", "--kind", "sparse"]);
     let kinds: Vec<&str> = told.split("is none of ").nth(1).unwrap().trim().split(", ").collect();
     assert!(kinds.contains(&"nsa") && kinds.contains(&"dash-stopped"), "{told}");

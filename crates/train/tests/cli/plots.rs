@@ -193,7 +193,7 @@ fn what_would_be_drawn_as_something_else_is_refused() {
         assert_eq!(o.status.code(), Some(2), "{told}");
         what.iter().for_each(|w| assert!(told.contains(w), "{w}: {told}"));
     };
-    refused(&[], &["--model"]);
+    refused(&[], &["--model DIR", "--eval FILE"]);
     refused(&["--eval", "nowhere.json"], &["nowhere.json"]);
     fs::write(dir.path().join("list.json"), "[1]").unwrap();
     refused(&["--eval", "list.json"], &["list.json", "eval --json"]);
