@@ -16,7 +16,7 @@ use crate::error::{DataError, Result};
 use crate::rng::{shuffle, stream, unit};
 use crate::shard::Shard;
 use crate::task::{Example, IGNORE, Question, Task};
-pub use windows::{Layout, Packing};
+pub use windows::{Layout, PackedEpoch, Packing};
 use windows::{Sequence, Windows};
 
 /// Where a loader stands.
@@ -123,17 +123,6 @@ pub struct Loader {
     packed: Option<PackedEpoch>,
 }
 
-/// What packing made of a text.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PackedEpoch {
-    /// Sequences of an epoch.
-    pub sequences: u32,
-    /// Documents and pieces of long ones.
-    pub pieces: usize,
-    /// Share of the tokens of all sequences that is padding.
-    pub padding: f64,
-}
-
 /// A task in a stream of sequences.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Mixture {
@@ -218,10 +207,7 @@ impl Loader {
         seed: u64,
         state: LoaderState,
     ) -> Result<Self> {
-        let packed = windows.as_ref().and_then(|windows| {
-            let (sequences, pieces, padding) = windows.padding();
-            Some(PackedEpoch { sequences, pieces: pieces?, padding })
-        });
+        let packed = windows.as_ref().and_then(Windows::packed_epoch);
         let (send, next) = sync_channel(1);
         std::thread::Builder::new()
             .name("loader".into())

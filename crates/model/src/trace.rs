@@ -169,7 +169,7 @@ impl AskedStats {
     /// When the device fails.
     pub fn read(&self) -> Result<RouterStats> {
         let (mut histogram, mut density, mut bias_sum, mut bias_max) = (Vec::new(), 0.0, 0.0, 0.0f64);
-        let (mut tokens, mut losses, mut squares) = (0.0, None, 0.0);
+        let (mut tokens, mut losses, mut gradients) = (0.0, None, Vec::with_capacity(self.parts.len()));
         let all: u64 = self.parts.iter().map(|part| part.queries).sum();
         for part in &self.parts {
             let found: RouteFigures = part.figures.read()?;
@@ -182,7 +182,7 @@ impl AskedStats {
             if let Some(loss) = &part.indexer_loss {
                 *losses.get_or_insert(0.0) += loss.item()? * share;
             }
-            squares += part.score_gradient.read()?.powi(2);
+            gradients.push(part.score_gradient.read()?);
         }
         let of_rows: u64 = self.parts.iter().map(|part| part.rows).sum();
         let active: u64 = histogram.iter().zip(0..).map(|(&rows, n): (&u64, u64)| rows * n).sum();
@@ -196,10 +196,10 @@ impl AskedStats {
             histogram,
             bias_mean: bias_sum / routed.max(1) as f64,
             bias_max,
-            score_gradient: match &self.parts[..] {
+            score_gradient: match gradients[..] {
                 // as it was found, without the rounding of a root
-                [one] => one.score_gradient.read()?,
-                _ => squares.sqrt(),
+                [one] => one,
+                _ => gradients.iter().map(|norm| norm.powi(2)).sum::<f64>().sqrt(),
             },
             indexer_loss: losses,
             rows: of_rows,

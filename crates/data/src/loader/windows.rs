@@ -41,6 +41,17 @@ impl Layout {
     }
 }
 
+/// What packing made of a text.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PackedEpoch {
+    /// Sequences of an epoch.
+    pub sequences: u32,
+    /// Documents and pieces of long ones.
+    pub pieces: usize,
+    /// Share of the tokens of all sequences that is padding.
+    pub padding: f64,
+}
+
 /// A sequence, and where documents begin in it behind its first token, where that is told.
 pub struct Sequence {
     pub example: Example,
@@ -80,10 +91,6 @@ impl Windows {
             total += shard.len().saturating_sub(1) / seq_len;
         }
         let path = shards.first().map_or_else(|| "shards".into(), |s| s.path().to_path_buf());
-        let too_many = |total: usize| {
-            let what = format!("{total} windows are above the {} of an epoch; raise data.seq_len", u32::MAX);
-            DataError::content(&path, what)
-        };
         if total == 0 {
             let tokens: usize = shards.iter().map(|s| s.len()).sum();
             let what = format!(
@@ -106,20 +113,19 @@ impl Windows {
                 Cut::BestFit(packed)
             }
         };
-        let count = u32::try_from(total).map_err(|_| too_many(total))?;
+        let count = u32::try_from(total).map_err(|_| {
+            let what = format!("{total} windows are above the {} of an epoch; raise data.seq_len", u32::MAX);
+            DataError::content(path, what)
+        })?;
         Ok(Windows { shards: shards.to_vec(), layout, cut, count })
     }
 
-    /// Sequences, pieces of documents where they were packed, and the share of the tokens of all sequences that is padding.
-    pub fn padding(&self) -> (u32, Option<usize>, f64) {
-        match &self.cut {
-            Cut::Stream(_) => (self.count, None, 0.0),
-            Cut::BestFit(packed) => {
-                let held: u64 = packed.pieces().iter().map(|piece| u64::from(piece.len)).sum();
-                let all = f64::from(self.count) * self.layout.seq_len as f64;
-                (self.count, Some(packed.pieces().len()), 1.0 - held as f64 / all)
-            }
-        }
+    /// What packing made of the text, where documents are packed.
+    pub fn packed_epoch(&self) -> Option<PackedEpoch> {
+        let Cut::BestFit(packed) = &self.cut else { return None };
+        let held: u64 = packed.pieces().iter().map(|piece| u64::from(piece.len)).sum();
+        let all = f64::from(self.count) * self.layout.seq_len as f64;
+        Some(PackedEpoch { sequences: self.count, pieces: packed.pieces().len(), padding: 1.0 - held as f64 / all })
     }
 
     /// Shard and first token of a window of the stream.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::Args;
 
 use crate::console::print_line;
@@ -32,12 +33,15 @@ pub fn run(args: &PlotArgs) -> Result<()> {
             "nothing to draw: give runs (--model DIR...), what `eval --json` printed (--eval FILE...), or both",
         ));
     }
-    let mut written = Vec::new();
+    let (out, mut written) = (&args.out, Vec::new());
+    std::fs::create_dir_all(out)
+        .with_context(|| format!("{} cannot be created", out.display()))
+        .map_err(Failure::Request)?;
     if !args.model.is_empty() {
-        written.extend(plot(&args.model, &args.out).map_err(Failure::Request)?);
+        written.extend(plot(&args.model, out).map_err(Failure::Request)?);
     }
     if !args.eval.is_empty() {
-        written.extend(plot_evaluations(&args.eval, &args.out).map_err(Failure::Request)?);
+        written.extend(plot_evaluations(&args.eval, out).map_err(Failure::Request)?);
     }
     for path in written {
         print_line!("wrote {}", path.display())?;

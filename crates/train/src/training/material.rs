@@ -72,10 +72,14 @@ pub fn taken(config: &Config, p: &Prepared) -> Vec<String> {
     let (d, r) = (&config.data, &p.report);
     let tokens = |shards: &[Arc<Shard>]| count(shards.iter().map(|s| s.len()).sum::<usize>() as f64);
     let share = 100.0 * r.validation_bytes as f64 / r.bytes.max(1) as f64;
-    let rule = match d.source {
+    let by_share = match d.source {
         Source::Cargo => "whole packages",
         Source::Text => "small documents by a hash of their content, and the end of each large one",
         Source::Tokens => return taken_tokens(config, p),
+    };
+    let rule = match &r.validation_file {
+        Some(last) => format!("the last file, {last} (data.validation = \"last-file\""),
+        None => format!("{by_share} (data.validation_share = {}", d.validation_share),
     };
     let learned = match r.vocabulary_bytes {
         0 => "given by data.tokenizer".to_string(),
@@ -86,19 +90,11 @@ pub fn taken(config: &Config, p: &Prepared) -> Vec<String> {
             1 => format!("taken: 1 document, {}, from {}", size(r.bytes), kinds(d.source, r)),
             n => format!("taken: {n} documents, {}, from {}", size(r.bytes), kinds(d.source, r)),
         },
-        match &r.validation_file {
-            Some(last) => format!(
-                "split: {} of text ({share:.1} %) for validation, the last file, {last} (data.validation = \"last-file\", at most {} tokens)",
-                size(r.validation_bytes),
-                d.validation_tokens
-            ),
-            None => format!(
-                "split: {} of text ({share:.1} %) for validation, {rule} (data.validation_share = {}, at most {} tokens)",
-                size(r.validation_bytes),
-                d.validation_share,
-                d.validation_tokens
-            ),
-        },
+        format!(
+            "split: {} of text ({share:.1} %) for validation, {rule}, at most {} tokens)",
+            size(r.validation_bytes),
+            d.validation_tokens
+        ),
         format!(
             "tokens: {} for training, {} for validation; vocabulary of {}, {learned}",
             tokens(&p.train),

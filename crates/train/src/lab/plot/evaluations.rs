@@ -126,14 +126,13 @@ fn tell_apart(all: &mut [Evaluation], files: &[PathBuf]) {
     }
 }
 
-/// Draws into `out` what the files hold: `loss-by-position.svg` of a text; `accuracy-by-length.svg` of a task, with the share of questions for which
+/// Draws into the folder `out` what the files hold: `loss-by-position.svg` of a text; `accuracy-by-length.svg` of a task, with the share of questions for which
 /// some layer attended the chunk that holds the answer; `recall-by-length.svg`, the share of the lists that hold it, of the layer that finds it most
 /// often, and what lists as long would hold by chance. Returns what was written.
 ///
 /// # Errors
 /// When a file cannot be read, is something else or holds nothing to draw, or a picture cannot be written.
 pub fn plot_evaluations(files: &[PathBuf], out: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    std::fs::create_dir_all(out).with_context(|| format!("{} cannot be created", out.display()))?;
     let mut all = files.iter().map(|path| Evaluation::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     tell_apart(&mut all, files);
     let (mut losses, mut accuracy, mut recall) = (Vec::new(), Vec::new(), Vec::new());

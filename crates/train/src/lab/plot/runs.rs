@@ -26,12 +26,11 @@ fn push(all: &mut Vec<Line>, name: String, lines: &[Value], split: &str, value: 
 }
 
 /// Draws `loss.svg` (training and validation) and, where a run routes, `density.svg` (by layer for one run, the mean for
-/// several) into `out`. Returns what was written.
+/// several) into the folder `out`. Returns what was written.
 ///
 /// # Errors
 /// When a record cannot be read or a picture cannot be written.
 pub fn plot(runs: &[PathBuf], out: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    std::fs::create_dir_all(out).with_context(|| format!("{} cannot be created", out.display()))?;
     let (mut loss, mut density) = (Vec::new(), Vec::new());
     for run in runs {
         let lines = lines(run)?;
