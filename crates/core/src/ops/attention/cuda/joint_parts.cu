@@ -222,24 +222,6 @@ INLINE void add_rows(Shared& s, const Block& b, u32 pieces, float* dq, float* db
     }
 }
 
-// Numbers of rows before each tile of tokens, by a warp.
-INLINE void count_rows(u32* before, const u64* cells, int chunks, int t, int chunk, int tiles) {
-    const int lane = threadIdx.x % 32;
-    int total = 0;
-    for (int c = chunk; c < tiles; c += 32) {
-        const int own = c + lane < tiles ? __popcll(attending(cells, chunks, t, c + lane, chunk)) : 0;
-        int sum = own;
-        #pragma unroll
-        for (int o = 1; o < 32; o <<= 1) {
-            const int other = __shfl_up_sync(FULL, sum, o);
-            if (lane >= o) sum += other;
-        }
-        if (c + lane < tiles) before[c + lane] = total + sum - own;
-        total += __shfl_sync(FULL, sum, 31);
-    }
-    if (lane == 0) before[tiles] = total;
-}
-
 // Sums over the warp's 16 keys of the 16 rows of which a lane has two keys' numbers each: lane l is left with rows 8 n + l % 4 * 2 and the next one,
 // n = l / 4 with its three bits reversed.
 INLINE void sum_keys(float (&x)[16]) {

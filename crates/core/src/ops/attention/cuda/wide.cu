@@ -42,6 +42,24 @@ INLINE void gather_by_warp(u32 to, const bf16* from, const long long* places) {
         }
 }
 
+// Numbers of rows before each tile of tokens from the first on, and all of them, by a warp; word(tile) has a bit a row.
+template <class Word> INLINE void count_rows(u32* before, int first, int tiles, const Word& word) {
+    const int lane = threadIdx.x % 32;
+    int total = 0;
+    for (int c = first; c < tiles; c += 32) {
+        const int own = c + lane < tiles ? __popcll(word(c + lane)) : 0;
+        int sum = own;
+        #pragma unroll
+        for (int o = 1; o < 32; o <<= 1) {
+            const int other = __shfl_up_sync(FULL, sum, o);
+            if (lane >= o) sum += other;
+        }
+        if (c + lane < tiles) before[c + lane] = total + sum - own;
+        total += __shfl_sync(FULL, sum, 31);
+    }
+    if (lane == 0) before[tiles] = total;
+}
+
 // Bytes that will complete on the barrier, without an arrival.
 INLINE void barrier_expect_only(u32 barrier, int bytes) { asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory"); }
 

@@ -46,7 +46,7 @@ wide_joint(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* _
         }
         copy_commit();
     } else if (warp == 4) {
-        count_rows(before, b.cells, chunks, t, b.chunk, b.tiles);
+        count_rows(before, b.chunk, b.tiles, [&](int tile) { return attending(b.cells, chunks, t, tile, b.chunk); });
     }
     __syncthreads();
     b.total = before[b.tiles], b.batches = ceil_div(b.total, b.together);

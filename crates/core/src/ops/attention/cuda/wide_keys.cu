@@ -42,23 +42,9 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
     }
     const int first_tile = key0 / 64;
     if (LISTED) {
-        // numbers of rows before each tile of tokens, by a warp a list
-        for (int list = threadIdx.x / 32 - 8; list >= 0 && list < 2; list += 4) {
-            int total = 0;
-            u32* to = before + list * (tiles + 1);
-            for (int c = first_tile; c < tiles; c += 32) {
-                const int own = c + lane < tiles ? __popcll(word(list, c + lane)) : 0;
-                int sum = own;
-                #pragma unroll
-                for (int o = 1; o < 32; o <<= 1) {
-                    const int other = __shfl_up_sync(FULL, sum, o);
-                    if (lane >= o) sum += other;
-                }
-                if (c + lane < tiles) to[c + lane] = total + sum - own;
-                total += __shfl_sync(FULL, sum, 31);
-            }
-            if (lane == 0) to[tiles] = total;
-        }
+        // by a warp a list
+        for (int list = threadIdx.x / 32 - 8; list >= 0 && list < 2; list += 4)
+            count_rows(before + list * (tiles + 1), first_tile, tiles, [&](int tile) { return word(list, tile); });
     }
     __syncthreads();
     if (threadIdx.x >= CONSUMERS) {
