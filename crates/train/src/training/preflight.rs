@@ -340,16 +340,6 @@ fn whole_rows(config: &Config, device: &Device) -> String {
     })
 }
 
-/// What has no run on a GPU behind it, and how to check it on this one.
-fn untried(config: &Config, device: &Device) -> &'static str {
-    match device {
-        Device::Cuda(_) if config.data.document_mask => {
-            "warning   data.document_mask has not run on a GPU yet: `audit --device cuda` checks every kind over documents on this one\n"
-        }
-        Device::Cpu(_) | Device::Cuda(_) => "",
-    }
-}
-
 /// What the shards take: they were just checked byte by byte, so that they count as resident.
 fn mapped(train: &[Arc<Shard>]) -> String {
     match train.iter().map(|s| s.bytes()).sum() {
@@ -395,7 +385,7 @@ pub fn report(
          data      {}; this run sees {} tokens, {per_step} a step\n\
          compute   {:.1} GFLOP a step{assumed}; {}, {:.0} GFLOP/s in a matrix product\n\
          memory    about {:.0} MB{mapped}\n\
-         time      about {}\n{}{}",
+         time      about {}\n{}",
         config.folder().display(),
         params as f64 / 1e6,
         config.model.layers,
@@ -417,7 +407,6 @@ pub fn report(
         },
         duration(seconds),
         whole_rows(config, device),
-        untried(config, device),
     ))
 }
 
