@@ -163,6 +163,10 @@ const OPS: &[Op] = &[
         ops::token_nll(&c.tensor(&[c.x.b, c.x.t, c.x.d])?, &c.tensor(&[c.x.h, c.x.d])?, &ids, Compute::Full)
             .map(|_| None)
     }),
+    ("gated_sum", |c| {
+        let (x, gates) = (c.queries()?, c.var(&[c.x.b, c.x.t, c.x.h, 3])?);
+        ops::gated_sum(&c.tape, &gates, [&x, &x, &x]).map(Some)
+    }),
     ("softmax", |c| ops::softmax(&c.tape, &c.queries()?).map(Some)),
     ("entmax", |c| ops::entmax(&c.tape, &c.queries()?, 1.5).map(Some)),
     ("elementwise", |c| {

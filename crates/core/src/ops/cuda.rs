@@ -7,6 +7,7 @@ pub(crate) use super::documents::cuda as documents;
 pub(crate) use super::elementwise::cuda as elementwise;
 pub(crate) use super::embedding::cuda as embedding;
 pub(crate) use super::entmax::cuda as entmax;
+pub(crate) use super::gated_sum::cuda as gated_sum;
 pub(crate) use super::grad_norm::cuda as grad_norm;
 pub(crate) use super::heads::cuda as heads;
 pub(crate) use super::layout::cuda as layout;
@@ -39,6 +40,7 @@ pub fn units() -> Vec<Unit> {
         elementwise::units(),
         embedding::units(),
         entmax::units(),
+        gated_sum::units(),
         grad_norm::units(),
         heads::units(),
         layout::units(),

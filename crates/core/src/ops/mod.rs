@@ -15,6 +15,7 @@ mod softmax;
 
 mod cross_entropy;
 mod embedding;
+mod gated_sum;
 mod heads;
 mod rmsnorm;
 mod rope;
@@ -35,6 +36,7 @@ pub use documents::{Documents, Group, Grouping, join_documents, split_documents}
 pub use elementwise::{add, exp, ln, mask_fill, mul, scale, sigmoid, sub};
 pub use embedding::embedding;
 pub use entmax::entmax;
+pub use gated_sum::gated_sum;
 pub use grad_norm::{clip_factor, grad_norm};
 pub use heads::attention_heads;
 pub use layout::{index_select, reshape, transpose};

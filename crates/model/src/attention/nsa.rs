@@ -6,7 +6,7 @@
 //! for small models in the published proportions. (Published: chunks of 64, top 16 with 1 first and 2 last, a window of 512.)
 
 use dash_core::ops::attention::{Pooling, Span, WindowChoice, window_routing_after};
-use dash_core::ops::{add, index_select, linear, matmul, mul, reshape, sigmoid, transpose};
+use dash_core::ops::{add, gated_sum, index_select, linear, matmul, reshape, sigmoid, transpose};
 use dash_core::{Error, Ids, Result, Tape, Var};
 
 use super::keys::{Range, Value, settings};
@@ -163,9 +163,6 @@ impl Variant for Nsa {
             chosen,
             x.attend_span_of(tape, ["k_window", "v_window"], (k_window, v_window), Span::Sliding(self.window), 1.0)?,
         ];
-        let gate = |i: usize| index_select(tape, gates, 3, &Ids::places(gates.value.device(), &[i])?);
-        let gated = |i: usize| mul(tape, &branches[i], &gate(i)?);
-        let out = add(tape, &add(tape, &gated(0)?, &gated(1)?)?, &gated(2)?)?;
-        Ok((out, Some(RouterTrace::hard(routes))))
+        Ok((gated_sum(tape, gates, branches.each_ref())?, Some(RouterTrace::hard(routes))))
     }
 }

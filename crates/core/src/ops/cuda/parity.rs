@@ -78,6 +78,9 @@ fn primitives() {
         ops::index_select(t, &x[0], 1, &Ids::places(x[0].value.device(), &[4, 0, 4])?)
     });
     agrees("sum_axis", &[&[3, 5, 2]], &|t, x| ops::sum_axis(t, &x[0], 1));
+    agrees("gated_sum", &[&[2, 5, 3], &[2, 5, 7], &[2, 5, 7], &[2, 5, 7]], &|t, x| {
+        ops::gated_sum(t, &x[0], [&x[1], &x[2], &x[3]])
+    });
     agrees("softmax", &[&[3, 65]], &|t, x| ops::softmax(t, &x[0]));
     agrees("entmax", &[&[3, 65]], &|t, x| ops::entmax(t, &x[0], 1.5));
     agrees("matmul", &[&[2, 3, 5], &[2, 5, 7]], &|t, x| ops::matmul(t, &x[0], &x[1]));

@@ -94,6 +94,11 @@ fn layers<'a>(x: Draw, c: &'a Constants) -> Vec<Case<'a>> {
             vec![x(&[2, 3, 5]), x(&[7, 5]), x(&[2, 3, 7])],
             Box::new(|t, v| ops::linear_add(t, &v[0], &v[1], &v[2])),
         ),
+        (
+            "gated_sum",
+            vec![x(&[2, 3, 3]), x(&[2, 3, 19]), x(&[2, 3, 19]), x(&[2, 3, 19])],
+            Box::new(|t, v| ops::gated_sum(t, &v[0], [&v[1], &v[2], &v[3]])),
+        ),
         ("softmax", vec![x(&[3, 19])], Box::new(|t, v| ops::softmax(t, &v[0]))),
         ("entmax, alpha 1.25", vec![x(&[3, 19])], Box::new(|t, v| ops::entmax(t, &v[0], 1.25))),
         ("entmax, alpha 1.5", vec![x(&[3, 19])], Box::new(|t, v| ops::entmax(t, &v[0], 1.5))),

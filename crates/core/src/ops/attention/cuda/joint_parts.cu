@@ -25,13 +25,6 @@ INLINE void add_bulk(float* to, u32 from, int bytes) {
     asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
 }
 INLINE void add_bulk_join() { asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;" ::: "memory"); }
-INLINE u32 acquire(const u32* at) {
-    u32 x;
-    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");
-    return x;
-}
-INLINE void release(u32* at, u32 x) { asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(x) : "memory"); }
-INLINE void join_multipliers() { asm volatile("bar.sync 1, 128;" ::: "memory"); }
 
 // The tokens of tile `tile` that attend a chunk.
 INLINE u64 attending(const u64* cells, int chunks, int t, int tile, int chunk) {

@@ -1,10 +1,25 @@
 // Attention, backward, key side: dk and dv. A block owns 64 keys, 16 a warp (WARPS is 4, SLABS 1), whose sums stay in registers while the
-// rows that attend them pass by, ascending in token and head. Definitions as in tiles.cu; SUB: rows whose scores exist at a time.
+// rows that attend them pass by, ascending in token and head. Where keys are few, as those of windows, blocks along z share the tokens of the same
+// keys, and dk and dv are one after the other for each of them, for `keys_sum`. Definitions as in tiles.cu; SUB: rows whose scores exist at a time.
 
 #define BATCH 64
 #define THREADS 128
 #define TILE STAGE
 #define LIST 4096
+
+// dk and dv [numbers] from those of `parts` shares of the tokens, [parts, numbers] each, in their order; two numbers a thread.
+extern "C" __global__ void __launch_bounds__(256)
+keys_sum(const float2* __restrict__ parts_k, const float2* __restrict__ parts_v, float2* __restrict__ dk, float2* __restrict__ dv, long long twos, int parts) {
+    const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
+    if (at >= twos) return;
+    const float2* from = blockIdx.y ? parts_v : parts_k;
+    float2 sum = from[at];
+    for (int part = 1; part < parts; part++) {
+        const float2 more = from[part * twos + at];
+        sum = make_float2(sum.x + more.x, sum.y + more.y);
+    }
+    (blockIdx.y ? dv : dk)[at] = sum;
+}
 
 // Above 60 lines: listing the tokens, loading their rows and adding to dk and dv work on the same list, slots and registers, a round at a time.
 extern "C" __global__ void __launch_bounds__(THREADS, D == 128 ? 2 : 3)
@@ -32,8 +47,10 @@ attention_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf1
     const float factor = POWER ? scale * share : scale * LOG2E;
     float acc_k[D / 8][4] = {}, acc_v[D / 8][4] = {};
 
-    const int end = reach.behind_token(min(key0 + KEYS, count_keys) - 1, t);
-    for (int base = reach.first_token(key0) / 64 * 64; base < end; base += LIST) {
+    const int behind = reach.behind_token(min(key0 + KEYS, count_keys) - 1, t), first = reach.first_token(key0) / 64 * 64;
+    const int share_of_tokens = ceil_div(ceil_div(behind - first, (int)gridDim.z), 64) * 64, begin = first + (int)blockIdx.z * share_of_tokens;
+    const int end = min(behind, begin + share_of_tokens);
+    for (int base = begin; base < end; base += LIST) {
         // the tokens base .. base + LIST that attend: their number before each cell of 64, then the tokens
         const auto word = [&](int tile) -> u64 {
             if (tile * 64 >= end) return 0;
@@ -192,7 +209,8 @@ attention_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf1
     for (int half = 0; half < 2; half++) {
         const int key = key0 + warp * 16 + lane / 4 + 8 * half;
         if (key >= count_keys) continue;
-        const long long at = (((long long)batch * count_keys + key) * kv_heads + kv) * HEAD + lane % 4 * 2;
+        const long long part = (long long)blockIdx.z * (gridDim.y / kv_heads);  // the sequences of the parts before
+        const long long at = (((part + batch) * count_keys + key) * kv_heads + kv) * HEAD + lane % 4 * 2;
         #pragma unroll
         for (int n = 0; n < HEAD / 8; n++) {
             *(float2*)(dk + at + n * 8) = make_float2(acc_k[n][2 * half] * scale, acc_k[n][2 * half + 1] * scale);

@@ -8,6 +8,7 @@
 
 mod choice;
 mod joint;
+mod key_side;
 mod listed;
 mod mask;
 mod pass;

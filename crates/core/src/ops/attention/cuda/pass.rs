@@ -1,7 +1,7 @@
 //! One pass of attention: who attends what, and the launches.
 
 use super::joint::Order;
-use super::{BlockMask, CHUNKS, Gradients, Operands, WIDTHS, padded};
+use super::{BlockMask, CHUNKS, Gradients, Operands, WIDTHS, key_side, padded};
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, TensorMap, Unit};
 use crate::error::{Result, ensure};
 use crate::ops::attention::{Dims, Span};
@@ -11,8 +11,6 @@ static FORWARD: Source =
     Source { name: "attention_forward", text: concat!(include_str!("tiles.cu"), include_str!("forward.cu")) };
 static ROWS: Source =
     Source { name: "attention_rows", text: concat!(include_str!("tiles.cu"), include_str!("rows.cu")) };
-static KEY_SIDE: Source =
-    Source { name: "attention_keys", text: concat!(include_str!("tiles.cu"), include_str!("keys.cu")) };
 static SOLVE: Source =
     Source { name: "attention_solve", text: concat!(include_str!("tiles.cu"), include_str!("solve.cu")) };
 
@@ -34,12 +32,12 @@ pub(super) struct Form {
 }
 
 /// How a kernel is cut.
-struct Cut {
+pub(super) struct Cut {
     /// Warps of a block, and slabs of 16 rows a warp.
-    warps: usize,
-    slabs: usize,
+    pub warps: usize,
+    pub slabs: usize,
     /// Keys (on the key side rows) whose scores exist at a time.
-    scores: usize,
+    pub scores: usize,
 }
 
 impl Cut {
@@ -69,17 +67,6 @@ impl Cut {
         Cut { warps, slabs: 1, scores }
     }
 
-    /// Four warps of 16 keys.
-    fn keys(form: Form) -> Self {
-        let scores = match (form.wide, form.chunk) {
-            (128, Some(64) | None) => 32,
-            (128, _) => 16,
-            (64, _) => 32,
-            _ => 64,
-        };
-        Cut { warps: 4, slabs: 1, scores }
-    }
-
     fn solve(form: Form) -> Self {
         Cut { warps: 8, slabs: 1, scores: if form.wide == 128 { 32 } else { 64 } }
     }
@@ -97,7 +84,7 @@ impl Cut {
 }
 
 impl Form {
-    fn unit(self, source: &'static Source, cut: &Cut) -> Unit {
+    pub(super) fn unit(self, source: &'static Source, cut: &Cut) -> Unit {
         let numbers = [
             ("D", self.wide),
             ("HEAD", self.head),
@@ -114,7 +101,7 @@ impl Form {
 
     fn units(self) -> Vec<Unit> {
         let forward = self.unit(&FORWARD, &Cut::forward(self));
-        let units = [forward, self.unit(&ROWS, &Cut::rows(self)), self.unit(&KEY_SIDE, &Cut::keys(self))];
+        let units = [forward, self.unit(&ROWS, &Cut::rows(self)), key_side::unit(self)];
         let solve = (self.power > 0).then(|| self.unit(&SOLVE, &Cut::solve(self)));
         units.into_iter().chain(solve).collect()
     }
@@ -139,7 +126,7 @@ pub(super) struct Pass<'a> {
     pub operands: Operands<'a>,
     mask: Option<&'a BlockMask>,
     bias: Option<&'a CudaBuffer>,
-    span: Option<Span>,
+    pub span: Option<Span>,
     /// Keys of a sequence.
     pub keys: usize,
     /// 1 for softmax.
@@ -186,7 +173,7 @@ impl<'a> Pass<'a> {
     }
 
     /// scale, the span's `add`, `stride` and `width` (see `Reach` in tiles.cu), and what entmax raises to which power.
-    fn tail(&self) -> Vec<Arg<'a>> {
+    pub fn tail(&self) -> Vec<Arg<'a>> {
         let [add, stride, width] = match self.span {
             None | Some(Span::Causal) => [1, 1, i64::from(i32::MAX)],
             Some(Span::Sliding(width)) => [1, 1, width as i64],
@@ -341,35 +328,9 @@ impl<'a> Pass<'a> {
             false => self.query_side((&ROWS, "attention_rows"), &Cut::rows(self.form), 2, &buffers, &self.lists())?,
         }
         match self.keys_are_wide() {
-            true => self.wide_keys([dout, rows, delta], [&dk, &dv])?,
-            false => self.key_side([dout, rows, delta], [&dk, &dv])?,
+            true => self.wide_keys([dout, rows, delta], [&dk, &dv], self.tokens_of_part())?,
+            false => self.key_side([dout, rows, delta], [&dk, &dv], self.key_parts())?,
         }
         Ok(Gradients { dq, dk, dv, dbias })
-    }
-
-    fn key_side(&self, inputs: [&CudaBuffer; 3], outputs: [&CudaBuffer; 2]) -> Result<()> {
-        let Dims { b, t, g, .. } = self.dims;
-        let Operands { q, k, v } = self.operands;
-        let operands = [q, k, v].map(|(buffer, first, _)| Arg::At(buffer, first));
-        let sizes = [t, g, self.dims.group(), q.2, k.2, self.chunks()].map(Arg::int);
-        let tail = self.tail();
-        let args = [
-            &operands[..],
-            &inputs.map(Arg::Buffer),
-            &outputs.map(Arg::Buffer),
-            &self.lists(),
-            &sizes,
-            &tail[..1],
-            &[Arg::int(self.keys)],
-            &tail[1..],
-        ]
-        .concat();
-        let cut = Cut::keys(self.form);
-        let grid = Grid { blocks: [self.keys.div_ceil(KEYS), b * g, 1], ..Grid::line(1, 128) };
-        // keys, values, and two batches of rows of q and of the output's gradient
-        let shared = 6 * KEYS * self.form.wide.div_ceil(64) * 128;
-        let kernel = q.0.device().kernel(&self.form.unit(&KEY_SIDE, &cut), "attention_keys")?;
-        // SAFETY: as in `query_side`.
-        unsafe { kernel.launch(grid.shared(shared), &args) }
     }
 }

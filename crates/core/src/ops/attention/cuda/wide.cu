@@ -60,6 +60,14 @@ template <class Word> INLINE void count_rows(u32* before, int first, int tiles, 
     if (lane == 0) before[tiles] = total;
 }
 
+// What another block has written before it released `x` is there for whoever acquires it.
+INLINE u32 acquire(const u32* at) {
+    u32 x;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(x) : "l"(at) : "memory");
+    return x;
+}
+INLINE void release(u32* at, u32 x) { asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(x) : "memory"); }
+
 // Bytes that will complete on the barrier, without an arrival.
 INLINE void barrier_expect_only(u32 barrier, int bytes) { asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory"); }
 
@@ -82,11 +90,13 @@ INLINE void add_product(float (&acc)[PANELS][32], const u32 (&p)[4][4], u32 b) {
             wgmma64_rs_transposed(acc[panel], p[step], right + panel * 512 + step * 128, 1);
 }
 
-// By the 128 threads of a warpgroup: waits for what all of them copied, and makes it visible to wgmma. No other barrier has this number.
+// Joins the 128 threads of a warpgroup. No other barrier has this number.
+INLINE void join_multipliers(int group_of) { asm volatile("bar.sync %0, 128;" ::"r"(group_of + 1) : "memory"); }
+// By the 128 threads of a warpgroup: waits for what all of them copied, and makes it visible to wgmma.
 INLINE void join_copies(int group_of) {
     copy_wait<0>();
     proxy_fence();
-    asm volatile("bar.sync %0, 128;" ::"r"(group_of + 1) : "memory");
+    join_multipliers(group_of);
 }
 
 // Empties the slots between the lanes that fill one and the `readers` arrivals of those who read it; the caller joins its threads. Of a warp that reads,

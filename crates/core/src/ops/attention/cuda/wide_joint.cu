@@ -63,7 +63,7 @@ wide_joint(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* _
         more_registers();
         copy_wait<0>();
         proxy_fence();
-        join_multipliers();
+        join_multipliers(0);
         u32 values[4][4];
         #pragma unroll
         for (int step = 0; step < 4; step++) fragment<64>(values[step], pieces, warp * 16, step);
@@ -123,7 +123,7 @@ wide_joint(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* _
                     ds[n / 2][n % 2 * 2 + half] = pack(left, right);
                 }
             }
-            join_multipliers();  // the tile of ds before this one has been read
+            join_multipliers(0);  // the tile of ds before this one has been read
             #pragma unroll
             for (int n = 0; n < 4; n++) store4(tile_ds + swizzled(warp * 16 + lane % 16, 2 * n + lane / 16), ds[n]);
             proxy_fence();
@@ -132,7 +132,7 @@ wide_joint(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* _
             add_product(acc_k, ds, queries);
             wgmma_commit();
             if (dbias) sum_keys(sums);
-            join_multipliers();
+            join_multipliers(0);
             wgmma_fence();
             product_of_transposed(part, tile_ds, keys);
             wgmma_commit();

@@ -1,27 +1,65 @@
 // Attention on wgmma, backward, key side: dk and dv of 128 keys, whose sums stay in registers. Dense, both warpgroups share the rows; with lists each
-// has a chunk of 64 keys, its own rows and two of the slots.
+// has a chunk of 64 keys, its own rows and two of the slots. What attends a chunk may be a hundred tokens or all of them, so a block takes no more
+// than `most` tokens of each of its chunks; where a chunk has more, blocks after it take those, and add to dk and dv when it is their turn: in the
+// order of tokens, so that the same operands give the same bits. Blocks take their numbers as they start, so who waits waits for one that runs.
 
 #define BATCH 64
+
+#if LISTED
+// tokens [pairs, chunks] that attend a chunk, a block 32 chunks of a kv head of a sequence: a warp every eighth tile, a lane a chunk.
+extern "C" __global__ void __launch_bounds__(256)
+wide_keys_count(const u64* __restrict__ all_cells, u32* __restrict__ tokens, int t, int chunks) {
+    __shared__ u32 counts[8][32];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, chunk = blockIdx.x * 32 + lane, tiles = ceil_div(t, 64);
+    const u64* cells = all_cells + (long long)blockIdx.y * tiles * chunks;
+    u32 count = 0;
+    if (chunk < chunks)
+        for (int tile = blockIdx.x * 32 + warp; tile < tiles; tile += 8) {
+            const u64 bits = cells[(long long)tile * chunks + chunk];
+            count += __popcll(t - tile * 64 < 64 ? bits & ((1ull << (t - tile * 64)) - 1) : bits);
+        }
+    counts[warp][lane] = count;
+    __syncthreads();
+    if (warp > 0 || chunk >= chunks) return;
+    for (int other = 1; other < 8; other++) count += counts[other][lane];
+    tokens[(long long)blockIdx.y * chunks + chunk] = count;
+}
+#endif
 
 // Above 60 lines: the warps that look up and load rows and the warpgroups that add up dk and dv are the two branches of one kernel, which meet at
 // its barriers.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, const bf16* __restrict__ dout,
-               const float* __restrict__ lse, const float* __restrict__ delta, float* __restrict__ dk, float* __restrict__ dv,
+               const float* __restrict__ lse, const float* __restrict__ delta, float* dk, float* dv,
                const u64* __restrict__ all_cells, const u32* __restrict__ all_first, const float* __restrict__ bias, int t,
-               int kv_heads, int group, int q_stride, int kv_stride, int chunks, float scale) {
+               int kv_heads, int group, int q_stride, int kv_stride, int chunks, const u32* __restrict__ attend, u32* turns, int most, float scale) {
     extern __shared__ __align__(1024) u8 scratch[];
-    __shared__ float shifts[SLOTS][BATCH], inner[SLOTS][BATCH];
-    __shared__ int tokens[SLOTS][BATCH];
+    __shared__ u32 number;
+    __shared__ __align__(8) float shifts[SLOTS][BATCH];  // read two at a time, as are the next two
+    __shared__ __align__(8) float inner[SLOTS][BATCH];
+    __shared__ __align__(8) int tokens[SLOTS][BATCH];
     __shared__ long long places[SLOTS][2][BATCH];  // where rows of q and of the output's gradient begin
     __shared__ u64 full[SLOTS], empty[SLOTS];
     const u32 keys = shared_address(scratch), values = keys + 2 * TILE, slots = values + 2 * TILE;
     u32* before = (u32*)(scratch + (4 + 2 * SLOTS) * TILE);  // rows of a list before each 64 tokens, a list a warpgroup
-    const int lane = threadIdx.x % 32, key0 = blockIdx.x * 2 * KEYS;
-    const int batch = blockIdx.y / kv_heads, kv = blockIdx.y % kv_heads, heads = kv_heads * group;
+    const int lane = threadIdx.x % 32;
+    int block = blockIdx.x, pair = blockIdx.y, part = 0;
+    if (LISTED) {
+        if (threadIdx.x == 0) number = atomicAdd(turns, 1u);
+        __syncthreads();
+        // all kv heads' first chunks first, which most tokens see; the parts behind the first ones later
+        pair = number % gridDim.y, block = number / gridDim.y % gridDim.x, part = number / (gridDim.y * gridDim.x);
+        const u32* of = attend + (long long)pair * chunks + block * 2;
+        if (part > 0 && part * most >= max(of[0], block * 2 + 1 < chunks ? of[1] : 0u)) return;
+    }
+    const int key0 = block * 2 * KEYS;
+    const int batch = pair / kv_heads, kv = pair % kv_heads, heads = kv_heads * group;
     const int together = BATCH / group, tiles = ceil_div(t, 64);
-    const u64* cells = all_cells + (long long)blockIdx.y * tiles * chunks;
-    const u32* entries = all_first + (long long)blockIdx.y * tiles * chunks;
+    const u64* cells = all_cells + (long long)pair * tiles * chunks;
+    const u32* entries = all_first + (long long)pair * tiles * chunks;
+    // of a list, the first token that is this block's, and how many are
+    const int begin = part * most;
+    const auto tokens_of = [&](const u32* before_tile) { return LISTED ? min(most, max(0, (int)before_tile[tiles] - begin)) : max(0, t - key0); };
     const auto word = [&](int list, int tile) -> u64 {
         const int chunk = key0 / CHUNK + list;
         const u64 bits = chunk < chunks ? cells[tile * chunks + chunk] : 0;
@@ -51,12 +89,12 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
         fewer_registers();
         const int slot = threadIdx.x / 32 - 8, list = LISTED ? slot / 2 : 0;
         const u32* own = before + list * (tiles + 1);
-        const int total = LISTED ? (int)own[tiles] : max(0, t - key0), batches = ceil_div(total, together);
+        const int total = tokens_of(own), batches = ceil_div(total, together);
         // What is known of the two rows that a lane looks up of a batch.
         struct Row { int token; float delta, shift; };
         const auto look_up = [&](int i, int r) {
-            const int place = i * together + r / group;
-            const bool valid = i < batches && r < together * group && place < total;
+            const int place = begin + i * together + r / group;
+            const bool valid = i < batches && r < together * group && place < begin + total;
             Row row = {-1, 0.f, NOTHING};
             if (!valid) return row;
             u64 bits = 0, before_it = 0;
@@ -117,7 +155,7 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
         more_registers();
         join_copies(threadIdx.x / 128);
         const int list = __shfl_sync(FULL, threadIdx.x / 128, 0), warp = threadIdx.x / 32 % 4;
-        const int total = LISTED ? (int)before[list * (tiles + 1) + tiles] : max(0, t - key0), batches = ceil_div(total, together);
+        const int total = tokens_of(before + list * (tiles + 1)), batches = ceil_div(total, together);
         const float factor = scale * LOG2E;
         const u32 own_keys = keys + list * TILE, own_values = values + list * TILE;
         float acc_k[PANELS][32] = {}, acc_v[PANELS][32] = {};
@@ -197,6 +235,13 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
             __syncwarp();
             if (lane == 0) barrier_arrive(shared_address(empty + slot));
         }
+        u32* turn = turns + 1 + (long long)pair * gridDim.x * 2 + block * 2 + list;
+        if (part > 0 && total == 0) return;  // of a chunk with fewer parts than the one beside it
+        if (part > 0) {
+            if (threadIdx.x % 128 == 0)
+                while (acquire(turn) != part) {}
+            join_multipliers(list);
+        }
         #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int at_key = key + 8 * half;
@@ -204,9 +249,20 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
             const long long at = (((long long)batch * t + at_key) * kv_heads + kv) * HEAD + lane % 4 * 2;
             #pragma unroll
             for (int n = 0; n < HEAD / 8; n++) {
-                *(float2*)(dk + at + n * 8) = make_float2(acc_k[n / 8][n % 8 * 4 + 2 * half] * scale, acc_k[n / 8][n % 8 * 4 + 2 * half + 1] * scale);
-                *(float2*)(dv + at + n * 8) = make_float2(acc_v[n / 8][n % 8 * 4 + 2 * half], acc_v[n / 8][n % 8 * 4 + 2 * half + 1]);
+                float2* to_k = (float2*)(dk + at + n * 8);
+                float2* to_v = (float2*)(dv + at + n * 8);
+                float2 more_k = make_float2(acc_k[n / 8][n % 8 * 4 + 2 * half] * scale, acc_k[n / 8][n % 8 * 4 + 2 * half + 1] * scale);
+                float2 more_v = make_float2(acc_v[n / 8][n % 8 * 4 + 2 * half], acc_v[n / 8][n % 8 * 4 + 2 * half + 1]);
+                if (part > 0) {
+                    const float2 sum_k = __ldcg(to_k), sum_v = __ldcg(to_v);
+                    more_k = make_float2(sum_k.x + more_k.x, sum_k.y + more_k.y), more_v = make_float2(sum_v.x + more_v.x, sum_v.y + more_v.y);
+                }
+                *to_k = more_k, *to_v = more_v;
             }
+        }
+        if (LISTED && begin + total < (int)before[list * (tiles + 1) + tiles]) {
+            join_multipliers(list);
+            if (threadIdx.x % 128 == 0) release(turn, part + 1);
         }
     }
 }

@@ -1,0 +1,117 @@
+//! Backward on `mma.sync`, key side (`keys.cu`): dk and dv of 64 keys a block, and where keys are few, of shares of the tokens.
+
+use super::Operands;
+use super::pass::{Cut, Form, KEYS, Pass};
+use crate::device::cuda::{Arg, CudaBuffer, Grid, Source, Unit};
+use crate::error::Result;
+use crate::ops::attention::{Dims, Span};
+
+static KEY_SIDE: Source =
+    Source { name: "attention_keys", text: concat!(include_str!("tiles.cu"), include_str!("keys.cu")) };
+
+/// Blocks of the key side that an H100 works on at a time: two on each of 132 multiprocessors. A number of its own, so that the order of sums is
+/// that of the shape.
+const FULL_CARD: usize = 264;
+/// Rows of a block of the key side from which on another one may take some of them: what starting one takes is a twentieth of their time.
+const LEAST_ROWS: usize = 4096;
+
+/// Four warps of 16 keys.
+pub(super) fn unit(form: Form) -> Unit {
+    let scores = match (form.wide, form.chunk) {
+        (128, Some(64) | None) => 32,
+        (128, _) => 16,
+        (64, _) => 32,
+        _ => 64,
+    };
+    form.unit(&KEY_SIDE, &Cut { warps: 4, slabs: 1, scores })
+}
+
+impl Pass<'_> {
+    /// Blocks that share the rows of the same keys: one, or as many as fill a card where keys are few, with [`LEAST_ROWS`] each at least.
+    pub(super) fn key_parts(&self) -> usize {
+        let Dims { b, t, g, .. } = self.dims;
+        let tokens = match self.span {
+            Some(Span::Sliding(width)) => t.min(width.saturating_add(KEYS)),
+            None | Some(Span::Causal | Span::Windows { .. }) => t,
+        };
+        let most = (tokens * self.dims.group()).div_ceil(LEAST_ROWS);
+        (FULL_CARD / (self.keys.div_ceil(KEYS) * b * g).max(1)).clamp(1, most.max(1))
+    }
+
+    /// dk and dv from the gradient of the output, lse (or the thresholds) and delta (or the means) of every row, added up in `parts` shares.
+    pub(super) fn key_side(&self, inputs: [&CudaBuffer; 3], [dk, dv]: [&CudaBuffer; 2], parts: usize) -> Result<()> {
+        let Dims { b, t, g, .. } = self.dims;
+        let shares = match parts {
+            1 => None,
+            _ => Some((self.floats(parts * dk.len())?, self.floats(parts * dv.len())?)),
+        };
+        let outputs = shares.as_ref().map_or([dk, dv], |(k, v)| [k, v]);
+        let Operands { q, k, v } = self.operands;
+        let operands = [q, k, v].map(|(buffer, first, _)| Arg::At(buffer, first));
+        let sizes = [t, g, self.dims.group(), q.2, k.2, self.chunks()].map(Arg::int);
+        let tail = self.tail();
+        let args = [
+            &operands[..],
+            &inputs.map(Arg::Buffer),
+            &outputs.map(Arg::Buffer),
+            &self.lists(),
+            &sizes,
+            &tail[..1],
+            &[Arg::int(self.keys)],
+            &tail[1..],
+        ]
+        .concat();
+        let grid = Grid { blocks: [self.keys.div_ceil(KEYS), b * g, parts], ..Grid::line(1, 128) };
+        // keys, values, and two batches of rows of q and of the output's gradient
+        let shared = 6 * KEYS * self.form.wide.div_ceil(64) * 128;
+        let kernel = q.0.device().kernel(&unit(self.form), "attention_keys")?;
+        // SAFETY: as in `query_side`.
+        unsafe { kernel.launch(grid.shared(shared), &args)? };
+        let Some((of_k, of_v)) = &shares else { return Ok(()) };
+        let twos = dk.len() / 2;
+        let args = [&[of_k, of_v, dk, dv].map(Arg::Buffer)[..], &[Arg::Long(twos as i64), Arg::int(parts)]].concat();
+        let grid = Grid { blocks: [twos.div_ceil(256), 2, 1], ..Grid::line(1, 256) };
+        let kernel = q.0.device().kernel(&unit(self.form), "keys_sum")?;
+        // SAFETY: the kernel's parameters in order; two numbers a thread, and a head has a multiple of eight.
+        unsafe { kernel.launch(grid, &args) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::cuda::Kind::{Bf16, F32};
+    use crate::ops::cuda::testing::{cuda, tensors};
+
+    /// Shares that are whole, ragged and empty, of windows and of a sliding span, whose first token is not 0.
+    #[test]
+    fn shares_of_the_tokens_change_the_rounding_of_sums_alone() {
+        let Some(gpu) = cuda() else { return };
+        let dims = Dims { b: 2, t: 700, h: 8, g: 2, d: 64 };
+        for span in [Span::Windows { length: 8, stride: 4 }, Span::Sliding(200)] {
+            let (wide, narrow) = ([dims.b, dims.t, dims.h, dims.d], [dims.b, span.keys(dims.t), dims.g, dims.d]);
+            let host = tensors(&[(&wide, Bf16), (&narrow, Bf16), (&narrow, Bf16), (&wide, Bf16)]);
+            let card: Vec<_> = host.iter().map(|x| gpu.tensor(x, Bf16)).collect();
+            let operands = Operands::separate(dims, &card[0], &card[1], &card[2]);
+            let pass = Pass::span("span_attention", dims, operands, span, 1.0).unwrap();
+            let lse = gpu.cuda().alloc("test", F32, dims.b * dims.t * dims.h).unwrap();
+            let o = pass.forward(&lse).unwrap();
+            let delta = pass.delta(&o, &card[3]).unwrap();
+            let len = narrow.iter().product();
+            let run = |parts| {
+                let d = [(); 2].map(|()| gpu.cuda().alloc("test", F32, len).unwrap());
+                pass.key_side([&card[3], &lse, &delta], [&d[0], &d[1]], parts).map(|()| d)
+            };
+            gpu.same_bits(|| run(5).map(Vec::from));
+            let one = run(1).unwrap().map(|x| gpu.numbers(&x));
+            for parts in [2, 5, 11, 16] {
+                for (of_one, got) in one.iter().zip(run(parts).unwrap().map(|x| gpu.numbers(&x))) {
+                    let most = of_one.iter().fold(0f64, |m, x| m.max(x.abs()));
+                    let far = of_one.iter().zip(&got).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
+                    // 2800 numbers, each addition rounded to 24 bits, in one order and in another
+                    assert!(far <= 2800.0 * most / f64::from(1 << 24), "{span:?} in {parts}: {far:e} of {most:e}");
+                }
+            }
+        }
+    }
+}
