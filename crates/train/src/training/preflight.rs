@@ -366,6 +366,7 @@ pub fn report(
         Some(listed) => (listed, ""),
         None => (0.5 * (t as f64 + 1.0) / 2.0, " (assuming half of the tokens are attended)"),
     };
+    let at_most = if config.data.document_mask { " at most, were all documents as long as a sequence" } else { "" };
     let work = flops(&config.model, config.data.vocab_size, t, attention.attended(t, listed));
     let step_flops = work.total() * per_step as f64;
     let rate = matmul_rate(device, config.model.compute)?;
@@ -383,7 +384,7 @@ pub fn report(
         "run       {}\n\
          model     {:.2} M parameters, {} layers, width {}, {} heads, {} kv heads, attention {attention}\n\
          data      {}; this run sees {} tokens, {per_step} a step\n\
-         compute   {:.1} GFLOP a step{assumed}; {}, {:.0} GFLOP/s in a matrix product\n\
+         compute   {:.1} GFLOP a step{assumed}{at_most}; {}, {:.0} GFLOP/s in a matrix product\n\
          memory    about {:.0} MB{mapped}\n\
          time      about {}\n{}",
         config.folder().display(),

@@ -53,6 +53,7 @@ fn a_run_tells_its_padding_and_is_evaluated_as_it_was_trained() {
     let o = s.run(&[], &set);
     succeeded(&o);
     let told = error_of(&o, 0);
+    assert!(told.contains(" at most, were all documents as long as a sequence; "), "{told}");
     let line = told.lines().find(|line| line.starts_with("packing: ")).expect(&told);
     assert!(line.contains("sequences of") && line.contains("% of the tokens are padding"), "{line}");
     let all = s.metrics("test");
@@ -95,6 +96,16 @@ fn what_knows_whole_sequences_only_is_refused() {
     for (set, parts) in cases {
         failed(&s.run(&[], set), 2, parts);
     }
+}
+
+#[test]
+fn an_arm_over_documents_has_no_budget_for_another_one() {
+    let s = with_documents();
+    let arms = "compare={arm=[{name=\"a\",set=[\"model.attention.kind=dash\"]},\
+                {name=\"b\",budget_of=\"a\",set=[\"model.attention={kind=\\\"topk\\\",chunk_size=8,top=2}\"]}]}";
+    let set = [&TEXT[..], &["model.attention.chunk_size=8", "data.document_mask=true", arms]].concat();
+    failed(&s.run(&["compare"], &set), 2, &["arm \"b\"", "budget_of", "router.budget_from", "sees whole sequences"]);
+    assert!(!s.path("runs").exists());
 }
 
 #[test]
