@@ -1,46 +1,61 @@
-//! The launches: a warp a row.
+//! The launches: neighbouring lanes share a row. Branches that attention made in bf16 are read as they are, and what leaves here is rounded, too:
+//! products alone take it.
 
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
-use crate::ops::cuda::{alike, rows, same};
+use crate::ops::cuda::{alike, rows, wide};
 
 static SOURCE: Source = Source { name: "gated_sum", text: include_str!("kernel.cu") };
 
-fn unit(number: Kind) -> Unit {
-    Unit::new(&SOURCE, [("R", number.source_name().into())])
+/// Elements that a lane takes in one access: 16 bytes where rows are whole pieces of that.
+fn at_once(x: Kind, width: usize) -> usize {
+    match x {
+        Kind::Bf16 if width.is_multiple_of(8) => 8,
+        Kind::F32 if width.is_multiple_of(4) => 4,
+        Kind::Bf16 | Kind::F32 | Kind::F64 | Kind::U32 | Kind::U64 => 1,
+    }
+}
+
+fn unit(x: Kind, at_once: usize) -> Unit {
+    let [x, r] = [("X", x), ("R", wide(x))].map(|(name, kind)| (name, kind.source_name().to_string()));
+    Unit::new(&SOURCE, [x, r, ("AT_ONCE", at_once.to_string())])
 }
 
 /// Everything that this op compiles.
 pub fn units() -> Vec<Unit> {
-    [Kind::F32, Kind::F64].map(unit).into()
+    [(Kind::Bf16, 8), (Kind::Bf16, 1), (Kind::F32, 4), (Kind::F32, 1), (Kind::F64, 1)].map(|(x, n)| unit(x, n)).into()
 }
 
-/// Refuses what does not fit, and says how many rows there are.
-fn check(gates: &CudaBuffer, branches: &[&CudaBuffer], width: usize) -> Result<usize> {
-    let op = "gated_sum";
+/// Starts a kernel over rows `width` wide of the first of the `branches`, with `buffers`.
+fn over_rows(
+    name: &'static str,
+    (gates, branches, width): (&CudaBuffer, &[&CudaBuffer], usize),
+    buffers: &[&CudaBuffer],
+) -> Result<()> {
+    let (op, x) = ("gated_sum", branches[0]);
     alike(op, branches)?;
-    same(op, &[gates, branches[0]])?;
-    let count = if branches[0].is_empty() { gates.len() / 3 } else { rows(op, branches[0], width)? };
-    ensure!(gates.len() == 3 * count, op, "{gates:?} for {count} rows");
-    Ok(count)
+    let count = if x.is_empty() { gates.len() / 3 } else { rows(op, x, width)? };
+    ensure!((gates.kind(), gates.len()) == (wide(x.kind()), 3 * count), op, "{gates:?} for {count} rows of {x:?}");
+    let step = at_once(x.kind(), width);
+    let lanes = (width / step).next_power_of_two().clamp(1, 32);
+    let sizes = [count, width, lanes].map(Arg::int);
+    let args: Vec<Arg> = buffers.iter().map(|&b| Arg::Buffer(b)).chain(sizes).collect();
+    let kernel = x.device().kernel(&unit(x.kind(), step), name)?;
+    // SAFETY: the kernel's parameters in order, for buffers that were compared or made for them; `lanes` threads a row.
+    unsafe { kernel.launch(Grid::line((count * lanes).div_ceil(256), 256), &args) }
 }
 
-/// The sum of branches `[rows, width]`, each times its gate of `gates [rows, 3]`.
+/// The sum of branches `[rows, width]`, each times its gate of `gates [rows, 3]`, of the branches' kind.
 ///
 /// # Errors
 /// When kinds or lengths differ.
 pub fn forward(gates: &CudaBuffer, x: [&CudaBuffer; 3], width: usize) -> Result<CudaBuffer> {
-    let (count, device) = (check(gates, &x, width)?, gates.device());
-    let y = device.alloc("gated_sum", x[0].kind(), x[0].len())?;
-    let buffers = [gates, x[0], x[1], x[2], &y].map(Arg::Buffer);
-    let args = [&buffers[..], &[Arg::int(count), Arg::int(width)]].concat();
-    let kernel = device.kernel(&unit(y.kind()), "gated_sum_forward")?;
-    // SAFETY: the kernel's parameters in order, for buffers that were compared; a warp a row.
-    unsafe { kernel.launch(Grid::line(count.div_ceil(8), 256), &args)? };
+    let y = gates.device().alloc("gated_sum", x[0].kind(), x[0].len())?;
+    over_rows("gated_sum_forward", (gates, &x, width), &[gates, x[0], x[1], x[2], &y])?;
     Ok(y)
 }
 
-/// The gradients of the gates and of each branch.
+/// The gradients of the gates, and of each branch in its kind, from `dy` in full.
 ///
 /// # Errors
 /// As [`forward`].
@@ -50,15 +65,13 @@ pub fn backward(
     x: [&CudaBuffer; 3],
     width: usize,
 ) -> Result<(CudaBuffer, [CudaBuffer; 3])> {
-    let (count, device) = (check(gates, &[x[0], x[1], x[2], dy], width)?, gates.device());
-    let like = |of: &CudaBuffer| device.alloc("gated_sum", of.kind(), of.len());
-    let (dgates, dx) = (like(gates)?, [like(dy)?, like(dy)?, like(dy)?]);
-    let buffers = [dy, gates, x[0], x[1], x[2], &dgates, &dx[0], &dx[1], &dx[2]].map(Arg::Buffer);
-    let args = [&buffers[..], &[Arg::int(count), Arg::int(width)]].concat();
-    let kernel = device.kernel(&unit(dy.kind()), "gated_sum_backward")?;
-    // SAFETY: as above.
-    unsafe { kernel.launch(Grid::line(count.div_ceil(8), 256), &args)? };
-    Ok((dgates, dx))
+    let (op, device) = ("gated_sum", gates.device());
+    ensure!((dy.kind(), dy.len()) == (gates.kind(), x[0].len()), op, "{dy:?} for {:?}", x[0]);
+    let like = |of: &CudaBuffer| device.alloc(op, of.kind(), of.len());
+    let (dgates, [a, b, c]) = (like(gates)?, [like(x[0])?, like(x[1])?, like(x[2])?]);
+    let buffers = [dy, gates, x[0], x[1], x[2], &dgates, &a, &b, &c];
+    over_rows("gated_sum_backward", (gates, &x, width), &buffers)?;
+    Ok((dgates, [a, b, c]))
 }
 
 #[cfg(test)]
@@ -70,17 +83,19 @@ mod tests {
     #[test]
     fn agrees_with_the_cpu() {
         let Some(device) = cuda() else { return };
-        for (rows, width) in [(1, 1), (13, 7), (9, 128), (5, 257)] {
-            for kind in [Kind::F32, Kind::F64] {
-                let of = [rows, width];
-                let inputs = tensors(&[(&[rows, 3], kind), (&of, kind), (&of, kind), (&of, kind), (&of, kind)]);
+        for (rows, width) in [(1, 1), (13, 7), (9, 128), (37, 24), (5, 257), (3, 516)] {
+            for kind in [Kind::Bf16, Kind::F32, Kind::F64] {
+                let (of, whole) = ([rows, width], super::wide(kind));
+                let inputs = tensors(&[(&[rows, 3], whole), (&of, kind), (&of, kind), (&of, kind), (&of, whole)]);
                 let (want, grads) = reference(&inputs, |tape, [g, a, b, c]| gated_sum(tape, g, [a, b, c]));
-                let [gates, a, b, c, dy] = [0, 1, 2, 3, 4].map(|i| device.tensor(&inputs[i], kind));
-                let (name, bound) = (format!("{rows} x {width} {kind:?}"), Bound::of(kind, kind, width.max(3)));
-                compare(&name, &super::forward(&gates, [&a, &b, &c], width).unwrap(), &want, bound);
+                let [a, b, c] = [1, 2, 3].map(|i| device.tensor(&inputs[i], kind));
+                let [gates, dy] = [0, 4].map(|i| device.tensor(&inputs[i], whole));
+                let (name, bound) = (format!("{rows} x {width} {kind:?}"), |of| Bound::of(kind, of, width.max(3)));
+                compare(&name, &super::forward(&gates, [&a, &b, &c], width).unwrap(), &want, bound(kind));
                 let (dgates, dx) = super::backward(&dy, &gates, [&a, &b, &c], width).unwrap();
-                for (got, want) in [&dgates].into_iter().chain(&dx).zip(&grads) {
-                    compare(&name, got, want, bound);
+                compare(&name, &dgates, &grads[0], bound(whole));
+                for (got, want) in dx.iter().zip(&grads[1..]) {
+                    compare(&name, got, want, bound(kind));
                 }
             }
         }

@@ -8,6 +8,7 @@ pub mod cuda;
 mod tests;
 
 use crate::device::cpu::simd;
+use crate::device::cuda::{CudaBuffer, CudaData};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
 use crate::tape::{Tape, Var};
@@ -39,7 +40,7 @@ pub fn gated_sum(tape: &Tape, gates: &Var, branches: [&Var; 3]) -> Result<Var> {
         });
         Tensor::from_buffer(shape, y)
     }, Cuda(_, [gates, a, b, c]) => {
-        Tensor::from_cuda(shape, cuda::forward(gates.full()?, [a.full()?, b.full()?, c.full()?], width)?)
+        Tensor::from_cuda(shape, cuda::forward(gates.full()?, in_one_kind([a, b, c])?, width)?)
     });
     let (gates, branches) = (gates.clone(), branches.map(Var::clone));
     tape.record(op, y, move |dy, grads| {
@@ -58,13 +59,19 @@ pub fn gated_sum(tape: &Tape, gates: &Var, branches: [&Var; 3]) -> Result<Var> {
             });
             (Tensor::from_buffer(gates.value.shape(), dgates), dx)
         }, Cuda(_, [dy, of, a, b, c]) => {
-            let x = [a.full()?, b.full()?, c.full()?];
-            let (dgates, dx) = cuda::backward(dy.full()?, of.full()?, x, width)?;
+            let (dgates, dx) = cuda::backward(dy.full()?, of.full()?, in_one_kind([a, b, c])?, width)?;
             (Tensor::from_cuda(gates.value.shape(), dgates), dx.map(|dx| Tensor::from_cuda(a_shape(&branches), dx)))
         });
         grads.add(gates.id(), dgates)?;
         branches.iter().zip(dx).try_for_each(|(x, dx)| grads.add(x.id(), dx))
     })
+}
+
+/// Branches as attention made them: rounded where all are that alone, else in full.
+fn in_one_kind(x: [&CudaData; 3]) -> Result<[&CudaBuffer; 3]> {
+    let rounded = x.iter().all(|x| x.is_operand());
+    let [a, b, c] = x.map(|x| if rounded { x.rounded() } else { x.full() });
+    Ok([a?, b?, c?])
 }
 
 /// The shape that all branches have.

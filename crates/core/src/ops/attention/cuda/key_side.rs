@@ -12,8 +12,8 @@ static KEY_SIDE: Source =
 /// Blocks of the key side that an H100 works on at a time: two on each of 132 multiprocessors. A number of its own, so that the order of sums is
 /// that of the shape.
 const FULL_CARD: usize = 264;
-/// Rows of a block of the key side from which on another one may take some of them: what starting one takes is a twentieth of their time.
-const LEAST_ROWS: usize = 4096;
+/// Rows of a share of the tokens at least: what starting a block takes is a tenth of their time.
+const LEAST_ROWS: usize = 2048;
 
 /// Four warps of 16 keys.
 pub(super) fn unit(form: Form) -> Unit {
@@ -27,15 +27,16 @@ pub(super) fn unit(form: Form) -> Unit {
 }
 
 impl Pass<'_> {
-    /// Blocks that share the rows of the same keys: one, or as many as fill a card where keys are few, with [`LEAST_ROWS`] each at least.
+    /// Blocks that share the rows of the same keys, with [`LEAST_ROWS`] each at least: where all keys are seen by as many tokens, as many as fill a
+    /// card once; where the last are seen by few, eight times that, because many shares are empty and what is left does not end together.
     pub(super) fn key_parts(&self) -> usize {
         let Dims { b, t, g, .. } = self.dims;
-        let tokens = match self.span {
-            Some(Span::Sliding(width)) => t.min(width.saturating_add(KEYS)),
-            None | Some(Span::Causal | Span::Windows { .. }) => t,
+        let (tokens, times) = match self.span {
+            Some(Span::Sliding(width)) => (t.min(width.saturating_add(KEYS)), 1),
+            None | Some(Span::Causal | Span::Windows { .. }) => (t, 8),
         };
         let most = (tokens * self.dims.group()).div_ceil(LEAST_ROWS);
-        (FULL_CARD / (self.keys.div_ceil(KEYS) * b * g).max(1)).clamp(1, most.max(1))
+        (times * FULL_CARD / (self.keys.div_ceil(KEYS) * b * g).max(1)).clamp(1, most.max(1))
     }
 
     /// dk and dv from the gradient of the output, lse (or the thresholds) and delta (or the means) of every row, added up in `parts` shares.

@@ -48,8 +48,10 @@ attention_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf1
     float acc_k[D / 8][4] = {}, acc_v[D / 8][4] = {};
 
     const int behind = reach.behind_token(min(key0 + KEYS, count_keys) - 1, t), first = reach.first_token(key0) / 64 * 64;
-    const int share_of_tokens = ceil_div(ceil_div(behind - first, (int)gridDim.z), 64) * 64, begin = first + (int)blockIdx.z * share_of_tokens;
-    const int end = min(behind, begin + share_of_tokens);
+    // Of a window the same number for each of its shares; else shares of all tokens, most of which the last keys have nothing of.
+    const bool bounded = width < 0x7fffffff;
+    const int share_of_tokens = ceil_div(ceil_div(bounded ? behind - first : t, (int)gridDim.z), 64) * 64;
+    const int from = (bounded ? first : 0) + (int)blockIdx.z * share_of_tokens, begin = max(first, from), end = min(behind, from + share_of_tokens);
     for (int base = begin; base < end; base += LIST) {
         // the tokens base .. base + LIST that attend: their number before each cell of 64, then the tokens
         const auto word = [&](int tile) -> u64 {

@@ -201,22 +201,41 @@ router_listed(const bf16* __restrict__ q, const bf16* __restrict__ kbar, const u
     }
 }
 
-// The sum over the group of every head's softmax over its first `count` scores, in the place of the first head's.
-INLINE void sum_of_softmax(float* rows, int width, int group, int count) {
-    const int lane = threadIdx.x % 32;
-    for (int h = 0; h < group; h++) {
-        const float* z = rows + h * width;
+// Warps that share the numbers of a token, where a block has fewer tokens than warps: of tokens `token`, `token + tokens`, .. a thread takes numbers
+// `first`, `first + step`, ..
+struct Team {
+    int token, tokens, first, step;
+    METHOD Team(int of_block) {
+        const int warp = threadIdx.x / 32, members = max(1, WARPS / of_block);  // 1, 2, 4 or 8 of 8
+        tokens = WARPS / members, token = warp % tokens, step = 32 * members, first = warp / tokens * 32 + threadIdx.x % 32;
+    }
+};
+
+// Softmax of every row over its first `count(token)` scores, in their place, a warp a row; then of each token the sum of its heads, in the place of
+// the first one's. All threads of the block call it, and find it there for all of them.
+template <typename Count> INLINE void sums_of_softmax(float* scores, const Rows& r, int width, int group, Count count) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    for (int i = warp; i < r.tokens() * group; i += WARPS) {
+        const int end = count(r.first + i / group);
+        float* z = scores + (r.row_of(i / group) + i % group) * width;
         float top = NOTHING, sum = 0;
-        for (int c = lane; c < count; c += 32) top = larger(top, z[c]);
+        for (int c = lane; c < end; c += 32) top = larger(top, z[c]);
         top = warp_max(top);
-        for (int c = lane; c < count; c += 32) sum += expf(z[c] - top);
+        for (int c = lane; c < end; c += 32) sum += z[c] = expf(z[c] - top);
         sum = warp_sum(sum);
-        for (int c = lane; c < count; c += 32) {
-            const float p = expf(z[c] - top) / sum;
-            rows[c] = h == 0 ? p : rows[c] + p;
+        for (int c = lane; c < end; c += 32) z[c] /= sum;
+    }
+    __syncthreads();
+    const Team team(r.tokens());
+    for (int i = team.token; i < r.tokens(); i += team.tokens) {
+        float* rows = scores + r.row_of(i) * width;
+        for (int c = team.first; c < count(r.first + i); c += team.step) {
+            float sum = rows[c];
+            for (int h = 1; h < group; h++) sum += rows[h * width + c];
+            rows[c] = sum;
         }
     }
-    __syncwarp();
+    __syncthreads();
 }
 
 // Calls mark(c) for the `wanted` largest of the numbers x[c], none below zero, of those c below `count` that are open(c); ties go to the lower c.
@@ -225,8 +244,9 @@ template <typename Open, typename Mark> INLINE void largest(const float* x, int 
     if (wanted <= 0) return;
     const auto at_least = [&](u32 bits) {
         int own = 0;
+        #pragma unroll 4
         for (int c = lane; c < count; c += 32) own += open(c) && __float_as_uint(x[c]) >= bits;
-        return warp_sum(own);
+        return __reduce_add_sync(FULL, own);
     };
     // the largest number that at least `wanted` reach: numbers of one sign are ordered as their bits
     u32 edge = 0;
@@ -250,11 +270,11 @@ router_top(const bf16* __restrict__ q, const bf16* __restrict__ kbar, u64* __res
     float* scores = (float*)(scratch + SCORES);
     const Rows r = rows_of(t, kv_heads, group, n, width, slabs, 0, chunk);
     score(scores, scratch, q, kbar, r, q_stride, kv_heads, factor);
+    sums_of_softmax(scores, r, width, group, [&](int token) { return token / chunk; });
     for (int i = threadIdx.x / 32; i < r.tokens(); i += WARPS) {
         const int token = r.first + i, own = token / chunk;
         float* rows = scores + r.row_of(i) * width;
         const Cells to = cells_of(cells, 0, blockIdx.y, token, t, ceil_div(t, chunk));
-        sum_of_softmax(rows, width, group, own);
         const auto mark = [&](int c) { atomicOr((u64*)to.words + c, to.bit); };
         const int wanted = tops ? (int)tops[r.kv * t + token] : top;
         largest(rows, own, min(wanted - 1, own), [](int) { return true; }, mark);
@@ -272,22 +292,13 @@ router_windows(const bf16* __restrict__ q, const bf16* __restrict__ keys, u64* _
     float* scores = (float*)(scratch + SCORES);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, chunks = ceil_div(t, chunk);
     const Rows r = rows_of(t, kv_heads, group, n, width, slabs, add, stride);
-    float* pooled = scores + slabs * 16 * width + warp * chunks;
+    float* all_pooled = scores + slabs * 16 * width;  // of a token a team
     score(scores, scratch, q, keys, r, q_stride, kv_heads, factor);
-    for (int i = warp; i < r.tokens(); i += WARPS) {
-        const int token = r.first + i, own = token / chunk, seen = r.visible(token);
-        float* rows = scores + r.row_of(i) * width;
-        sum_of_softmax(rows, width, group, seen);
-        for (int c = lane; c <= own; c += 32) {
-            const int from = c * chunk, to = from + chunk;
-            float score = 0;
-            for (int w = max(0, from + stride - length) / stride; w < min(seen, ceil_div(to, stride)); w++) {
-                const int strides = (min(to, w * stride + length) - max(from, w * stride)) / stride;
-                if (strides > 0) score = sum ? fmaf((float)strides, rows[w], score) : larger(score, rows[w]);
-            }
-            pooled[c] = score;
-        }
-        __syncwarp();
+    sums_of_softmax(scores, r, width, group, [&](int token) { return r.visible(token); });
+    // by a warp: marks what a token attends, by the numbers of its chunks
+    const auto choose = [&](int i, const float* pooled) {
+        if (i >= r.tokens()) return;
+        const int token = r.first + i, own = token / chunk;
         const auto forced = [&](int c) { return c < init || c + local > own; };
         int open = 0;
         for (int c = lane; c <= own; c += 32) open += !forced(c);
@@ -296,6 +307,26 @@ router_windows(const bf16* __restrict__ q, const bf16* __restrict__ keys, u64* _
         const auto mark = [&](int c) { atomicOr((u64*)at.words + c, at.bit); };
         largest(pooled, own + 1, min(open, top - (own + 1 - open)), [&](int c) { return !forced(c); }, mark);
         for (int c = lane; c <= own; c += 32) if (forced(c)) mark(c);
-        __syncwarp();
+    };
+    const Team team(r.tokens());
+    for (int base = 0; base < r.tokens(); base += team.tokens) {
+        // of as many tokens as there are teams
+        const int i = base + team.token;
+        if (i < r.tokens()) {
+            const int token = r.first + i, seen = r.visible(token);
+            const float* rows = scores + r.row_of(i) * width;
+            for (int c = team.first; c <= token / chunk; c += team.step) {
+                const int from = c * chunk, to = from + chunk;
+                float score = 0;
+                for (int w = max(0, from + stride - length) / stride; w < min(seen, ceil_div(to, stride)); w++) {
+                    const int strides = (min(to, w * stride + length) - max(from, w * stride)) / stride;
+                    if (strides > 0) score = sum ? fmaf((float)strides, rows[w], score) : larger(score, rows[w]);
+                }
+                all_pooled[team.token * chunks + c] = score;
+            }
+        }
+        __syncthreads();
+        if (warp < team.tokens) choose(base + warp, all_pooled + warp * chunks);
+        __syncthreads();  // the numbers of these tokens are no longer needed
     }
 }

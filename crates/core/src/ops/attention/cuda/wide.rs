@@ -102,9 +102,10 @@ impl Pass<'_> {
         self.wide_side((&ROWS, "wide_rows"), 2, buffers)
     }
 
-    /// Tokens of a list that a block of the key side takes: [`PART_ROWS`] rows, or more in long sequences, so that a chunk is 32 blocks' at most.
+    /// Tokens of a list that a block of the key side takes: [`PART_ROWS`] rows, or more in long sequences, so that a chunk is 16 blocks' at most: of lists
+    /// that are even parts balance nothing and take a few percent.
     pub(super) fn tokens_of_part(&self) -> usize {
-        (PART_ROWS / self.dims.group()).max(self.dims.t.div_ceil(32))
+        (PART_ROWS / self.dims.group()).max(self.dims.t.div_ceil(16))
     }
 
     /// dk and dv; of a list a block takes `most` tokens at most.

@@ -26,6 +26,17 @@ wide_keys_count(const u64* __restrict__ all_cells, u32* __restrict__ tokens, int
 }
 #endif
 
+// Which keys of which kv head of a sequence a block has, and which part of the tokens: with lists by the number under which it starts. All kv heads'
+// first chunks come first, which most tokens see; the parts behind the first ones come after all.
+struct Work {
+    int block, pair, part;
+    METHOD Work(u32 number) {
+        pair = LISTED ? number % gridDim.y : blockIdx.y;
+        block = LISTED ? number / gridDim.y % gridDim.x : blockIdx.x;
+        part = LISTED ? number / (gridDim.x * gridDim.y) : 0;
+    }
+};
+
 // Above 60 lines: the warps that look up and load rows and the warpgroups that add up dk and dv are the two branches of one kernel, which meet at
 // its barriers.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
@@ -43,15 +54,16 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
     const u32 keys = shared_address(scratch), values = keys + 2 * TILE, slots = values + 2 * TILE;
     u32* before = (u32*)(scratch + (4 + 2 * SLOTS) * TILE);  // rows of a list before each 64 tokens, a list a warpgroup
     const int lane = threadIdx.x % 32;
-    int block = blockIdx.x, pair = blockIdx.y, part = 0;
     if (LISTED) {
         if (threadIdx.x == 0) number = atomicAdd(turns, 1u);
         __syncthreads();
-        // all kv heads' first chunks first, which most tokens see; the parts behind the first ones later
-        pair = number % gridDim.y, block = number / gridDim.y % gridDim.x, part = number / (gridDim.y * gridDim.x);
-        const u32* of = attend + (long long)pair * chunks + block * 2;
-        if (part > 0 && part * most >= max(of[0], block * 2 + 1 < chunks ? of[1] : 0u)) return;
     }
+    const Work work(number);
+    if (LISTED && work.part > 0) {
+        const u32* of = attend + (long long)work.pair * chunks + work.block * 2;
+        if (work.part * most >= max(of[0], work.block * 2 + 1 < chunks ? of[1] : 0u)) return;
+    }
+    const int block = work.block, pair = work.pair, part = work.part;
     const int key0 = block * 2 * KEYS;
     const int batch = pair / kv_heads, kv = pair % kv_heads, heads = kv_heads * group;
     const int together = BATCH / group, tiles = ceil_div(t, 64);
@@ -235,7 +247,10 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
             __syncwarp();
             if (lane == 0) barrier_arrive(shared_address(empty + slot));
         }
-        u32* turn = turns + 1 + (long long)pair * gridDim.x * 2 + block * 2 + list;
+        // asked for once more: through the loop it would take registers that the sums need
+        const Work work(number);
+        const int part = work.part, to_key = work.block * 2 * KEYS + list * KEYS + own;
+        u32* turn = turns + 1 + (long long)work.pair * gridDim.x * 2 + work.block * 2 + list;
         if (part > 0 && total == 0) return;  // of a chunk with fewer parts than the one beside it
         if (part > 0) {
             if (threadIdx.x % 128 == 0)
@@ -244,9 +259,9 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
         }
         #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const int at_key = key + 8 * half;
+            const int at_key = to_key + 8 * half;
             if (at_key >= t) continue;
-            const long long at = (((long long)batch * t + at_key) * kv_heads + kv) * HEAD + lane % 4 * 2;
+            const long long at = (((long long)(work.pair / kv_heads) * t + at_key) * kv_heads + work.pair % kv_heads) * HEAD + lane % 4 * 2;
             #pragma unroll
             for (int n = 0; n < HEAD / 8; n++) {
                 float2* to_k = (float2*)(dk + at + n * 8);
@@ -260,7 +275,7 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
                 *to_k = more_k, *to_v = more_v;
             }
         }
-        if (LISTED && begin + total < (int)before[list * (tiles + 1) + tiles]) {
+        if (LISTED && part * most + total < (int)before[list * (tiles + 1) + tiles]) {
             join_multipliers(list);
             if (threadIdx.x % 128 == 0) release(turn, part + 1);
         }
