@@ -3,9 +3,9 @@
 
 use std::cell::RefCell;
 
-use dash_core::ops::attention::{keep_rows, room_for_rows};
+use dash_core::ops::attention::{keep_rows, room_for_keys, room_for_rows};
 use dash_core::ops::index_select;
-use dash_core::{Error, Ids, Result, Tape, Tensor};
+use dash_core::{Compute, Error, Ids, Result, Tape, Tensor};
 
 /// Rows that are made room for at first.
 const ROOM: usize = 64;
@@ -62,7 +62,7 @@ struct Pooled {
     /// of the complete windows, `[1, n, g, d]`
     windows: Tensor,
     /// the tokens from the first one of the next window on
-    rest: Tensor,
+    rest: Rows,
 }
 
 /// The place of a name in a list.
@@ -76,12 +76,13 @@ impl LayerCache {
         self.past
     }
 
-    /// Keeps rows `[1, t, g, d]` behind those of this name.
-    pub(crate) fn keep(&mut self, name: &'static str, rows: &Tensor) -> Result<()> {
+    /// Keeps keys or values `[1, t, g, d]` of so many query heads behind those of this name, as products of this kind take them.
+    pub(crate) fn keep(&mut self, name: &'static str, rows: &Tensor, heads: usize, compute: Compute) -> Result<()> {
         match place(&self.rows, name) {
             Some(i) => self.rows[i].1.append(rows),
             None => {
-                self.rows.push((name, Rows::new(rows)?));
+                let room = room_for_keys(rows, rows.shape()[1] + ROOM, heads, compute)?;
+                self.rows.push((name, Rows::new(room, rows)?));
                 Ok(())
             }
         }
@@ -101,29 +102,39 @@ impl LayerCache {
         (length, stride): (usize, usize),
         pool: impl Fn(Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let i = match place(&self.pooled, name) {
-            Some(i) => i,
+        let complete = |count: usize| (count + stride).saturating_sub(length) / stride;
+        let (i, tokens) = match place(&self.pooled, name) {
+            Some(i) => {
+                let Pooled { windows, rest } = &mut self.pooled[i].1;
+                rest.append(x)?;
+                if complete(rest.len) == 0 {
+                    return Ok(windows.clone());
+                }
+                (i, rows_of(&rest.tensor, 0..rest.len)?)
+            }
             None => {
                 let none = rows_of(x, 0..0)?;
-                self.pooled.push((name, Pooled { windows: none.clone(), rest: none }));
-                self.pooled.len() - 1
+                let rest = Rows { tensor: none.clone(), len: 0 };
+                self.pooled.push((name, Pooled { windows: none, rest }));
+                (self.pooled.len() - 1, x.clone())
             }
         };
         let Pooled { windows, rest } = &mut self.pooled[i].1;
-        let tokens = joined(rest, x)?;
         let count = tokens.shape()[1];
-        let new = (count + stride).saturating_sub(length) / stride;
+        let new = complete(count);
+        let left = rows_of(&tokens, (new * stride).min(count)..count)?;
+        *rest = Rows::new(room_for_rows(&left, left.shape()[1] + ROOM)?, &left)?;
         if new > 0 {
-            *windows = joined(windows, &pool(tokens.clone())?)?;
+            *windows = joined(windows, &pool(tokens)?)?;
         }
-        *rest = rows_of(&tokens, (new * stride).min(count)..count)?;
         Ok(windows.clone())
     }
 }
 
 impl Rows {
-    fn new(rows: &Tensor) -> Result<Self> {
-        let mut new = Rows { tensor: room_for_rows(rows, rows.shape()[1] + ROOM)?, len: 0 };
+    /// The first ones of a tensor that has room for more.
+    fn new(tensor: Tensor, rows: &Tensor) -> Result<Self> {
+        let mut new = Rows { tensor, len: 0 };
         new.append(rows)?;
         Ok(new)
     }

@@ -182,8 +182,9 @@ impl Inputs<'_> {
         let Some(cache) = self.cache else { return Ok(None) };
         let mut cache = cache.borrow_mut();
         let past = cache.past();
-        cache.keep(names[0], &k.value)?;
-        cache.keep(names[1], &v.value)?;
+        let heads = self.q.value.shape()[2];
+        cache.keep(names[0], &k.value, heads, tape.compute())?;
+        cache.keep(names[1], &v.value, heads, tape.compute())?;
         if past == 0 {
             return Ok(None);
         }

@@ -20,7 +20,7 @@ mod span;
 mod summary;
 
 pub use block::block_attention;
-pub use cached::{Seen, cached_attention, keep_rows, room_for_rows};
+pub use cached::{Seen, cached_attention, keep_rows, room_for_keys, room_for_rows};
 pub use dense::dense_attention;
 pub use figures::{AskedFigures, RouteFigures};
 pub use host_routes::HostRoutes;

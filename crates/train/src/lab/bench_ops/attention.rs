@@ -71,7 +71,7 @@ pub fn time(bench: &mut Bench, qkv: &Qkv) -> Result<()> {
 
 /// The keys that the entmax router has and the configured attention, too; those that it lacks as in a fresh [`Dash`], with a gamma
 /// at which random queries leave something out.
-fn router(configured: &Attention) -> Dash {
+pub fn router(configured: &Attention) -> Dash {
     let own = Dash::KEYS.iter().filter_map(|key| Some((key.name, configured.value(key.name)?)));
     Dash::from_given(&own.fold(Given::of(&[("gamma", Value::Number(4.0))]), |mut given, (key, value)| {
         given.set(key, value);

@@ -8,6 +8,7 @@
 mod attention;
 mod bench;
 mod ceilings;
+mod decode;
 mod layers;
 mod optimizer;
 mod variants;
@@ -39,6 +40,7 @@ pub fn ops(config: &Config, steps: usize, density: Option<f64>, as_json: bool) -
     layers::time(&mut bench, &qkv.q)?;
     attention::time(&mut bench, &qkv)?;
     let routed = attention::time_routed(&mut bench, &qkv, &config.model.attention, density)?;
+    decode::time(&mut bench, &qkv, &config.model.attention, routed)?;
     variants::time(&mut bench, &qkv, config, routed)?;
     optimizer::time(&mut bench)?;
     print(&bench.ops, top, routed, as_json)
@@ -81,6 +83,7 @@ fn print(ops: &[OpTime], top: Ceilings, routed: Attended, as_json: bool) -> Resu
     }
     print_line!(
         "MB: numbers that are read once and written once at least, of 4 bytes, or 2 where products round their operands to bf16. \
+         decode, one token after the kept ones of each sequence, is forward alone. \
          share: floor / time, where the floor is the larger of GFLOP / multiply-add rate and MB / copy rate; above 100 % the \
          numbers stayed in a cache, which the copy cannot"
     )

@@ -36,6 +36,9 @@ fn warps(number: Kind) -> usize {
     if number == Kind::F64 { 16 } else { 32 }
 }
 
+/// Shared memory of a block that solves a row, for the scores near a head's largest.
+const SOLVE_BYTES: usize = 64 << 10;
+
 fn route_unit(kind: Kind, squares: bool) -> Unit {
     let number = wide(kind);
     // see route.cu
@@ -47,6 +50,7 @@ fn route_unit(kind: Kind, squares: bool) -> Unit {
         ("SMALL", small.into()),
         ("MOST_GROUP", MOST_GROUP.to_string()),
         ("WARPS", warps(number).to_string()),
+        ("LIST", (SOLVE_BYTES / number.size()).to_string()),
         ("ROUNDED", usize::from(kind == Kind::Bf16).to_string()),
         ("INFINITY_OF_R", infinity(number).into()),
     ];
@@ -154,10 +158,10 @@ pub fn attention(
     // SAFETY: the kernel's parameters in order; a block a split of a row, with its warps' stages of keys and values in shared memory, which have room for
     // the warps' sums [WARPS, 16, width] in f32, too.
     unsafe { device.kernel(&unit, "decode_split")?.launch(grid.shared(WARPS * STAGES * 2 * tile), &args)? };
-    let sizes = [t, g, group, d, count].map(Arg::int);
-    let args = [&[&sums, &outs, &out].map(Arg::Buffer)[..], &sizes].concat();
-    // SAFETY: the kernel's parameters in order; a block a row and head, a thread a column of at most 128.
-    unsafe { device.kernel(&unit, "decode_combine")?.launch(Grid::line(rows * group, 128), &args)? };
+    let sizes = [t, g, group, d, count, past, chunk, window].map(Arg::int);
+    let args = [&[Arg::Buffer(&sums), Arg::Buffer(&outs), buffers[0], Arg::Buffer(&out)][..], &sizes].concat();
+    // SAFETY: the kernel's parameters in order; a block a row and head, a thread a column of at most 128, no more splits than it has registers for.
+    unsafe { device.kernel(&unit, "decode_combine")?.launch(Grid::line(rows * group, 512), &args)? };
     Ok(out)
 }
 
@@ -199,10 +203,10 @@ pub fn route(
     let sizes = [t, g, group, d, n].map(Arg::int);
     let factor = real(number, settings.gamma / (d as f64).sqrt());
     let args = [&[q, kbar, &scores].map(Arg::Buffer)[..], &sizes, &[factor]].concat();
-    // chunks of a block's eight warps
-    let (name, each) =
-        if kind == Kind::Bf16 && splits(dims) { ("route_products", 8 * 32) } else { ("route_scores", 8) };
-    let grid = Grid { blocks: [n.div_ceil(each), rows, 1], ..Grid::line(1, 256) };
+    // chunks of a block, and its threads
+    let (name, each, threads) =
+        if kind == Kind::Bf16 && splits(dims) { ("route_products", 4 * 16, 128) } else { ("route_scores", 8, 256) };
+    let grid = Grid { blocks: [n.div_ceil(each), rows, 1], ..Grid::line(1, threads) };
     // SAFETY: the kernel's parameters in order; the blocks cover all chunks of a row.
     unsafe { device.kernel(&unit, name)?.launch(grid, &args)? };
     let buffers = [&lists.0, &lists.1, &weights, &bias].map(Arg::Buffer);
@@ -211,8 +215,9 @@ pub fn route(
     let numbers = [settings.alpha, settings.sigma].map(|x| real(number, x));
     let center = [Arg::Int(i32::from(settings.center != Center::None))];
     let args = [&inputs[..], &buffers, &sizes, &numbers, &center].concat();
-    // SAFETY: the kernel's parameters in order; a block a row, whose lists have room for every chunk.
-    unsafe { device.kernel(&unit, "route_solve")?.launch(Grid::line(rows, 32 * warps(number) as u32), &args)? };
+    let grid = Grid::line(rows, 32 * warps(number) as u32).shared(SOLVE_BYTES);
+    // SAFETY: the kernel's parameters in order; a block a row, whose lists have room for every chunk, with shared memory for LIST scores.
+    unsafe { device.kernel(&unit, "route_solve")?.launch(grid, &args)? };
     let lists = ChunkLists::new(lists, (b, g, t), (past, chunk))?;
     Ok(Routed { lists, weights, bias })
 }
@@ -225,8 +230,8 @@ mod tests {
     fn keys_are_split_for_any_number_of_rows_and_keys() {
         let of = |rows, keys| blocks_of_row(rows, keys);
         assert_eq!([of(0, 0), of(2, 0), of(2, 1), of(2, 65), of(2, 1 << 20), of(65535, 1 << 20)], [1, 1, 1, 2, 132, 1]);
-        // what `decode_combine` has room for
-        assert!(of(1, usize::MAX / 2) <= 512);
+        // what `decode_combine` has registers for: 32 TURNS
+        assert!(of(1, usize::MAX / 2) <= 32 * 9);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 // A few queries and the kept keys of their sequences, bf16, split over the keys: a warp walks a share of a row's keys, 16 at a time, in copies
-// of its own, four warps add up in shared memory, and `decode_combine` adds the splits in order. A row is (batch, kv head, query); all heads of
+// of its own, four warps add up in shared memory, and `decode_combine` adds the splits in a fixed order. A row is (batch, kv head, query); all heads of
 // its group are the 16 rows of one product, so keys and values are read once. D: head width, padded; LISTED: keys of listed chunks, not of a range.
 
 #define PANELS ((D + 63) / 64)
@@ -7,11 +7,14 @@
 #define PIECES (D / 8)
 #define STAGES 3
 #define WARPS 4
+#define LEAST 2  // steps of a warp: fewer splits of a short walk have less to add up
 
 // Keys of a row in the order in which they are walked.
 struct Walk {
     const u32* chunks;  // LISTED: ascending, the query's own last
     int chunk, begin, total;
+    // whether 16 keys from a multiple of 16 on follow each other
+    METHOD bool whole() const { return !LISTED || chunk % 16 == 0; }
     METHOD int entry(int i) const { return LISTED ? (int)((u32)i / (u32)chunk) : 0; }
     METHOD int key(int i) const {
         if (!LISTED) return begin + i;
@@ -28,16 +31,39 @@ INLINE Walk walk_of(const u32* counts, const u32* chunks, int row, int position,
     return {chunks + (long long)row * most, chunk, 0, ((int)counts[row] - 1) * chunk + position % chunk + 1};
 }
 
-// 16 rows of keys or values from the walk's place `first` on.
-INLINE void load_16(u32 to, const bf16* from, const Walk& w, int first, int stride, int width) {
+// How many of the splits have something to do.
+INLINE int splits_of(const Walk& w, int splits) { return max(1, min(splits, ceil_div(w.total, 16 * WARPS * LEAST))); }
+
+// 16 rows of keys and of values from the walk's place `first` on, a multiple of 16.
+INLINE void load_16(u32 to, const bf16* keys, const bf16* values, const Walk& w, int first, int stride, int width) {
     constexpr int apart = 32 / PIECES;
     const int lane = threadIdx.x % 32, piece = lane % PIECES;
+    const auto rows = [&](auto key) {
+        #pragma unroll
+        for (int i = 0; i < 16 / apart; i++) {
+            const int row = lane / PIECES + i * apart;
+            const bool valid = first + row < w.total && piece * 8 < width;
+            const long long source = valid ? (long long)key(row) * stride + piece * 8 : 0;
+            const u32 place = to + piece / 8 * (16 * 128) + swizzled(row, piece % 8);
+            copy16(place, keys + source, valid);
+            copy16(place + TILE, values + source, valid);
+        }
+    };
+    if (w.whole()) {
+        const int begin = w.key(first);
+        rows([&](int row) { return begin + row; });
+    } else {
+        rows([&](int row) { return w.key(first + row); });
+    }
+}
+
+// Biases of a lane's keys of the step from the walk's place `first` on.
+INLINE void biases(float (&more)[2][2], const float* bias, const Walk& w, int first) {
+    const int column = threadIdx.x % 4 * 2;
     #pragma unroll
-    for (int i = 0; i < 16 / apart; i++) {
-        const int row = lane / PIECES + i * apart, at = first + row;
-        const bool valid = at < w.total && piece * 8 < width;
-        const bf16* source = valid ? from + (long long)w.key(at) * stride + piece * 8 : from;
-        copy16(to + piece / 8 * (16 * 128) + swizzled(row, piece % 8), source, valid);
+    for (int i = 0; i < 4; i++) {
+        const int at = w.whole() ? first : first + i / 2 * 8 + column + i % 2;
+        more[i / 2][i % 2] = LISTED && bias && at < w.total ? bias[w.entry(at)] * LOG2E : 0.f;
     }
 }
 
@@ -48,9 +74,11 @@ decode_split(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16*
              int kv_heads, int group, int width, int capacity, int past, int chunk, int most, int window, float scale) {
     extern __shared__ __align__(1024) u8 scratch[];
     __shared__ float of_warps[WARPS][16][2];
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.y, splits = gridDim.x;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.y;
     const int query = row % t, kv = row / t % kv_heads, batch = row / t / kv_heads, stride = kv_heads * width;
     const Walk w = walk_of(counts, chunks, row, past + query, chunk, most, window);
+    const int splits = splits_of(w, gridDim.x);
+    if (blockIdx.x >= splits) return;
     const long long base = (long long)batch * capacity * stride + kv * width;
     const float* own_bias = bias ? bias + (long long)row * most : 0;
     // the queries of the group as the left operand
@@ -68,16 +96,18 @@ decode_split(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16*
     const int from = min(steps, ((int)blockIdx.x * WARPS + warp) * each), count = min(steps, from + each) - from;
     const auto load = [&](int i) {
         if (i < count) {
-            const u32 to = tiles + i % STAGES * (2 * TILE);
-            load_16(to, k + base, w, (from + i) * 16, stride, width);
-            load_16(to + TILE, v + base, w, (from + i) * 16, stride, width);
+            load_16(tiles + i % STAGES * (2 * TILE), k + base, v + base, w, (from + i) * 16, stride, width);
         }
         copy_commit();
     };
     #pragma unroll
     for (int i = 0; i < STAGES - 1; i++) load(i);
-    float o[D / 8][4] = {}, top[2] = {NOTHING, NOTHING}, sum[2] = {};
+    float o[D / 8][4] = {}, top[2] = {NOTHING, NOTHING}, sum[2] = {}, more[2][2], later[2][2];
+    biases(later, own_bias, w, from * 16);
     for (int i = 0; i < count; i++) {
+        #pragma unroll
+        for (int e = 0; e < 4; e++) more[e / 2][e % 2] = later[e / 2][e % 2];
+        biases(later, own_bias, w, (from + i + 1) * 16);
         copy_wait<STAGES - 2>();
         __syncwarp();
         load(i + STAGES - 1);
@@ -96,9 +126,7 @@ decode_split(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16*
             #pragma unroll
             for (int e = 0; e < 4; e++) {
                 const int at = (from + i) * 16 + n * 8 + lane % 4 * 2 + e % 2;
-                const bool seen = at < w.total;
-                const float more = LISTED && own_bias && seen ? own_bias[w.entry(at)] * LOG2E : 0.f;
-                s[n][e] = seen ? s[n][e] * scale + more : NOTHING;
+                s[n][e] = at < w.total ? s[n][e] * scale + more[n][e % 2] : NOTHING;
                 high[e / 2] = larger(high[e / 2], s[n][e]);
             }
         #pragma unroll
@@ -142,7 +170,7 @@ decode_split(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16*
             *(float2*)(shared + (warp * 16 + h) * D + n * 8 + lane % 4 * 2) = make_float2(o[n][2 * half], o[n][2 * half + 1]);
     }
     __syncthreads();
-    const long long to = ((long long)row * splits + blockIdx.x) * group;
+    const long long to = ((long long)row * gridDim.x + blockIdx.x) * group;
     for (int i = threadIdx.x; i < group * D; i += WARPS * 32) {
         const int h = i / D, column = i % D;
         float best = NOTHING, all = 0, out = 0;
@@ -159,33 +187,54 @@ decode_split(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16*
     }
 }
 
-// The splits of a head, in order: a block a (row, head), a thread a column. `splits` is at most 512. Without any key 0; NaN stays NaN.
-extern "C" __global__ void __launch_bounds__(128)
-decode_combine(const float* __restrict__ sums, const float* __restrict__ outs, bf16* __restrict__ out, int t, int kv_heads, int group,
-               int width, int splits) {
-    __shared__ float shares[512], scratch[32];
+// The splits of a head, in an order that their number fixes: a block a (row, head). A warp adds every 16th split, a lane four columns, and then a thread a
+// column the warps' sums. `splits` is at most 32 TURNS. Without any key 0; NaN stays NaN.
+#define TURNS 9
+extern "C" __global__ void __launch_bounds__(512, 1)
+decode_combine(const float* __restrict__ sums, const float* __restrict__ outs, const u32* __restrict__ counts, bf16* __restrict__ out, int t,
+               int kv_heads, int group, int width, int splits, int past, int chunk, int window) {
+    __shared__ float of_warps[16][D];
     const int row = blockIdx.x / group, h = blockIdx.x % group, query = row % t, kv = row / t % kv_heads, batch = row / t / kv_heads;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = lane * 4;
+    const int used = splits_of(walk_of(counts, 0, row, past + query, chunk, 0, window), splits);
     const long long first = (long long)row * splits * group + h;
-    float own[4], of_own[4], best = NOTHING, all = 0, sum = 0;
+    float4 parts[2 * TURNS];
     #pragma unroll
-    for (int k = 0; k < 4; k++) {
-        const int i = threadIdx.x + k * 128;
-        const float2 both = i < splits ? *(const float2*)(sums + 2 * (first + (long long)i * group)) : make_float2(NOTHING, 0.f);
-        own[k] = both.x;
-        of_own[k] = both.y;
-        best = larger(best, both.x);
+    for (int k = 0; k < 2 * TURNS; k++) {
+        const int i = k * 16 + warp;
+        parts[k] = i < used && column < width ? *(const float4*)(outs + (first + (long long)i * group) * width + column) : make_float4(0, 0, 0, 0);
     }
-    best = block_max(best, scratch);
+    float share[TURNS], of_split[TURNS], best = NOTHING, all = 0;
     #pragma unroll
-    for (int k = 0; k < 4; k++) {
-        const float share = own[k] == NOTHING ? 0.f : exp2_fast(own[k] - best);
-        shares[threadIdx.x + k * 128] = share;
-        all += share * of_own[k];
+    for (int k = 0; k < TURNS; k++) {
+        const int i = lane + k * 32;
+        const float2 both = i < used ? *(const float2*)(sums + 2 * (first + (long long)i * group)) : make_float2(NOTHING, 0.f);
+        share[k] = both.x;
+        of_split[k] = both.y;
     }
-    all = block_sum(all, scratch);
+    #pragma unroll
+    for (int k = 0; k < TURNS; k++) best = larger(best, share[k]);
+    best = warp_max(best);
+    #pragma unroll
+    for (int k = 0; k < TURNS; k++) {
+        share[k] = share[k] == NOTHING ? 0.f : exp2_fast(share[k] - best);
+        all += share[k] * of_split[k];
+    }
+    all = warp_sum(all);
+    float sum[4] = {};
+    #pragma unroll
+    for (int k = 0; k < 2 * TURNS; k++) {
+        const float own = __shfl_sync(FULL, share[k / 2], k % 2 * 16 + warp);
+        sum[0] += own * parts[k].x;
+        sum[1] += own * parts[k].y;
+        sum[2] += own * parts[k].z;
+        sum[3] += own * parts[k].w;
+    }
+    if (column < D) put(&of_warps[warp][column], sum);
     __syncthreads();
     if (threadIdx.x >= width) return;
-    #pragma unroll 16
-    for (int i = 0; i < splits; i++) sum += shares[i] * outs[(first + (long long)i * group) * width + threadIdx.x];
-    out[(((long long)batch * t + query) * kv_heads * group + kv * group + h) * width + threadIdx.x] = As<bf16>::of(all == 0.f ? 0.f : sum / all);
+    float whole = 0;
+    #pragma unroll
+    for (int i = 0; i < 16; i++) whole += of_warps[i][threadIdx.x];
+    out[(((long long)batch * t + query) * kv_heads * group + kv * group + h) * width + threadIdx.x] = As<bf16>::of(all == 0.f ? 0.f : whole / all);
 }

@@ -14,8 +14,10 @@ mod tests;
 
 use super::{Dims, Routes, Span, positions32};
 use crate::device::Device;
+use crate::device::cuda::Kind;
 use crate::dispatch::on_device;
 use crate::error::{Error, Result, ensure};
+use crate::number::Compute;
 use crate::ops::entmax::check_alpha_or_softmax;
 use crate::shape::checked_numel;
 use crate::tensor::Tensor;
@@ -102,6 +104,25 @@ pub fn cached_attention(q: &Tensor, k: &Tensor, v: &Tensor, past: usize, seen: S
         };
         Ok(Tensor::from_cuda(q.shape(), cuda::attention(dims, (past, capacity), operands, sees)?))
     })
+}
+
+/// Zeros like keys or values `x [b, t, g, d]` of so many query heads, with `rows` in the place of t: rounded to bf16 where a card's attention to a whole
+/// text rounds its operands, so that a kept row is multiplied as it was in its own pass, and in full where it does not.
+///
+/// # Errors
+/// When the heads do not fit, or the device has no memory left.
+pub fn room_for_keys(x: &Tensor, rows: usize, heads: usize, compute: Compute) -> Result<Tensor> {
+    let op = "room_for_keys";
+    let [b, t, g, d] = x.dims(op)?;
+    let dims = Dims::new(op, [b, t, heads, d], g)?;
+    let shape = [b, rows, g, d];
+    match x.device() {
+        Device::Cpu(_) => room_for_rows(x, rows),
+        Device::Cuda(gpu) => {
+            let kind = if cuda::splits(dims) { Kind::of_operands(compute, x.dtype()) } else { Kind::of(x.dtype()) };
+            Ok(Tensor::from_cuda(&shape, gpu.zeros(op, kind, checked_numel(op, &shape)?)?))
+        }
+    }
 }
 
 /// Zeros like `x [b, t, ..]`, with `rows` in the place of t, in the form that a card made it in: room for [`keep_rows`].

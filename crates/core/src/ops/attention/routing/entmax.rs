@@ -2,13 +2,14 @@
 //!
 //! Kept for backward: q, kbar, w and each head's p, per entry.
 
-use super::super::cached::cuda::route as route_after;
+use super::super::cached::cuda::{route as route_after, splits};
 use super::super::{Dims, Routes, cuda};
 use super::{Routing, check, cpu};
 use crate::device::CudaData;
-use crate::device::cuda::CudaBuffer;
+use crate::device::cuda::{CudaBuffer, Kind};
 use crate::dispatch::on_device;
 use crate::error::{Result, ensure};
+use crate::number::Compute;
 use crate::ops::entmax::check_alpha;
 use crate::ops::grad_norm::cuda::root_of_sum;
 use crate::tape::{ScalarCell, Tape, Var};
@@ -132,13 +133,19 @@ fn forward_on_cuda(
 
 /// After kept tokens: nothing is kept for a backward pass.
 fn after_on_cuda(
+    compute: Compute,
     (dims, past): (Dims, usize),
     (qs, ks): (&CudaData, &CudaData),
     own: Option<&CudaBuffer>,
     settings: Entmax,
 ) -> Result<Forward> {
-    let rounded = qs.is_rounded() && ks.is_rounded();
-    let operands = if rounded { (qs.rounded()?, ks.rounded()?) } else { (qs.full()?, ks.full()?) };
+    // as the pass over a whole text: summaries are rounded once and kept so
+    let rounded = splits(dims) && Kind::of_operands(compute, qs.dtype()) == Kind::Bf16;
+    let operands = if rounded || (qs.is_operand() && ks.is_operand()) {
+        (qs.rounded()?, ks.rounded()?)
+    } else {
+        (qs.full()?, ks.full()?)
+    };
     let out = route_after(dims, past, operands, own, settings)?;
     let entries = out.lists.entries();
     let weights = Tensor::from_cuda(&[entries], out.weights);
@@ -192,7 +199,7 @@ pub fn entmax_routing_after(
         let own = diagonal.map(|_| own.full()).transpose()?;
         match past {
             0 => forward_on_cuda(tape, (dims, n), (qs, ks), own, settings)?,
-            past => after_on_cuda((dims, past), (qs, ks), own, settings)?,
+            past => after_on_cuda(tape.compute(), (dims, past), (qs, ks), own, settings)?,
         }
     });
     let (q, kbar, diagonal) = (q.clone(), kbar.clone(), diagonal.map(Var::id));
