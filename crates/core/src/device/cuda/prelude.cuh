@@ -60,6 +60,11 @@ template <> struct As<double> { INLINE double of(double x) { return x; } };
 
 INLINE float exp2_fast(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 INLINE float log2_fast(float x) { float y; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+// within some units of the last place
+INLINE float root_fast(float x) { float y; asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+INLINE double root_fast(double x) { return sqrt(x); }
+INLINE float divide_fast(float a, float b) { float y; asm("div.approx.ftz.f32 %0, %1, %2;" : "=f"(y) : "f"(a), "f"(b)); return y; }
+INLINE double divide_fast(double a, double b) { return a / b; }
 INLINE float exp_of(float x) { return expf(x); }
 INLINE double exp_of(double x) { return exp(x); }
 INLINE float log_of(float x) { return logf(x); }

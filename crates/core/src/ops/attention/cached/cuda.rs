@@ -19,6 +19,8 @@ pub const MOST_GROUP: usize = 64;
 /// Blocks that are on the card at once: two a multiprocessor of an H100. Keys are cut by this number and not by the card's own, so that the order of
 /// sums is the same on every card.
 const BLOCKS: usize = 2 * 132;
+/// Splits at most of a block that adds few of them, see `decode.cu`.
+const FEW_SPLITS: usize = 64;
 /// Stages and warps of `decode.cu`.
 const STAGES: usize = 3;
 const WARPS: usize = 4;
@@ -160,8 +162,9 @@ pub fn attention(
     unsafe { device.kernel(&unit, "decode_split")?.launch(grid.shared(WARPS * STAGES * 2 * tile), &args)? };
     let sizes = [t, g, group, d, count, past, chunk, window].map(Arg::int);
     let args = [&[Arg::Buffer(&sums), Arg::Buffer(&outs), buffers[0], Arg::Buffer(&out)][..], &sizes].concat();
+    let (name, threads) = if count <= FEW_SPLITS { ("decode_combine_few", 128) } else { ("decode_combine", 512) };
     // SAFETY: the kernel's parameters in order; a block a row and head, a thread a column of at most 128, no more splits than it has registers for.
-    unsafe { device.kernel(&unit, "decode_combine")?.launch(Grid::line(rows * group, 512), &args)? };
+    unsafe { device.kernel(&unit, name)?.launch(Grid::line(rows * group, threads), &args)? };
     Ok(out)
 }
 
@@ -230,8 +233,8 @@ mod tests {
     fn keys_are_split_for_any_number_of_rows_and_keys() {
         let of = |rows, keys| blocks_of_row(rows, keys);
         assert_eq!([of(0, 0), of(2, 0), of(2, 1), of(2, 65), of(2, 1 << 20), of(65535, 1 << 20)], [1, 1, 1, 2, 132, 1]);
-        // what `decode_combine` has registers for: 32 TURNS
-        assert!(of(1, usize::MAX / 2) <= 32 * 9);
+        // what `decode_combine` has registers for
+        assert!(of(1, usize::MAX / 2) <= 288);
     }
 
     #[test]

@@ -171,37 +171,49 @@ decode_split(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16*
     }
     __syncthreads();
     const long long to = ((long long)row * gridDim.x + blockIdx.x) * group;
-    for (int i = threadIdx.x; i < group * D; i += WARPS * 32) {
-        const int h = i / D, column = i % D;
-        float best = NOTHING, all = 0, out = 0;
+    const int own = threadIdx.x;
+    if (own < group) {
+        float best = NOTHING, all = 0;
         #pragma unroll
-        for (int n = 0; n < WARPS; n++) best = larger(best, of_warps[n][h][0]);
+        for (int n = 0; n < WARPS; n++) best = larger(best, of_warps[n][own][0]);
         #pragma unroll
         for (int n = 0; n < WARPS; n++) {
-            const float share = best == NOTHING ? 0.f : exp2_fast(of_warps[n][h][0] - best);
-            all += share * of_warps[n][h][1];
-            out += share * shared[(n * 16 + h) * D + column];
+            const float share = best == NOTHING ? 0.f : exp2_fast(of_warps[n][own][0] - best);
+            all += share * of_warps[n][own][1];
+            of_warps[n][own][0] = share;
         }
-        if (column == 0) { sums[2 * (to + h)] = best; sums[2 * (to + h) + 1] = all; }
-        if (column < width) outs[(to + h) * width + column] = out;
+        *(float2*)(sums + 2 * (to + own)) = make_float2(best, all);
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < group * (D / 4); i += WARPS * 32) {
+        const int h = i / (D / 4), column = i % (D / 4) * 4;
+        float out[4] = {};
+        #pragma unroll
+        for (int n = 0; n < WARPS; n++) {
+            float of_warp[4];
+            take(of_warp, shared + (n * 16 + h) * D + column);
+            #pragma unroll
+            for (int e = 0; e < 4; e++) out[e] += of_warps[n][h][0] * of_warp[e];
+        }
+        if (column < width) put(outs + (to + h) * width + column, out);
     }
 }
 
-// The splits of a head, in an order that their number fixes: a block a (row, head). A warp adds every 16th split, a lane four columns, and then a thread a
-// column the warps' sums. `splits` is at most 32 TURNS. Without any key 0; NaN stays NaN.
-#define TURNS 9
-extern "C" __global__ void __launch_bounds__(512, 1)
-decode_combine(const float* __restrict__ sums, const float* __restrict__ outs, const u32* __restrict__ counts, bf16* __restrict__ out, int t,
-               int kv_heads, int group, int width, int splits, int past, int chunk, int window) {
-    __shared__ float of_warps[16][D];
+// The splits of a head, in an order that their number fixes: a block of AT warps a (row, head). A warp adds every AT-th split, a lane four columns, and then a
+// thread a column the warps' sums. `splits` is at most 32 TURNS. Without any key 0; NaN stays NaN.
+template <int AT, int TURNS>
+INLINE void combine(const float* __restrict__ sums, const float* __restrict__ outs, const u32* __restrict__ counts, bf16* __restrict__ out, int t,
+                    int kv_heads, int group, int width, int splits, int past, int chunk, int window) {
+    constexpr int EACH = 32 / AT;  // of 32 splits a warp's own
+    __shared__ float of_warps[AT][D];
     const int row = blockIdx.x / group, h = blockIdx.x % group, query = row % t, kv = row / t % kv_heads, batch = row / t / kv_heads;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = lane * 4;
     const int used = splits_of(walk_of(counts, 0, row, past + query, chunk, 0, window), splits);
     const long long first = (long long)row * splits * group + h;
-    float4 parts[2 * TURNS];
+    float4 parts[EACH * TURNS];
     #pragma unroll
-    for (int k = 0; k < 2 * TURNS; k++) {
-        const int i = k * 16 + warp;
+    for (int k = 0; k < EACH * TURNS; k++) {
+        const int i = k * AT + warp;
         parts[k] = i < used && column < width ? *(const float4*)(outs + (first + (long long)i * group) * width + column) : make_float4(0, 0, 0, 0);
     }
     float share[TURNS], of_split[TURNS], best = NOTHING, all = 0;
@@ -223,8 +235,8 @@ decode_combine(const float* __restrict__ sums, const float* __restrict__ outs, c
     all = warp_sum(all);
     float sum[4] = {};
     #pragma unroll
-    for (int k = 0; k < 2 * TURNS; k++) {
-        const float own = __shfl_sync(FULL, share[k / 2], k % 2 * 16 + warp);
+    for (int k = 0; k < EACH * TURNS; k++) {
+        const float own = __shfl_sync(FULL, share[k / EACH], k % EACH * AT + warp);
         sum[0] += own * parts[k].x;
         sum[1] += own * parts[k].y;
         sum[2] += own * parts[k].z;
@@ -235,6 +247,19 @@ decode_combine(const float* __restrict__ sums, const float* __restrict__ outs, c
     if (threadIdx.x >= width) return;
     float whole = 0;
     #pragma unroll
-    for (int i = 0; i < 16; i++) whole += of_warps[i][threadIdx.x];
+    for (int i = 0; i < AT; i++) whole += of_warps[i][threadIdx.x];
     out[(((long long)batch * t + query) * kv_heads * group + kv * group + h) * width + threadIdx.x] = As<bf16>::of(all == 0.f ? 0.f : whole / all);
+}
+
+// Of up to 288 splits, where there are few heads and a multiprocessor has one, and of up to 64.
+extern "C" __global__ void __launch_bounds__(512, 1)
+decode_combine(const float* __restrict__ sums, const float* __restrict__ outs, const u32* __restrict__ counts, bf16* __restrict__ out, int t,
+               int kv_heads, int group, int width, int splits, int past, int chunk, int window) {
+    combine<16, 9>(sums, outs, counts, out, t, kv_heads, group, width, splits, past, chunk, window);
+}
+
+extern "C" __global__ void __launch_bounds__(128, 4)
+decode_combine_few(const float* __restrict__ sums, const float* __restrict__ outs, const u32* __restrict__ counts, bf16* __restrict__ out, int t,
+                   int kv_heads, int group, int width, int splits, int past, int chunk, int window) {
+    combine<4, 2>(sums, outs, counts, out, t, kv_heads, group, width, splits, past, chunk, window);
 }

@@ -83,8 +83,19 @@ struct Team {
     }
 };
 
-// The threshold, from the left, of `count` scores `at(i)`, scaled, less the largest: by Newton on the beta-norm, as the op entmax, in one warp, which waits
-// for nobody. What a step leaves is of the order of its square, so after one as small as SMALL nothing is left.
+// A step of Newton from tau on the beta-norm, from sums of (alpha - 1) z - tau to the powers beta - 1 and beta: false where it was the last one. What a step
+// leaves is of the order of its square, so after one as small as SMALL nothing is left.
+INLINE bool step_of(R& tau, R low, R high, R share, R beta) {
+    low = warp_sum(low);
+    high = warp_sum(high);
+    const R norm = SQUARES ? root_fast(high) : pow_of(high, share);
+    const R next = tau + divide_fast((norm - 1) * (SQUARES ? norm : pow_of(norm, beta - 1)), low), rise = next - tau;
+    if (!(rise > 0 && next <= 1)) return false;  // rounding ended the rise; the root lies below 0
+    tau = next;
+    return rise > (R)SMALL;
+}
+
+// The threshold, from the left, of `count` scores `at(i)`, scaled, less the largest: by Newton, as the op entmax, in one warp, which waits for nobody.
 template <typename At> INLINE R newton(int count, R share, At at) {
     const R beta = 1 / share;
     R tau = -1;
@@ -98,16 +109,34 @@ template <typename At> INLINE R newton(int count, R share, At at) {
             low += below;
             high += below * u;
         }
-        low = warp_sum(low);
-        high = warp_sum(high);
-        const R norm = SQUARES ? root_of(high) : pow_of(high, share);
-        const R next = tau + (norm - 1) * (SQUARES ? norm : pow_of(norm, beta - 1)) / low, rise = next - tau;
-        if (!(rise > 0 && next <= 1)) break;  // rounding ended the rise; the root lies below 0
-        tau = next;
-        if (rise <= (R)SMALL) break;
+        if (!step_of(tau, low, high, share, beta)) break;
     }
     return tau;
 }
+
+#if SQUARES
+// The same of at most 32 HELD scores, which stay in registers.
+#define HELD 16
+INLINE R newton_of_few(const R* list, int count, R share) {
+    R x[HELD], tau = -1;
+    #pragma unroll
+    for (int i = 0; i < HELD; i++) {
+        const int at = i * 32 + threadIdx.x % 32;
+        x[i] = at < count ? list[at] : (R)-1;
+    }
+    for (int round = 0; round < 100; round++) {
+        R low = 0, high = 0;
+        #pragma unroll
+        for (int i = 0; i < HELD; i++) {
+            const R u = larger(x[i] - tau, (R)0);
+            low += u;
+            high += u * u;
+        }
+        if (!step_of(tau, low, high, share, 1 / share)) break;
+    }
+    return tau;
+}
+#endif
 
 // The same of scores `z`, a head a team, null where it has none: no score more than 1 / (alpha - 1) below the largest has a weight, so the others are put
 // into `list`, in an order that the number of threads fixes, and the team's first warp goes on with them. Where `room` does not hold them it goes over all
@@ -150,6 +179,9 @@ INLINE R threshold(const Team& team, const R* __restrict__ z, int count, R share
     });
     __syncthreads();
     if (warp != team.first || count == 0) return 0;
+#if SQUARES
+    if (all <= 32 * HELD) return newton_of_few(list, all, share) + top * share;
+#endif
     const R tau = all <= room ? newton(all, share, [&](int i) { return list[i]; }) : newton(count, share, [&](int i) { return (z[i] - top) * share; });
     return tau + top * share;
 }
