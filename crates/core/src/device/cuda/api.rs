@@ -105,7 +105,7 @@ pub struct LaunchConfig {
     pub attribute_count: c_uint,
 }
 
-/// `CUlaunchAttribute` with a value of type cluster dimension; the value is a union of 64 bytes.
+/// `CUlaunchAttribute` with a value of up to three whole numbers; the value is a union of 64 bytes.
 #[repr(C)]
 pub struct LaunchAttribute {
     pub id: c_int,
@@ -115,6 +115,8 @@ pub struct LaunchAttribute {
 
 /// `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`.
 pub const CLUSTER_DIMENSION: c_int = 4;
+/// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
+pub const PROGRAMMATIC_SERIALIZATION: c_int = 6;
 /// `CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES`: what a kernel takes by itself.
 pub const STATIC_SHARED: c_int = 1;
 /// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.

@@ -33,6 +33,9 @@ pub struct Grid {
     pub shared: u32,
     /// Blocks of a cluster along the first axis; 0 for none.
     pub cluster: u32,
+    /// Whether its blocks may come while the kernel before it ends: the kernel's first act is then `begin_early` of the prelude, which waits for what was
+    /// asked for before, and it reads nothing through a restricted pointer, whose loads a compiler may move before that.
+    pub early: bool,
 }
 
 impl Grid {
@@ -256,7 +259,7 @@ fn extent(kernel: &'static str, n: usize) -> Result<i32> {
 }
 
 impl Kernel {
-    /// Asks for a run, which begins when everything asked for before has ended.
+    /// Asks for a run, which begins when everything asked for before has ended; of an early one see [`Grid::early`].
     ///
     /// # Errors
     /// When a buffer lives on another device, an extent is 2^31 or more, or the driver refuses the launch.
@@ -285,15 +288,25 @@ impl Kernel {
         };
         let mut pointers: Vec<Pointer> = values.iter().zip(args).map(pointer).collect();
         let blocks = grid.blocks.map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-        let mut cluster = LaunchAttribute { id: api::CLUSTER_DIMENSION, pad: 0, value: [0; 16] };
-        cluster.value[..3].copy_from_slice(&[grid.cluster, 1, 1]);
+        let attribute = |id, of: [u32; 3]| {
+            let mut attribute = LaunchAttribute { id, pad: 0, value: [0; 16] };
+            attribute.value[..3].copy_from_slice(&of);
+            attribute
+        };
+        let clustered = grid.cluster > 0;
+        let early = grid.early && self.device.properties().capability.0 >= 9;
+        let attributes = [
+            clustered.then(|| attribute(api::CLUSTER_DIMENSION, [grid.cluster, 1, 1])),
+            early.then(|| attribute(api::PROGRAMMATIC_SERIALIZATION, [1, 0, 0])),
+        ];
+        let attributes: Vec<LaunchAttribute> = attributes.into_iter().flatten().collect();
         let config = LaunchConfig {
             blocks,
             threads: [grid.threads, 1, 1],
             shared_bytes: grid.shared,
             stream: inner.stream,
-            attributes: &cluster,
-            attribute_count: u32::from(grid.cluster > 0),
+            attributes: attributes.as_ptr(),
+            attribute_count: attributes.len() as u32,
         };
         // SAFETY: the configuration and the values outlive the call, which copies them; the rest is the caller's contract.
         let status =

@@ -11,6 +11,14 @@ typedef unsigned long long u64;
 #define LOG2E 1.4426950408889634f
 #define NOTHING (-__int_as_float(0x7f800000))
 
+// The first act of every thread of a kernel that is launched early: the next kernel's blocks may come, and everything asked for before this one has ended, and
+// is seen, before it goes on.
+INLINE void begin_early() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;\ngriddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // ---- numbers -------------------------------------------------------------------------------------------------------------
 
 INLINE float widen(bf16 x) { return __uint_as_float((u32)x << 16); }

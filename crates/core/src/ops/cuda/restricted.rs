@@ -142,3 +142,35 @@ fn an_exchange_through_a_restricted_pointer_is_found() {
     let named = |kernel: &str| (kernel.to_string(), "kept".to_string());
     assert_eq!(found, [named("through_memory"), named("own")]);
 }
+
+/// What a source whose kernels begin early does wrong: each waits first of all, and reads through no restricted pointer, whose loads a compiler may move
+/// before that.
+fn early_faults(source: &str) -> Vec<String> {
+    let kernels = source.split("extern \"C\" __global__").skip(1);
+    let of = |kernel: &str| {
+        let (head, body) = kernel.split_once('{').unwrap_or((kernel, ""));
+        let reads = head.split(',').any(|p| p.contains("const ") && p.contains("__restrict__"));
+        let waits = body.trim_start().starts_with("begin_early();");
+        (reads || !waits).then(|| head.trim().to_string())
+    };
+    if source.contains("begin_early();") { kernels.filter_map(of).collect() } else { Vec::new() }
+}
+
+#[test]
+fn kernels_that_begin_early_wait_before_they_read() {
+    let mut early = 0;
+    for unit in super::units() {
+        let text = unit.source.text;
+        early += usize::from(text.contains("begin_early();"));
+        assert_eq!(early_faults(text), [""; 0], "{}", unit.key());
+    }
+    assert!(early > 0);
+    let of = |parameter: &str, body: &str| {
+        format!(
+            "extern \"C\" __global__ void k(const float* x) {{\n    begin_early();\n}}\nextern \"C\" __global__ void f({parameter}) {{\n    {body}\n}}"
+        )
+    };
+    assert_eq!(early_faults(&of("const float* x, float* __restrict__ y", "begin_early();")), [""; 0]);
+    assert_eq!(early_faults(&of("const float* __restrict__ x", "begin_early();")).len(), 1);
+    assert_eq!(early_faults(&of("const float* x", "const float a = *x;\n    begin_early();")).len(), 1);
+}

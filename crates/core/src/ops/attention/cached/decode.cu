@@ -69,9 +69,10 @@ INLINE void biases(float (&more)[2][2], const float* bias, const Walk& w, int fi
 
 // Above 60 lines: one walk over the keys with its sums in registers, and their sum over the warps.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 2)
-decode_split(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __restrict__ v, const u32* __restrict__ counts,
-             const u32* __restrict__ chunks, const float* __restrict__ bias, float* __restrict__ sums, float* __restrict__ outs, int t,
+decode_split(const bf16* q, const bf16* k, const bf16* v, const u32* counts,
+             const u32* chunks, const float* bias, float* __restrict__ sums, float* __restrict__ outs, int t,
              int kv_heads, int group, int width, int capacity, int past, int chunk, int most, int window, float scale) {
+    begin_early();
     extern __shared__ __align__(1024) u8 scratch[];
     __shared__ float of_warps[WARPS][16][2];
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.y;
@@ -202,7 +203,7 @@ decode_split(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16*
 // The splits of a head, in an order that their number fixes: a block of AT warps a (row, head). A warp adds every AT-th split, a lane four columns, and then a
 // thread a column the warps' sums. `splits` is at most 32 TURNS. Without any key 0; NaN stays NaN.
 template <int AT, int TURNS>
-INLINE void combine(const float* __restrict__ sums, const float* __restrict__ outs, const u32* __restrict__ counts, bf16* __restrict__ out, int t,
+INLINE void combine(const float* sums, const float* outs, const u32* counts, bf16* __restrict__ out, int t,
                     int kv_heads, int group, int width, int splits, int past, int chunk, int window) {
     constexpr int EACH = 32 / AT;  // of 32 splits a warp's own
     __shared__ float of_warps[AT][D];
@@ -253,13 +254,15 @@ INLINE void combine(const float* __restrict__ sums, const float* __restrict__ ou
 
 // Of up to 288 splits, where there are few heads and a multiprocessor has one, and of up to 64.
 extern "C" __global__ void __launch_bounds__(512, 1)
-decode_combine(const float* __restrict__ sums, const float* __restrict__ outs, const u32* __restrict__ counts, bf16* __restrict__ out, int t,
+decode_combine(const float* sums, const float* outs, const u32* counts, bf16* __restrict__ out, int t,
                int kv_heads, int group, int width, int splits, int past, int chunk, int window) {
+    begin_early();
     combine<16, 9>(sums, outs, counts, out, t, kv_heads, group, width, splits, past, chunk, window);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 4)
-decode_combine_few(const float* __restrict__ sums, const float* __restrict__ outs, const u32* __restrict__ counts, bf16* __restrict__ out, int t,
+decode_combine_few(const float* sums, const float* outs, const u32* counts, bf16* __restrict__ out, int t,
                    int kv_heads, int group, int width, int splits, int past, int chunk, int window) {
+    begin_early();
     combine<4, 2>(sums, outs, counts, out, t, kv_heads, group, width, splits, past, chunk, window);
 }

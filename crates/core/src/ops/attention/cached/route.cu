@@ -4,8 +4,9 @@
 
 // A warp a chunk: scores[row][head][n].
 extern "C" __global__ void __launch_bounds__(256)
-route_scores(const STORED* __restrict__ q, const STORED* __restrict__ kbar, R* __restrict__ scores, int t, int kv_heads, int group, int width,
+route_scores(const STORED* q, const STORED* kbar, R* __restrict__ scores, int t, int kv_heads, int group, int width,
              int n, R factor) {
+    begin_early();
     const int c = blockIdx.x * 8 + threadIdx.x / 32, lane = threadIdx.x % 32, row = blockIdx.y;
     if (c >= n) return;
     const int query = row % t, kv = row / t % kv_heads, batch = row / t / kv_heads;
@@ -24,8 +25,9 @@ route_scores(const STORED* __restrict__ q, const STORED* __restrict__ kbar, R* _
 // before it multiplies, in pieces of 8 elements: a step of the product has 2 + 2 of a lane's own, the same of q and of the summaries.
 #define EACH 2
 extern "C" __global__ void __launch_bounds__(128)
-route_products(const bf16* __restrict__ q, const bf16* __restrict__ kbar, float* __restrict__ scores, int t, int kv_heads, int group, int width,
+route_products(const bf16* q, const bf16* kbar, float* __restrict__ scores, int t, int kv_heads, int group, int width,
                int n, float factor) {
+    begin_early();
     const int first = (blockIdx.x * 4 + threadIdx.x / 32) * EACH * 8, lane = threadIdx.x % 32, row = blockIdx.y;
     if (first >= n) return;
     const int query = row % t, kv = row / t % kv_heads, batch = row / t / kv_heads, column = lane % 4 * 8, stride = kv_heads * width;
@@ -142,7 +144,7 @@ INLINE R newton_of_few(const R* list, int count, R share) {
 // into `list`, in an order that the number of threads fixes, and the team's first warp goes on with them. Where `room` does not hold them it goes over all
 // scores. All threads of the block call it; those of the first warp get the threshold.
 #define NEAR 8
-INLINE R threshold(const Team& team, const R* __restrict__ z, int count, R share, R* list, int room, R* tops, int* found) {
+INLINE R threshold(const Team& team, const R* z, int count, R share, R* list, int room, R* tops, int* found) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, step = team.size * 32, own = threadIdx.x - team.first * 32;
     R near[NEAR], top = -INFINITY_OF_R;
     #pragma unroll
@@ -200,9 +202,10 @@ INLINE int before(bool x, int* counts, int& all) {
 // Of each row the chunks with a weight, ascending, and its own; their number, weights (0 for the own one) and biases. `own_bias`, a number a kv head, may
 // be null. center: 0 nothing, 1 the mean of log w over the support. A block a row.
 extern "C" __global__ void __launch_bounds__(WARPS * 32, 1)
-route_solve(const R* __restrict__ scores, const R* __restrict__ own_bias, u32* __restrict__ counts, u32* __restrict__ chunks,
+route_solve(const R* scores, const R* own_bias, u32* __restrict__ counts, u32* __restrict__ chunks,
             R* __restrict__ weights, R* __restrict__ bias, int t, int kv_heads, int group, int n, int chunk, int past, int most, R alpha,
             R sigma, int center) {
+    begin_early();
     extern __shared__ __align__(16) u8 scratch[];  // LIST scores
     __shared__ R tau[MOST_GROUP], of_warps[32];
     __shared__ int places[2][32];
