@@ -75,6 +75,24 @@ fn bench_says_that_it_takes_no_documents_apart() {
 }
 
 #[test]
+fn bench_of_ops_has_rows_with_floor_and_share() {
+    let s = Sandbox::new();
+    let o = s.run(&["bench", "--ops", "--steps", "1"], &[]);
+    succeeded(&o);
+    let told = String::from_utf8_lossy(&o.stdout);
+    for row in
+        ["swiglu", "dense attention", "entmax routing", "decode, dense", "decode, routed", "all of dash", "adamw"]
+    {
+        let line = told.lines().find(|line| line.starts_with(row)).unwrap_or_else(|| panic!("{row} in {told}"));
+        let [share, rate, .., ms] = line.split_whitespace().rev().take(5).collect::<Vec<_>>()[..] else {
+            panic!("{line}: five columns")
+        };
+        let positive = |x: &str| x.parse::<f64>().is_ok_and(|x| x > 0.0);
+        assert!(positive(ms) && positive(rate) && share.trim_end_matches('%').parse::<u64>().is_ok(), "{line}");
+    }
+}
+
+#[test]
 fn bench_prints_one_json_object() {
     let s = Sandbox::new();
     let o = s.run(&["bench", "--steps", "2", "--json"], &[]);
