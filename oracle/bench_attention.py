@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
-def median_ms(run):
-    """Median of five after one that warms up, as the example takes it."""
-    run()
+def median_ms(run, before=1):
+    """Median of five after one that warms up, as the example takes it, or after more of those."""
+    for _ in range(before):
+        run()
     times = []
     for _ in range(5):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)

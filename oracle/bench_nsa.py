@@ -11,19 +11,11 @@ import sys
 
 import torch
 
+from bench_attention import median_ms
 
-def median_ms(run):
-    run()
-    run()
-    times = []
-    for _ in range(5):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(start.elapsed_time(end))
-    return sorted(times)[2]
+
+def warm_ms(run):
+    return median_ms(run, before=2)  # the first one compiles
 
 
 def main():
@@ -50,16 +42,13 @@ def main():
             out, chosen = windows(*compress())
             return out + topk_sparse_attention(q, k, v, chosen, chunk, ends)
 
-        def clear():
+        def both(run, grad=dout):
             for x in [q, k, v, *weight]:
                 x.grad = None
-
-        def both(run, grad=dout):
-            clear()
             torch.autograd.backward(run(), grad)
 
         with torch.no_grad():
-            there = median_ms(forward)
+            there = warm_ms(forward)
             ck, cv, pooled = compress()
             chosen = windows(ck, cv, pooled)[1]
         parts = {
@@ -67,8 +56,8 @@ def main():
             "windows and choice": lambda: both(lambda: windows(ck.requires_grad_(), cv.requires_grad_(), pooled)[0]),
             "chosen chunks": lambda: both(lambda: topk_sparse_attention(q, k, v, chosen, chunk, ends)),
         }
-        told = ", ".join(f"{name} {median_ms(run):.2f}" for name, run in parts.items())
-        print(f"b{b} t{t} h{h} g{g} d{d}: forward {there:.2f} ms, both {median_ms(lambda: both(forward)):.2f} ms; {told}", flush=True)
+        told = ", ".join(f"{name} {warm_ms(run):.2f}" for name, run in parts.items())
+        print(f"b{b} t{t} h{h} g{g} d{d}: forward {there:.2f} ms, both {warm_ms(lambda: both(forward)):.2f} ms; {told}", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ pub(crate) use super::softmax::cuda as softmax;
 pub(crate) use super::spike_guard::cuda as spike_guard;
 pub(crate) use super::swiglu::cuda as swiglu;
 
-use crate::device::cuda::{Arg, CudaBuffer, Kind, Unit};
+use crate::device::cuda::{Arg, CudaBuffer, Kind, Source, Unit};
 use crate::error::{Result, ensure};
 
 /// Attention on buffers, for benchmarks: extents, kinds and lists are checked.
@@ -53,6 +53,12 @@ pub fn units() -> Vec<Unit> {
         swiglu::units(),
     ];
     ops.into_iter().flatten().collect()
+}
+
+/// A source for numbers of kind X that are computed in R, `at_once` in one access of a thread.
+pub(crate) fn unit_at_once(source: &'static Source, x: Kind, at_once: usize) -> Unit {
+    let [x, r] = [("X", x), ("R", wide(x))].map(|(name, kind)| (name, kind.source_name().to_string()));
+    Unit::new(source, [x, r, ("AT_ONCE", at_once.to_string())])
 }
 
 /// What sums of numbers of a kind are computed in.

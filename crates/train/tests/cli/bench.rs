@@ -77,18 +77,32 @@ fn bench_says_that_it_takes_no_documents_apart() {
 #[test]
 fn bench_of_ops_has_rows_with_floor_and_share() {
     let s = Sandbox::new();
+    let rows = [
+        "swiglu",
+        "dense attention",
+        "entmax routing",
+        "decode, dense",
+        "decode, routed",
+        "all of dash",
+        "adamw (4 M)",
+    ];
     let o = s.run(&["bench", "--ops", "--steps", "1"], &[]);
     succeeded(&o);
     let told = String::from_utf8_lossy(&o.stdout);
-    for row in
-        ["swiglu", "dense attention", "entmax routing", "decode, dense", "decode, routed", "all of dash", "adamw"]
-    {
-        let line = told.lines().find(|line| line.starts_with(row)).unwrap_or_else(|| panic!("{row} in {told}"));
-        let [share, rate, .., ms] = line.split_whitespace().rev().take(5).collect::<Vec<_>>()[..] else {
-            panic!("{line}: five columns")
-        };
-        let positive = |x: &str| x.parse::<f64>().is_ok_and(|x| x > 0.0);
-        assert!(positive(ms) && positive(rate) && share.trim_end_matches('%').parse::<u64>().is_ok(), "{line}");
+    for row in rows {
+        let line = told.lines().find_map(|line| line.strip_prefix(row)).unwrap_or_else(|| panic!("{row} in {told}"));
+        assert!(line.split_whitespace().count() == 5 && line.ends_with('%'), "{row}{line}");
+    }
+    // for people they are rounded, where a small number may be 0
+    let o = s.run(&["bench", "--ops", "--steps", "1", "--json"], &[]);
+    succeeded(&o);
+    let told: Value = serde_json::from_slice(&o.stdout).unwrap();
+    for row in rows {
+        let found = told["ops"].as_array().unwrap().iter().find(|of| of["op"] == row);
+        let found = found.unwrap_or_else(|| panic!("{row} in {told}"));
+        for key in ["ms", "gflop", "mb", "share"] {
+            assert!(found[key].as_f64().is_some_and(|x| x > 0.0), "{key}: {found}");
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
 use crate::error::{Result, ensure};
-use crate::ops::cuda::{alike, rows, wide};
+use crate::ops::cuda::{alike, rows, unit_at_once, wide};
 
 static SOURCE: Source = Source { name: "gated_sum", text: include_str!("kernel.cu") };
 
@@ -17,8 +17,7 @@ fn at_once(x: Kind, width: usize) -> usize {
 }
 
 fn unit(x: Kind, at_once: usize) -> Unit {
-    let [x, r] = [("X", x), ("R", wide(x))].map(|(name, kind)| (name, kind.source_name().to_string()));
-    Unit::new(&SOURCE, [x, r, ("AT_ONCE", at_once.to_string())])
+    unit_at_once(&SOURCE, x, at_once)
 }
 
 /// Everything that this op compiles.

@@ -7,7 +7,7 @@ use crate::device::cuda::{Arg, CudaBuffer, CudaData, CudaDevice, Grid, Kind, Ope
 use crate::error::{Result, ensure};
 use crate::number::Compute;
 use crate::ops::cuda::elementwise::join;
-use crate::ops::cuda::{same, wide};
+use crate::ops::cuda::{same, unit_at_once, wide};
 use crate::ops::matmul::cuda::{add_product, add_to_input};
 use crate::tape::{Grads, Var};
 use crate::tensor::Tensor;
@@ -46,8 +46,7 @@ fn at_once(x: Kind, d: usize) -> usize {
 }
 
 fn unit(x: Kind, at_once: usize) -> Unit {
-    let [x, r] = [("X", x), ("R", wide(x))].map(|(name, kind)| (name, kind.source_name().to_string()));
-    Unit::new(&SOURCE, [x, r, ("AT_ONCE", at_once.to_string())])
+    unit_at_once(&SOURCE, x, at_once)
 }
 
 /// Everything that this op compiles.

@@ -5,7 +5,7 @@ use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Operand, Source, Unit};
 use crate::device::{Accumulate, Gemm, NoResidual};
 use crate::error::{Result, ensure};
 use crate::ops::cuda::elementwise::join;
-use crate::ops::cuda::{same, wide};
+use crate::ops::cuda::{same, unit_at_once};
 use crate::ops::matmul::cuda::{product, product_into};
 
 static SOURCE: Source = Source { name: "swiglu", text: include_str!("kernel.cu") };
@@ -19,8 +19,7 @@ fn at_once(x: Kind, f: usize) -> usize {
 }
 
 fn unit(x: Kind, at_once: usize) -> Unit {
-    let [x, r] = [("X", x), ("R", wide(x))].map(|(name, kind)| (name, kind.source_name().to_string()));
-    Unit::new(&SOURCE, [x, r, ("AT_ONCE", at_once.to_string())])
+    unit_at_once(&SOURCE, x, at_once)
 }
 
 /// Everything that this op compiles.

@@ -131,8 +131,7 @@ pub fn time(
     (steps, compute): (usize, Compute),
     f: impl Fn(&Tape, &[Var]) -> CoreResult<Var>,
 ) -> Result<f64> {
-    let mut times = Vec::new();
-    for _ in 0..steps + 1 {
+    median(steps, || {
         let tape = Tape::new().computing(compute);
         let vars: Vec<Var> = inputs.iter().map(|x| tape.leaf(x.clone())).collect();
         let start = Instant::now();
@@ -140,8 +139,13 @@ pub fn time(
         let seed = y.value.clone();
         black_box(tape.backward_from(&y, seed)?);
         wait(device)?;
-        times.push(start.elapsed().as_secs_f64());
-    }
-    times.remove(0);
+        Ok(start.elapsed().as_secs_f64())
+    })
+}
+
+/// Median of the seconds that runs tell, after one that warms up.
+pub fn median(steps: usize, run: impl Fn() -> CoreResult<f64>) -> Result<f64> {
+    run()?;
+    let times = (0..steps).map(|_| run()).collect::<CoreResult<Vec<f64>>>()?;
     Ok(spread(times).1)
 }

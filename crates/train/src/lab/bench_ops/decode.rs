@@ -9,9 +9,8 @@ use dash_core::ops::attention::{
 use dash_core::{DType, Result as CoreResult, Tape, Tensor};
 use dash_model::{Attention, Dash};
 
-use super::super::timing::spread;
 use super::attention::{Attended, Qkv, router};
-use super::bench::{Bench, Cost};
+use super::bench::{Bench, Cost, median};
 use super::ceilings::wait;
 use crate::failure::Result;
 
@@ -32,7 +31,7 @@ pub fn time(bench: &mut Bench, qkv: &Qkv, configured: &Attention, routed: Attend
     let q = bench.normal(&[s.batch, 1, s.heads, s.head_dim])?;
     let flops = |keys: f64| 4.0 * (s.batch * s.heads * s.head_dim) as f64 * keys;
     let all = 2.0 * s.k();
-    let seconds = median(bench, || {
+    let seconds = median_of(bench, || {
         cached_attention(&q, &qkv.k, &qkv.v, past, Seen::Span(Span::Causal, 1.0)).map(|out| _ = black_box(out))
     })?;
     bench.add("decode, dense", seconds, Cost { flops: flops(s.tokens as f64), elements: all });
@@ -43,7 +42,7 @@ pub fn time(bench: &mut Bench, qkv: &Qkv, configured: &Attention, routed: Attend
     let query = tape.leaf(q.clone());
     let route = || entmax_routing_after(past, &tape, &query, &kbar, None, settings);
     let listed: f64 = route()?.routes.counts()?.into_iter().map(f64::from).sum();
-    let seconds = median(bench, || {
+    let seconds = median_of(bench, || {
         let of = route()?;
         let seen = Seen::Routes(&of.routes, Some(&of.bias.value));
         cached_attention(&q, &qkv.k, &qkv.v, past, seen).map(|out| _ = black_box(out))
@@ -59,14 +58,11 @@ pub fn time(bench: &mut Bench, qkv: &Qkv, configured: &Attention, routed: Attend
 }
 
 /// Median seconds of a run.
-fn median(bench: &Bench, run: impl Fn() -> CoreResult<()>) -> Result<f64> {
-    let mut times = Vec::new();
-    for _ in 0..bench.steps + 1 {
+fn median_of(bench: &Bench, run: impl Fn() -> CoreResult<()>) -> Result<f64> {
+    median(bench.steps, || {
         let start = Instant::now();
         (0..IN_A_ROW).try_for_each(|_| run())?;
         wait(&bench.device)?;
-        times.push(start.elapsed().as_secs_f64() / IN_A_ROW as f64);
-    }
-    times.remove(0);
-    Ok(spread(times).1)
+        Ok(start.elapsed().as_secs_f64() / IN_A_ROW as f64)
+    })
 }

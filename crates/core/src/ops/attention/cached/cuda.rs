@@ -3,6 +3,7 @@
 use super::lists::ChunkLists;
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
 use crate::error::{Error, Result, ensure};
+use crate::number::{Compute, DType};
 use crate::ops::attention::{Center, Dims, Entmax, Span};
 use crate::ops::cuda::{infinity, real, wide};
 
@@ -99,6 +100,11 @@ fn seen_args<'a>(op: &'static str, sees: Sees<'a>, number: Kind) -> Result<([Arg
 /// Whether the kernels that split the keys take queries and keys in bf16 of these extents.
 pub fn splits(dims: Dims) -> bool {
     dims.d.is_multiple_of(8) && dims.d <= WIDTHS[3] && dims.group() <= HEADS
+}
+
+/// What queries, keys and summaries of one token are multiplied in: as in the pass over a whole text where kernels here take that, else in full.
+pub fn kind_of_kept(compute: Compute, dtype: DType, dims: Dims) -> Kind {
+    if splits(dims) { Kind::of_operands(compute, dtype) } else { Kind::of(dtype) }
 }
 
 /// Blocks that share a row's keys: as many as there is room for on a card, none with less than a step for each of its warps.

@@ -206,7 +206,7 @@ template <int AT, int TURNS>
 INLINE void combine(const float* sums, const float* outs, const u32* counts, bf16* __restrict__ out, int t,
                     int kv_heads, int group, int width, int splits, int past, int chunk, int window) {
     constexpr int EACH = 32 / AT;  // of 32 splits a warp's own
-    __shared__ float of_warps[AT][D];
+    __shared__ __align__(16) float of_warps[AT][D];  // written four at a time
     const int row = blockIdx.x / group, h = blockIdx.x % group, query = row % t, kv = row / t % kv_heads, batch = row / t / kv_heads;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, column = lane * 4;
     const int used = splits_of(walk_of(counts, 0, row, past + query, chunk, 0, window), splits);

@@ -14,7 +14,7 @@ mod tests;
 
 use super::{Dims, Routes, Span, positions32};
 use crate::device::Device;
-use crate::device::cuda::Kind;
+use crate::device::cuda::{CudaData, Kind};
 use crate::dispatch::on_device;
 use crate::error::{Error, Result, ensure};
 use crate::number::Compute;
@@ -115,14 +115,7 @@ pub fn room_for_keys(x: &Tensor, rows: usize, heads: usize, compute: Compute) ->
     let op = "room_for_keys";
     let [b, t, g, d] = x.dims(op)?;
     let dims = Dims::new(op, [b, t, heads, d], g)?;
-    let shape = [b, rows, g, d];
-    match x.device() {
-        Device::Cpu(_) => room_for_rows(x, rows),
-        Device::Cuda(gpu) => {
-            let kind = if cuda::splits(dims) { Kind::of_operands(compute, x.dtype()) } else { Kind::of(x.dtype()) };
-            Ok(Tensor::from_cuda(&shape, gpu.zeros(op, kind, checked_numel(op, &shape)?)?))
-        }
-    }
+    room(op, x, rows, |_| cuda::kind_of_kept(compute, x.dtype(), dims))
 }
 
 /// Zeros like `x [b, t, ..]`, with `rows` in the place of t, in the form that a card made it in: room for [`keep_rows`].
@@ -130,14 +123,18 @@ pub fn room_for_keys(x: &Tensor, rows: usize, heads: usize, compute: Compute) ->
 /// # Errors
 /// When x has no such axis, or the device has no memory left.
 pub fn room_for_rows(x: &Tensor, rows: usize) -> Result<Tensor> {
-    let op = "room_for_rows";
+    room("room_for_rows", x, rows, |data| data.as_made().kind())
+}
+
+/// Zeros like `x [b, t, ..]`, with `rows` in the place of t; on a card of that kind.
+fn room(op: &'static str, x: &Tensor, rows: usize, kind: impl FnOnce(&CudaData) -> Kind) -> Result<Tensor> {
     let mut shape = x.shape().to_vec();
     ensure!(shape.len() > 1, op, "{shape:?} has no rows");
     shape[1] = rows;
     match x.device() {
         Device::Cpu(_) => Tensor::zeros(x.device(), &shape, x.dtype()),
         Device::Cuda(gpu) => {
-            let kind = x.on_cuda(op, gpu)?.as_made().kind();
+            let kind = kind(x.on_cuda(op, gpu)?);
             Ok(Tensor::from_cuda(&shape, gpu.zeros(op, kind, checked_numel(op, &shape)?)?))
         }
     }

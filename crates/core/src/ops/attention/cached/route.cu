@@ -119,6 +119,7 @@ template <typename At> INLINE R newton(int count, R share, At at) {
 #if SQUARES
 // The same of at most 32 HELD scores, which stay in registers.
 #define HELD 16
+static_assert(32 * HELD * WARPS <= LIST, "a head's share of the list holds them");
 INLINE R newton_of_few(const R* list, int count, R share) {
     R x[HELD], tau = -1;
     #pragma unroll

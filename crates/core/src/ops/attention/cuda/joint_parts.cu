@@ -27,10 +27,7 @@ INLINE void add_bulk(float* to, u32 from, int bytes) {
 INLINE void add_bulk_join() { asm volatile("cp.async.bulk.commit_group;\ncp.async.bulk.wait_group 0;" ::: "memory"); }
 
 // The tokens of tile `tile` that attend a chunk.
-INLINE u64 attending(const u64* cells, int chunks, int t, int tile, int chunk) {
-    const u64 bits = cells[tile * chunks + chunk];
-    return t - tile * 64 < 64 ? bits & ((1ull << (t - tile * 64)) - 1) : bits;
-}
+INLINE u64 attending(const u64* cells, int chunks, int t, int tile, int chunk) { return below_end(cells[tile * chunks + chunk], tile, t); }
 
 // dq [numbers] += what the other chains added up, `rest` [chains - 1, numbers], in their order; four numbers a thread.
 extern "C" __global__ void __launch_bounds__(256)

@@ -5,6 +5,7 @@ use super::pass::{Cut, Form, KEYS, Pass};
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Source, Unit};
 use crate::error::Result;
 use crate::ops::attention::{Dims, Span};
+use crate::ops::reduce::cuda::sum_axis;
 
 static KEY_SIDE: Source =
     Source { name: "attention_keys", text: concat!(include_str!("tiles.cu"), include_str!("keys.cu")) };
@@ -40,21 +41,18 @@ impl Pass<'_> {
     }
 
     /// dk and dv from the gradient of the output, lse (or the thresholds) and delta (or the means) of every row, added up in `parts` shares.
-    pub(super) fn key_side(&self, inputs: [&CudaBuffer; 3], [dk, dv]: [&CudaBuffer; 2], parts: usize) -> Result<()> {
-        let Dims { b, t, g, .. } = self.dims;
-        let shares = match parts {
-            1 => None,
-            _ => Some((self.floats(parts * dk.len())?, self.floats(parts * dv.len())?)),
-        };
-        let outputs = shares.as_ref().map_or([dk, dv], |(k, v)| [k, v]);
+    pub(super) fn key_side(&self, inputs: [&CudaBuffer; 3], parts: usize) -> Result<[CudaBuffer; 2]> {
+        let Dims { b, t, g, d, .. } = self.dims;
         let Operands { q, k, v } = self.operands;
+        let len = b * self.keys * g * d;
+        let shares = [self.floats(parts * len)?, self.floats(parts * len)?];
         let operands = [q, k, v].map(|(buffer, first, _)| Arg::At(buffer, first));
         let sizes = [t, g, self.dims.group(), q.2, k.2, self.chunks()].map(Arg::int);
         let tail = self.tail();
         let args = [
             &operands[..],
             &inputs.map(Arg::Buffer),
-            &outputs.map(Arg::Buffer),
+            &shares.each_ref().map(Arg::Buffer),
             &self.lists(),
             &sizes,
             &tail[..1],
@@ -68,18 +66,17 @@ impl Pass<'_> {
         let kernel = q.0.device().kernel(&unit(self.form), "attention_keys")?;
         // SAFETY: as in `query_side`.
         unsafe { kernel.launch(grid.shared(shared), &args)? };
-        let Some((of_k, of_v)) = &shares else { return Ok(()) };
-        let twos = dk.len() / 2;
-        let args = [&[of_k, of_v, dk, dv].map(Arg::Buffer)[..], &[Arg::Long(twos as i64), Arg::int(parts)]].concat();
-        let grid = Grid { blocks: [twos.div_ceil(256), 2, 1], ..Grid::line(1, 256) };
-        let kernel = q.0.device().kernel(&unit(self.form), "keys_sum")?;
-        // SAFETY: the kernel's parameters in order; two numbers a thread, and a head has a multiple of eight.
-        unsafe { kernel.launch(grid, &args) }
+        if parts == 1 {
+            return Ok(shares);
+        }
+        let [k, v] = shares.map(|x| sum_axis(&x, (1, parts, len)));
+        Ok([k?, v?])
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::differ_by_rounding;
     use super::*;
     use crate::device::cuda::Kind::{Bf16, F32};
     use crate::ops::cuda::testing::{cuda, tensors};
@@ -98,19 +95,13 @@ mod tests {
             let lse = gpu.cuda().alloc("test", F32, dims.b * dims.t * dims.h).unwrap();
             let o = pass.forward(&lse).unwrap();
             let delta = pass.delta(&o, &card[3]).unwrap();
-            let len = narrow.iter().product();
-            let run = |parts| {
-                let d = [(); 2].map(|()| gpu.cuda().alloc("test", F32, len).unwrap());
-                pass.key_side([&card[3], &lse, &delta], [&d[0], &d[1]], parts).map(|()| d)
-            };
+            let run = |parts| pass.key_side([&card[3], &lse, &delta], parts);
             gpu.same_bits(|| run(5).map(Vec::from));
             let one = run(1).unwrap().map(|x| gpu.numbers(&x));
             for parts in [2, 5, 11, 16] {
                 for (of_one, got) in one.iter().zip(run(parts).unwrap().map(|x| gpu.numbers(&x))) {
-                    let most = of_one.iter().fold(0f64, |m, x| m.max(x.abs()));
-                    let far = of_one.iter().zip(&got).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
                     // 2800 numbers, each addition rounded to 24 bits, in one order and in another
-                    assert!(far <= 2800.0 * most / f64::from(1 << 24), "{span:?} in {parts}: {far:e} of {most:e}");
+                    differ_by_rounding(&format!("{span:?} in {parts}"), of_one, &got, 2800.0);
                 }
             }
         }

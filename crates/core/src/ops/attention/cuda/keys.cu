@@ -1,25 +1,11 @@
 // Attention, backward, key side: dk and dv. A block owns 64 keys, 16 a warp (WARPS is 4, SLABS 1), whose sums stay in registers while the
 // rows that attend them pass by, ascending in token and head. Where keys are few, as those of windows, blocks along z share the tokens of the same
-// keys, and dk and dv are one after the other for each of them, for `keys_sum`. Definitions as in tiles.cu; SUB: rows whose scores exist at a time.
+// keys, and dk and dv are [shares, ..], to be added up. Definitions as in tiles.cu; SUB: rows whose scores exist at a time.
 
 #define BATCH 64
 #define THREADS 128
 #define TILE STAGE
 #define LIST 4096
-
-// dk and dv [numbers] from those of `parts` shares of the tokens, [parts, numbers] each, in their order; two numbers a thread.
-extern "C" __global__ void __launch_bounds__(256)
-keys_sum(const float2* __restrict__ parts_k, const float2* __restrict__ parts_v, float2* __restrict__ dk, float2* __restrict__ dv, long long twos, int parts) {
-    const long long at = (long long)blockIdx.x * 256 + threadIdx.x;
-    if (at >= twos) return;
-    const float2* from = blockIdx.y ? parts_v : parts_k;
-    float2 sum = from[at];
-    for (int part = 1; part < parts; part++) {
-        const float2 more = from[part * twos + at];
-        sum = make_float2(sum.x + more.x, sum.y + more.y);
-    }
-    (blockIdx.y ? dv : dk)[at] = sum;
-}
 
 // Above 60 lines: listing the tokens, loading their rows and adding to dk and dv work on the same list, slots and registers, a round at a time.
 extern "C" __global__ void __launch_bounds__(THREADS, D == 128 ? 2 : 3)

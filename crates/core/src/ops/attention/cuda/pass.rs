@@ -312,14 +312,13 @@ impl<'a> Pass<'a> {
 
     /// Both sides, from lse (or the thresholds) and delta (or the means) of every row.
     pub fn backward(&self, rows: &CudaBuffer, delta: &CudaBuffer, dout: &CudaBuffer) -> Result<Gradients> {
-        let Dims { b, t, h, g, d } = self.dims;
+        let Dims { b, t, h, d, .. } = self.dims;
         self.check_rows(rows)?;
         self.check_outputs(dout)?;
         if self.sides_are_joint() {
             return self.joint([dout, rows, delta], Order::of(self.chunks()));
         }
         let dq = self.floats(b * t * h * d)?;
-        let (dk, dv) = (self.floats(b * self.keys * g * d)?, self.floats(b * self.keys * g * d)?);
         let dbias = self.dbias()?;
         let buffers = [Arg::Buffer(dout), Arg::Buffer(rows), Arg::Buffer(delta), Arg::Buffer(&dq)];
         let buffers = [&buffers[..], &[dbias.as_ref().map_or(Arg::Null, Arg::Buffer)]].concat();
@@ -327,10 +326,10 @@ impl<'a> Pass<'a> {
             true => self.wide_rows(&buffers)?,
             false => self.query_side((&ROWS, "attention_rows"), &Cut::rows(self.form), 2, &buffers, &self.lists())?,
         }
-        match self.keys_are_wide() {
-            true => self.wide_keys([dout, rows, delta], [&dk, &dv], self.tokens_of_part())?,
-            false => self.key_side([dout, rows, delta], [&dk, &dv], self.key_parts())?,
-        }
+        let [dk, dv] = match self.keys_are_wide() {
+            true => self.wide_keys([dout, rows, delta], self.tokens_of_part())?,
+            false => self.key_side([dout, rows, delta], self.key_parts())?,
+        };
         Ok(Gradients { dq, dk, dv, dbias })
     }
 }

@@ -81,6 +81,31 @@ fn gradients(
     [chosen].into_iter().chain(joint).collect()
 }
 
+/// Asserts that numbers are those of another order of sums: off by `terms` times what rounding to 24 bits changes of the largest, at most.
+pub(super) fn differ_by_rounding(name: &str, of_one: &[f64], got: &[f64], terms: f64) {
+    let (far, bound) = (error(got, of_one), terms / f64::from(1 << 24));
+    assert!(far <= bound, "{name}: {far:e} of the largest, at most {bound:e}");
+}
+
+/// Hands on a pass over lists of chunks of 64 with a bias, of which chunk 0 is every query's and others are few queries', and what its backward
+/// starts from: the gradient of the output, lse and delta.
+pub(super) fn over_uneven_lists(gpu: &Gpu, dims: Dims, test: impl Fn(&Pass, [&CudaBuffer; 3])) {
+    let host = inputs(dims);
+    let card = on(gpu, &host);
+    let mut rng = crate::rng::Rng::new(3);
+    let choose = |_, _, query: usize, chosen: &mut Vec<u32>| {
+        chosen.extend((0..(query / 64) as u32).filter(|&c| c == 0 || rng.uniform() < 0.2));
+    };
+    let list = Routes::from_choice(host[0].device(), (dims.b, dims.g, dims.t), 64, choose).unwrap().to_host().unwrap();
+    let mask = BlockMask::from_host(gpu.cuda(), &list).unwrap();
+    let bias = gpu.tensor(&testing::normal(host[0].device(), &[list.len()], 5), F32);
+    let operands = Operands::separate(dims, &card[0], &card[1], &card[2]);
+    let (o, lse) = forward(dims, operands, Some(&mask), Some(&bias)).unwrap();
+    let pass = Pass::listed("attention", dims, operands, Some(&mask), Some(&bias)).unwrap();
+    let delta = pass.delta(&o, &card[3]).unwrap();
+    test(&pass, [&card[3], &lse, &delta]);
+}
+
 fn on(gpu: &Gpu, tensors: &[Tensor]) -> Vec<CudaBuffer> {
     tensors.iter().map(|x| gpu.tensor(x, Bf16)).collect()
 }

@@ -42,6 +42,9 @@ INLINE void gather_by_warp(u32 to, const bf16* from, const long long* places) {
         }
 }
 
+// Of a tile's 64 bits those of tokens below t.
+INLINE u64 below_end(u64 bits, int tile, int t) { return t - tile * 64 < 64 ? bits & ((1ull << (t - tile * 64)) - 1) : bits; }
+
 // Numbers of rows before each tile of tokens from the first on, and all of them, by a warp; word(tile) has a bit a row.
 template <class Word> INLINE void count_rows(u32* before, int first, int tiles, const Word& word) {
     const int lane = threadIdx.x % 32;

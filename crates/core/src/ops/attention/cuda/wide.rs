@@ -4,6 +4,7 @@
 use super::pass::{Form, KEYS, Pass};
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
 use crate::error::Result;
+use crate::ops::attention::Dims;
 
 static FORWARD: Source = Source {
     name: "attention_wide_forward",
@@ -109,79 +110,62 @@ impl Pass<'_> {
     }
 
     /// dk and dv; of a list a block takes `most` tokens at most.
-    pub(super) fn wide_keys(&self, inputs: [&CudaBuffer; 3], outputs: [&CudaBuffer; 2], most: usize) -> Result<()> {
+    pub(super) fn wide_keys(&self, inputs: [&CudaBuffer; 3], most: usize) -> Result<[CudaBuffer; 2]> {
         let (q, k, v) = (self.operands.q, self.operands.k, self.operands.v);
-        let (t, pairs, chunks) = (self.dims.t, self.dims.b * self.dims.g, self.chunks());
-        let (device, unit) = (q.0.device(), unit(&KEY_SIDE, self.form));
-        let keys = self.keys.div_ceil(2 * ROWS_EACH);
-        let (mut grid, mut shared) = (Grid { blocks: [keys, pairs, 1], ..Grid::default() }, (4 + SLOTS) * self.tile());
-        grid.threads = threads(groups(&KEY_SIDE, self.form));
-        let mut counted = None;
-        if self.form.chunk.is_some() {
-            grid.blocks[2] = t.div_ceil(most);
-            shared += 2 * (t.div_ceil(64) + 1) * 4;
-            let attend = device.alloc(self.op, Kind::U32, pairs * chunks)?;
-            let args = [self.lists()[0], Arg::Buffer(&attend), Arg::int(t), Arg::int(chunks)];
-            let warps = Grid { blocks: [chunks.div_ceil(32), pairs, 1], ..Grid::line(1, 256) };
-            // SAFETY: the kernel's parameters in order; a lane a chunk.
-            unsafe { device.kernel(&unit, "wide_keys_count")?.launch(warps, &args)? };
-            // the number of blocks that have started, and of each chunk the parts that have been added
-            counted = Some((attend, device.zeros(self.op, Kind::U32, 1 + pairs * keys * 2)?));
-        }
-        let counted = counted.as_ref().map_or([Arg::Null; 2], |(attend, turns)| [attend, turns].map(Arg::Buffer));
+        let Dims { b, t, g, d, .. } = self.dims;
+        let (pairs, blocks, unit) = (b * g, self.keys.div_ceil(2 * ROWS_EACH), unit(&KEY_SIDE, self.form));
+        let counted = self.form.chunk.map(|_| self.count_lists(&unit, 2 * blocks)).transpose()?;
+        let (parts, lists) = if counted.is_some() { (t.div_ceil(most), 2 * (t.div_ceil(64) + 1) * 4) } else { (1, 0) };
+        let outputs = [self.floats(b * self.keys * g * d)?, self.floats(b * self.keys * g * d)?];
         let operands = [q, k, v].map(|(buffer, first, _)| Arg::At(buffer, first));
-        let sizes = [t, self.dims.g, self.dims.group(), q.2, k.2, chunks].map(Arg::int);
-        let (inputs, outputs) = (inputs.map(Arg::Buffer), outputs.map(Arg::Buffer));
+        let sizes = [t, g, self.dims.group(), q.2, k.2, self.chunks()].map(Arg::int);
+        let counted = counted.as_ref().map_or([Arg::Null; 2], |both| both.each_ref().map(Arg::Buffer));
+        let (inputs, to) = (inputs.map(Arg::Buffer), outputs.each_ref().map(Arg::Buffer));
         let rest = [Arg::int(most), self.scale()];
-        let args = [&operands[..], &inputs, &outputs, &self.lists(), &sizes, &counted, &rest].concat();
+        let args = [&operands[..], &inputs, &to, &self.lists(), &sizes, &counted, &rest].concat();
+        let threads = threads(groups(&KEY_SIDE, self.form));
+        let grid = Grid { blocks: [blocks, pairs, parts], threads, ..Grid::default() };
+        let kernel = q.0.device().kernel(&unit, "wide_keys")?;
         // SAFETY: as above.
-        unsafe { device.kernel(&unit, "wide_keys")?.launch(grid.shared(shared), &args) }
+        unsafe { kernel.launch(grid.shared((4 + SLOTS) * self.tile() + lists), &args)? };
+        Ok(outputs)
+    }
+
+    /// How many tokens attend each chunk; and zeros: the number of blocks that have started, and of each of `lists` a kv head the parts that have been
+    /// added.
+    fn count_lists(&self, unit: &Unit, lists: usize) -> Result<[CudaBuffer; 2]> {
+        let (pairs, chunks, device) = (self.dims.b * self.dims.g, self.chunks(), self.operands.q.0.device());
+        let attend = device.alloc(self.op, Kind::U32, pairs * chunks)?;
+        let args = [self.lists()[0], Arg::Buffer(&attend), Arg::int(self.dims.t), Arg::int(chunks)];
+        let grid = Grid { blocks: [chunks.div_ceil(32), pairs, 1], ..Grid::line(1, 256) };
+        // SAFETY: the kernel's parameters in order; a lane a chunk.
+        unsafe { device.kernel(unit, "wide_keys_count")?.launch(grid, &args)? };
+        Ok([attend, device.zeros(self.op, Kind::U32, 1 + pairs * lists)?])
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::{differ_by_rounding, over_uneven_lists};
     use super::*;
-    use crate::device::cuda::Kind::{Bf16, F32};
-    use crate::ops::attention::{Dims, Routes};
-    use crate::ops::cuda::attention::{BlockMask, Operands, forward};
-    use crate::ops::cuda::testing::{cuda, tensors};
-    use crate::testing;
+    use crate::ops::cuda::testing::cuda;
 
-    /// Chunk 0 is every query's, others are few queries', so that chunks side by side have one part and many.
+    /// Chunks side by side have one part and many.
     #[test]
     fn parts_of_a_chunk_change_the_rounding_of_sums_alone() {
         let Some(gpu) = cuda() else { return };
         let dims = Dims { b: 2, t: 900, h: 24, g: 2, d: 128 };
-        let (wide, narrow) = ([dims.b, dims.t, dims.h, dims.d], [dims.b, dims.t, dims.g, dims.d]);
-        let host = tensors(&[(&wide, Bf16), (&narrow, Bf16), (&narrow, Bf16), (&wide, Bf16)]);
-        let card: Vec<_> = host.iter().map(|x| gpu.tensor(x, Bf16)).collect();
-        let mut rng = crate::rng::Rng::new(3);
-        let choose = |_, _, query: usize, chosen: &mut Vec<u32>| {
-            chosen.extend((0..(query / 64) as u32).filter(|&c| c == 0 || rng.uniform() < 0.2));
-        };
-        let list = Routes::from_choice(host[0].device(), (dims.b, dims.g, dims.t), 64, choose).unwrap();
-        let list = list.to_host().unwrap();
-        let mask = BlockMask::from_host(gpu.cuda(), &list).unwrap();
-        let bias = gpu.tensor(&testing::normal(host[0].device(), &[list.len()], 5), F32);
-        let operands = Operands::separate(dims, &card[0], &card[1], &card[2]);
-        let (o, lse) = forward(dims, operands, Some(&mask), Some(&bias)).unwrap();
-        let pass = Pass::listed("attention", dims, operands, Some(&mask), Some(&bias)).unwrap();
-        assert!(pass.keys_are_wide());
-        let delta = pass.delta(&o, &card[3]).unwrap();
-        let run = |most| {
-            let d = [(); 2].map(|()| gpu.cuda().alloc("test", F32, narrow.iter().product()).unwrap());
-            pass.wide_keys([&card[3], &lse, &delta], [&d[0], &d[1]], most).map(|()| d)
-        };
-        gpu.same_bits(|| run(64).map(Vec::from));
-        let one = run(dims.t).unwrap().map(|x| gpu.numbers(&x));
-        for most in [1000, 450, 100, 37] {
-            for (of_one, got) in one.iter().zip(run(most).unwrap().map(|x| gpu.numbers(&x))) {
-                let most = of_one.iter().fold(0f64, |m, x| m.max(x.abs()));
-                let far = of_one.iter().zip(&got).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
-                // 900 tokens of twelve heads, each addition rounded to 24 bits, in one order and in another
-                assert!(far <= 10800.0 * most / f64::from(1 << 24), "{most} tokens a part: {far:e} of {most:e}");
+        over_uneven_lists(gpu, dims, |pass, inputs| {
+            assert!(pass.keys_are_wide());
+            let run = |most| pass.wide_keys(inputs, most);
+            gpu.same_bits(|| run(64).map(Vec::from));
+            let one = run(dims.t).unwrap().map(|x| gpu.numbers(&x));
+            for most in [1000, 450, 100, 37] {
+                for (of_one, got) in one.iter().zip(run(most).unwrap().map(|x| gpu.numbers(&x))) {
+                    // 900 tokens of twelve heads, each addition rounded to 24 bits, in one order and in another
+                    differ_by_rounding(&format!("{most} tokens a part"), of_one, &got, 10800.0);
+                }
             }
-        }
+        });
     }
 }

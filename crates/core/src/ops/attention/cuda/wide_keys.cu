@@ -14,10 +14,8 @@ wide_keys_count(const u64* __restrict__ all_cells, u32* __restrict__ tokens, int
     const u64* cells = all_cells + (long long)blockIdx.y * tiles * chunks;
     u32 count = 0;
     if (chunk < chunks)
-        for (int tile = blockIdx.x * 32 + warp; tile < tiles; tile += 8) {
-            const u64 bits = cells[(long long)tile * chunks + chunk];
-            count += __popcll(t - tile * 64 < 64 ? bits & ((1ull << (t - tile * 64)) - 1) : bits);
-        }
+        for (int tile = blockIdx.x * 32 + warp; tile < tiles; tile += 8)
+            count += __popcll(below_end(cells[(long long)tile * chunks + chunk], tile, t));
     counts[warp][lane] = count;
     __syncthreads();
     if (warp > 0 || chunk >= chunks) return;
@@ -74,8 +72,7 @@ wide_keys(const bf16* __restrict__ q, const bf16* __restrict__ k, const bf16* __
     const auto tokens_of = [&](const u32* before_tile) { return LISTED ? min(most, max(0, (int)before_tile[tiles] - begin)) : max(0, t - key0); };
     const auto word = [&](int list, int tile) -> u64 {
         const int chunk = key0 / CHUNK + list;
-        const u64 bits = chunk < chunks ? cells[tile * chunks + chunk] : 0;
-        return t - tile * 64 < 64 ? bits & ((1ull << (t - tile * 64)) - 1) : bits;
+        return below_end(chunk < chunks ? cells[tile * chunks + chunk] : 0, tile, t);
     };
     empty_slots(full, empty, LISTED ? 4 : 8);
     if (threadIdx.x < CONSUMERS) {

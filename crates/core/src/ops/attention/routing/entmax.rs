@@ -2,7 +2,7 @@
 //!
 //! Kept for backward: q, kbar, w and each head's p, per entry.
 
-use super::super::cached::cuda::{route as route_after, splits};
+use super::super::cached::cuda::{kind_of_kept, route as route_after};
 use super::super::{Dims, Routes, cuda};
 use super::{Routing, check, cpu};
 use crate::device::CudaData;
@@ -139,8 +139,8 @@ fn after_on_cuda(
     own: Option<&CudaBuffer>,
     settings: Entmax,
 ) -> Result<Forward> {
-    // as the pass over a whole text: summaries are rounded once and kept so
-    let rounded = splits(dims) && Kind::of_operands(compute, qs.dtype()) == Kind::Bf16;
+    // summaries are rounded once and kept so
+    let rounded = kind_of_kept(compute, qs.dtype(), dims) == Kind::Bf16;
     let operands = if rounded || (qs.is_operand() && ks.is_operand()) {
         (qs.rounded()?, ks.rounded()?)
     } else {
