@@ -56,6 +56,7 @@ fn settings(path: PathBuf, cache: PathBuf) -> Settings {
         vocab_size: 260,
         vocab_bytes: 1 << 16,
         tokenizer: None,
+        padded: false,
         end_of_text: None,
         treatment: Treatment::default(),
         validation: Default::default(),

@@ -6,6 +6,8 @@
 //! | Megatron (`indexed_dataset.py`) | a file of the same name in `.idx`, which begins with `MMIDIDX` | of the index's type, where its pointers say | the index counts sequences of each |
 //! | nanoGPT (`data/*/prepare.py`) | nothing of the above | u16 | each ends with the id of the end of text |
 
+mod megatron;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -33,6 +35,15 @@ pub enum Side {
     Before,
     /// Each document ends with it.
     After,
+}
+
+/// The ids that part documents where a configuration or a tokenizer says so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Parting {
+    /// In files whose documents begin with it.
+    pub before: Option<u32>,
+    /// In files whose documents end with it.
+    pub after: Option<u32>,
 }
 
 /// How the numbers of a file are written, little-endian.
@@ -116,11 +127,11 @@ fn split(name: &str) -> Option<&'static str> {
 }
 
 impl TokenFiles {
-    /// A `.bin` file, or those of a folder. `end_of_text` is what the configuration says.
+    /// A `.bin` file, or those of a folder.
     ///
     /// # Errors
     /// When there is none, or one is damaged or of another kind.
-    pub fn of(root: &Path, vocab: usize, end_of_text: Option<u32>) -> Result<Self> {
+    pub fn of(root: &Path, vocab: usize, parting: Parting) -> Result<Self> {
         let (sources, mut left_out) = files::list_tokens(root)?;
         // those belong to what is read
         left_out.remove("extension .idx");
@@ -130,7 +141,7 @@ impl TokenFiles {
                 *left_out.entry("test split".into()).or_default() += 1;
                 continue;
             }
-            files.push(TokenFile::open(source, vocab, end_of_text)?);
+            files.push(TokenFile::open(source, vocab, parting)?);
         }
         if files.is_empty() {
             let left = files::told_left_out(&left_out);
@@ -162,7 +173,7 @@ impl TokenFiles {
     pub fn one(path: &Path, vocab: usize) -> Result<TokenFile> {
         let (sources, _) = files::list_tokens(path)?;
         let source = sources.into_iter().next();
-        TokenFile::open(source.ok_or_else(|| content(path, "holds no token ids"))?, vocab, None)
+        TokenFile::open(source.ok_or_else(|| content(path, "holds no token ids"))?, vocab, Parting::default())
     }
 }
 
@@ -171,7 +182,7 @@ fn content(path: &Path, what: impl Into<String>) -> DataError {
 }
 
 impl TokenFile {
-    fn open(file: SourceFile, vocab: usize, end_of_text: Option<u32>) -> Result<Self> {
+    fn open(file: SourceFile, vocab: usize, parting: Parting) -> Result<Self> {
         let path = file.path.clone();
         let mut head = Vec::new();
         let opened = File::open(&path).map_err(DataError::io(&path, "cannot be read"))?;
@@ -179,9 +190,9 @@ impl TokenFile {
         let word = |i: usize| head.get(4 * i..4 * i + 4).map_or(0, |b| i32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         let validation = split(&file.name) == Some("validation");
         let index = path.with_extension("idx");
-        let own = |id: u32| Some(end_of_text.unwrap_or(id));
+        let own = |id: u32| Some(parting.before.unwrap_or(id));
         if let Ok(metadata) = std::fs::metadata(&index) {
-            let (number, runs) = megatron(&index, file.len)?;
+            let (number, runs) = megatron::index(&index, file.len)?;
             let tokens = runs.iter().map(|r| r.tokens).sum();
             let index = Some(SourceFile::new(&index, format!("{} (index)", file.name), Format::Tokens, &metadata));
             return Ok(TokenFile {
@@ -213,7 +224,7 @@ impl TokenFile {
             }
             _ => {
                 headerless(&path, &head, &file, vocab)?;
-                let end = end_of_text.or((vocab > GPT2_END as usize).then_some(GPT2_END));
+                let end = parting.after.or((vocab > GPT2_END as usize).then_some(GPT2_END));
                 ("nanoGPT, 16 bits without a header", Number::U16, 0, (file.len / 2) as i64, end)
             }
         };
@@ -342,57 +353,4 @@ fn headerless(path: &Path, head: &[u8], file: &SourceFile, vocab: usize) -> Resu
         return Err(content(path, what));
     }
     Ok(())
-}
-
-/// What a Megatron index says of a file of `len` bytes.
-fn megatron(path: &Path, len: u64) -> Result<(Number, Vec<Run>)> {
-    let bytes = std::fs::read(path).map_err(DataError::io(path, "cannot be read"))?;
-    let bad = |what: String| content(path, format!("{what}; bring the index that belongs to the .bin file beside it"));
-    if bytes.starts_with(b"TNTIDX\0\0") {
-        let what = "is an index of Megatron's old layout (TNTIDX); preprocess the text again with --dataset-impl mmap";
-        return Err(content(path, what));
-    }
-    if !bytes.starts_with(b"MMIDIDX\0\0") || bytes.len() < 34 {
-        return Err(bad("is no Megatron index (MMIDIDX)".into()));
-    }
-    // from byte 34 on nothing is aligned
-    let word = |at: usize| bytes.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")));
-    let (version, sequences, documents) = (word(9).unwrap_or(0), word(18).unwrap_or(0), word(26).unwrap_or(0));
-    let number = match (version, bytes[17]) {
-        (1, 1) => Number::U8,
-        (1, 3) => Number::I16,
-        (1, 4) => Number::I32,
-        (1, 5) => Number::I64,
-        (1, 8) => Number::U16,
-        (1, code) => return Err(content(path, format!("has numbers of type {code}, which are no token ids"))),
-        (version, _) => return Err(content(path, format!("is of version {version}; version 1 is read"))),
-    };
-    let sizes = sequences.checked_mul(12).zip(documents.checked_mul(8));
-    let needed = sizes.and_then(|(s, d)| s.checked_add(d)?.checked_add(34));
-    if needed.is_none_or(|n| n > bytes.len() as u64) {
-        return Err(bad(format!("announces {sequences} sequences and is cut off")));
-    }
-    let (sequences, documents) = (sequences as usize, documents as usize);
-    let (pointers, starts) = (34 + 4 * sequences, 34 + 12 * sequences);
-    let mut begins = vec![false; sequences + 1];
-    for i in 0..documents {
-        let first = word(starts + 8 * i).unwrap_or(u64::MAX);
-        match usize::try_from(first).ok().and_then(|at| begins.get_mut(at)) {
-            Some(slot) => *slot = true,
-            None => return Err(bad(format!("document {i} begins at sequence {first} of {sequences}"))),
-        }
-    }
-    let mut runs = Vec::with_capacity(sequences);
-    for i in 0..sequences {
-        let size = &bytes[34 + 4 * i..38 + 4 * i];
-        let tokens = i32::from_le_bytes([size[0], size[1], size[2], size[3]]);
-        let at = word(pointers + 8 * i).unwrap_or(u64::MAX);
-        let tokens = u64::try_from(tokens).map_err(|_| bad(format!("sequence {i} has {tokens} tokens")))?;
-        let end = tokens.checked_mul(number.width() as u64).and_then(|n| n.checked_add(at));
-        if end.is_none_or(|end| end > len) {
-            return Err(bad(format!("sequence {i} ends behind the {len} bytes of the .bin file")));
-        }
-        runs.push(Run { at, tokens, begins: begins[i] });
-    }
-    Ok((number, runs))
 }

@@ -8,7 +8,7 @@ use super::key::Index;
 use super::place::{self, Place};
 use super::{Progress, Settings, Validation, write};
 use crate::error::{DataError, Result};
-use crate::intake::tokens::{Side, TokenFiles};
+use crate::intake::tokens::{Parting, Side, TokenFiles};
 use crate::report::{EndOfText, Report};
 use crate::shard::ShardSeries;
 use crate::tokenizer::Tokenizer;
@@ -21,19 +21,29 @@ struct Cut {
     until: u64,
 }
 
+impl Cut {
+    /// How many of `len` tokens still train that stand together from token `at` of all on, and begin a document or not.
+    fn training(&self, at: u64, len: usize, begins: bool) -> usize {
+        if at >= self.at && begins {
+            return 0;
+        }
+        len.min(self.until.saturating_sub(at).try_into().unwrap_or(usize::MAX))
+    }
+}
+
 /// The folder of an import, made if it is not there, and whether it was made now.
 pub(super) fn import(
     settings: &Settings,
     tokenizer: Option<&Tokenizer>,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<(PathBuf, bool)> {
-    let end = settings.end_of_text.or(tokenizer.map(Tokenizer::end_of_text));
-    let found = TokenFiles::of(&settings.path, settings.vocab_size, end)?;
+    let parting = parting(settings, tokenizer);
+    let found = TokenFiles::of(&settings.path, settings.vocab_size, parting)?;
     let found = match settings.validation {
         Validation::Share => found,
         Validation::LastFile => found.with_last_file_validating(&settings.path)?,
     };
-    let described = described(settings, tokenizer, end);
+    let described = described(settings, tokenizer, parting, &found);
     let sources: Vec<_> = found.files.iter().flat_map(|f| f.sources().cloned()).collect();
     let index = Index::of(settings, &described, Some((&sources, &found.left_out)))?;
     if let Some(folder) = index.look_up().map(|key| settings.cache.join(key)).filter(|f| place::is_complete(f)) {
@@ -60,13 +70,25 @@ pub(super) fn import(
     Ok((settings.cache.join(key), fresh))
 }
 
+/// What parts documents: what the configuration says, or the tokenizer. llm.c takes the first token that a tokenizer makes of an empty text, which for
+/// Llama 3's is the one that begins a text and not the one that ends it.
+fn parting(s: &Settings, tokenizer: Option<&Tokenizer>) -> Parting {
+    let after = s.end_of_text.or(tokenizer.map(Tokenizer::end_of_text));
+    let begin = tokenizer.and_then(|t| t.bos().last().copied());
+    Parting { before: s.end_of_text.or(begin).or(after), after }
+}
+
 /// The settings that decide what is written, as text.
-fn described(s: &Settings, tokenizer: Option<&Tokenizer>, end: Option<u32>) -> String {
+fn described(s: &Settings, tokenizer: Option<&Tokenizer>, parting: Parting, found: &TokenFiles) -> String {
     let given = tokenizer.map_or("none".into(), |t| format!("{:032x}", t.hash()));
     let (vocab, share, validation, most) = (s.vocab_size, s.validation_share, s.validation_tokens, s.max_tokens);
     // only where it says something: what was imported before there was the key keeps its name
     let last = if s.validation == Validation::LastFile { " the last file validates" } else { "" };
-    format!("1 tokens {vocab} {given} {end:?} {share} {validation} {most}{last}")
+    // how the end of a corpus is cut off that names no validation; one that names it keeps its name
+    let cut = if found.files.iter().any(|f| f.validation) { "" } else { " cut within a document" };
+    let Parting { before, after } = parting;
+    let begin = if before == after { String::new() } else { format!(" {before:?} before") };
+    format!("1 tokens {vocab} {given} {after:?} {share} {validation} {most}{last}{cut}{begin}")
 }
 
 /// Identifies names and content of all files.
@@ -155,14 +177,20 @@ fn fill(
         *report.read_as.entry(format!("token ids, {}", file.layout)).or_default() += 1;
         note_end(&mut report, file.end_of_text);
         file.for_each(vocab, |ids, begins| {
-            validates |= cut.as_ref().is_some_and(|cut| at >= cut.at && (begins || at >= cut.until));
+            let trains = match &cut {
+                _ if file.validation || validates => 0,
+                Some(cut) => cut.training(at, ids.len(), begins),
+                None => ids.len(),
+            };
+            validates |= cut.is_some() && trains < ids.len();
             documents += u64::from(begins);
             at += ids.len() as u64;
             if at - told >= 1 << 24 {
                 progress(Progress::Importing(at, all));
                 told = at;
             }
-            halves.add(ids, begins, file.validation || validates)
+            halves.add(&ids[..trains], begins, false)?;
+            halves.add(&ids[trains..], begins || trains > 0, true)
         })?;
     }
     report.documents = documents;

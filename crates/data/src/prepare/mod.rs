@@ -67,6 +67,8 @@ pub struct Settings {
     pub vocab_bytes: usize,
     /// A `tokenizer.json` to use instead of learning one.
     pub tokenizer: Option<PathBuf>,
+    /// Whether `vocab_size` may be more than `tokenizer` has, as the rows of a model that was padded are.
+    pub padded: bool,
     /// For `tokens`: the id that parts documents, where the files do not say it.
     pub end_of_text: Option<u32>,
     /// How the tokenizer is used.
@@ -160,7 +162,8 @@ fn shards(folder: &Path, name: &str, told: usize, tokenizer: Option<&Tokenizer>)
         }
         let shard = Shard::open(&path)?;
         let hash = tokenizer.map_or(0, Tokenizer::hash);
-        if tokenizer.is_some_and(|t| t.vocab_size() != shard.vocab()) || shard.tokenizer() != hash {
+        // imported ids are below the rows of a model, which may be padded
+        if tokenizer.is_some_and(|t| t.vocab_size() > shard.vocab()) || shard.tokenizer() != hash {
             let what = "was made with another tokenizer than the one beside it; delete the folder";
             return Err(DataError::content(&path, what));
         }
@@ -245,16 +248,21 @@ fn opened(
     Ok(Prepared { fresh, notes, ..prepared })
 }
 
-/// The tokenizer of the settings, which has to have the size that they say.
+/// The tokenizer of the settings, which has to have the size that they say, or, for a model that was padded, no larger one.
 fn given(path: &Path, settings: &Settings) -> Result<Tokenizer> {
     let tokenizer = Tokenizer::load(path, settings.treatment)?;
     let (have, asked) = (tokenizer.vocab_size(), settings.vocab_size);
-    if have != asked {
+    if have > asked || have < asked && !settings.padded {
         let have_told = match tokenizer.tokens() {
             tokens if tokens == have => format!("has {have} entries"),
             tokens => format!("has {tokens} entries with ids up to {}", have.saturating_sub(1)),
         };
-        let what = format!("{have_told}, data.vocab_size is {asked}; set it to {have}");
+        let what = match settings.padded {
+            true => format!(
+                "{have_told}, the model that the run starts from has {asked} rows; give the tokenizer of that model"
+            ),
+            false => format!("{have_told}, data.vocab_size is {asked}; set it to {have}"),
+        };
         return Err(DataError::content(path, what));
     }
     Ok(tokenizer)

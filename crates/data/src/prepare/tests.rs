@@ -17,6 +17,7 @@ fn settings(dir: &Path) -> Settings {
         vocab_size: 300,
         vocab_bytes: 1 << 20,
         tokenizer: None,
+        padded: false,
         end_of_text: None,
         treatment: Treatment::default(),
         validation: Validation::default(),
@@ -209,7 +210,13 @@ fn a_vocabulary_of_another_size_or_language_is_told_and_nothing_is_left() {
     s.tokenizer = Some(p.folder.join("tokenizer.json"));
     s.vocab_size = 999;
     let err = prepare(&s, |_| {}).err().unwrap().to_string();
-    assert!(err.contains("has 300 entries, data.vocab_size is 999"), "{err}");
+    assert!(err.contains("has 300 entries, data.vocab_size is 999; set it to 300"), "{err}");
+    // a model that was padded has more rows than its tokenizer has entries, and never fewer
+    let padded = prepare(&Settings { padded: true, ..s.clone() }, |_| {}).unwrap();
+    assert_eq!((padded.tokenizer.unwrap().vocab_size(), padded.train[0].vocab()), (300, 300));
+    fs::remove_dir_all(padded.folder).unwrap();
+    let err = prepare(&Settings { padded: true, vocab_size: 299, ..s.clone() }, |_| {}).err().unwrap().to_string();
+    assert!(err.contains("has 300 entries, the model that the run starts from has 299 rows"), "{err}");
     let words = r#"{"version":"1.0","truncation":null,"padding":null,"added_tokens":[],"normalizer":null,
         "pre_tokenizer":{"type":"Whitespace"},"post_processor":null,"decoder":null,
         "model":{"type":"WordLevel","vocab":{"[UNK]":0,"sheep":1,"</s>":2},"unk_token":"[UNK]"}}"#;

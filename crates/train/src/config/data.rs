@@ -30,7 +30,8 @@ pub struct Data {
     /// none.
     #[serde(default)]
     pub tokenizer: PathBuf,
-    /// For `tokens`: the id that parts documents, where it is not 50256 (GPT-2; llm.c's version 7: 128000) or that of `tokenizer`.
+    /// For `tokens`: the id that parts documents, where it is not 50256 (GPT-2; llm.c's version 7: 128000) or that of `tokenizer`: for llm.c what that begins a text with,
+    /// if it does, else what ends one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub end_of_text: Option<u32>,
     /// Folder for prepared corpora.

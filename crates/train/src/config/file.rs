@@ -94,6 +94,7 @@ impl Config {
             validation_tokens: self.data.validation_tokens,
             max_tokens: self.data.max_tokens,
             tokenizer: (!self.data.tokenizer.as_os_str().is_empty()).then(|| self.data.tokenizer.clone()),
+            padded: self.init.is_some(),
             cache: self.data.cache.clone(),
         }
     }

@@ -314,7 +314,8 @@ mod tests {
     fn a_padded_vocabulary_is_one_of_a_loaded_model_alone() {
         let loaded = config(&fixture("llama-f16"), &["model.attention.kind=dense"]).unwrap();
         assert!(loaded.fits_tokenizer(96) && loaded.fits_tokenizer(90) && !loaded.fits_tokenizer(97));
-        let drawn = Config { init: None, ..loaded };
+        let drawn = Config { init: None, ..loaded.clone() };
         assert!(drawn.fits_tokenizer(96) && !drawn.fits_tokenizer(90));
+        assert_eq!([loaded.data_settings().padded, drawn.data_settings().padded], [true, false]);
     }
 }

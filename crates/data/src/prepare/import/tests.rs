@@ -25,6 +25,7 @@ fn settings(path: PathBuf, cache: &Path) -> Settings {
         vocab_size: 50257,
         vocab_bytes: 1 << 20,
         tokenizer: None,
+        padded: false,
         end_of_text: None,
         treatment: crate::Treatment::default(),
         validation: Validation::default(),
@@ -86,6 +87,61 @@ fn megatrons_index_says_where_documents_begin_and_the_end_validates_where_no_nam
     assert_eq!(validation[..5], all[all.len() - validation.len()..][..5]);
     assert_eq!(p.validation[0].document_starts()[0], 0, "validation begins with a document");
     assert!(p.report.left_out.is_empty(), "{:?}", p.report.left_out);
+}
+
+/// One file, as of single characters, whose ids hold no end of text: there is no document to wait for.
+#[test]
+fn ids_that_nothing_parts_are_cut_where_half_of_the_validation_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    // within a part that is read at once, and behind some of them
+    for count in [1000u32, 600_001] {
+        let path = dir.path().join(format!("input-{count}.bin"));
+        let ids: Vec<u32> = (0..count).map(|i| i * 7 % 65).collect();
+        fs::write(&path, ids.iter().flat_map(|&id| (id as u16).to_le_bytes()).collect::<Vec<u8>>()).unwrap();
+        let p = prepare(&Settings { vocab_size: 65, ..settings(path, dir.path()) }, |_| {}).unwrap();
+        let (train, validation) = both(&p);
+        assert_eq!(validation.len(), count as usize / 10);
+        assert_eq!([train, validation].concat(), ids);
+        assert_eq!((p.report.documents, p.validation[0].document_starts()), (1, vec![0]));
+    }
+}
+
+/// As llm.c with Llama 3's tokenizer: a text begins with a token that is not the one that ends it.
+#[test]
+fn documents_of_llm_c_begin_with_what_its_tokenizer_begins_a_text_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let learned = crate::Tokenizer::learn(["a b a b"].into_iter(), 258, crate::Treatment::default()).unwrap();
+    let mut json: serde_json::Value = serde_json::from_str(learned.json()).unwrap();
+    json["post_processor"] = serde_json::json!({"type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "!", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {"!": {"id": "!", "ids": [1], "tokens": ["!"]}}});
+    let (tokenizer, path) = (dir.path().join("tokenizer.json"), dir.path().join("ids.bin"));
+    fs::write(&tokenizer, json.to_string()).unwrap();
+    let ids: Vec<u32> = (0..20u32).flat_map(|i| [vec![1], vec![40 + i; 9]].concat()).collect();
+    let mut header = vec![0i32; 256];
+    header[..3].copy_from_slice(&[20240801, 7, ids.len() as i32]);
+    let bytes = header.iter().flat_map(|n| n.to_le_bytes()).chain(ids.iter().flat_map(|id| id.to_le_bytes()));
+    fs::write(&path, bytes.collect::<Vec<u8>>()).unwrap();
+    let s = Settings { tokenizer: Some(tokenizer), vocab_size: 258, ..settings(path, dir.path()) };
+    let p = prepare(&s, |_| {}).unwrap();
+    assert_eq!((p.report.documents, p.report.end_of_text), (20, Some(EndOfText { id: 1, side: Side::Before })));
+    let told = prepare(&Settings { end_of_text: Some(40), ..s }, |_| {}).unwrap();
+    assert_eq!(told.report.documents, 1 + 9, "what the configuration says counts");
+}
+
+#[test]
+fn ids_for_a_padded_model_are_read_with_its_smaller_tokenizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let learned = crate::Tokenizer::learn(["a b a b"].into_iter(), 258, crate::Treatment::default()).unwrap();
+    let path = dir.path().join("tokenizer.json");
+    fs::write(&path, learned.json()).unwrap();
+    let s = Settings { tokenizer: Some(path), end_of_text: Some(50256), ..settings(fixture("llmc"), dir.path()) };
+    let told = prepare(&s, |_| {}).err().unwrap().to_string();
+    assert!(told.contains("has 258 entries, data.vocab_size is 50257; set it to 258"), "{told}");
+    let p = prepare(&Settings { padded: true, ..s }, |_| {}).unwrap();
+    assert_eq!(tokens(&p.train), with_end(6..30, 50256, Side::Before));
+    assert_eq!((p.tokenizer.unwrap().vocab_size(), p.train[0].vocab()), (258, 50257));
 }
 
 #[test]
