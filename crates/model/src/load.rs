@@ -1,20 +1,18 @@
 //! A model from an exported folder: `config.json` and `model.safetensors` with Hugging Face's names for a Llama, and the attention,
 //! where it is not dense, as the table `dashlab.attention` of `config.json`.
 
+mod file;
 mod tensors;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use dash_core::{Device, Tensor};
-use serde::Deserialize;
-use serde_json::Value;
 
-use crate::attention::{Attention, Dense};
 use crate::config::ModelConfig;
 use crate::decoder::Model;
 use crate::params::{Params, parameters};
-use crate::rope::RopeScaling;
+use file::File;
 use tensors::{described_by, read};
 pub use tensors::{parse_tensors, read_folder, read_tensors};
 
@@ -45,176 +43,6 @@ pub enum LoadError {
         /// What was found, and what is expected.
         what: String,
     },
-}
-
-/// What is read of `config.json`.
-#[derive(Deserialize)]
-struct File {
-    model_type: String,
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    max_position_embeddings: usize,
-    rms_norm_eps: f64,
-    rope_theta: Option<f64>,
-    rope_parameters: Option<Rope>,
-    rope_scaling: Option<Rope>,
-    hidden_act: Option<String>,
-    #[serde(default)]
-    attention_bias: bool,
-    sliding_window: Option<u64>,
-    use_sliding_window: Option<bool>,
-    #[serde(default)]
-    layer_types: Vec<String>,
-    #[serde(default)]
-    mlp_bias: bool,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    initializer_range: Option<f64>,
-    dashlab: Option<DashLab>,
-    #[serde(flatten)]
-    rest: BTreeMap<String, Value>,
-}
-
-/// Keys that change what a model of another kind computes, with the value at which they change nothing.
-const NEUTRAL: [(&str, Value); 10] = [
-    ("rope_interleaved", Value::Bool(false)),
-    ("qk_norm", Value::Bool(false)),
-    ("use_qk_norm", Value::Bool(false)),
-    ("quantization_config", Value::Null),
-    ("final_logit_softcapping", Value::Null),
-    ("attn_logit_softcapping", Value::Null),
-    ("clip_qkv", Value::Null),
-    ("logit_scale", Value::Null),
-    ("scale_emb", Value::Null),
-    ("partial_rotary_factor", Value::Null),
-];
-
-/// The rotary angles: `rope_parameters` of newer files, `rope_scaling` of older ones.
-#[derive(Deserialize)]
-struct Rope {
-    #[serde(alias = "type")]
-    rope_type: Option<String>,
-    rope_theta: Option<f64>,
-    factor: Option<f64>,
-    low_freq_factor: Option<f64>,
-    high_freq_factor: Option<f64>,
-    original_max_position_embeddings: Option<usize>,
-}
-
-impl Rope {
-    /// How it stretches the angles, or what is asked for that this decoder does not compute.
-    fn scaling(&self) -> Result<Option<RopeScaling>, String> {
-        match self.rope_type.as_deref() {
-            None | Some("default") if self.factor.is_none_or(|f| f == 1.0) => Ok(None),
-            Some("llama3") => {
-                let needed =
-                    |key: &str, x: Option<f64>| x.ok_or(format!("{key} is missing, which rope_type \"llama3\" needs"));
-                let original = self.original_max_position_embeddings;
-                Ok(Some(RopeScaling {
-                    factor: needed("factor", self.factor)?,
-                    low_freq_factor: needed("low_freq_factor", self.low_freq_factor)?,
-                    high_freq_factor: needed("high_freq_factor", self.high_freq_factor)?,
-                    original_positions: original
-                        .ok_or("original_max_position_embeddings is missing, which rope_type \"llama3\" needs")?,
-                }))
-            }
-            other => {
-                let factor = self.factor.map_or(String::new(), |f| format!(" with factor {f}"));
-                let told = other.map_or("left out".to_string(), |name| format!("{name:?}"));
-                Err(format!("rope_type is {told}{factor}, expected \"default\" or \"llama3\""))
-            }
-        }
-    }
-}
-
-/// What the Llama's keys do not say.
-#[derive(Deserialize)]
-struct DashLab {
-    attention: Attention,
-    #[serde(default)]
-    qkv_bias: bool,
-    #[serde(default)]
-    qk_norm: bool,
-}
-
-/// Kinds of models whose blocks are computed here.
-const MODEL_TYPES: [&str; 4] = ["llama", "qwen2", "qwen3", "dashlab"];
-
-impl File {
-    /// The keys that ask for something else than this decoder computes, with what it computes.
-    fn refusals(&self) -> Vec<String> {
-        let found = [
-            (
-                "model_type",
-                &*self.model_type,
-                "\"llama\", \"qwen2\", \"qwen3\" or \"dashlab\"",
-                MODEL_TYPES.contains(&&*self.model_type),
-            ),
-            (
-                "hidden_act",
-                self.hidden_act.as_deref().unwrap_or("silu"),
-                "\"silu\"",
-                matches!(self.hidden_act.as_deref(), None | Some("silu")),
-            ),
-        ];
-        let mut out: Vec<String> = found
-            .iter()
-            .filter(|(.., fits)| !fits)
-            .map(|(key, value, expected, _)| format!("{key} is {value:?}, expected {expected}"))
-            .collect();
-        out.extend(self.scaling().err());
-        let biases = [("attention_bias", self.attention_bias), ("mlp_bias", self.mlp_bias)];
-        out.extend(biases.iter().filter(|(_, on)| *on).map(|(key, _)| format!("{key} is true, expected false")));
-        // Qwen names a window in every file, and says beside it whether it is used
-        match (self.sliding_window, self.use_sliding_window) {
-            (_, Some(true)) => out.push("use_sliding_window is true, expected false or nothing".into()),
-            (Some(n), None) => out.push(format!("sliding_window is {n}, expected null or nothing")),
-            (_, Some(false)) | (None, None) => {}
-        }
-        if let Some(kind) = self.layer_types.iter().find(|kind| *kind != "full_attention") {
-            out.push(format!("layer_types has {kind:?}, expected \"full_attention\" everywhere"));
-        }
-        for (key, neutral) in &NEUTRAL {
-            match self.rest.get(*key) {
-                Some(value) if value != neutral && !value.is_null() => {
-                    out.push(format!("{key} is {value}, expected {neutral} or nothing"));
-                }
-                _ => {}
-            }
-        }
-        if self.model_type == "dashlab" && self.dashlab.is_none() {
-            out.push("model_type is \"dashlab\", but there is no dashlab.attention".into());
-        }
-        out
-    }
-
-    fn scaling(&self) -> Result<Option<RopeScaling>, String> {
-        self.rope_scaling.as_ref().or(self.rope_parameters.as_ref()).map_or(Ok(None), Rope::scaling)
-    }
-
-    fn model(&self) -> ModelConfig {
-        let heads = (self.num_attention_heads, self.num_key_value_heads.unwrap_or(self.num_attention_heads));
-        let usual = ModelConfig::new(self.num_hidden_layers, self.hidden_size, heads, self.intermediate_size);
-        let theta = self.rope_theta.or(self.rope_parameters.as_ref().and_then(|r| r.rope_theta));
-        ModelConfig {
-            head_dim: self.head_dim.unwrap_or(usual.head_dim),
-            rope_theta: theta.unwrap_or(usual.rope_theta),
-            norm_eps: self.rms_norm_eps,
-            tie_embeddings: self.tie_word_embeddings,
-            init_std: self.initializer_range.unwrap_or(usual.init_std),
-            // what is no scaling was refused
-            rope_scaling: self.scaling().ok().flatten(),
-            qkv_bias: self.model_type == "qwen2" || self.dashlab.as_ref().is_some_and(|own| own.qkv_bias),
-            qk_norm: self.model_type == "qwen3" || self.dashlab.as_ref().is_some_and(|own| own.qk_norm),
-            attention: self.dashlab.as_ref().map_or(Dense {}.into(), |own| own.attention),
-            ..usual
-        }
-    }
 }
 
 /// Rotary angles of a model at most, positions times head width: 2^28 take 1 GiB in f32, for 2 million tokens with heads of 128.
@@ -256,6 +84,18 @@ fn equal(a: &Tensor, b: &Tensor) -> bool {
     a.shape() == b.shape() && bits(a) == bits(b)
 }
 
+/// The frequencies of a layer's angles, which transformers wrote beside the weights before 4.32 (Llama 2 has them).
+fn is_buffer_of_angles(name: &str) -> bool {
+    name.starts_with("model.layers.") && name.ends_with(".self_attn.rotary_emb.inv_freq")
+}
+
+/// Whether a tensor has these frequencies: to a hundredth, and to the smallest f16, in which they may have been rounded (bf16: 2^-9).
+fn has_angles(tensor: &Tensor, frequencies: &[f64]) -> bool {
+    let near = |(x, f): (f64, &f64)| (x - f).abs() <= 0.01 * f + 2f64.powi(-24);
+    let found = tensor.to_f64().unwrap_or_default();
+    found.len() == frequencies.len() && found.into_iter().zip(frequencies).all(near)
+}
+
 /// A model before it has weights.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Described {
@@ -273,9 +113,8 @@ impl Described {
     /// # Errors
     /// When it is no such file, or asks for something that this decoder does not compute.
     pub fn parse(bytes: &[u8], path: &Path) -> Result<Self, LoadError> {
-        let file = serde_json::from_slice::<File>(bytes);
-        let file = file.map_err(|e| LoadError::Damaged { path: path.to_path_buf(), what: e.to_string() })?;
         let unfit = |what: String| LoadError::Unfit { path: path.to_path_buf(), what };
+        let file = File::parse(bytes, path)?;
         let refusals = file.refusals();
         if !refusals.is_empty() {
             return Err(unfit(refusals.join("; ")));
@@ -337,6 +176,14 @@ impl Described {
                  {HEAD} out of the file"
             )));
         }
+        for name in tensors.keys().filter(|name| is_buffer_of_angles(name)) {
+            if !has_angles(&tensors[name], &config.rope_frequencies()) {
+                return Err(unfit(format!(
+                    "{name} holds other rotary angles than the configuration describes; mend rope_theta, or take it out of the file"
+                )));
+            }
+        }
+        tensors.retain(|name, _| !is_buffer_of_angles(name));
         if let Some(name) = tensors.keys().min() {
             return Err(unfit(format!("{name} belongs to no parameter of the model that the configuration describes")));
         }

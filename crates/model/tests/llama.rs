@@ -142,6 +142,36 @@ fn one_file_beside_an_index_has_to_hold_the_same() {
     assert!(gone.contains("which have to be one model, but") && gone.contains("model-00002-of"), "{gone}");
 }
 
+/// Files of transformers before 4.32 (Llama 2) hold the frequencies of the angles beside the weights, in the type of the weights.
+#[test]
+fn frequencies_beside_the_weights_are_those_of_the_configuration_or_refused() {
+    let with = |theta: f64, round: fn(f32) -> f32| {
+        move |bytes: Vec<u8>| {
+            let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let angles: Vec<u8> =
+                (0..4).flat_map(|i| round(theta.powf(-f64::from(i) / 4.0) as f32).to_le_bytes()).collect();
+            let mut all = file.tensors();
+            for layer in 0..2 {
+                let view = safetensors::tensor::TensorView::new(safetensors::Dtype::F32, vec![4], &angles).unwrap();
+                all.push((format!("model.layers.{layer}.self_attn.rotary_emb.inv_freq"), view));
+            }
+            safetensors::serialize(all, None).unwrap()
+        }
+    };
+    let bf16: fn(f32) -> f32 = |x| f32::from_bits((x.to_bits() + 0x8000) & 0xffff_0000);
+    for round in [|x| x, bf16] {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |name: &str| fs::read(fixture("llama-f16").join(name)).unwrap();
+        fs::write(dir.path().join("config.json"), read("config.json")).unwrap();
+        fs::write(dir.path().join("model.safetensors"), with(5000.0, round)(read("model.safetensors"))).unwrap();
+        let device = Device::cpu(1).unwrap();
+        let (here, plain) = (Model::load(dir.path(), &device), Model::load(&fixture("llama-f16"), &device));
+        assert_eq!(loss(&here.unwrap()), loss(&plain.unwrap()));
+    }
+    let e = told("llama-f16", "model.safetensors", with(1e4, |x| x));
+    assert!(e.contains("rotary_emb.inv_freq holds other rotary angles than the configuration describes"), "{e}");
+}
+
 #[test]
 fn weights_that_are_not_finite_are_refused_by_name() {
     let infinite = |mut bytes: Vec<u8>| {
