@@ -8,7 +8,7 @@ use super::key::Index;
 use super::place::{self, Place};
 use super::{Progress, Settings, Validation, write};
 use crate::error::{DataError, Result};
-use crate::intake::tokens::{Parting, Side, TokenFiles};
+use crate::intake::tokens::{Parting, Side, TokenFile, TokenFiles};
 use crate::report::{EndOfText, Report};
 use crate::shard::ShardSeries;
 use crate::tokenizer::Tokenizer;
@@ -171,7 +171,7 @@ fn fill(
     let validation = ShardSeries::create(folder, "val", vocab, made_by, false)?;
     let mut halves = Halves { train, validation, most, beyond: 0 };
     let (cut, all) = (cut(settings, found), found.files.iter().map(|f| f.tokens).sum::<u64>());
-    let (mut at, mut validates, mut told, mut documents) = (0u64, false, 0u64, 0u64);
+    let (mut at, mut validates, mut told, mut documents, mut parted) = (0u64, false, 0u64, 0u64, false);
     for file in &found.files {
         report.keep(&file.file.name, file.file.len);
         *report.read_as.entry(format!("token ids, {}", file.layout)).or_default() += 1;
@@ -184,6 +184,7 @@ fn fill(
             };
             validates |= cut.is_some() && trains < ids.len();
             documents += u64::from(begins);
+            parted |= parts(file, ids);
             at += ids.len() as u64;
             if at - told >= 1 << 24 {
                 progress(Progress::Importing(at, all));
@@ -194,6 +195,9 @@ fn fill(
         })?;
     }
     report.documents = documents;
+    if !parted {
+        note_unparted(&mut report);
+    }
     finish(halves, settings, &mut report)?;
     if let Some(tokenizer) = tokenizer {
         write(&folder.join("tokenizer.json"), tokenizer.json().as_bytes())?;
@@ -218,6 +222,26 @@ fn finish(halves: Halves<'_>, settings: &Settings, report: &mut Report) -> Resul
         report.train_tokens, report.validation_tokens
     );
     Err(DataError::content(&settings.path, what))
+}
+
+/// Whether documents end at a piece of a file because the file says so: by its index, or by the token that parts them.
+fn parts(file: &TokenFile, piece: &[u32]) -> bool {
+    match file.end_of_text {
+        Some((end, Side::Before)) => piece.first() == Some(&end),
+        Some((end, Side::After)) => piece.last() == Some(&end),
+        None => file.index.is_some(),
+    }
+}
+
+/// Says that nothing parts the documents: a mask of documents would mask nothing, and packing would pack whole files.
+fn note_unparted(report: &mut Report) {
+    let what = match report.end_of_text.take() {
+        Some(end) => format!("no token {}, which would part documents, stands in the files", end.id),
+        None => "no token is known that parts the documents of the files".into(),
+    };
+    report.notes.push(format!(
+        "{what}: each file is one document; set data.end_of_text to the id that parts them, or data.tokenizer"
+    ));
 }
 
 /// Records the token that parts documents.

@@ -178,6 +178,31 @@ fn tokens_to_train_on_end_where_asked() {
 }
 
 #[test]
+fn files_that_nothing_parts_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let note = |s: &Settings| {
+        let p = prepare(s, |_| {}).unwrap();
+        assert_eq!((p.report.documents, p.report.end_of_text, p.report.end_side()), (2, None, Side::Before));
+        p.notes.join("\n")
+    };
+    let other = Settings { end_of_text: Some(50_255), ..settings(fixture("llmc"), dir.path()) };
+    let told = note(&other);
+    assert!(told.starts_with("no token 50255, which would part documents, stands in the files: each file"), "{told}");
+    let path = dir.path().join("ids");
+    fs::create_dir(&path).unwrap();
+    for name in ["train.bin", "val.bin"] {
+        fs::write(path.join(name), (0..99u16).flat_map(u16::to_le_bytes).collect::<Vec<_>>()).unwrap();
+    }
+    let small = Settings { vocab_size: 99, ..settings(path, dir.path()) };
+    let told = note(&small);
+    assert!(told.starts_with("no token is known that parts the documents of the files: each file is one"), "{told}");
+    for name in ["llmc", "nanogpt", "megatron"] {
+        let p = prepare(&settings(fixture(name), dir.path()), |_| {}).unwrap();
+        assert!(p.notes.is_empty(), "{name}: {:?}", p.notes);
+    }
+}
+
+#[test]
 fn damaged_files_are_told_by_name_and_leave_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let val = fs::read(fixture("llmc/fineweb_val_000000.bin")).unwrap();
