@@ -47,7 +47,7 @@ const REFUSED: [(&str, &str); 11] = [
     ("tar", "unpack it first"),
     (
         "parquet",
-        "build with `--features parquet` (cargo build -p train), or write one object a line, with a field \"text\", to a .jsonl file",
+        "build with `cargo build -p train --features parquet`, or write one object a line, with a field \"text\", to a .jsonl file",
     ),
     ("arrow", "write one object a line, with a field \"text\", to a .jsonl file"),
     ("csv", "write one object a line, with a field \"text\", to a .jsonl file"),
@@ -198,6 +198,32 @@ fn folder(root: &Path, extensions: &[String]) -> Result<(Vec<SourceFile>, BTreeM
 pub(crate) fn told_left_out(left_out: &BTreeMap<String, usize>) -> String {
     let each: Vec<String> = left_out.iter().map(|(reason, n)| format!("{n} ({reason})")).collect();
     if each.is_empty() { String::new() } else { format!("; left out: {}", each.join(", ")) }
+}
+
+/// The extensions that a folder has to be read by where those by default find nothing in it: of parquet alone, whose files hold text for certain. Empty
+/// where the default does, and where the folder cannot be read.
+pub fn extensions_for(root: &Path) -> Vec<String> {
+    let Ok((files, left_out)) = list(root, &EXTENSIONS.map(String::from)) else { return Vec::new() };
+    let parquet = files.is_empty() && left_out.contains_key("extension .parquet");
+    if parquet { vec!["parquet".into()] } else { Vec::new() }
+}
+
+/// What to do where nothing of a folder was read: the remedy of what is certainly no text, and for all else the key that reads it.
+pub(crate) fn how_to_read(left_out: &BTreeMap<String, usize>) -> String {
+    let of = |reason: &str| Some(reason.strip_prefix("extension .")?.split(',').next().unwrap_or_default().to_string());
+    let (mut read, mut remedies) = (Vec::new(), Vec::new());
+    for extension in left_out.keys().filter_map(|reason| of(reason)) {
+        match no_text(&extension) {
+            Some(remedy) => remedies.push(format!(". With .{extension}: {remedy}")),
+            None => read.push(format!("{extension:?}")),
+        }
+    }
+    read.dedup();
+    let key = match read.is_empty() {
+        true => String::new(),
+        false => format!(". To read them: data.extensions = [{}]", read.join(", ")),
+    };
+    key + &remedies.concat()
 }
 
 /// Refuses fewer files than two where the last one validates.

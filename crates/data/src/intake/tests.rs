@@ -109,6 +109,14 @@ fn extensions_say_which_files_of_a_folder_are_read() {
     assert!(
         no_text("parquet").is_some() != cfg!(feature = "parquet") && EXTENSIONS.iter().all(|e| no_text(e).is_none())
     );
+    // a folder of nothing but parquet is read by that; beside text it is left out, as ever
+    let parquet = Folder::new();
+    parquet.put("a.parquet", "PAR1");
+    assert_eq!(extensions_for(parquet.path()), ["parquet"]);
+    parquet.put("b.jsonl", "");
+    let empty: [&str; 0] = [];
+    assert_eq!(extensions_for(parquet.path()), empty);
+    assert_eq!(extensions_for(&parquet.path().join("nowhere")), empty);
 }
 
 #[cfg(unix)]

@@ -4,7 +4,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::{Progress, Settings};
 use crate::error::{DataError, Result};
-use crate::intake::files::told_left_out;
+use crate::intake::files::{how_to_read, told_left_out};
 use crate::intake::sample::Sample;
 use crate::intake::split::Histogram;
 use crate::intake::{Corpus, Document, Found};
@@ -64,11 +64,11 @@ fn one_sided(last: &str, [_, validation]: [u64; 2], report: &Report) -> String {
 /// Refuses a corpus without text, and one whose halves are not both there.
 fn check(settings: &Settings, report: &Report, halves: [u64; 2]) -> Result<()> {
     if report.documents == 0 {
-        let left = told_left_out(&report.left_out);
+        let (left, remedy) = (told_left_out(&report.left_out), how_to_read(&report.left_out));
         return Err(DataError::content(
             &settings.path,
             format!(
-                "no text found; expected a .txt, .md or .jsonl file, also in .gz or .zst, or a folder that holds some{left}"
+                "no text found; expected a .txt, .md or .jsonl file, also in .gz or .zst, or a folder that holds some{left}{remedy}"
             ),
         ));
     }

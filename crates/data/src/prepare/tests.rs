@@ -140,7 +140,17 @@ fn too_little_text_is_told_with_what_was_left_out() {
     assert!(one_side.ends_with(left), "{one_side}");
     fs::write(path.join("a.jsonl"), "{\"text\": null}\n").unwrap();
     let none = prepare(&Settings { path: path.clone(), ..settings(dir.path()) }, |_| {}).err().unwrap().to_string();
-    assert!(none.contains("no text found") && none.ends_with(left), "{none}");
+    assert!(none.contains("no text found") && none.contains(left), "{none}");
+    assert!(
+        none.ends_with(
+            ". With .bin: where it holds token ids of llm.c, nanoGPT or Megatron, set data.source = \"tokens\""
+        ),
+        "{none}"
+    );
+    fs::write(path.join("c.py.gz"), "c").unwrap();
+    fs::write(path.join("d.h"), "d").unwrap();
+    let none = prepare(&Settings { path: path.clone(), ..settings(dir.path()) }, |_| {}).err().unwrap().to_string();
+    assert!(none.contains("(null). To read them: data.extensions = [\"h\", \"py\"]. With .bin"), "{none}");
 }
 
 #[test]

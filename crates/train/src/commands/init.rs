@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use dash_data::extensions_for;
 use dash_model::attention::find;
 
 use crate::config::{about, nearest, sections, template};
@@ -44,7 +45,9 @@ pub fn init(args: &InitArgs) -> Result<()> {
     if let Some(path) = args.text.as_ref().filter(|path| !path.exists()) {
         tell!("warning: {} is not there yet; data.path names it all the same", path.display());
     }
-    print_results(format_args!("{}", template(&sections(), (spec, &args.kind), text.transpose()?)))
+    let extensions = args.text.as_ref().map_or(Vec::new(), |path| extensions_for(path));
+    let text = text.transpose()?.map(|path| (path, extensions.as_slice()));
+    print_results(format_args!("{}", template(&sections(), (spec, &args.kind), text)))
 }
 
 /// Prints what a key means.

@@ -20,10 +20,11 @@ pub struct Data {
     #[serde(default)]
     pub path: PathBuf,
     /// Extensions of the files of a folder that are read, without a dot, in small letters: `["py", "h"]` for sources. `jsonl`, `ndjson` and
-    /// `json` have a document a line. A file may be compressed with gzip or zstd, as `.jsonl.gz`, `.json.zst` or `.txt.gz`.
+    /// `json` have a document a line, `parquet` (in a program built with `--features parquet`) one a row. A file may be compressed with gzip or zstd, as
+    /// `.jsonl.gz`, `.json.zst` or `.txt.gz`.
     #[serde(default = "extensions")]
     pub extensions: Vec<String>,
-    /// The field of JSON lines that holds the text.
+    /// The field of JSON lines, or the column of parquet, that holds the text; in parquet `a.b` is a field of a struct.
     #[serde(default = "field")]
     pub field: String,
     /// A tokenizer.json to use; empty: learn one. For `tokens` the one that they were made with, so that the model can write text; empty:

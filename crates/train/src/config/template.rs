@@ -78,13 +78,18 @@ fn key(out: &mut String, k: &Entry, value: Option<&str>, off: bool) {
 }
 
 /// A file with every key: those of a first run set, the others as comments that show their defaults. `kind` is a kind or preset of
-/// attention, `text` a file or folder to train on instead of the source code of this workspace's dependencies.
-pub fn template(sections: &[Section], (spec, kind): (&Spec, &str), text: Option<&str>) -> String {
+/// attention, `text` a file or folder to train on instead of the source code of this workspace's dependencies, with the extensions that its files are
+/// read by, if not those by default.
+pub fn template(sections: &[Section], (spec, kind): (&Spec, &str), text: Option<(&str, &[String])>) -> String {
     let mut out = String::from(
         "# A configuration of DashLab with every key. A line that begins with # and a key shows a default: take the # away to change it.\n\
          # Start it with: train --config FILE    What a key means: train config KEY\n",
     );
-    let text = text.map(|t| toml::Value::String(t.into()).to_string());
+    let toml = |t: &str| toml::Value::String(t.into()).to_string();
+    let text = text.map(|(path, extensions)| {
+        let named = extensions.iter().map(|e| toml(e)).collect::<Vec<_>>().join(", ");
+        (toml(path), if named.is_empty() { None } else { Some(format!("[{named}]")) })
+    });
     for section in sections {
         let off = is_off(section);
         _ = writeln!(out, "\n{}[{}]", if off { "#" } else { "" }, section.place);
@@ -96,7 +101,8 @@ pub fn template(sections: &[Section], (spec, kind): (&Spec, &str), text: Option<
             let starter = STARTER.iter().find(|(key, _)| *key == full).map(|(_, v)| *v);
             let value = match (full.as_str(), &text) {
                 ("data.source", Some(_)) => Some("\"text\""),
-                ("data.path", Some(path)) => Some(path.as_str()),
+                ("data.path", Some((path, _))) => Some(path.as_str()),
+                ("data.extensions", Some((_, Some(extensions)))) => Some(extensions.as_str()),
                 ("task.kind", _) => Some("\"recall\""),
                 ("router.target_share", _) => None,
                 _ => starter,

@@ -71,6 +71,10 @@ fn every_kind_has_a_file_that_loads() {
     // a text that comes later is no fault, and is told
     assert!(s.told(0, &["init", "--text", "later.txt"]).contains("later.txt is not there yet"));
     assert_eq!(s.told(0, &["init", "--text", "own.txt"]), "");
+    fs::create_dir(s.path("fineweb")).unwrap();
+    fs::write(s.path("fineweb/000.parquet"), "PAR1").unwrap();
+    let file = s.out(&["init", "--text", "fineweb"]);
+    assert!(file.contains("\nextensions = [\"parquet\"]\n"), "{file}");
     let told = s.told(2, &["init", "--kind", "sparse"]);
     let kinds: Vec<&str> = told.split("is none of ").nth(1).unwrap().trim().split(", ").collect();
     assert!(kinds.contains(&"nsa") && kinds.contains(&"dash-stopped"), "{told}");
