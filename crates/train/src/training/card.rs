@@ -41,6 +41,7 @@ fn training(loaded: &Loaded, attended: Option<f64>) -> String {
         (None, Source::Tokens) => "token ids given by the user".to_string(),
     };
     let mut rows = vec![("data", data)];
+    rows.extend(c.init.as_ref().map(|init| ("weights before", format!("`{}`", init.from.display()))));
     if let Some(t) = &loaded.trained {
         rows.push(("data_hash", format!("`{}`", t.data_hash)));
         rows.push(("updates, tokens", format!("{}, {}", t.step, t.tokens)));
@@ -92,9 +93,16 @@ fn training(loaded: &Loaded, attended: Option<f64>) -> String {
 /// The whole README.md. `attended` is the mean number of keys that a query of a validation sequence attends, where there is one.
 pub fn card(loaded: &Loaded, export: &Export, attended: Option<f64>) -> String {
     let (c, positions) = (&loaded.config, loaded.config.data.seq_len);
+    let limits = match &c.init {
+        None => format!("Trained from scratch on sequences of {positions} tokens: positions beyond were never seen."),
+        Some(init) => format!(
+            "Trained on sequences of {positions} tokens from the weights of `{}`, whose limits, and whose licence, go on; positions beyond \
+             were not seen in this training.",
+            init.from.display()
+        ),
+    };
     format!(
-        "{}\n# {}\n\n{}\n\n## Use\n\n{}\n## Training\n\n{}\nEvery setting is in `config.toml`.\n\n## Limits\n\nTrained from scratch on \
-         sequences of {positions} tokens: positions beyond were never seen. It continues text; nothing taught it to answer, to \
+        "{}\n# {}\n\n{}\n\n## Use\n\n{}\n## Training\n\n{}\nEvery setting is in `config.toml`.\n\n## Limits\n\n{limits} It continues text; nothing taught it to answer, to \
          refuse or to be right. It may repeat what its text holds.\n\n## Proof of parity\n\n`parity.safetensors` holds `ids` [1, t] and the \
          `logits` [1, t, vocab] that DashLab computes for them in f32; `oracle/check_export.py` and `oracle/check_generation.py` of \
          DashLab compare.\n",

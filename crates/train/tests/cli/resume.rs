@@ -334,6 +334,12 @@ fn a_fork_with_moments_goes_on_with_the_bits_of_the_run_that_it_left() {
     let told = |set: &[&str], expected: &str| failed(&s.run(&[], set), 2, &["init.moments", expected]);
     told(&forked(&["run.name=a", "run.steps=10"]), "has made 10 updates, which run.steps = 10 counts, too");
     told(&forked(&["run.name=b", "model.attention={kind=\"dense\"}", "router={}"]), "has other parameters");
-    succeeded(&s.bin(&["export", "--model", "runs/whole", "--out", "out"]));
+    for (model, out, says) in
+        [("whole", "out", "Trained from scratch on"), ("fork", "forked", "| weights before | `runs/whole/")]
+    {
+        succeeded(&s.bin(&["export", "--model", &format!("runs/{model}"), "--out", out]));
+        let card = fs::read_to_string(s.path(out).join("README.md")).unwrap();
+        assert!(card.contains(says) && card.contains("from scratch") == (model == "whole"), "{card}");
+    }
     told(&["run.name=c", "init.from=out", "init.moments=true", "model={}"], "holds weights without moments");
 }
