@@ -21,7 +21,13 @@ fn main() -> anyhow::Result<()> {
         let point = Point::new(number(x)?, number(y)?);
         match lines.iter_mut().find(|line| line.name == name) {
             Some(line) => line.points.push(point),
-            None => lines.push(Line { name: name.into(), series: lines.len(), points: vec![point], runs: Vec::new() }),
+            None => lines.push(Line {
+                name: name.into(),
+                series: lines.len(),
+                thin: false,
+                points: vec![point],
+                runs: Vec::new(),
+            }),
         }
     }
     let style = Style { log_x: args.get(6).is_some_and(|word| word == "log"), ..Style::default() };

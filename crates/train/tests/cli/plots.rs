@@ -20,6 +20,8 @@ fn attribute<'a>(element: &'a str, name: &str) -> &'a str {
 /// The points of the first `count` lines, and the labels (place, number) of the y and the x axis.
 struct Picture {
     lines: Vec<Vec<(f64, f64)>>,
+    /// class of the colour, and whether it is of full width
+    signs: Vec<(String, bool)>,
     y: Vec<(f64, f64)>,
     x: Vec<(f64, f64)>,
     text: String,
@@ -29,8 +31,10 @@ impl Picture {
     fn read(path: &Path, count: usize) -> Self {
         let text = fs::read_to_string(path).unwrap();
         let pairs = |element: &str| numbers(attribute(element, "d")).chunks(2).map(|p| (p[0], p[1])).collect();
-        let drawn = text.lines().filter(|l| l.starts_with("<path") && l.contains("stroke-width=\"2\""));
-        let lines: Vec<_> = drawn.take(count).map(pairs).collect();
+        let drawn = text.lines().filter(|l| l.starts_with("<path") && l.contains("stroke-linejoin=\"round\""));
+        let drawn: Vec<&str> = drawn.take(count).collect();
+        let lines: Vec<_> = drawn.iter().map(|element| pairs(element)).collect();
+        let signs = drawn.iter().map(|l| (attribute(l, "class").into(), l.contains("stroke-width=\"2\""))).collect();
         // muted text: labels of y end at the axis, those of x stand in the middle below it
         let label = |l: &str| l.split('>').nth(1)?.split('<').next()?.replace('−', "-").parse::<f64>().ok();
         let labels = |anchor: &str, place: &str, shift: f64| {
@@ -38,7 +42,7 @@ impl Picture {
             of.filter_map(|l| Some((numbers(attribute(l, place))[0] + shift, label(l)?))).collect::<Vec<_>>()
         };
         // the base line of a text lies 4 below the middle of its digits
-        Picture { lines, y: labels("end", "y", -4.0), x: labels("middle", "x", 0.0), text }
+        Picture { lines, signs, y: labels("end", "y", -4.0), x: labels("middle", "x", 0.0), text }
     }
 
     /// Asserts that places follow numbers by the line through the two outer labels of each axis. Places are rounded to a tenth.
@@ -130,6 +134,9 @@ fn several_runs_share_a_picture_and_dense_ones_have_no_density() {
     record(&dir.path().join("b"), &[train(1, 6.0, &[]), train(20, 3.0, &[]), val(1, 6.5), val(20, 3.5)]);
     plot(dir.path(), &["a", "b"]);
     let loss = Picture::read(&dir.path().join("pictures/loss.svg"), 4);
+    // a run has one colour, its training is thin
+    let signs: Vec<_> = loss.signs.iter().map(|(class, full)| (class.as_str(), *full)).collect();
+    assert_eq!(signs, [("s0", false), ("s0", true), ("s1", false), ("s1", true)]);
     let line = |first: f64, last: f64| [(1.0, first), (20.0, last)];
     loss.shows(&[&line(5.0, 4.0), &line(5.5, 4.5), &line(6.0, 3.0), &line(6.5, 3.5)]);
     let density = Picture::read(&dir.path().join("pictures/density.svg"), 1);
@@ -172,6 +179,8 @@ fn evaluations_are_drawn_by_position_and_by_length() {
     let mut recall = read("recall-by-length.svg", 2);
     recall.x.iter_mut().for_each(|(_, number)| *number = number.log2());
     recall.shows(&[&log(&[(64.0, 0.9), (256.0, 0.6)]), &log(&[(64.0, 0.45), (256.0, 0.3)])]);
+    assert_eq!(recall.signs.iter().map(|s| s.0.as_str()).collect::<Vec<_>>(), ["s0", "s0"]);
+    assert_eq!(accuracy.signs.iter().map(|s| s.1).collect::<Vec<_>>(), [true, false]);
     // a layer that does not route has no recall; files of one name are told apart
     for folder in ["a", "b"] {
         fs::create_dir(dir.path().join(folder)).unwrap();

@@ -40,6 +40,8 @@ pub struct Line {
     pub name: String,
     /// Number of its signs, the same in every chart of a report.
     pub series: usize,
+    /// Whether it is a second figure of what another line of these signs shows: thin.
+    pub thin: bool,
     /// Points, ascending in x.
     pub points: Vec<Point>,
     /// Single runs, thin behind the line.
@@ -131,7 +133,7 @@ impl Chart {
             let (sign, y) = (Sign::of(line.series), 310.0 + 17.0 * row as f64);
             match self.style.join {
                 Join::Dots => picture.dot((x + 12.0, y - 4.0), sign, 3.5),
-                Join::Lines => picture.series(&[(x, y - 4.0), (x + 24.0, y - 4.0)], sign),
+                Join::Lines => picture.series(&[(x, y - 4.0), (x + 24.0, y - 4.0)], sign, line.thin),
             }
             picture.text((x + 29.0, y), Anchor::Start, "", &line.name);
         }
@@ -189,7 +191,7 @@ impl Chart {
         if self.style.join == Join::Dots || path.len() == 1 {
             path.iter().for_each(|&p| picture.dot(p, sign, 3.0));
         } else {
-            picture.series(&path, sign);
+            picture.series(&path, sign, line.thin);
         }
     }
 }
@@ -215,7 +217,7 @@ mod tests {
 
     fn chart(points: &[(f64, f64)], style: Style) -> Chart {
         let points = points.iter().map(|&(x, y)| Point::new(x, y)).collect();
-        let lines = vec![Line { name: "a<b".into(), series: 0, points, runs: Vec::new() }];
+        let lines = vec![Line { name: "a<b".into(), series: 0, thin: false, points, runs: Vec::new() }];
         Chart { title: "t".into(), x: "step".into(), y: "nats".into(), lines, style }
     }
 

@@ -133,12 +133,13 @@ impl Picture {
     }
 
     /// The line of a series, with its dashes.
-    pub fn series(&mut self, points: &[(f64, f64)], sign: Sign) {
+    pub fn series(&mut self, points: &[(f64, f64)], sign: Sign, thin: bool) {
         let dash = match DASHES[sign.dash] {
             "" => String::new(),
             dash => format!("stroke-dasharray=\"{dash}\" "),
         };
-        self.path(points, &sign.stroke(), &format!("stroke-width=\"2\" stroke-linejoin=\"round\" {dash}"));
+        let width = if thin { "0.9" } else { "2" };
+        self.path(points, &sign.stroke(), &format!("stroke-width=\"{width}\" stroke-linejoin=\"round\" {dash}"));
     }
 
     /// A filled outline.

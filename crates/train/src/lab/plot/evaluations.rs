@@ -136,18 +136,21 @@ pub fn plot_evaluations(files: &[PathBuf], out: &Path) -> anyhow::Result<Vec<Pat
     let mut all = files.iter().map(|path| Evaluation::read(path)).collect::<anyhow::Result<Vec<_>>>()?;
     tell_apart(&mut all, files);
     let (mut losses, mut accuracy, mut recall) = (Vec::new(), Vec::new(), Vec::new());
-    let push = |lines: &mut Vec<Line>, name: String, points: Vec<Point>| {
-        if !points.is_empty() {
-            lines.push(Line { name, series: lines.len(), points, runs: Vec::new() });
-        }
-    };
-    for e in &all {
-        push(&mut losses, e.name.clone(), by_position(&e.losses));
-        push(&mut accuracy, format!("{}, accuracy", e.name), e.by_length(|of| of.accuracy));
+    let one = all.len() == 1;
+    for (number, e) in all.iter().enumerate() {
+        // several files have each its colour and dashes in all pictures, and their second figures are thin
+        let push = |lines: &mut Vec<Line>, second: bool, name: String, points: Vec<Point>| {
+            let (series, thin) = if one { (usize::from(second), false) } else { (number, second) };
+            if !points.is_empty() {
+                lines.push(Line { name, series, thin, points, runs: Vec::new() });
+            }
+        };
+        push(&mut losses, false, e.name.clone(), by_position(&e.losses));
+        push(&mut accuracy, false, format!("{}, accuracy", e.name), e.by_length(|of| of.accuracy));
         let seen = |of: &Length| of.found.and(Some(1.0 - of.unseen?));
-        push(&mut accuracy, format!("{}, answer attended by a layer", e.name), e.by_length(seen));
-        push(&mut recall, format!("{}, recall", e.name), e.by_length(|of| Some(of.found?.0)));
-        push(&mut recall, format!("{}, by chance", e.name), e.by_length(|of| Some(of.found?.1)));
+        push(&mut accuracy, true, format!("{}, answer attended by a layer", e.name), e.by_length(seen));
+        push(&mut recall, false, format!("{}, recall", e.name), e.by_length(|of| Some(of.found?.0)));
+        push(&mut recall, true, format!("{}, by chance", e.name), e.by_length(|of| Some(of.found?.1)));
     }
     let shares = Style { log_x: true, unit_y: true, ..Style::default() };
     let length = "tokens of a sequence";

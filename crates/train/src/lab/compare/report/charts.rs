@@ -58,6 +58,7 @@ impl Charts<'_> {
         let line = |(series, arm): (usize, &&str)| Line {
             name: arm.to_string(),
             series,
+            thin: false,
             points: points(arm),
             runs: runs(arm),
         };

@@ -29,7 +29,7 @@ fn curves(study: &Study, i: usize) -> Option<Drawn> {
             share = if left.is_nan() { share } else { 1.0 - left };
             points.push(Point::new(at, share));
         }
-        Line { name: arm.to_string(), series, points, runs: Vec::new() }
+        Line { name: arm.to_string(), series, thin: false, points, runs: Vec::new() }
     };
     let arms = study.plan.names();
     let with_runs = arms.iter().enumerate().filter(|(_, arm)| !times(study, i, arm).is_empty());
