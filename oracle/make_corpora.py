@@ -92,6 +92,8 @@ def parquet(out):
     plain = pa.table({"text": [document(i) for i in range(60)]}, schema=schema)
     options = dict(compression="zstd", use_dictionary=False, write_statistics=False, row_group_size=16)
     pq.write_table(plain, out / "parquet/shard.parquet", **options)
+    # a compression that is not read
+    pq.write_table(plain.slice(0, 1), out / "gzip.parquet", compression="gzip", use_dictionary=False)
 
 
 def tokens(out):

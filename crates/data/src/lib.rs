@@ -10,6 +10,7 @@ mod report;
 mod rng;
 mod shard;
 mod task;
+mod threads;
 mod tokenizer;
 
 pub use error::{DataError, Result};

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use parquet::basic::Type;
+use parquet::basic::{Compression, Type};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::reader::{FileReader, SerializedFileReader};
@@ -86,6 +86,18 @@ impl<'a> Rows<'a> {
         }
         let present = columns[at].max_def_level();
         let group = self.groups;
+        match reader.metadata().row_group(group).columns().get(at).map(|column| column.compression()) {
+            None | Some(Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_)) => {}
+            Some(other) => {
+                let what = format!(
+                    "row group {}: column {:?} is compressed by {other}, which is not read; write the file again with snappy or zstd \
+                     (compression = \"zstd\" of pyarrow.parquet.write_table)",
+                    group + 1,
+                    self.field
+                );
+                return Err(DataError::content(&self.file.path, what));
+            }
+        }
         let opened = self.ask(|| reader.get_row_group(group)?.get_column_reader(at))?;
         (self.groups, self.row) = (self.groups + 1, 0);
         match opened {

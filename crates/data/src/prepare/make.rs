@@ -147,6 +147,8 @@ struct Halves<'a> {
     train: HalfWriter<'a>,
     validation: HalfWriter<'a>,
     counts: Counts,
+    /// whether the text before, of the same document, trains
+    continues: bool,
 }
 
 impl Halves<'_> {
@@ -173,6 +175,7 @@ impl Halves<'_> {
         if !validates.is_empty() {
             let text_bytes = &encoded.text_bytes[..validates.len()];
             self.validation.add(validates, text_bytes, work.begins)?;
+            self.continues = false;
             self.counts.validation_bytes += text_bytes.iter().map(|&n| n as u64).sum::<u64>();
         }
         if work.validation && self.is_held_out() {
@@ -183,7 +186,8 @@ impl Halves<'_> {
         let trains = &trains[..trains.len().min(self.train_room())];
         if !trains.is_empty() {
             // what validation has no room for begins a text of its own
-            self.train.add(trains, &[], work.begins || !validates.is_empty())?;
+            self.train.add(trains, &[], work.begins || !self.continues)?;
+            self.continues = true;
         }
         Ok(())
     }
@@ -219,6 +223,7 @@ pub(super) fn make(
         train: HalfWriter::new(folder, false, tokenizer)?,
         validation: HalfWriter::new(folder, true, tokenizer)?,
         counts: Counts::default(),
+        continues: false,
     };
     let (all, mut done) = (report.bytes, 0);
     progress(Progress::Encoding(0, all));
@@ -289,5 +294,43 @@ fn note(settings: &Settings, counts: &Counts, report: &mut Report) {
             SpecialTokens::Parse => "are encoded as tokens",
         };
         report.notes.push(format!("{} names of special tokens in the text {what}", counts.special_names));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{settings, tokens};
+    use super::*;
+
+    /// The first piece of a document takes all of the room that validation has, to the token.
+    #[test]
+    fn what_validation_has_no_room_for_does_not_go_on_with_another_document() {
+        let dir = tempfile::tempdir().unwrap();
+        let tokenizer = Tokenizer::learn(["a b a b"].into_iter(), 258, crate::Treatment::default()).unwrap();
+        let settings = Settings { validation_tokens: 12, ..settings(dir.path()) };
+        let mut halves = Halves {
+            settings: &settings,
+            train: HalfWriter::new(dir.path(), false, &tokenizer).unwrap(),
+            validation: HalfWriter::new(dir.path(), true, &tokenizer).unwrap(),
+            counts: Counts::default(),
+            continues: false,
+        };
+        for (validation, begins, ids) in
+            [(false, true, vec![5, 6]), (true, true, vec![8; 10]), (true, false, vec![7; 3]), (true, false, vec![9])]
+        {
+            let text_bytes = vec![1; ids.len()];
+            let work = Work { text: String::new(), validation, begins };
+            halves.add(&work, (Encoded { ids, text_bytes, ..Encoded::default() }, 0)).unwrap();
+        }
+        halves.train.finish().unwrap();
+        halves.validation.finish().unwrap();
+        let of = |name: &str| {
+            let path = dir.path().join(format!("{name}-00000.shard"));
+            std::sync::Arc::new(crate::Shard::open(&path).unwrap())
+        };
+        let (end, train) = (tokenizer.end_of_text(), of("train"));
+        assert_eq!(train.document_starts(), [0, 3]);
+        assert_eq!(tokens(&[train]), [5, 6, end, 7, 7, 7, 9, end]);
+        assert_eq!(tokens(&[of("val")]), [vec![8; 10], vec![end]].concat());
     }
 }

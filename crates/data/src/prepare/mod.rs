@@ -23,6 +23,7 @@ use crate::intake::split::Split;
 use crate::intake::{Corpus, cargo};
 use crate::report::Report;
 use crate::shard::{Shard, shard_path};
+use crate::threads;
 use crate::tokenizer::{Tokenizer, Treatment, Unknown};
 use key::Index;
 use place::Place;
@@ -285,18 +286,6 @@ fn too_small(settings: &Settings, report: &Report) -> DataError {
 /// Text that the size of a token and the fit of a vocabulary are estimated from.
 const PROBE: usize = 1 << 20;
 
-/// Starts the threads that tokenising shares. rayon starts them by itself at their first use, but panics where the system refuses.
-fn start_threads() -> Result<()> {
-    match rayon::ThreadPoolBuilder::new().build_global() {
-        Ok(()) => Ok(()),
-        // the system's reason; without one, the threads are there already
-        Err(e) if std::error::Error::source(&e).is_some() => {
-            Err(DataError::io("tokenising", "its threads cannot be started")(std::io::Error::other(e.to_string())))
-        }
-        Err(_) => Ok(()),
-    }
-}
-
 /// Prepares a corpus in its place.
 fn fill(
     place: Place,
@@ -306,7 +295,7 @@ fn fill(
     scan: scan::Scan,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<()> {
-    start_threads()?;
+    threads::start()?;
     let mut report = scan.report;
     let texts = scan.sample.texts(&scan.histogram.split(settings.validation_share));
     let tokenizer = match given {

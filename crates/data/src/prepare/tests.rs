@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::*;
 
-fn settings(dir: &Path) -> Settings {
+pub(super) fn settings(dir: &Path) -> Settings {
     let path = dir.join("corpus.txt");
     let text: String = (0..2000).map(|i| format!("{i} sheep jump over the {}. fence\n", i * i % 97)).collect();
     fs::write(&path, text).unwrap();

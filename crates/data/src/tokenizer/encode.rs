@@ -2,11 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use rayon::prelude::*;
 use tokenizers::{Encoding, Tokenizer as Inner};
 
 use super::Tokenizer;
 use super::guard::guarded;
 use crate::error::{DataError, Result};
+use crate::intake::pieces;
+use crate::threads;
 
 /// Characters that are named in a message at most.
 const EXAMPLES: usize = 8;
@@ -138,6 +141,23 @@ impl Tokenizer {
         Ok(Encoded { ids: encoding.get_ids().to_vec(), text_bytes, unknown })
     }
 
+    /// The same of a text of any length, on all cores and without the bytes behind each id, in the pieces in which a corpus is encoded: the ids are what
+    /// grows with it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`], or when the system gives no threads.
+    pub fn encode_long(&self, text: &str) -> Result<Encoded> {
+        threads::start()?;
+        let pieces: Vec<&str> = pieces::cut(text).map(|(_, piece)| piece).collect();
+        let encoded = pieces.par_iter().map(|piece| self.encode_accounted(piece, false));
+        let mut all = Encoded::default();
+        for of_piece in encoded.collect::<Result<Vec<_>>>()? {
+            all.ids.extend(of_piece.ids);
+            all.unknown.merge(&of_piece.unknown);
+        }
+        Ok(all)
+    }
+
     /// How often the name of a special token stands in a text.
     pub fn special_names(&self, text: &str) -> u64 {
         self.names.as_ref().map_or(0, |names| names.find_iter(text).count() as u64)
@@ -151,5 +171,27 @@ impl Tokenizer {
         let what =
             format!("cannot encode the text: {e}; a vocabulary needs a token for what it does not know, or all bytes");
         DataError::content(&self.origin, what)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Treatment;
+    use super::*;
+
+    #[test]
+    fn a_long_text_has_the_ids_and_the_account_of_one_that_is_encoded_at_once() {
+        let line = |i: usize| format!("line {i}: {} sheep, \u{e4} \u{6f22}\u{1f980}\n\n\tand more.  ", i * i % 997);
+        let text: String = (0..8000).map(line).collect();
+        assert!(text.len() > 4 * pieces::PIECE);
+        let learned = Tokenizer::learn([&text[..40_000]].into_iter(), 400, Treatment::default()).unwrap();
+        assert_eq!(learned.encode_long(&text).unwrap().ids, learned.encode(&text).unwrap());
+        let json = r#"{"version":"1.0","added_tokens":[],"pre_tokenizer":{"type":"Whitespace"},
+            "model":{"type":"WordLevel","vocab":{"[UNK]":0,"sheep":1,"line":2,"</s>":3},"unk_token":"[UNK]"}}"#;
+        let words = Tokenizer::parse(json, std::path::Path::new("words.json"), Treatment::default()).unwrap();
+        let (long, whole) = (words.encode_long(&text).unwrap(), words.encode_accounted(&text, false).unwrap());
+        assert_eq!((&long.ids, long.unknown.characters), (&whole.ids, whole.unknown.characters));
+        assert_eq!((long.unknown.of, long.text_bytes.len()), (text.chars().count() as u64, 0));
+        assert_eq!(learned.encode_long("").unwrap(), Encoded::default());
     }
 }

@@ -51,7 +51,7 @@ fn refuse_records(path: &Path) -> Result<()> {
 fn document(path: &Path, tokenizer: &Tokenizer) -> Result<Sequence> {
     refuse_records(path)?;
     let text = whole_text(path, MOST_TEXT)?;
-    let encoded = tokenizer.encode_accounted(&text, true)?;
+    let encoded = tokenizer.encode_long(&text)?;
     if encoded.ids.is_empty() {
         return Err(Failure::request(format!("--text {}: holds no text", path.display())));
     }

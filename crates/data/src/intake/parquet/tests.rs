@@ -79,6 +79,12 @@ fn a_column_that_is_none_of_texts_is_refused_by_name() {
     assert!(list.contains("holds no texts"), "{list}");
 }
 
+#[test]
+fn a_compression_that_is_not_read_is_told_as_such() {
+    let told = read(&fixture("../gzip.parquet"), "text").unwrap_err().to_string();
+    assert!(told.contains("row group 1: column \"text\" is compressed by GZIP") && !told.contains("damaged"), "{told}");
+}
+
 /// A damaged file gives an error that names it, or other texts; never a panic, and never without end.
 #[test]
 fn damage_is_told() {
