@@ -54,7 +54,7 @@ const MODEL: Order = &[
     &["lib"],
 ];
 const DATA: Order = &[
-    &["error", "files", "rng"],
+    &["error", "files", "rng", "threads"],
     &["intake", "shard", "task", "tokenizer"],
     &["report"],
     &["loader", "prepare"],
