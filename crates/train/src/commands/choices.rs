@@ -204,6 +204,7 @@ fn hellaswag(path: &Path, (loaded, tokenizer): (&Loaded, &Tokenizer), json: bool
     }
     print_line!(
         "HellaSwag in the style of llm.c: accuracy {sum:.4} (standard error {sum_error:.4}), normalised by tokens {mean:.4} ({mean_error:.4}), \
-         of {n} questions"
+         of {n} {}",
+        if n == 1 { "question" } else { "questions" }
     )
 }

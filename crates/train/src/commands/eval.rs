@@ -24,7 +24,7 @@ use crate::training::tasks::{RouterChoice, Score};
 /// Arguments.
 #[derive(Args)]
 pub struct EvalArgs {
-    /// An exported folder, a checkpoint folder or a run folder
+    /// An exported folder, a checkpoint folder, a run folder, or a Llama, Qwen2 or Qwen3 of Hugging Face
     #[arg(long)]
     pub model: PathBuf,
     /// Take data and evaluation settings from this file instead of the model's own
@@ -69,6 +69,13 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     }
     if args.choices.asked() {
         return args.choices.run(&loaded, args.json);
+    }
+    if !loaded.own && args.config.config.is_none() {
+        return Err(Failure::request(format!(
+            "{}: no run trained it, so it has no validation text of its own; give --text FILE, --tokens FILE, --blimp FILE or --hellaswag FILE, or --config \
+             FILE, whose [data] names a text and, as data.tokenizer, the model's tokenizer.json",
+            args.model.display()
+        )));
     }
     validate(args, loaded)
 }

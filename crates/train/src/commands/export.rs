@@ -31,6 +31,10 @@ pub fn run(args: &ExportArgs) -> Result<()> {
     check_place(&args.out)?;
     // no GPU is needed for one sequence
     let loaded = Loaded::open(&args.model, None, Some("cpu"))?;
+    if !loaded.own {
+        let what = "is a folder of Hugging Face already; export a run that began with it (init.from)";
+        return Err(Failure::request(format!("{}: {what}", args.model.display())));
+    }
     if loaded.model.budget().is_some() {
         return Err(Failure::request(format!(
             "{}: attends as many chunks as another run by layer and position (router.budget_from), and an export has no place for that \

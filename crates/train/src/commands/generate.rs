@@ -29,7 +29,7 @@ enum Stdin {
 #[derive(Args)]
 #[command(group(ArgGroup::new("text").required(true).args(["prompt", "stdin"])))]
 pub struct GenerateArgs {
-    /// An exported folder, a checkpoint folder or a run folder
+    /// An exported folder, a checkpoint folder, a run folder, or a Llama, Qwen2 or Qwen3 of Hugging Face
     #[arg(long)]
     pub model: PathBuf,
     /// Text to continue

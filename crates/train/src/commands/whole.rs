@@ -23,6 +23,10 @@ pub struct WholeArgs {
     /// With --tokens: predict so many from the file's beginning on; 10485760, as the speed runs of GPT-2 on FineWeb do, if left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_tokens: Option<u64>,
+    /// With --tokens or --text: tokens of a window, up to as many as the model was made for; data.seq_len of its run, or of a model of Hugging Face 2048 at
+    /// most, if left out
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub seq_len: Option<u64>,
     /// With --tokens or --text: tokens by which a window moves on; those before serve as context. A whole window if left out
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub stride: Option<u64>,
@@ -100,11 +104,21 @@ impl WholeArgs {
         if self.max_tokens.is_some() && self.tokens.is_none() {
             return Err(Failure::request("--max-tokens: goes with --tokens FILE; all of anything else is evaluated"));
         }
-        if self.stride.is_some() && !self.asked() {
+        let windows = [("--stride", self.stride), ("--seq-len", self.seq_len)];
+        if let Some((name, _)) = windows.iter().find(|(_, n)| n.is_some() && !self.asked()) {
             let what = "has windows of its own; leave it out, or evaluate --tokens FILE or --text FILE";
-            return Err(Failure::request(format!("--stride: what is evaluated {what}")));
+            return Err(Failure::request(format!("{name}: what is evaluated {what}")));
         }
         Ok(())
+    }
+
+    /// Tokens of a window.
+    fn length(&self, loaded: &Loaded) -> Result<usize> {
+        let Some(asked) = self.seq_len else { return Ok(loaded.config.data.seq_len) };
+        let most = loaded.model.positions();
+        usize::try_from(asked).ok().filter(|n| *n <= most).ok_or_else(|| {
+            Failure::request(format!("--seq-len: {asked} is above the {most} tokens that the model was made for"))
+        })
     }
 
     /// Whether they replace the validation.
@@ -117,11 +131,11 @@ impl WholeArgs {
     /// # Errors
     /// A file that cannot be read, is damaged or is not of the model's vocabulary.
     pub fn run(&self, loaded: &Loaded, json: bool) -> Result<()> {
-        let length = loaded.config.data.seq_len;
+        let length = self.length(loaded)?;
         let stride = self.stride.map_or(length, |n| usize::try_from(n).unwrap_or(length));
         if stride > length {
             return Err(Failure::request(format!(
-                "--stride: {stride} is above the {length} tokens of a window (data.seq_len)"
+                "--stride: {stride} is above the {length} tokens of a window (--seq-len, or else data.seq_len)"
             )));
         }
         let (sequences, what) = read(self, loaded)?;

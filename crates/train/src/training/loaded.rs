@@ -1,9 +1,9 @@
-//! A trained model from its folder.
+//! A trained model from its folder: of a run, a checkpoint or an export of ours, or one of Hugging Face.
 
 use std::path::{Path, PathBuf};
 
 use dash_data::Tokenizer;
-use dash_model::Model;
+use dash_model::{Described, Model};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -43,6 +43,21 @@ impl Trained {
     }
 }
 
+/// Tokens that a model of Hugging Face reads at once at most, if nobody says how many: some are made for more than fit into memory.
+const WINDOW: usize = 2048;
+
+/// Puts data, evaluation settings, device and threads of another configuration, and then another device, in the place of a model's own.
+fn replace(config: &mut Config, data: Option<&Config>, device: Option<&str>) {
+    if let Some(data) = data {
+        (config.data, config.eval, config.run.threads) = (data.data.clone(), data.eval.clone(), data.run.threads);
+        config.task = data.task.clone();
+        config.run.device.clone_from(&data.run.device);
+    }
+    if let Some(device) = device {
+        config.run.device = device.into();
+    }
+}
+
 /// A model with the configuration and tokenizer that belong to it.
 pub struct Loaded {
     /// Where its weights are.
@@ -57,6 +72,8 @@ pub struct Loaded {
     pub trained: Option<Trained>,
     /// What trained it, as its run folder has it; empty for an exported folder and a run of an early build.
     pub starts: Vec<provenance::Start>,
+    /// Whether a run of ours trained it, so that there is a validation text of its own.
+    pub own: bool,
     /// Its tokenizer; none where it was trained on a task or on token ids alone.
     pub tokenizer: Option<Tokenizer>,
     /// The model.
@@ -64,7 +81,7 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Opens an exported folder, a checkpoint or a run; `data` replaces its data, evaluation settings, device and threads, and
+    /// Opens an exported folder, a checkpoint, a run or a model of Hugging Face; `data` replaces its data, evaluation settings, device and threads, and
     /// `device` the device.
     ///
     /// # Errors
@@ -82,20 +99,16 @@ impl Loaded {
     }
 
     fn newest(path: &Path, data: Option<&Config>, device: Option<&str>) -> Result<Self> {
+        if path.join("config.json").is_file() && !path.join("config.toml").exists() {
+            return Loaded::of_others(path, data, device);
+        }
         let folder = model_folder(path).map_err(Failure::Request)?;
         // an exported folder has its files beside the weights, a checkpoint two levels up
         let home = [folder.clone(), folder.join("../..")].into_iter().find(|p| p.join("config.toml").is_file());
         let home = home
             .ok_or_else(|| Failure::request(format!("{}: no config.toml belongs to this model", folder.display())))?;
         let mut config = Config::of_run(&home)?;
-        if let Some(data) = data {
-            (config.data, config.eval, config.run.threads) = (data.data.clone(), data.eval.clone(), data.run.threads);
-            config.task = data.task.clone();
-            config.run.device.clone_from(&data.run.device);
-        }
-        if let Some(device) = device {
-            config.run.device = device.into();
-        }
+        replace(&mut config, data, device);
         let starts = provenance::read(&home).unwrap_or_else(|e| {
             tell!("warning: {e:#}");
             Vec::new()
@@ -120,7 +133,37 @@ impl Loaded {
         // the values that training ended with, where a schedule or a controller moved them
         config.model = model.config().clone();
         let trained = Trained::of(&folder);
-        Ok(Loaded { folder, home, given: data.is_some(), config, trained, starts, tokenizer, model })
+        Ok(Loaded { folder, home, given: data.is_some(), config, trained, starts, own: true, tokenizer, model })
+    }
+
+    /// A model of Hugging Face that this decoder computes. It brings no text to validate on, and reads as many tokens at once as it was made for, but at most
+    /// [`WINDOW`] where nobody says how many.
+    fn of_others(folder: &Path, data: Option<&Config>, device: Option<&str>) -> Result<Self> {
+        let mut described = Described::of(folder).map_err(Failure::request)?;
+        let path = folder.join("tokenizer.json");
+        let text = |path: &Path| toml::Value::String(path.to_string_lossy().into_owned()).to_string();
+        let (source, window) = (if path.is_file() { "text" } else { "tokens" }, described.positions.min(WINDOW));
+        let file = format!(
+            "run.steps = 1\noptim.lr = 1e-3\ninit.from = {from}\nmodel.attention.kind = \"dense\"\n[data]\nsource = {source:?}\npath = {from}\nseq_len \
+             = {window}\nbatch_size = 1\n",
+            from = text(folder)
+        );
+        let mut config = Config::from_text(&file, &[], folder)?;
+        replace(&mut config, data, device);
+        let tokenizer = path.is_file().then(|| Tokenizer::load(&path, config.treatment())).transpose()?;
+        let (asked, have) = (config.data.vocab_size, described.vocab);
+        if asked != have {
+            let folder = folder.display();
+            return Err(Failure::request(format!(
+                "data.vocab_size: {asked}, but {folder} has {have}; set it to {have}"
+            )));
+        }
+        described.positions = described.positions.max(config.positions());
+        let model = described.load(folder, &open_device(&config)?).map_err(Failure::request)?;
+        config.model = model.config().clone();
+        let (folder, home) = (folder.to_path_buf(), folder.to_path_buf());
+        let (given, trained, starts) = (data.is_some(), None, Vec::new());
+        Ok(Loaded { folder, home, given, config, trained, starts, own: false, tokenizer, model })
     }
 
     /// Where its data are, wherever this process was started.

@@ -84,11 +84,52 @@ fn texts_are_evaluated_from_their_first_token_to_their_last() {
     failed(&eval("empty.txt"), 2, &["empty.txt", "holds no text"]);
     failed(&eval("latin.txt"), 2, &["latin.txt", "byte 3 is not valid UTF-8"]);
     failed(&eval("gone.txt"), 2, &["gone.txt"]);
+    fs::write(s.path("a.parquet"), b"PAR1\x15\x04\xffPAR1").unwrap();
+    failed(&eval("a.parquet"), 2, &["a.parquet: is parquet", "to_json"]);
     failed(&eval("."), 2, &["is a folder"]);
     fs::write(s.path("a.jsonl"), "{\"text\": \"key\"}\n").unwrap();
     failed(&eval("a.jsonl"), 2, &["a.jsonl", "holds records", "jq -r .text"]);
     let both = ["eval", "--model", "runs/test", "--text", "a.txt", "--max-tokens", "5"];
     failed(&s.bin(&both), 2, &["--max-tokens", "--tokens FILE"]);
+}
+
+/// A folder as Hugging Face has it: the weights of an export, without what is ours beside them.
+#[test]
+fn a_model_of_hugging_face_is_evaluated_as_the_run_that_it_came_from() {
+    let s = Sandbox::new();
+    succeeded(&s.run(&[], &["run.steps=2", "eval.sample_tokens=0", "model.attention={kind=\"dense\"}", "router={}"]));
+    succeeded(&s.bin(&["export", "--model", "runs/test", "--out", "hf"]));
+    ["config.toml", "parity.safetensors", "README.md"]
+        .iter()
+        .for_each(|name| fs::remove_file(s.path("hf").join(name)).unwrap());
+    fs::write(s.path("a.txt"), "the router of the query attends a chunk.\n".repeat(40)).unwrap();
+    let eval = |model: &str, args: &[&str]| -> Value {
+        serde_json::from_str(&s.out(&[&["eval", "--model", model, "--json"], args].concat())).unwrap()
+    };
+    let (own, theirs) = (eval("runs/test", &["--text", "a.txt"]), eval("hf", &["--text", "a.txt"]));
+    for key in ["attention", "tokens", "windows", "seq_len", "bits_per_byte"] {
+        assert_eq!(own[key], theirs[key], "{key}");
+    }
+    let loss = |v: &Value| v["loss"].as_f64().unwrap();
+    assert!((loss(&own) - loss(&theirs)).abs() < 1e-6, "{own} {theirs}");
+    let data = ["--config", "runs/test", "--set", "data.tokenizer=hf/tokenizer.json"];
+    assert!((loss(&eval("hf", &data)) - loss(&eval("runs/test", &[]))).abs() < 1e-6);
+    let short = eval("hf", &["--text", "a.txt", "--seq-len", "9"]);
+    assert_eq!((&short["seq_len"], &short["stride"]), (&9.into(), &9.into()));
+    assert_ne!(short["loss"], own["loss"]);
+
+    let asked = |args: &[&str]| s.bin(args);
+    failed(&asked(&["eval", "--model", "hf"]), 2, &["no validation text of its own", "--text FILE", "--config"]);
+    failed(
+        &asked(&["eval", "--model", "hf", "--text", "a.txt", "--seq-len", "9999"]),
+        2,
+        &["--seq-len: 9999 is above"],
+    );
+    failed(&asked(&["eval", "--model", "runs/test", "--seq-len", "9"]), 2, &["--seq-len: what is evaluated"]);
+    failed(&asked(&["export", "--model", "hf", "--out", "again"]), 2, &["is a folder of Hugging Face already"]);
+    let other = ["eval", "--model", "hf", "--config", "runs/test", "--set", "data.vocab_size=77"];
+    failed(&asked(&other), 2, &["data.vocab_size: 77, but hf has"]);
+    assert!(s.out(&["generate", "--model", "hf", "--prompt", "the", "--max-tokens", "2"]).starts_with("the"));
 }
 
 #[test]
