@@ -92,8 +92,14 @@ def parquet(out):
     plain = pa.table({"text": [document(i) for i in range(60)]}, schema=schema)
     options = dict(compression="zstd", use_dictionary=False, write_statistics=False, row_group_size=16)
     pq.write_table(plain, out / "parquet/shard.parquet", **options)
-    # a compression that is not read
-    pq.write_table(plain.slice(0, 1), out / "gzip.parquet", compression="gzip", use_dictionary=False)
+    odd = out / "parquet-odd"
+    odd.mkdir(exist_ok=True)
+    for codec in ["gzip", "brotli"]:
+        pq.write_table(plain, odd / f"{codec}.parquet", compression=codec, row_group_size=20)
+    two = pa.Table.from_arrays([plain["text"], plain["text"]], names=["text", "text"])
+    pq.write_table(two, odd / "two.parquet", compression="zstd")
+    raw = {"compression": "none", "use_dictionary": False, "write_statistics": False, "store_schema": False}
+    pq.write_table(plain, odd / "checksum.parquet", **raw, write_page_checksum=True, row_group_size=20)
 
 
 def tokens(out):

@@ -3,6 +3,7 @@
 
 mod error;
 pub mod files;
+mod guard;
 mod intake;
 mod loader;
 mod prepare;

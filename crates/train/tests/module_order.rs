@@ -54,7 +54,7 @@ const MODEL: Order = &[
     &["lib"],
 ];
 const DATA: Order = &[
-    &["error", "files", "rng", "threads"],
+    &["error", "files", "guard", "rng", "threads"],
     &["intake", "shard", "task", "tokenizer"],
     &["report"],
     &["loader", "prepare"],

@@ -1,8 +1,11 @@
-//! Which encoding bytes are in that are no text in UTF-8, though they may be valid UTF-8.
+//! What bytes are that are no text in UTF-8, though they may be valid UTF-8: another encoding, or a file of another kind.
 
-/// What the first bytes of a file say that it is, where that is no text in UTF-8: `UTF-16`, `UTF-32` or `binary`. A byte order mark says it, or
+/// What the first bytes of a file say that it is, where that is no text in UTF-8: something [`known`], `UTF-16`, `UTF-32` or `binary`. A byte order mark says it, or
 /// control characters do: each second byte of UTF-16 is one in Latin, Greek and Cyrillic letters, and a text has hardly any.
 pub(super) fn named(head: &[u8]) -> Option<&'static str> {
+    if let Some((name, _)) = known(head) {
+        return Some(name);
+    }
     match head {
         [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] => return Some("UTF-32"),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => return Some("UTF-16"),
@@ -21,6 +24,35 @@ pub(super) fn named(head: &[u8]) -> Option<&'static str> {
         2 if few(a + c) || few(b + d) => "UTF-16",
         _ => "binary",
     })
+}
+
+/// First bytes of files that are no text, what they are, and what to do. What is compressed is decompressed before it is looked at, so that
+/// a compression found here is a second one or one that is not read.
+const KNOWN: [(&[u8], &str, &str); 12] = [
+    (b"PAR1", "parquet", "name it so that it ends in .parquet, alone or with data.extensions = [\"parquet\"]"),
+    (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS", "bring the file itself with git lfs pull"),
+    (b"\x1f\x8b\x08", "compressed (gzip)", "decompress it once (gunzip)"),
+    (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "decompress it once (unzstd)"),
+    (b"\xfd7zXZ\0", "compressed by xz", "decompress it first (unxz)"),
+    (b"\x04\x22\x4d\x18", "compressed by lz4", "decompress it first (unlz4)"),
+    (b"PK\x03\x04", "a zip archive", "unpack it first"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it first"),
+    (b"ARROW1\0\0", "arrow", "write one object a line, with a field \"text\", to a .jsonl file"),
+    (b"\x93NUMPY", "an array of numpy", "write its text to a .txt file"),
+    (b"\x89HDF\r\n", "HDF5", "write its text to a .txt file"),
+    (b"%PDF-1.", "PDF", "extract its text to a .txt file"),
+];
+
+/// What a file is whose first bytes say that it is no text at all, and what to do with it.
+pub(super) fn known(head: &[u8]) -> Option<(&'static str, &'static str)> {
+    // the number is the size of a block, then a magic number of the first one
+    if head.starts_with(b"BZh") && head.get(4..10) == Some(b"1AY&SY") {
+        return Some(("compressed by bzip2", "decompress it first (bunzip2)"));
+    }
+    if head.get(257..262) == Some(b"ustar") {
+        return Some(("a tar archive", "unpack it first"));
+    }
+    KNOWN.iter().find(|(magic, ..)| head.starts_with(magic)).map(|(_, name, remedy)| (*name, *remedy))
 }
 
 #[cfg(test)]

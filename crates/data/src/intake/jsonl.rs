@@ -137,7 +137,11 @@ impl<'a> Lines<'a> {
         open::open(path)?.take(8 << 10).read_to_end(&mut head).map_err(open::failed(path))?;
         if let Some(what) = encoding::named(&head) {
             self.ended = true;
-            return if self.folder { Ok(Some(text::other_encoding(&head))) } else { Err(text::other(path, what)) };
+            return if self.folder {
+                Ok(Some(text::other_encoding(&head)))
+            } else {
+                Err(text::other(path, &head, what))
+            };
         }
         self.reader = Some(BufReader::with_capacity(1 << 20, open::open(path)?));
         Ok(None)

@@ -114,6 +114,9 @@ pub(super) struct Content {
     parts: u64,
     /// where the last one began in the file
     from: u64,
+    /// bytes of content that a zstd frame has given, and how many its header announces
+    given: u64,
+    announced: Option<u64>,
 }
 
 /// Opens a file.
@@ -129,7 +132,7 @@ pub(super) fn open(path: &Path) -> Result<Content> {
         _ => Coding::Plain(source),
     };
     let parts = u64::from(matches!(coding, Coding::Gzip(_)));
-    Ok(Content { coding, parts, from: 0 })
+    Ok(Content { coding, parts, from: 0, given: 0, announced: None })
 }
 
 /// The error of a read of a content: damage is the file's, the rest is the system's.
@@ -244,6 +247,7 @@ impl Content {
             ));
         }
         (self.parts, self.from) = (self.parts + 1, at);
+        (self.given, self.announced) = (0, content_size(&head));
         match window(&head) {
             Some(bytes) if bytes > WINDOW => {
                 return refused(format!(
@@ -272,7 +276,9 @@ impl Content {
         loop {
             let Coding::Zstd(source, decoder) = &mut self.coding else { return Ok(0) };
             if self.parts > 0 && decoder.can_collect() > 0 {
-                return decoder.read(out);
+                let n = decoder.read(out)?;
+                self.given += n as u64;
+                return Ok(n);
             }
             if self.parts > 0 && !decoder.is_finished() {
                 if let Err(e) = decoder.decode_blocks(source, BlockDecodingStrategy::UptoBlocks(1)) {
@@ -283,6 +289,10 @@ impl Content {
             let told = if self.parts > 0 { decoder.get_checksum_from_data() } else { None };
             if told.is_some() && told != decoder.get_calculated_checksum() {
                 return Err(self.damage("the content does not match its checksum".into()));
+            }
+            if self.parts > 0 && self.announced.is_some_and(|n| n != self.given) {
+                let (given, announced) = (self.given, self.announced.unwrap_or(0));
+                return Err(self.damage(format!("it holds {given} bytes, its header announces {announced}")));
             }
             if !self.next_frame()? {
                 return Ok(0);
@@ -313,8 +323,18 @@ fn window(head: &[u8]) -> Option<u64> {
         return Some(base + base / 8 * u64::from(byte & 7));
     }
     // a single segment: the window is the content
-    let from = 5 + [0, 1, 2, 4][usize::from(descriptor & 3)];
-    let bytes = [1, 2, 4, 8][usize::from(descriptor >> 6)];
+    content_size(head)
+}
+
+/// Bytes of the content of a zstd frame, where its header says so (RFC 8878, 3.1.1.1.4).
+fn content_size(head: &[u8]) -> Option<u64> {
+    let &[_, _, _, _, descriptor, ..] = head else { return None };
+    let single = descriptor & 0x20 != 0;
+    let from = 5 + usize::from(!single) + [0, 1, 2, 4][usize::from(descriptor & 3)];
+    let bytes = [usize::from(single), 2, 4, 8][usize::from(descriptor >> 6)];
+    if bytes == 0 {
+        return None;
+    }
     let field = head.get(from..from + bytes)?;
     let size = field.iter().rev().fold(0u64, |sum, &b| sum << 8 | u64::from(b));
     Some(if bytes == 2 { size + 256 } else { size })

@@ -1,20 +1,27 @@
-//! Parquet: a row is a document, its text in one column. FineWeb and what `datasets` writes: strings, compressed by snappy or zstd, with a
-//! dictionary or not, nulls allowed.
+//! Parquet: a row is a document, its text in one column. FineWeb and what `datasets` writes: strings, compressed by snappy, zstd or gzip,
+//! with a dictionary or not, nulls allowed. Where pages have checksums they are verified.
 //!
 //! What is held at once is a page of the column and a batch of rows.
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fs::File;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io::Read;
 
 use parquet::basic::{Compression, Type};
 use parquet::column::reader::{ColumnReader, ColumnReaderImpl};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 
-use super::{Document, Documents, Found, SourceFile, Text, steps};
+use super::{Document, Documents, Found, SourceFile, Text, encoding, steps};
 use crate::error::{DataError, Result};
+use crate::guard::guarded;
+
+/// What a parquet file begins with.
+pub(super) const MAGIC: &[u8; 4] = b"PAR1";
+
+/// Columns that are told where the one that is asked for is not there.
+const TOLD: usize = 20;
 
 /// Rows read at once.
 const BATCH: usize = 256;
@@ -36,11 +43,28 @@ struct Rows<'a> {
     groups: usize,
     /// Rows given of the last one.
     row: u64,
+    /// Rows read of the last one, and how many the file says that there are.
+    found: u64,
+    announced: u64,
     /// Texts that were read and not given; none is null.
     ready: VecDeque<Option<ByteArray>>,
     ended: bool,
     /// Whether a text in another encoding is passed over.
     folder: bool,
+}
+
+/// Refuses what this program does not decompress.
+fn check_codec(codec: Compression) -> std::result::Result<(), String> {
+    let name = match codec {
+        Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_) | Compression::GZIP(_) => return Ok(()),
+        Compression::LZ4 | Compression::LZ4_RAW => "LZ4",
+        Compression::BROTLI(_) => "Brotli",
+        Compression::LZO => "LZO",
+    };
+    Err(format!(
+        "its column is compressed by {name}, expected zstd, snappy, gzip or nothing; write the file again \
+         (pyarrow: pq.write_table(pq.read_table(FILE), NEW, compression=\"zstd\"))"
+    ))
 }
 
 impl<'a> Rows<'a> {
@@ -54,15 +78,27 @@ impl<'a> Rows<'a> {
             let place = if self.groups == 0 { String::new() } else { format!("row group {}: ", self.groups) };
             DataError::content(&self.file.path, format!("{place}is damaged: {what}"))
         };
-        match catch_unwind(AssertUnwindSafe(ask)) {
-            Ok(answer) => answer.map_err(|e| damaged(e.to_string())),
-            Err(_) => Err(damaged("its parts contradict each other".into())),
+        match guarded(ask) {
+            Ok(answer) => answer.map_err(|e| damaged(format!("{e}; bring it again"))),
+            Err(_) => Err(damaged("its parts contradict each other; bring it again".into())),
         }
     }
 
     fn open(&mut self) -> Result<()> {
         let path = &self.file.path;
-        let file = File::open(path).map_err(DataError::io(path, "cannot be read"))?;
+        let mut file = File::open(path).map_err(DataError::io(path, "cannot be read"))?;
+        let mut head = Vec::new();
+        file.by_ref().take(1 << 10).read_to_end(&mut head).map_err(DataError::io(path, "cannot be read"))?;
+        if !head.is_empty() && !head.starts_with(MAGIC) {
+            let what = match (encoding::known(&head), &head[..]) {
+                (_, [b'P', b'A', b'R', b'E', ..]) => "is encrypted; write it again without".to_string(),
+                (Some((name, remedy)), _) => format!("is {name}, no parquet file; {remedy}"),
+                (None, _) => {
+                    "is no parquet file, which begins with PAR1; bring the file that its name announces".into()
+                }
+            };
+            return Err(DataError::content(path, what));
+        }
         self.reader = Some(self.ask(|| SerializedFileReader::new(file))?);
         Ok(())
     }
@@ -75,31 +111,29 @@ impl<'a> Rows<'a> {
             return Ok(None);
         }
         let columns = schema.columns();
-        let Some(at) = columns.iter().position(|c| c.path().string() == self.field) else {
-            let names: Vec<String> = columns.iter().take(20).map(|c| c.path().string()).collect();
-            let what = format!("has no column {:?} (data.field); it has {}", self.field, names.join(", "));
+        let mut named = (0..columns.len()).filter(|&i| columns[i].path().string() == self.field);
+        let Some(at) = named.next() else {
+            let names: Vec<String> = columns.iter().take(TOLD).map(|c| c.path().string()).collect();
+            let more = if columns.len() > TOLD { format!(", ... ({} in all)", columns.len()) } else { String::new() };
+            let what = format!("has no column {:?} (data.field); it has {}{more}", self.field, names.join(", "));
             return Err(DataError::content(&self.file.path, what));
         };
+        if named.next().is_some() {
+            let what =
+                format!("has several columns {:?} (data.field); give the one that is meant another name", self.field);
+            return Err(DataError::content(&self.file.path, what));
+        }
         if columns[at].max_rep_level() > 0 || columns[at].physical_type() != Type::BYTE_ARRAY {
             let what = format!("its column {:?} holds no texts (data.field names the column)", self.field);
             return Err(DataError::content(&self.file.path, what));
         }
         let present = columns[at].max_def_level();
         let group = self.groups;
-        match reader.metadata().row_group(group).columns().get(at).map(|column| column.compression()) {
-            None | Some(Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::ZSTD(_)) => {}
-            Some(other) => {
-                let what = format!(
-                    "row group {}: column {:?} is compressed by {other}, which is not read; write the file again with snappy or zstd \
-                     (compression = \"zstd\" of pyarrow.parquet.write_table)",
-                    group + 1,
-                    self.field
-                );
-                return Err(DataError::content(&self.file.path, what));
-            }
-        }
+        check_codec(reader.metadata().row_group(group).column(at).compression())
+            .map_err(|what| DataError::content(&self.file.path, format!("row group {}: {what}", group + 1)))?;
+        self.announced = u64::try_from(reader.metadata().row_group(group).num_rows()).unwrap_or(u64::MAX);
         let opened = self.ask(|| reader.get_row_group(group)?.get_column_reader(at))?;
-        (self.groups, self.row) = (self.groups + 1, 0);
+        (self.groups, self.row, self.found) = (self.groups + 1, 0, 0);
         match opened {
             ColumnReader::ByteArrayColumnReader(reader) => Ok(Some(Column { reader, present })),
             _ => Err(self.wrong("its column is of another type than the file says")),
@@ -117,7 +151,13 @@ impl<'a> Rows<'a> {
             let present = column.present;
             let levels_of = (present > 0).then_some(&mut levels);
             let (rows, ..) = self.ask(|| column.reader.read_records(BATCH, levels_of, None, &mut values))?;
+            self.found += rows as u64;
             if rows == 0 {
+                if self.found != self.announced {
+                    let (found, announced) = (self.found, self.announced);
+                    let what = format!("is damaged: its column holds {found} of {announced} rows; bring it again");
+                    return Err(self.wrong(what));
+                }
                 continue;
             }
             let mut values = values.into_iter();
@@ -166,6 +206,8 @@ pub(super) fn documents<'a>(file: &'a SourceFile, field: &'a str, folder: bool) 
         column: None,
         groups: 0,
         row: 0,
+        found: 0,
+        announced: 0,
         ready: VecDeque::new(),
         ended: false,
         folder,

@@ -30,7 +30,7 @@ fn document(file: &SourceFile, folder: bool) -> Result<(Found<'_>, &'static str)
     let compression = content.compression();
     let leave = |found| Ok((found, compression));
     if let Some(what) = encoding::named(&head) {
-        return if folder { leave(other_encoding(&head)) } else { Err(other(path, what)) };
+        return if folder { leave(other_encoding(&head)) } else { Err(other(path, &head, what)) };
     }
     if folder && head.contains(&0) && std::str::from_utf8(&head).is_err_and(|e| e.error_len().is_some()) {
         return leave(Found::LeftOut("binary".into()));
@@ -67,6 +67,7 @@ fn document(file: &SourceFile, folder: bool) -> Result<(Found<'_>, &'static str)
 pub(super) fn other_encoding(head: &[u8]) -> Found<'static> {
     Found::LeftOut(match encoding::named(head) {
         Some("binary") => "binary".into(),
+        Some(name) if encoding::known(head).is_some() => format!("{name}, no text"),
         Some(wide) => format!("{wide}, not UTF-8"),
         None => "not UTF-8".into(),
     })
@@ -95,8 +96,11 @@ fn measure(path: &Path) -> Result<Option<u64>> {
     }
 }
 
-/// What to do with a file of another encoding, or of none.
-pub(super) fn other(path: &Path, what: &str) -> DataError {
+/// What to do with a file of another encoding, or of none; `what` its first bytes are.
+pub(super) fn other(path: &Path, head: &[u8], what: &str) -> DataError {
+    if let Some((name, remedy)) = encoding::known(head) {
+        return DataError::content(path, format!("is {name}, no text; {remedy}"));
+    }
     DataError::content(
         path,
         match what {

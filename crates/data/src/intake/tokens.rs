@@ -9,12 +9,13 @@
 mod megatron;
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::encoding;
 use super::files::{self, Format, SourceFile};
 use crate::error::{DataError, Result};
 
@@ -22,6 +23,8 @@ use crate::error::{DataError, Result};
 const PART: usize = 1 << 18;
 /// Bytes of llm.c's header: 256 numbers of 32 bits.
 const HEADER: u64 = 1024;
+/// Bytes of a file without a header from which on their look says for certain what they are not.
+const SURE: usize = 256;
 /// GPT-2's `<|endoftext|>`, which llm.c and nanoGPT write.
 const GPT2_END: u32 = 50256;
 /// Llama 3's `<|begin_of_text|>`, which llm.c writes before each document.
@@ -182,6 +185,21 @@ fn content(path: &Path, what: impl Into<String>) -> DataError {
 }
 
 impl TokenFile {
+    /// A file that Megatron's index describes.
+    fn indexed(file: SourceFile, index: &Path, metadata: &Metadata) -> Result<Self> {
+        let (number, runs) = megatron::index(index, file.len)?;
+        Ok(TokenFile {
+            index: Some(SourceFile::new(index, format!("{} (index)", file.name), Format::Tokens, metadata)),
+            layout: "Megatron",
+            validation: split(&file.name) == Some("validation"),
+            tokens: runs.iter().map(|r| r.tokens).sum(),
+            end_of_text: None,
+            file,
+            number,
+            runs,
+        })
+    }
+
     fn open(file: SourceFile, vocab: usize, parting: Parting) -> Result<Self> {
         let path = file.path.clone();
         let mut head = Vec::new();
@@ -191,20 +209,11 @@ impl TokenFile {
         let validation = split(&file.name) == Some("validation");
         let index = path.with_extension("idx");
         let own = |id: u32| Some(parting.before.unwrap_or(id));
+        if index == path {
+            return Err(content(&path, "is a Megatron index and holds no ids; name the .bin file beside it"));
+        }
         if let Ok(metadata) = std::fs::metadata(&index) {
-            let (number, runs) = megatron::index(&index, file.len)?;
-            let tokens = runs.iter().map(|r| r.tokens).sum();
-            let index = Some(SourceFile::new(&index, format!("{} (index)", file.name), Format::Tokens, &metadata));
-            return Ok(TokenFile {
-                file,
-                index,
-                layout: "Megatron",
-                validation,
-                tokens,
-                end_of_text: None,
-                number,
-                runs,
-            });
+            return TokenFile::indexed(file, &index, &metadata);
         }
         let (layout, number, from, tokens, end) = match (word(0), word(1)) {
             (20240520, 1) => ("llm.c, version 1", Number::U16, HEADER, word(2) as i64, own(GPT2_END)),
@@ -330,6 +339,8 @@ fn headerless(path: &Path, head: &[u8], file: &SourceFile, vocab: usize) -> Resu
     // three bytes of gzip: two alone are an id of GPT-2
     let known = [
         (&b"PK\x03\x04"[..], "an archive, as PyTorch saves models", "name the file of ids"),
+        (b"GGUF", "a model (GGUF)", "name the file of ids"),
+        (b"MMIDIDX\0", "a Megatron index", "name the .bin file beside it"),
         (&b"DASHTOKS"[..], "a shard of a prepared corpus", "name the file that it was made from"),
         (&b"\x1f\x8b\x08"[..], "compressed (gzip)", "decompress it first (gunzip)"),
         (&b"\x28\xb5\x2f\xfd"[..], "compressed (zstd)", "decompress it first (unzstd)"),
@@ -338,6 +349,23 @@ fn headerless(path: &Path, head: &[u8], file: &SourceFile, vocab: usize) -> Resu
     ];
     if let Some((_, what, instead)) = known.iter().find(|(magic, ..)| head.starts_with(magic)) {
         return Err(content(path, format!("is {what}, no file of token ids; {instead}")));
+    }
+    if let Some((name, remedy)) = encoding::known(head) {
+        return Err(content(path, format!("is {name}, no file of token ids; {remedy}")));
+    }
+    // a length of 64 bits, then the names of the tensors
+    if head.get(8..10) == Some(b"{\"") {
+        return Err(content(path, "is a safetensors file, no file of token ids; name the file of ids"));
+    }
+    if head.len() >= SURE && head.iter().all(|b| matches!(b, b' '..=b'~' | b'\t' | b'\r' | b'\n')) {
+        let what = "holds text and no token ids; set data.source = \"text\" to have it encoded";
+        return Err(content(path, what));
+    }
+    let halves = |at: usize| head.chunks_exact(4).all(|b| b[at] == 0 && b[at + 1] == 0);
+    if head.len() >= SURE && halves(2) && !halves(0) {
+        let what = "has no header, and every second of its numbers of 16 bits is 0: its ids have 32 bits or more; write them again as \
+                    uint16, or with llm.c's header of version 7";
+        return Err(content(path, what));
     }
     if file.len == 0 {
         return Err(content(path, "is empty; bring the whole file, or move it away"));

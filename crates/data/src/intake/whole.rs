@@ -55,8 +55,9 @@ pub fn whole_text(path: &Path, most: u64) -> Result<String> {
                     pandas.read_parquet(FILE).to_json(OUT, orient=\"records\", lines=True))";
         return Err(DataError::content(path, what));
     }
-    if let Some(what) = encoding::named(&bytes[..bytes.len().min(8 << 10)]) {
-        return Err(text::other(path, what));
+    let head = &bytes[..bytes.len().min(8 << 10)];
+    if let Some(what) = encoding::named(head) {
+        return Err(text::other(path, head, what));
     }
     let text = String::from_utf8(bytes).map_err(|e| text::not_utf8(path, e.utf8_error().valid_up_to() as u64))?;
     Ok(text.strip_prefix('\u{feff}').map(str::to_string).unwrap_or(text))

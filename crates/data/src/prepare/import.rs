@@ -218,7 +218,7 @@ fn finish(halves: Halves<'_>, settings: &Settings, report: &mut Report) -> Resul
     }
     let what = format!(
         "gave {} training and {} validation tokens; both are needed: a file validates whose name has val, valid or validation in it, \
-         where none has, the last data.validation_share of all tokens does",
+         where none has, the last data.validation_share of all tokens does, at most data.validation_tokens",
         report.train_tokens, report.validation_tokens
     );
     Err(DataError::content(&settings.path, what))

@@ -324,8 +324,9 @@ fn fill(
             Validation::Share => "data.validation_share or data.validation_tokens",
             Validation::LastFile => "data.validation_tokens",
         };
+        let most = if settings.max_tokens > 0 { ", or data.max_tokens" } else { "" };
         let what = format!(
-            "{} bytes of text gave {} training and {} validation tokens, too few; bring more text, or raise {raise}{}",
+            "{} bytes of text gave {} training and {} validation tokens, too few; bring more text, or raise {raise}{most}{}",
             report.bytes,
             report.train_tokens,
             report.validation_tokens,

@@ -6,8 +6,8 @@ use rayon::prelude::*;
 use tokenizers::{Encoding, Tokenizer as Inner};
 
 use super::Tokenizer;
-use super::guard::guarded;
 use crate::error::{DataError, Result};
+use crate::guard::guarded;
 use crate::intake::pieces;
 use crate::threads;
 

@@ -8,9 +8,9 @@ use serde::Deserialize;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{ModelWrapper, Tokenizer as Inner};
 
-use super::guard::guarded;
 use super::{Bos, END_OF_TEXT, SpecialTokens, Tokenizer, Treatment};
 use crate::error::{DataError, Result};
+use crate::guard::guarded;
 
 /// Names of tokens that end a text, the most telling first.
 const ENDS: [&str; 8] = [

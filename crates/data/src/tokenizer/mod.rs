@@ -10,7 +10,6 @@
 //! - What a vocabulary cannot express is counted, by character. Vocabularies that hold every byte express everything.
 
 mod encode;
-mod guard;
 mod learn;
 mod load;
 mod stream;
@@ -26,6 +25,7 @@ use std::io::Read;
 use std::path::Path;
 
 use crate::error::{DataError, Result};
+use crate::guard::guarded;
 pub use encode::{Encoded, Unknown};
 pub use stream::TextStream;
 
@@ -189,7 +189,7 @@ impl Tokenizer {
     /// When the file's decoder refuses them.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         let no = |e: &str| DataError::content(&self.origin, format!("cannot decode: {e}"));
-        guard::guarded(|| self.inner.decode(ids, true)).map_err(|e| no(&e))?.map_err(|e| no(&e.to_string()))
+        guarded(|| self.inner.decode(ids, true)).map_err(|e| no(&e))?.map_err(|e| no(&e.to_string()))
     }
 
     /// Text of `ids` as the continuation of `context`: decoders of whole texts drop a first blank, which is none here.

@@ -258,7 +258,10 @@ fn what_the_tokenizers_crate_panics_at_is_an_error() {
     let mut t = bytes_only(256);
     t["normalizer"] = json!({"type": "Prepend", "prepend": ""});
     let told = load(&t, Treatment::default()).err().unwrap().to_string();
-    assert!(told.starts_with("given.json: cannot encode a text: the tokenizers crate fails there: index"), "{told}");
+    assert!(
+        told.starts_with("given.json: cannot encode a text: the library that reads it fails there: index"),
+        "{told}"
+    );
     // one that fails at some texts only: at all with more than a letter
     let one = json!({"type": "Replace", "pattern": {"String": "the"}, "content": "x"});
     t["normalizer"] = json!({"type": "Sequence", "normalizers": [one, t["normalizer"]]});
@@ -267,7 +270,7 @@ fn what_the_tokenizers_crate_panics_at_is_an_error() {
     for told in [t.encode("ab").err(), t.encode_accounted("ab", true).err()] {
         let told = told.unwrap().to_string();
         assert!(
-            told.starts_with("given.json: cannot encode the text: the tokenizers crate fails there: index"),
+            told.starts_with("given.json: cannot encode the text: the library that reads it fails there: index"),
             "{told}"
         );
     }

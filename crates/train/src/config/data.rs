@@ -200,6 +200,10 @@ impl Data {
             let what = "means nothing where text is encoded; remove it, or set data.source = \"tokens\"";
             return wrong("data.end_of_text", what);
         }
+        if let Some(id) = self.end_of_text.filter(|id| *id as usize >= self.vocab_size) {
+            let what = format!("{id} is not below data.vocab_size = {}, so that no token has it", self.vocab_size);
+            return wrong("data.end_of_text", what);
+        }
         Ok(())
     }
 

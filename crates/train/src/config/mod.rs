@@ -291,6 +291,8 @@ mod tests {
         assert!(error(MINIMAL, &["data.vocab_size=9000000000000000000"]).contains("the largest id"));
         assert!(error(MINIMAL, &["data.path=a.txt"]).contains("data.path: means nothing to data.source = \"cargo\""));
         assert!(error(MINIMAL, &["data.validation=last-file"]).contains("means nothing to data.source = \"cargo\""));
+        let end = ["data.source=tokens", "data.path=x", "data.vocab_size=65", "data.end_of_text=65"];
+        assert!(error(MINIMAL, &end).contains("data.end_of_text: 65 is not below data.vocab_size = 65"));
         let last = ["data.source=text", "data.path=x", "data.validation=last-file", "data.validation_share=0.1"];
         assert!(error(MINIMAL, &last).contains("data.validation_share: means nothing to data.validation"));
         assert!(error(MINIMAL, &["data.validation_share=0.6"]).contains("0.6 is not above 0 and at most 0.5"));

@@ -145,3 +145,43 @@ fn a_cut_or_flipped_file_never_reads_as_another_text() {
     }
     assert!(refused > 2 * good.len() - 120, "{refused} of {}", 2 * good.len());
 }
+
+#[test]
+fn a_frame_is_held_to_the_size_that_its_header_announces() {
+    // a raw block of five bytes, the last; a single segment, so the size stands in a byte
+    let frame = |size: u8| [&[0x28, 0xb5, 0x2f, 0xfd, 0x20, size, 5 << 3 | 1, 0, 0][..], b"a = 1"].concat();
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.txt.zst"), frame(5)).unwrap();
+    assert_eq!(read(&dir.path().join("a.txt.zst")).unwrap().0, ["a = 1"]);
+    for size in [4, 6] {
+        let told = error("a.txt.zst", &frame(size));
+        assert!(told.contains(&format!("it holds 5 bytes, its header announces {size}")), "{told}");
+    }
+    let python = fs::read(fixture("lines.jsonl.zst")).unwrap();
+    assert!(content_size(&python).is_some(), "Python's zstandard writes it");
+}
+
+#[test]
+fn what_is_no_text_is_told_by_its_first_bytes() {
+    use std::io::Write;
+    let mut tar = [0u8; 512];
+    tar[..8].copy_from_slice(b"book.txt");
+    tar[257..262].copy_from_slice(b"ustar");
+    let packed = |content: &[u8]| {
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(content).unwrap();
+        gzip.finish().unwrap()
+    };
+    let text = b"{\"text\": \"a\"}\n";
+    for (name, content, what) in [
+        ("a.jsonl.gz", packed(&packed(text)), "is compressed (gzip), no text; decompress it once"),
+        ("a.txt.gz", packed(b"\xfd7zXZ\0\0\x04"), "is compressed by xz, no text; decompress it first (unxz)"),
+        ("a.tgz", packed(&tar), "is a tar archive, no text; unpack it first"),
+        ("a.txt", b"BZh91AY&SY123".to_vec(), "is compressed by bzip2"),
+        ("a.txt", b"PAR1\x15\x04".to_vec(), "is parquet, no text; name it so that it ends in .parquet"),
+        ("a.md", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n".to_vec(), "git lfs pull"),
+    ] {
+        let told = error(name, &content);
+        assert!(told.contains(what), "{told}");
+    }
+}

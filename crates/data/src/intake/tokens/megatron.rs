@@ -8,11 +8,31 @@
 //! | 18 | u64 number of sequences s |
 //! | 26 | u64 number of documents and one, d |
 //! | 34 | s times i32 tokens of a sequence, s times i64 its first byte in the .bin file, d times i64 the first sequence of a document, and at last s |
+//!
+//! Its writer puts sequences one behind the other, so an index whose places are others belongs to another file or announces another type.
 
 use std::path::Path;
 
 use super::{Number, Run, content};
 use crate::error::{DataError, Result};
+
+/// Which sequences begin a document; one more place than there are sequences, for the end of the last one.
+fn beginnings(starts: impl Iterator<Item = u64>, sequences: usize) -> std::result::Result<Vec<bool>, String> {
+    let mut begins = vec![false; sequences + 1];
+    let mut before = 0;
+    for (i, first) in starts.enumerate() {
+        let place = usize::try_from(first).ok().filter(|at| *at <= sequences);
+        let place = place.ok_or(format!("document {i} begins at sequence {} of {sequences}", first as i64))?;
+        if place < before {
+            return Err(format!("document {i} begins at sequence {place}, the one before at {before}"));
+        }
+        (begins[place], before) = (true, place);
+    }
+    if sequences > 0 && !begins[0] {
+        return Err("no document begins at the first sequence".into());
+    }
+    Ok(begins)
+}
 
 /// What a Megatron index says of a file of `len` bytes.
 pub(super) fn index(path: &Path, len: u64) -> Result<(Number, Vec<Run>)> {
@@ -44,15 +64,11 @@ pub(super) fn index(path: &Path, len: u64) -> Result<(Number, Vec<Run>)> {
     }
     let (sequences, documents) = (sequences as usize, documents as usize);
     let (pointers, starts) = (34 + 4 * sequences, 34 + 12 * sequences);
-    let mut begins = vec![false; sequences + 1];
-    for i in 0..documents {
-        let first = word(starts + 8 * i).unwrap_or(u64::MAX);
-        match usize::try_from(first).ok().and_then(|at| begins.get_mut(at)) {
-            Some(slot) => *slot = true,
-            None => return Err(bad(format!("document {i} begins at sequence {first} of {sequences}"))),
-        }
-    }
+    let begins =
+        beginnings((0..documents).map(|i| word(starts + 8 * i).unwrap_or(u64::MAX)), sequences).map_err(bad)?;
     let mut runs = Vec::with_capacity(sequences);
+    // where the sequence before ends; an empty one hands the beginning of its document on
+    let (mut expected, mut begun) = (0, false);
     for i in 0..sequences {
         let size = &bytes[34 + 4 * i..38 + 4 * i];
         let tokens = i32::from_le_bytes([size[0], size[1], size[2], size[3]]);
@@ -62,7 +78,20 @@ pub(super) fn index(path: &Path, len: u64) -> Result<(Number, Vec<Run>)> {
         if end.is_none_or(|end| end > len) {
             return Err(bad(format!("sequence {i} ends behind the {len} bytes of the .bin file")));
         }
-        runs.push(Run { at, tokens, begins: begins[i] });
+        if at != expected {
+            let width = number.width();
+            return Err(bad(format!(
+                "sequence {i} begins at byte {at}, expected {expected}, where the one before ends with {width} bytes a token"
+            )));
+        }
+        begun |= begins[i];
+        if tokens > 0 {
+            runs.push(Run { at, tokens, begins: std::mem::take(&mut begun) });
+        }
+        expected = at + tokens * number.width() as u64;
+    }
+    if expected != len {
+        return Err(bad(format!("its {sequences} sequences end at byte {expected} of the {len} of the .bin file")));
     }
     Ok((number, runs))
 }

@@ -277,3 +277,65 @@ fn a_damaged_index_is_told_by_name() {
     }
     assert!(refused > index.len() / 10, "{refused} of {}", index.len() / 5);
 }
+
+#[test]
+fn an_index_of_other_places_or_of_another_type_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let sequences: [&[u32]; 4] = [&[1, 2, 3], &[], &[4, 5], &[6, 7, 8, 9, 10, 11, 12, 13]];
+    let bin: Vec<u8> = sequences.concat().iter().flat_map(|id| (*id as u16).to_le_bytes()).collect();
+    let path = dir.path().join("a.bin");
+    let write = |code: u8, places: [i64; 4], documents: &[i64], bin: &[u8]| {
+        let mut index = [&b"MMIDIDX\0\0"[..], &1u64.to_le_bytes(), &[code], &4u64.to_le_bytes()].concat();
+        index.extend((documents.len() as u64).to_le_bytes());
+        index.extend(sequences.iter().flat_map(|s| (s.len() as i32).to_le_bytes()));
+        index.extend(places.iter().chain(documents).flat_map(|x| x.to_le_bytes()));
+        fs::write(dir.path().join("a.idx"), index).unwrap();
+        fs::write(&path, bin).unwrap();
+        prepare(&settings(path.clone(), dir.path()), |_| {}).map(|p| {
+            let starts = |shards: &[std::sync::Arc<crate::Shard>]| {
+                shards.iter().map(|s| s.document_starts().len()).sum::<usize>()
+            };
+            (both(&p), starts(&p.train) + starts(&p.validation), p.report.documents)
+        })
+    };
+    let places = [0, 6, 6, 10];
+    // the document of an empty sequence begins with the next one
+    let (ids, starts, documents) = write(8, places, &[0, 1, 3, 4], &bin).unwrap();
+    // and the last one is cut, so that its end validates
+    assert_eq!(([ids.0, ids.1].concat(), starts, documents), (sequences.concat(), 4, 3));
+    let told = |code, places, documents: &[i64], bin: &[u8]| {
+        let e = write(code, places, documents, bin).err().unwrap();
+        assert!(e.is_request() && e.to_string().contains("a.idx"), "{e}");
+        e.to_string()
+    };
+    let wide: Vec<u8> = sequences.concat().iter().flat_map(|id| id.to_le_bytes()).collect();
+    let other = told(8, [0, 12, 12, 20], &[0, 4], &wide);
+    assert!(other.contains("sequence 1 begins at byte 12, expected 6"), "{other}");
+    assert!(told(1, places, &[0, 4], &bin).contains("sequence 1 begins at byte 6, expected 3"));
+    assert!(told(8, [0, 0, 0, 0], &[0, 4], &bin).contains("sequence 1 begins at byte 0, expected 6"));
+    assert!(told(8, places, &[0, 4], &[&bin[..], b"more"].concat()).contains("end at byte 26 of the 30"));
+    assert!(told(8, places, &[1, 4], &bin).contains("no document begins at the first sequence"));
+    assert!(told(8, places, &[0, 3, 2], &bin).contains("document 2 begins at sequence 2, the one before at 3"));
+    let index = dir.path().join("a.idx");
+    let e = prepare(&settings(index, dir.path()), |_| {}).err().unwrap().to_string();
+    assert!(e.contains("is a Megatron index and holds no ids; name the .bin file"), "{e}");
+}
+
+#[test]
+fn a_file_without_a_header_that_is_no_ids_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.bin");
+    let wide: Vec<u8> = (0..200u32).flat_map(|i| (i * 7 % 50000).to_le_bytes()).collect();
+    let text = "The river runs, and the bridge stands.\n".repeat(9);
+    for (content, what) in [
+        (wide, "its ids have 32 bits or more; write them again as uint16"),
+        (text.into_bytes(), "holds text and no token ids; set data.source = \"text\""),
+        (b"GGUF\x03\0\0\0".to_vec(), "is a model (GGUF)"),
+        ([&50u64.to_le_bytes()[..], b"{\"a\":{}}  "].concat(), "is a safetensors file"),
+        (b"%PDF-1.7 and so on".to_vec(), "is PDF, no file of token ids"),
+    ] {
+        fs::write(&path, content).unwrap();
+        let e = prepare(&settings(path.clone(), dir.path()), |_| {}).err().unwrap();
+        assert!(e.is_request() && e.to_string().contains(what), "{e}");
+    }
+}

@@ -1,5 +1,5 @@
-//! Calls into the `tokenizers` crate. It panics at some parts of a file and some texts, such as an empty string to prepend before a letter of
-//! two bytes: an error here, because the file is a user's.
+//! Calls into crates that panic at some files: `tokenizers` at an empty string to prepend before a letter of two bytes, `parquet` at parts
+//! that contradict each other. An error here, because the file is a user's.
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
@@ -11,7 +11,7 @@ thread_local! {
 
 /// What a call returns, or what it said when it panicked. Nothing of that is printed: the standard library has a hook of the whole process for
 /// it and no other way, so this one passes every other panic on.
-pub(super) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
+pub(crate) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     static HOOK: Once = Once::new();
     HOOK.call_once(|| {
         let others = take_hook();
@@ -26,6 +26,6 @@ pub(super) fn guarded<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     GUARDED.set(outside);
     returned.map_err(|panic| {
         let said = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-        format!("the tokenizers crate fails there: {}", said.unwrap_or("it does not say why"))
+        format!("the library that reads it fails there: {}", said.unwrap_or("it does not say why"))
     })
 }
