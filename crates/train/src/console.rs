@@ -6,6 +6,7 @@
 //!
 //! This is the program's one global: a progress line can come from anywhere, and every one belongs in `run.log`.
 
+use std::collections::VecDeque;
 use std::fmt::Arguments;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
@@ -16,7 +17,33 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::failure::{Failure, Result};
 
 static QUIET: AtomicBool = AtomicBool::new(false);
-static RECORD: Mutex<Option<File>> = Mutex::new(None);
+static RECORD: Mutex<Record> = Mutex::new(Record::Early(VecDeque::new()));
+
+/// Where lines are recorded.
+enum Record {
+    /// Nowhere yet: what was told before the run had a folder, the last [`EARLY`] lines of it.
+    Early(VecDeque<String>),
+    /// The run's log.
+    File(File),
+}
+
+/// Lines that are kept for a log that is not there yet. What was taken of a corpus and its notes come last.
+const EARLY: usize = 256;
+
+impl Record {
+    /// A full disk takes the line, not the run.
+    fn add(&mut self, line: String) {
+        match self {
+            Record::File(file) => _ = file.write_all(line.as_bytes()),
+            Record::Early(lines) => {
+                lines.push_back(line);
+                if lines.len() > EARLY {
+                    lines.pop_front();
+                }
+            }
+        }
+    }
+}
 
 /// Tells progress in a line: to standard error unless `--quiet`, and to the run's log. Takes what `format!` takes.
 macro_rules! tell {
@@ -40,20 +67,23 @@ pub fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// From now on every line is also appended to this file. A file that cannot be opened is told once; the run goes on.
+/// From now on every line is also appended to this file, and before them those that were told until now. A file that cannot be opened is told once; the
+/// run goes on.
 pub fn record_to(path: &Path) {
     match File::options().create(true).append(true).open(path) {
-        Ok(file) => *RECORD.lock().unwrap_or_else(|e| e.into_inner()) = Some(file),
+        Ok(file) => {
+            let mut record = RECORD.lock().unwrap_or_else(|e| e.into_inner());
+            if let Record::Early(lines) = std::mem::replace(&mut *record, Record::File(file)) {
+                lines.into_iter().for_each(|line| record.add(line));
+            }
+        }
         Err(e) => tell_line(format_args!("warning: {}: cannot be written: {e}", path.display())),
     }
 }
 
 /// Appends a line to the run's log only: for lines that a progress bar has shown.
 pub fn record_line(line: Arguments) {
-    if let Some(file) = RECORD.lock().unwrap_or_else(|e| e.into_inner()).as_mut() {
-        // a full disk takes the line, not the run
-        let _ = file.write_all(format!("{line}\n").as_bytes());
-    }
+    RECORD.lock().unwrap_or_else(|e| e.into_inner()).add(format!("{line}\n"));
 }
 
 /// See [`tell!`].

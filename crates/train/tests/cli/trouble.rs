@@ -22,6 +22,10 @@ fn a_log_that_nobody_reads_or_that_is_full_does_not_end_a_run() {
     // what the terminal lost is in the run's own log
     let log = fs::read_to_string(s.path("runs/test").join("run.log")).unwrap();
     assert!(log.contains("step 20/20") && log.contains("done: 20 steps"), "{log}");
+    // from what was told before the run had a folder
+    let line = |what: &str| log.lines().position(|l| l.starts_with(what)).unwrap_or_else(|| panic!("{what} in {log}"));
+    assert!(line("taken: 1 document") < line("split: ") && line("split: ") < line("run       runs/test"), "{log}");
+    assert_eq!(log.matches("taken: ").count(), 1, "{log}");
 
     let s = Sandbox::new();
     assert_eq!(s.command(&[], &[]).stderr(full()).status().unwrap().code(), Some(0));
