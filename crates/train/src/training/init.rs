@@ -9,9 +9,10 @@ use dash_model::{Described, Model, Param, Params};
 use super::checkpoint;
 use super::checkpoint::State;
 use super::eval::{ValidationSet, model_folder};
+use super::schedule::{decay_from, learning_rate};
 use super::tasks::RouterChoice;
 use super::trainer::Trainer;
-use crate::config::{Config, Origin};
+use crate::config::{Config, Origin, Schedule};
 use crate::console::tell;
 use crate::failure::{Failure, Result};
 
@@ -146,7 +147,24 @@ fn fork(from: &Path, config: &Config, device: &Device, data_hash: &str) -> Resul
     (trainer.optimizer, trainer.spikes) = (theirs.optimizer, theirs.spikes);
     let (data, place) = place(config, &state, data_hash, cut);
     tell!("weights   and moments of {} after {} updates; the corpus {place}", folder.display(), state.step);
+    tell!("rate      {}", rates(config, state.step));
     Ok(Stand { trainer, data, tokens: state.tokens })
+}
+
+/// Where a schedule stands that goes on after `done` updates, so that a decay is seen to begin where it was meant to.
+fn rates(config: &Config, done: u64) -> String {
+    let (o, steps) = (&config.optim, config.run.steps);
+    let rate = |step| learning_rate(o, step, steps);
+    let decay = match o.schedule {
+        Schedule::WarmupStableDecay => match decay_from(o, steps) {
+            from if from < done => {
+                format!("; the decay began at update {from}, before these weights (optim.decay_fraction)")
+            }
+            from => format!("; the decay begins after update {from}"),
+        },
+        Schedule::Cosine | Schedule::Constant => String::new(),
+    };
+    format!("{:.2e} at update {}, {:.2e} at the last, {steps}{decay}", rate(done + 1), done + 1, rate(steps))
 }
 
 /// Where a run goes on in its data from a checkpoint, in words, too. A position says something only in the order that it was counted in: `cut` is a key

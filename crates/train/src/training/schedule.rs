@@ -22,6 +22,12 @@ pub fn learning_rate(o: &Optim, step: u64, steps: u64) -> f64 {
     }
 }
 
+/// The update after which the decay of `warmup-stable-decay` begins, of `steps`.
+pub fn decay_from(o: &Optim, steps: u64) -> u64 {
+    let decay = (steps as f64 * o.decay_fraction.unwrap_or(DECAY_FRACTION)).max(1.0);
+    (steps as f64 - decay).round().max(0.0) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -44,6 +50,9 @@ mod tests {
             };
             assert!((at(60) - middle).abs() < 1e-12 && (at(110) - end).abs() < 1e-12, "{s:?}: {} {}", at(60), at(110));
         }
-        assert!((learning_rate(&optim(Schedule::WarmupStableDecay), 99, 110) - 0.55).abs() < 1e-12);
+        let decays = optim(Schedule::WarmupStableDecay);
+        assert!((learning_rate(&decays, 99, 110) - 0.55).abs() < 1e-12);
+        let from = decay_from(&decays, 110);
+        assert!(from == 88 && learning_rate(&decays, from, 110) == 1.0 && learning_rate(&decays, from + 1, 110) < 1.0);
     }
 }
