@@ -17,7 +17,7 @@ mod tokenizer;
 pub use error::{DataError, Result};
 pub use intake::tokens::Side;
 pub use intake::whole::{TokenIds, token_ids, whole_text};
-pub use intake::{EXTENSIONS, FIELD, extensions_for, json_line, no_text};
+pub use intake::{COMPRESSED, EXTENSIONS, FIELD, extensions_for, json_line, no_text};
 pub use loader::{Batch, Layout, Loader, LoaderState, Mixture, PackedEpoch, Packing, ValidationText};
 pub use prepare::{Prepared, Progress, Settings, Source, Validation, prepare};
 pub use report::{EndOfText, Report};

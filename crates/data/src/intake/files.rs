@@ -58,7 +58,7 @@ const REFUSED: [(&str, &str); 11] = [
 ];
 
 /// Extensions of compressed files: the one before says what is in them. Whether a file is compressed its bytes say, not its name.
-const COMPRESSED: [&str; 4] = ["gz", "gzip", "zst", "zstd"];
+pub const COMPRESSED: [&str; 4] = ["gz", "gzip", "zst", "zstd"];
 
 /// The extension of a file, or of what is compressed in it (`gz` and the like where there is no other), and whether it is called
 /// compressed.

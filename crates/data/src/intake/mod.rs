@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
 use crate::error::Result;
-pub use files::{EXTENSIONS, extensions_for, no_text};
+pub use files::{COMPRESSED, EXTENSIONS, extensions_for, no_text};
 pub(crate) use files::{Format, SourceFile};
 pub use jsonl::json_line;
 

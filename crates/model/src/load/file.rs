@@ -45,8 +45,9 @@ pub(super) struct File {
 }
 
 /// Keys that change what a model of another kind computes, with the value at which they change nothing.
-const NEUTRAL: [(&str, Neutral); 10] = [
+const NEUTRAL: [(&str, Neutral); 11] = [
     ("rope_interleaved", Neutral::False),
+    ("use_mrope", Neutral::False),
     ("qk_norm", Neutral::False),
     ("use_qk_norm", Neutral::False),
     ("quantization_config", Neutral::Null),
@@ -316,6 +317,7 @@ mod tests {
         told(|v| v["rope_parameters"]["partial_rotary_factor"] = json!(0.5), "partial_rotary_factor is 0.5 among the");
         told(|v| v["rope_parameters"]["attention_factor"] = json!(1.2), "attention_factor is 1.2 among the rotary");
         told(|v| v["partial_rotary_factor"] = json!(0.5), "partial_rotary_factor is 0.5, expected 1.0 or nothing");
+        told(|v| v["use_mrope"] = json!(true), "use_mrope is true, expected false or nothing");
         // angles by kind of layer
         told(|v| v["rope_parameters"] = json!({"full_attention": v["rope_parameters"].clone()}), "full_attention is {");
         told(

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use dash_data::{Tokenizer, token_ids, whole_text};
+use dash_data::{COMPRESSED, Tokenizer, token_ids, whole_text};
 use serde_json::json;
 
 use crate::console::{print_line, tell};
@@ -40,9 +40,14 @@ const MOST_TEXT: u64 = 1 << 30;
 
 /// JSON lines hold texts in records: the loss of the records would be that of their syntax, too.
 fn refuse_records(path: &Path) -> Result<()> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
-    let name = name.trim_end_matches(".gz").trim_end_matches(".zst");
-    if !name.ends_with(".jsonl") && !name.ends_with(".ndjson") {
+    let mut name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    while let Some((inner, extension)) = name.rsplit_once('.')
+        && COMPRESSED.contains(&extension)
+    {
+        name = inner.to_string();
+    }
+    // a single .json is lines to a corpus, too
+    if ![".jsonl", ".ndjson", ".json"].iter().any(|extension| name.ends_with(extension)) {
         return Ok(());
     }
     let path = path.display();

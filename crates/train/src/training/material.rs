@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dash_data::{
-    Loader, LoaderState, PackedEpoch, Prepared, Progress, Report, Shard, Side, Source, Tokenizer, prepare,
+    COMPRESSED, Loader, LoaderState, PackedEpoch, Prepared, Progress, Report, Shard, Side, Source, Tokenizer, prepare,
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -45,7 +45,7 @@ fn extension(name: &Path) -> String {
     let of = |path: &Path| path.extension().map(|e| e.to_string_lossy().to_lowercase());
     match of(name) {
         None => "without extension".into(),
-        Some(outer) if ["gz", "gzip", "zst", "zstd"].contains(&outer.as_str()) => {
+        Some(outer) if COMPRESSED.contains(&outer.as_str()) => {
             let inner = of(Path::new(name.file_stem().unwrap_or_default()));
             inner.map_or(format!(".{outer}"), |inner| format!(".{inner}.{outer}"))
         }

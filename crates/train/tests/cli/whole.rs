@@ -87,8 +87,10 @@ fn texts_are_evaluated_from_their_first_token_to_their_last() {
     fs::write(s.path("a.parquet"), b"PAR1\x15\x04\xffPAR1").unwrap();
     failed(&eval("a.parquet"), 2, &["a.parquet: is parquet", "to_json"]);
     failed(&eval("."), 2, &["is a folder"]);
-    fs::write(s.path("a.jsonl"), "{\"text\": \"key\"}\n").unwrap();
-    failed(&eval("a.jsonl"), 2, &["a.jsonl", "holds records", "jq -r .text"]);
+    for name in ["a.jsonl", "a.json", "a.json.gz", "a.jsonl.zstd", "a.ndjson.gzip"] {
+        fs::write(s.path(name), "{\"text\": \"key\"}\n").unwrap();
+        failed(&eval(name), 2, &[name, "holds records", "jq -r .text"]);
+    }
     let both = ["eval", "--model", "runs/test", "--text", "a.txt", "--max-tokens", "5"];
     failed(&s.bin(&both), 2, &["--max-tokens", "--tokens FILE"]);
 }
