@@ -23,7 +23,7 @@ pub struct Optim {
     /// The schedule ends at `lr * min_lr_ratio`; refused with `constant`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_lr_ratio: Option<f64>,
-    /// Share of the steps that `warmup-stable-decay` decays over, 0.2 without it; refused with other schedules.
+    /// Share of the steps that `warmup-stable-decay` decays over, at most what the warmup leaves, 0.2 without it; refused with other schedules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decay_fraction: Option<f64>,
     /// Decay of matrices.

@@ -15,17 +15,21 @@ pub fn learning_rate(o: &Optim, step: u64, steps: u64) -> f64 {
         Schedule::Constant => o.lr,
         Schedule::Cosine => low + (o.lr - low) * 0.5 * (1.0 + (std::f64::consts::PI * (done / rest).min(1.0)).cos()),
         Schedule::WarmupStableDecay => {
-            let decay = (steps as f64 * o.decay_fraction.unwrap_or(DECAY_FRACTION)).max(1.0);
             let left = steps as f64 - step as f64;
-            low + (o.lr - low) * (left / decay).clamp(0.0, 1.0)
+            low + (o.lr - low) * (left / decay(o, steps)).clamp(0.0, 1.0)
         }
     }
 }
 
 /// The update after which the decay of `warmup-stable-decay` begins, of `steps`.
 pub fn decay_from(o: &Optim, steps: u64) -> u64 {
-    let decay = (steps as f64 * o.decay_fraction.unwrap_or(DECAY_FRACTION)).max(1.0);
-    (steps as f64 - decay).round().max(0.0) as u64
+    (steps as f64 - decay(o, steps)).round().max(0.0) as u64
+}
+
+/// Updates that `warmup-stable-decay` decays over, of `steps`: none of the warmup, at whose end the rate would fall at once.
+fn decay(o: &Optim, steps: u64) -> f64 {
+    let rest = steps.saturating_sub(o.warmup_steps).max(1) as f64;
+    (steps as f64 * o.decay_fraction.unwrap_or(DECAY_FRACTION)).clamp(1.0, rest)
 }
 
 #[cfg(test)]
@@ -54,5 +58,9 @@ mod tests {
         assert!((learning_rate(&decays, 99, 110) - 0.55).abs() < 1e-12);
         let from = decay_from(&decays, 110);
         assert!(from == 88 && learning_rate(&decays, from, 110) == 1.0 && learning_rate(&decays, from + 1, 110) < 1.0);
+        // all of it decays: from the peak at the end of the warmup on
+        let all = Optim { decay_fraction: Some(1.0), min_lr_ratio: Some(0.0), ..decays };
+        assert_eq!([10, 11, 60, 109, 110].map(|step| learning_rate(&all, step, 110)), [1.0, 0.99, 0.5, 0.01, 0.0]);
+        assert_eq!(decay_from(&all, 110), 10);
     }
 }
