@@ -89,7 +89,10 @@ fn an_index_that_does_not_fit_its_files_is_told() {
     let elsewhere = told(name, index, swapped(line, "\"model.norm.weight\": \"../model.safetensors\""));
     assert!(elsewhere.contains("names \"../model.safetensors\", which is no file beside it"), "{elsewhere}");
     let missing = told(name, index, swapped(line, "\"model.norm.weight\": \"model-00009-of-00003.safetensors\""));
-    assert!(missing.contains("says nothing of model.norm.weight"), "{missing}");
+    assert!(missing.contains("says that model-00009-of-00003.safetensors holds model.norm.weight, which"), "{missing}");
+    let other = "\"model.layers.1.input_layernorm.weight\": \"model-00002-of-00003.safetensors\",";
+    let unnamed = told(name, index, swapped(other, ""));
+    assert!(unnamed.contains("says nothing of model.layers.1.input_layernorm.weight, which"), "{unnamed}");
     let extra = told(name, index, swapped(line, &format!("{line},\n\"a\": \"model-00001-of-00003.safetensors\"")));
     assert!(extra.contains("says that model-00001-of-00003.safetensors holds a, which it does not"), "{extra}");
     assert!(told(name, index, |_| b"{}".to_vec()).contains("weight_map"));
@@ -97,6 +100,16 @@ fn an_index_that_does_not_fit_its_files_is_told() {
     assert!(none.contains("index.json: parameter model.embed_tokens.weight is missing"), "{none}");
     let file = "model-00003-of-00003.safetensors";
     assert!(told(name, file, |bytes| bytes[..bytes.len() - 2].to_vec()).contains(file));
+}
+
+#[cfg(unix)]
+#[test]
+fn weights_without_an_end_are_refused_unread() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::copy(fixture("llama-f16").join("config.json"), dir.path().join("config.json")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", dir.path().join("model.safetensors")).unwrap();
+    let told = Model::load(dir.path(), &Device::cpu(1).unwrap()).map(|_| ()).unwrap_err().to_string();
+    assert!(told.contains("model.safetensors: is a pipe or a device, expected a file"), "{told}");
 }
 
 #[test]

@@ -45,7 +45,7 @@ pub(super) struct File {
 }
 
 /// Keys that change what a model of another kind computes, with the value at which they change nothing.
-const NEUTRAL: [(&str, Neutral); 11] = [
+const NEUTRAL: [(&str, Neutral); 18] = [
     ("rope_interleaved", Neutral::False),
     ("use_mrope", Neutral::False),
     ("qk_norm", Neutral::False),
@@ -57,6 +57,16 @@ const NEUTRAL: [(&str, Neutral); 11] = [
     ("logit_scale", Neutral::One),
     ("scale_emb", Neutral::One),
     ("partial_rotary_factor", Neutral::One),
+    // transformers sees later tokens with it
+    ("is_causal", Neutral::True),
+    // Granite's blocks are a Llama's but for these
+    ("attention_multiplier", Neutral::Null),
+    ("embedding_multiplier", Neutral::One),
+    ("residual_multiplier", Neutral::One),
+    ("logits_scaling", Neutral::One),
+    // SmolLM3 leaves the rotation out of some layers
+    ("no_rope_layers", Neutral::Null),
+    ("no_rope_layer_interval", Neutral::Null),
 ];
 
 /// The same in the table of the rotary angles, where every other key is refused that is not read.
@@ -67,6 +77,7 @@ const NEUTRAL_ROPE: [&str; 2] = ["partial_rotary_factor", "attention_factor"];
 enum Neutral {
     Null,
     False,
+    True,
     One,
 }
 
@@ -76,6 +87,7 @@ impl Neutral {
             || match self {
                 Neutral::Null => false,
                 Neutral::False => *value == Value::Bool(false),
+                Neutral::True => *value == Value::Bool(true),
                 Neutral::One => value.as_f64() == Some(1.0),
             }
     }
@@ -84,6 +96,7 @@ impl Neutral {
         match self {
             Neutral::Null => "null",
             Neutral::False => "false",
+            Neutral::True => "true",
             Neutral::One => "1.0",
         }
     }
@@ -327,6 +340,22 @@ mod tests {
         told(|v| v["rope_theta"] = json!(1e4), "rope_theta is 10000 and 500; give one of them");
         let unlike = |v: &mut Value| v["rope_scaling"] = json!({"rope_type": "default"});
         told(unlike, "rope_scaling and rope_parameters stretch the angles differently");
+    }
+
+    #[test]
+    fn keys_of_other_decoders_are_refused_unless_they_change_nothing() {
+        for (key, neutral, changes) in [
+            ("is_causal", json!(true), json!(false)),
+            ("embedding_multiplier", json!(1.0), json!(12.0)),
+            ("residual_multiplier", json!(1), json!(0.22)),
+            ("logits_scaling", Value::Null, json!(8)),
+            ("attention_multiplier", Value::Null, json!(0.015625)),
+            ("no_rope_layers", Value::Null, json!([1, 1, 1, 0])),
+        ] {
+            assert!(read(|v| v[key] = neutral.clone()).is_ok(), "{key} = {neutral}");
+            let told = read(|v| v[key] = changes.clone()).unwrap_err();
+            assert!(told.contains(&format!("{key} is {changes}, expected")), "{told}");
+        }
     }
 
     #[test]

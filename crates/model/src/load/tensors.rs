@@ -9,8 +9,15 @@ use serde::Deserialize;
 
 use super::{LoadError, equal};
 
+/// All bytes of a file. What has no end (a device) or waits for a writer (a pipe) is refused before it is read.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
-    std::fs::read(path).map_err(|what| LoadError::Read { path: path.to_path_buf(), what })
+    let refused = |what| LoadError::Read { path: path.to_path_buf(), what };
+    let kind = std::fs::metadata(path).map_err(refused)?.file_type();
+    if !kind.is_file() && !kind.is_dir() {
+        let what = "is a pipe or a device, expected a file".into();
+        return Err(LoadError::Unfit { path: path.to_path_buf(), what });
+    }
+    std::fs::read(path).map_err(refused)
 }
 
 /// The tensors of a safetensors file, by name.
@@ -124,8 +131,10 @@ fn each_of_index(
             return Err(damaged(format!("names {file:?}, which is no file beside it")));
         }
         for (name, tensor) in read_tensors(&folder.join(file), device)? {
-            if parsed.weight_map.get(&name) != Some(file) {
-                return Err(damaged(format!("says nothing of {name}, which {file} holds")));
+            match parsed.weight_map.get(&name) {
+                Some(named) if named == file => {}
+                Some(other) => return Err(damaged(format!("says that {other} holds {name}, which {file} holds"))),
+                None => return Err(damaged(format!("says nothing of {name}, which {file} holds"))),
             }
             seen.insert(name.clone());
             each(name, tensor)?;
