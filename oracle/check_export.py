@@ -4,7 +4,7 @@ EXPORTED_DIR (from `train export`): transformers loads the model and tokenizer a
 1e-4 of the largest: a dense model as a stock Llama or Qwen3, every other with the folder's own modeling_dashlab.py. DashAttention and
 top-k are compared with oracle.py in float64 besides.
 RUN_DIR (a run folder): TensorBoard reads every event file and finds the figures of metrics.jsonl.
-Needs torch, safetensors, transformers; for RUN_DIR tensorboard.
+Needs torch, safetensors, transformers; for RUN_DIR tensorboard, without which it says that the event files were not read.
 """
 import json
 import sys
@@ -60,8 +60,11 @@ def compare(got, want, by):
 
 
 def check_events(run):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError:
+        print("the event files were not read: that needs the package tensorboard")
+        return
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0})
     events.Reload()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -94,10 +94,10 @@ def check(folder):
         assert AutoTokenizer.from_pretrained(saved, **options)(PROMPTS)["input_ids"] == tokenizer(PROMPTS)["input_ids"]
 
     stock = json.loads((folder / "config.json").read_text())
-    if kind == "dense":
-        assert stock["model_type"] == "llama" and not (folder / "modeling_dashlab.py").exists()
+    if not (folder / "modeling_dashlab.py").exists():
+        assert kind == "dense" and stock["model_type"] in ("llama", "qwen3"), stock["model_type"]
     else:
-        assert stock["model_type"] != "llama"
+        assert stock["model_type"] == "dashlab"
         try:
             AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
         except ValueError:

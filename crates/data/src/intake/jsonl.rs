@@ -54,6 +54,16 @@ impl<'de> Visitor<'de> for Field<'_> {
     }
 }
 
+/// What an object has in the place of the field that was looked for.
+fn others(line: &[u8]) -> String {
+    let object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(line).unwrap_or_default();
+    let names: Vec<&str> = object.keys().take(12).map(String::as_str).collect();
+    match names.is_empty() {
+        true => "it has none".into(),
+        false => format!("it has {}; data.field names the one that holds the text", names.join(", ")),
+    }
+}
+
 /// The document of a line, or why there is none; `Ok(None)` for an empty line.
 pub(super) fn parse(line: &[u8], field: &str) -> std::result::Result<Option<Found<'static>>, String> {
     let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii();
@@ -72,7 +82,10 @@ pub(super) fn parse(line: &[u8], field: &str) -> std::result::Result<Option<Foun
         // serde_json counts lines of its own
         let (told, column) = (e.to_string(), e.column());
         let told = told.split(" at line ").next().unwrap_or_default();
-        format!("{wanted}: {told}, column {column}")
+        match told.starts_with("missing field") {
+            true => format!("{wanted}: {told}; {}", others(line)),
+            false => format!("{wanted}: {told}, column {column}"),
+        }
     })?;
     Ok(Some(match text {
         None => Found::LeftOut("null".into()),

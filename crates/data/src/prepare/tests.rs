@@ -304,7 +304,11 @@ fn text_behind_the_tokens_asked_for_is_left_out_and_told() {
     assert!(p.notes.iter().any(|n| n.starts_with("data.max_tokens = 50000 leaves out the last ")), "{:?}", p.notes);
     assert_eq!(p.report.read_as, [("JSON lines".to_string(), 1)].into());
     let err = prepare(&Settings { field: "text".into(), ..s }, |_| {}).err().unwrap().to_string();
-    assert!(err.contains("line 1: expected a JSON object with a field \"text\": missing field `text`"), "{err}");
+    assert!(
+        err.contains("line 1: expected a JSON object with a field \"text\": missing field `text`; it has "),
+        "{err}"
+    );
+    assert!(err.ends_with("; data.field names the one that holds the text"), "{err}");
 }
 
 /// A folder with documents in three kinds of files; those of the last by name are of their own words.

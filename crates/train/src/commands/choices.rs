@@ -112,7 +112,7 @@ impl ChoiceArgs {
     /// A file that cannot be read or holds something else, or a model without a tokenizer.
     pub fn run(&self, loaded: &Loaded, json: bool) -> Result<()> {
         let tokenizer = loaded.tokenizer.as_ref().ok_or_else(|| {
-            Failure::request("--blimp, --hellaswag: the model was trained without a tokenizer, so it reads no text")
+            Failure::request("--blimp, --hellaswag: no tokenizer belongs to the model, so it reads no text")
         })?;
         if !json {
             let kind = loaded.model.config().attention.kind();

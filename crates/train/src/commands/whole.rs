@@ -93,7 +93,7 @@ fn read(args: &WholeArgs, loaded: &Loaded) -> Result<(Vec<Sequence>, String)> {
         return Ok((vec![Sequence { ids: found.ids, bytes: None }], what));
     }
     let tokenizer = loaded.tokenizer.as_ref().ok_or_else(|| {
-        Failure::request("--text: the model was trained without a tokenizer; evaluate token ids with --tokens FILE")
+        Failure::request("--text: no tokenizer belongs to the model; evaluate token ids with --tokens FILE")
     })?;
     let all = args.text.iter().map(|path| document(path, tokenizer)).collect::<Result<Vec<_>>>()?;
     let names: Vec<String> = args.text.iter().map(|path| path.display().to_string()).collect();

@@ -34,7 +34,7 @@ pub use eval::{Checkpoint, Eval, Far, Log, Stop};
 pub use file::Config;
 pub use init::Init;
 pub use optim::{AdjustLr, DECAY_FRACTION, MIN_LR_RATIO, MOMENTUM, Optim, OptimKind, Schedule};
-pub use origin::Origin;
+pub use origin::{Origin, on_the_hub};
 pub use probe::ProbePlan;
 pub use problems::nearest;
 pub use router::{Ramp, RouterPlan};

@@ -1,6 +1,6 @@
 //! The model that a run starts from (`[init]`). Its extents fill the keys that the file leaves out, before anything else is read.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use dash_data::Tokenizer;
 use dash_model::{Described, ModelConfig};
@@ -39,8 +39,8 @@ impl Origin {
         let kinds = "expected the folder of a Hugging Face model, an exported model, a checkpoint or a run";
         if !from.is_dir() {
             let what = if from.exists() { "is a file" } else { "is no folder" };
-            let from = from.display().to_string();
-            return Err(LoadError::new(place, format_args!("init.from: {from:?} {what}; {kinds}")));
+            let (hub, from) = (on_the_hub(from), from.display().to_string());
+            return Err(LoadError::new(place, format_args!("init.from: {from:?} {what}; {kinds}{hub}")));
         }
         if path.is_file() {
             let found = Described::of(from).map_err(|e| LoadError::new(place, format_args!("init.from: {e}")))?;
@@ -112,6 +112,16 @@ impl Origin {
             keys.push(("rope_scaling", Value::Table(table.into_iter().map(|(k, v)| (k.to_string(), v)).collect())));
         }
         keys
+    }
+}
+
+/// What to do with `meta-llama/Llama-3.2-1B`, where there is no such folder: it may be the name of a model that has to be fetched first.
+pub fn on_the_hub(path: &Path) -> String {
+    let parts: Vec<_> = path.components().collect();
+    let plain = |c: &Component<'_>| matches!(c, Component::Normal(name) if !name.is_empty());
+    match parts.len() == 2 && parts.iter().all(plain) && !path.exists() && !path.parent().is_some_and(Path::exists) {
+        true => format!(" (nothing is downloaded here: hf download {} --local-dir FOLDER does that)", path.display()),
+        false => String::new(),
     }
 }
 

@@ -12,7 +12,7 @@ use super::lengths::Lengths;
 use super::standard_error::standard_error;
 use super::tasks::{LengthResult, RouterChoice, TaskSet};
 use super::trainer::batch_ids;
-use crate::config::{Config, Far};
+use crate::config::{Config, Far, on_the_hub};
 use crate::console::tell;
 use crate::failure::Result;
 use crate::peers::Peers;
@@ -239,8 +239,10 @@ pub fn model_folder(path: &Path) -> anyhow::Result<std::path::PathBuf> {
     damaged.iter().for_each(|d| tell!("warning: {d}; trying the one before"));
     newest.ok_or_else(|| match damaged.len() {
         0 => anyhow::anyhow!(
-            "{}: holds no model; expected an exported folder, a checkpoint folder or a run folder",
-            path.display()
+            "{}: {}; expected an exported folder, a checkpoint folder, a run folder, or that of a model of Hugging Face{}",
+            path.display(),
+            if path.exists() { "holds no model" } else { "is no folder here" },
+            on_the_hub(path)
         ),
         n => anyhow::anyhow!("{}: none of its {n} checkpoints is whole", path.display()),
     })

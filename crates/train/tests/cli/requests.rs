@@ -36,6 +36,9 @@ fn wrong_requests_are_told_before_any_work() {
     assert!(tiny.contains("12 bytes of text are too few") && !tiny.contains("ask for"), "{tiny}");
     failed(&s.bin(&["--config", "missing.toml"]), 2, &["missing.toml", "cannot be read"]);
     failed(&s.bin(&["eval", "--model", "."]), 2, &["holds no model"]);
+    failed(&s.bin(&["eval", "--model", "runs/none"]), 2, &["runs/none: is no folder here; expected"]);
+    let hub = "hf download meta-llama/Llama-3.2-1B --local-dir FOLDER";
+    failed(&s.bin(&["eval", "--model", "meta-llama/Llama-3.2-1B"]), 2, &["is no folder here", hub]);
 }
 
 #[test]

@@ -49,7 +49,7 @@ fn a_file_of_token_ids_gives_the_loss_that_a_validation_on_all_of_it_gives() {
     assert_ne!(strided["loss"], whole["loss"]);
 
     let eval = |args: &[&str]| s.bin(&[&["eval", "--model", "runs/test"], args].concat());
-    failed(&eval(&["--text", "corpus.txt"]), 2, &["without a tokenizer", "--tokens FILE"]);
+    failed(&eval(&["--text", "corpus.txt"]), 2, &["no tokenizer belongs to the model", "--tokens FILE"]);
     failed(&eval(&["--tokens", "nowhere.bin"]), 2, &["nowhere.bin"]);
     failed(&eval(&["--tokens", "ids"]), 2, &["is a folder"]);
     failed(&eval(&["--tokens", file, "--stride", "26"]), 2, &["--stride", "26", "25"]);

@@ -163,12 +163,13 @@ impl Chart {
         picture.text(((f.left + f.right) / 2.0, f.bottom + 32.0), Anchor::Middle, "m", &self.x);
     }
 
-    /// Round numbers, or the points themselves on a logarithmic axis with few of them.
+    /// Round numbers, or the points themselves where there is one, or few on a logarithmic axis.
     fn x_ticks(&self, x: &Axis) -> Vec<f64> {
         let mut own: Vec<f64> = self.lines.iter().flat_map(|l| &l.points).map(|p| p.x).collect();
         own.sort_by(f64::total_cmp);
         own.dedup();
-        if self.style.log_x && own.len() <= 10 { own } else { x.ticks(6) }
+        // between one number and itself there are none
+        if own.len() == 1 || self.style.log_x && own.len() <= 10 { own } else { x.ticks(6) }
     }
 
     fn draw_line(&self, picture: &mut Picture, f: &Frame, line: &Line) {
@@ -248,7 +249,8 @@ mod tests {
         let line = chart(&[(1.0, 2.0), (2.0, f64::NAN), (3.0, 4.0)], Style::default()).draw().unwrap();
         assert!(line.inline.contains("stroke-width=\"2\"") && line.inline.contains("a&lt;b"));
         assert!(!line.inline.contains("<style>") && line.file.contains("<style>") && !line.file.contains("NaN"));
-        assert!(chart(&[(1.0, 2.0)], Style::default()).draw().unwrap().inline.contains("<circle"));
+        let one = chart(&[(30.0, 2.0)], Style::default()).draw().unwrap().inline;
+        assert!(one.contains("<circle") && one.contains(">30<") && !one.contains(">29.9"), "{one}");
         let dots = chart(&[(1.0, 2.0), (2.0, 3.0)], Style { join: Join::Dots, ..Style::default() }).draw().unwrap();
         assert!(dots.inline.matches("<circle").count() == 3);
     }
