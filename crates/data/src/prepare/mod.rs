@@ -20,6 +20,7 @@ use crate::error::{DataError, Result};
 use crate::files::write_synced;
 use crate::intake::files::told_left_out;
 use crate::intake::split::Split;
+use crate::intake::tokens::Side;
 use crate::intake::{Corpus, cargo};
 use crate::report::Report;
 use crate::shard::{Shard, shard_path};
@@ -145,6 +146,13 @@ impl Prepared {
             report,
             fresh: false,
         })
+    }
+
+    /// On which side of a document the token stands that parts it from others: before a text whose tokenizer begins it with one, so that it is seen as a
+    /// prompt is; else as [`Report::end_side`] has it.
+    pub fn end_side(&self) -> Side {
+        let begins = self.tokenizer.as_ref().is_some_and(|t| !t.bos().is_empty());
+        if begins && !self.report.imported { Side::Before } else { self.report.end_side() }
     }
 
     /// The name of the folder, which identifies text and settings.

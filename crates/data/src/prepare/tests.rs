@@ -207,9 +207,11 @@ fn documents_begin_with_the_bos_of_a_given_tokenizer() {
     let given = Settings { tokenizer: Some(path), ..s };
     let p = prepare(&given, |_| {}).unwrap();
     assert_eq!((tokens(&p.train)[0], tokens(&p.validation)[0]), (1, 1));
+    assert_eq!(p.end_side(), Side::Before, "where documents do not see each other, each begins as a prompt does");
     let none = Treatment { bos: crate::Bos::None, ..Treatment::default() };
     let without = prepare(&Settings { treatment: none, ..given }, |_| {}).unwrap();
     assert_eq!(tokens(&without.train).len() + 1, tokens(&p.train).len());
+    assert_eq!(without.end_side(), Side::After);
 }
 
 #[test]

@@ -290,7 +290,7 @@ impl Material {
             )));
         }
         let hash = task_hash(config).map_or(p.key(), |task| format!("{}+{task}", p.key()));
-        let end = p.report.end_side();
+        let end = p.end_side();
         Ok(Material { train: p.train, validation: p.validation, tokenizer: p.tokenizer, end, hash })
     }
 
