@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::console::{print_line, tell};
 use crate::failure::{Failure, Result};
-use crate::training::choices::{Asked, scores, share};
+use crate::training::choices::{Asked, Scores, scores, share};
 use crate::training::loaded::Loaded;
 
 /// Arguments of `eval` that replace the validation.
@@ -126,13 +126,13 @@ impl ChoiceArgs {
 }
 
 /// Scores texts by a model's own sizes.
-fn ask(loaded: &Loaded, asked: Vec<Asked>) -> Result<Vec<f64>> {
+fn ask(loaded: &Loaded, asked: Vec<Asked>) -> Result<Scores> {
     let (data, all) = (&loaded.config.data, asked.len());
     let found = scores(&loaded.model, asked, (data.seq_len, data.batch_size))?;
     if found.cut > 0 {
         tell!("warning: {} of {all} texts are above {} tokens: their beginning was left out", found.cut, data.seq_len);
     }
-    Ok(found.nats)
+    Ok(found)
 }
 
 fn blimp(paths: &[PathBuf], (loaded, tokenizer): (&Loaded, &Tokenizer), json: bool) -> Result<()> {
@@ -144,7 +144,7 @@ fn blimp(paths: &[PathBuf], (loaded, tokenizer): (&Loaded, &Tokenizer), json: bo
                 asked.push(sentence(tokenizer, text)?.ok_or_else(|| empty(path, "pair", i))?);
             }
         }
-        let nats = ask(loaded, asked)?;
+        let nats = ask(loaded, asked)?.nats;
         let (these, pairs) = (nats.chunks_exact(2).filter(|x| x[0] < x[1]).count(), nats.len() / 2);
         (right, of) = (right + these, of + pairs);
         by_file.push((path, share(these, pairs), pairs));
@@ -183,12 +183,11 @@ fn hellaswag(path: &Path, (loaded, tokenizer): (&Loaded, &Tokenizer), json: bool
             asked.push(ending(tokenizer, &q.ctx, text)?.ok_or_else(|| empty(path, "question", i))?);
         }
     }
-    let lengths: Vec<f64> = asked.iter().map(|a| (a.ids.len() - a.from) as f64).collect();
-    let nats = ask(loaded, asked)?;
+    let Scores { nats, tokens, .. } = ask(loaded, asked)?;
     let (mut at, mut by_sum, mut by_mean) = (0, 0, 0);
     for (q, right) in questions.iter().zip(rights) {
         let to = at + q.endings.len();
-        let means: Vec<f64> = (at..to).map(|i| nats[i] / lengths[i]).collect();
+        let means: Vec<f64> = (at..to).map(|i| nats[i] / tokens[i] as f64).collect();
         by_sum += usize::from(least(&nats[at..to]) == Some(right));
         by_mean += usize::from(least(&means) == Some(right));
         at = to;

@@ -29,6 +29,8 @@ impl Asked {
 pub struct Scores {
     /// One a text.
     pub nats: Vec<f64>,
+    /// Scored tokens of each text: all but those that were cut off with the beginning.
+    pub tokens: Vec<usize>,
     /// Texts that were longer than what the model reads at once.
     pub cut: usize,
 }
@@ -39,6 +41,7 @@ pub struct Scores {
 /// When an id is not below the model's vocabulary, or the device fails.
 pub fn scores(model: &Model, mut asked: Vec<Asked>, (length, batch): (usize, usize)) -> Result<Scores> {
     let cut = asked.iter_mut().map(|a| a.cut(length)).filter(|cut| *cut).count();
+    let tokens = asked.iter().map(|a| a.ids.len() - a.from).collect();
     let mut nats = Vec::with_capacity(asked.len());
     for group in asked.chunks(batch.max(1)) {
         let longest = group.iter().map(|a| a.ids.len() - 1).max().unwrap_or(0);
@@ -56,7 +59,7 @@ pub fn scores(model: &Model, mut asked: Vec<Asked>, (length, batch): (usize, usi
         let of = |(a, nll): (&Asked, &[f64])| nll[a.from - 1..a.ids.len() - 1].iter().sum::<f64>();
         nats.extend(group.iter().zip(nll.chunks_exact(longest)).map(of));
     }
-    Ok(Scores { nats, cut })
+    Ok(Scores { nats, tokens, cut })
 }
 
 /// A share of right answers, with its standard error.
@@ -78,12 +81,14 @@ mod tests {
         config.attention = Dash { chunk_size: 4, ..Dash::default() }.into();
         let model = Model::new(config, 50, 16, 3, &Device::cpu(1).unwrap(), DType::F32).unwrap();
         let text = |n: u32, from: usize| Asked { ids: (0..n).map(|i| (i * 7 + n) % 50).collect(), from };
-        let all = vec![text(9, 3), text(2, 1), text(14, 13), text(30, 28)];
+        // the last one is longer than what is seen with all that is scored
+        let all = vec![text(9, 3), text(2, 1), text(14, 13), text(30, 28), text(40, 5)];
         let together = scores(&model, all.clone(), (16, 3)).unwrap();
-        assert_eq!((together.nats.len(), together.cut), (4, 1));
+        assert_eq!((together.nats.len(), together.cut), (5, 2));
+        assert_eq!(together.tokens, [6, 1, 1, 2, 16]);
         for (asked, nats) in all.iter().zip(&together.nats) {
             let seen = &asked.ids[asked.ids.len().saturating_sub(17)..];
-            let scored = asked.ids.len() - asked.from;
+            let scored = (asked.ids.len() - asked.from).min(16);
             let (inputs, targets) = (&seen[..seen.len() - 1], &seen[1..]);
             let (inputs, targets) = (model.ids(inputs, 1).unwrap(), model.ids(targets, 1).unwrap());
             let nll = model.nll((&inputs, &targets), None).unwrap().0.to_f64().unwrap();
