@@ -101,7 +101,7 @@ fn validate(args: &EvalArgs, loaded: Loaded) -> Result<()> {
         let config = Config { model: model.config().clone(), ..loaded.config.clone() };
         let other = other_attention(&config, &Other { kind, top: args.top, chunk_size: args.chunk_size }, attended)?;
         model.set_attention(other).map_err(|e| {
-            Failure::request(format!("--as {kind}: {e}; a model takes on kinds whose parameters it has"))
+            Failure::request(format!("--as {kind}: {e}; a model takes on kinds whose parameters it has. A run that begins with it (init.from) draws the others, and tells the loss with both"))
         })?;
     }
     if args.router != RouterChoice::Own && model.config().attention.chunk_size().is_none() {

@@ -263,6 +263,11 @@ mod tests {
                 .contains("\"x\" is text, where an integer, 0 or above is taken")
         );
         assert!(error(MINIMAL, &["optim.momentum=0.9"]).contains("means nothing to optim.kind = \"adamw\""));
+        let list = error(MINIMAL, &["data.extensions=[py,h]"]);
+        assert!(list.ends_with("where a list is taken; in a shell: --set 'data.extensions=[\"py\",\"h\"]'"), "{list}");
+        assert!(
+            error(MINIMAL, &["task.kind=recall", "task.eval_lengths=64,128"]).ends_with("'task.eval_lengths=[64,128]'")
+        );
         assert!(error(MINIMAL, &["optim.lr=fast"]).contains("optim.lr: \"fast\" is text, where a number is taken"));
         // numbers that are 0 or infinite where they are computed with
         for set in ["model.init_std=1e39", "model.init_std=1e-320", "model.norm_eps=1e-60", "optim.weight_decay=1e39"] {

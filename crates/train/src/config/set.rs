@@ -52,6 +52,18 @@ pub fn explained(message: &str) -> String {
         None => (message.to_string(), ""),
     };
     let told = with_suggestion(&of_type(&message));
+    // in a list of the command line quotes are lost, and so is what makes it one
+    let told = match told.strip_suffix(" is text, where a list is taken") {
+        Some(given) if !key.is_empty() => {
+            let quoted = |item: &str| match item.trim() {
+                number if number.parse::<f64>().is_ok() => number.to_string(),
+                text => format!("{text:?}"),
+            };
+            let items = given.trim_matches(['"', '[', ']']).split(',').map(quoted).collect::<Vec<_>>();
+            format!("{told}; in a shell: --set '{key}=[{}]'", items.join(","))
+        }
+        _ => told,
+    };
     // a message that begins with a key names a finer one
     if key.is_empty() || told.starts_with(key) { told } else { format!("{key}: {told}") }
 }

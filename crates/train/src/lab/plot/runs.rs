@@ -10,7 +10,8 @@ use crate::lab::chart::{Line, Point, Style};
 
 fn lines(run: &Path) -> anyhow::Result<Vec<Value>> {
     let path = run.join("metrics.jsonl");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let what = "expected the folder of a run";
+    let text = std::fs::read_to_string(&path).with_context(|| format!("{} cannot be read; {what}", path.display()))?;
     let all: Vec<Result<Value, _>> = text.lines().map(serde_json::from_str).collect();
     // a last line that a crash cut is no record
     let cut = usize::from(!text.ends_with('\n') && all.last().is_some_and(Result::is_err));
