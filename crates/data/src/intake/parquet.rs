@@ -1,10 +1,9 @@
 //! Parquet: a row is a document, its text in one column. FineWeb and what `datasets` writes: strings, compressed by snappy, zstd or gzip,
 //! with a dictionary or not, nulls allowed. Where pages have checksums they are verified.
 //!
-//! What is held at once is a page of the column and a batch of rows.
+//! What is held at once is a page of the column and a row: some hundred rows at once are as fast, and were gigabytes where each is a book.
 
 use std::borrow::Cow;
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read;
 
@@ -23,9 +22,6 @@ pub(super) const MAGIC: &[u8; 4] = b"PAR1";
 /// Columns that are told where the one that is asked for is not there.
 const TOLD: usize = 20;
 
-/// Rows read at once.
-const BATCH: usize = 256;
-
 /// A column that is being read.
 struct Column {
     reader: ColumnReaderImpl<ByteArrayType>,
@@ -43,11 +39,8 @@ struct Rows<'a> {
     groups: usize,
     /// Rows given of the last one.
     row: u64,
-    /// Rows read of the last one, and how many the file says that there are.
-    found: u64,
+    /// How many the file says that it has.
     announced: u64,
-    /// Texts that were read and not given; none is null.
-    ready: VecDeque<Option<ByteArray>>,
     ended: bool,
     /// Whether a text in another encoding is passed over.
     folder: bool,
@@ -133,41 +126,35 @@ impl<'a> Rows<'a> {
             .map_err(|what| DataError::content(&self.file.path, format!("row group {}: {what}", group + 1)))?;
         self.announced = u64::try_from(reader.metadata().row_group(group).num_rows()).unwrap_or(u64::MAX);
         let opened = self.ask(|| reader.get_row_group(group)?.get_column_reader(at))?;
-        (self.groups, self.row, self.found) = (self.groups + 1, 0, 0);
+        (self.groups, self.row) = (self.groups + 1, 0);
         match opened {
             ColumnReader::ByteArrayColumnReader(reader) => Ok(Some(Column { reader, present })),
             _ => Err(self.wrong("its column is of another type than the file says")),
         }
     }
 
-    /// More texts, from this row group or the next; whether there are any.
-    fn fill(&mut self) -> Result<bool> {
+    /// The next row's text, from this row group or the next; none is null. Nothing behind the last row.
+    fn next(&mut self) -> Result<Option<Option<ByteArray>>> {
         loop {
             if self.column.is_none() {
                 self.column = self.next_column()?;
             }
-            let Some(mut column) = self.column.take() else { return Ok(false) };
-            let (mut levels, mut values) = (Vec::new(), Vec::new());
-            let present = column.present;
-            let levels_of = (present > 0).then_some(&mut levels);
-            let (rows, ..) = self.ask(|| column.reader.read_records(BATCH, levels_of, None, &mut values))?;
-            self.found += rows as u64;
-            if rows == 0 {
-                if self.found != self.announced {
-                    let (found, announced) = (self.found, self.announced);
-                    let what = format!("is damaged: its column holds {found} of {announced} rows; bring it again");
-                    return Err(self.wrong(what));
-                }
-                continue;
+            let Some(mut column) = self.column.take() else { return Ok(None) };
+            let mut values = Vec::new();
+            // no level says that every row has a value
+            let mut levels = Vec::new();
+            let levels_of = (column.present > 0).then_some(&mut levels);
+            let (rows, ..) = self.ask(|| column.reader.read_records(1, levels_of, None, &mut values))?;
+            if rows > 0 {
+                self.row += 1;
+                self.column = Some(column);
+                return Ok(Some(values.pop()));
             }
-            let mut values = values.into_iter();
-            let mut text = |level: i16| if level == present { values.next() } else { None };
-            match present {
-                0 => self.ready.extend((0..rows).map(|_| text(0))),
-                _ => self.ready.extend(levels.into_iter().map(text)),
+            if self.row != self.announced {
+                let (found, announced) = (self.row, self.announced);
+                let what = format!("is damaged: its column holds {found} of {announced} rows; bring it again");
+                return Err(self.wrong(what));
             }
-            self.column = Some(column);
-            return Ok(true);
         }
     }
 
@@ -175,12 +162,11 @@ impl<'a> Rows<'a> {
         if self.reader.is_none() {
             self.open()?;
         }
-        if self.ready.is_empty() && !self.fill()? {
+        let Some(row) = self.next()? else {
             self.ended = true;
             return Ok(Found::Read("parquet".into()));
-        }
-        self.row += 1;
-        let Some(Some(bytes)) = self.ready.pop_front() else { return Ok(Found::LeftOut("null".into())) };
+        };
+        let Some(bytes) = row else { return Ok(Found::LeftOut("null".into())) };
         match std::str::from_utf8(bytes.data()) {
             Ok(text) if text.trim().is_empty() => Ok(Found::LeftOut("empty".into())),
             Ok(text) => Ok(Found::Document(Document {
@@ -199,19 +185,8 @@ impl<'a> Rows<'a> {
 
 /// The documents of a file, from this column. In a folder, a row that is not UTF-8 is left out.
 pub(super) fn documents<'a>(file: &'a SourceFile, field: &'a str, folder: bool) -> Documents<'a> {
-    let mut rows = Rows {
-        file,
-        field,
-        reader: None,
-        column: None,
-        groups: 0,
-        row: 0,
-        found: 0,
-        announced: 0,
-        ready: VecDeque::new(),
-        ended: false,
-        folder,
-    };
+    let mut rows =
+        Rows { file, field, reader: None, column: None, groups: 0, row: 0, announced: 0, ended: false, folder };
     steps(move || (!rows.ended).then(|| rows.step()))
 }
 
