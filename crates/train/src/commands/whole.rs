@@ -41,6 +41,11 @@ const MOST_TEXT: u64 = 1 << 30;
 /// JSON lines hold texts in records: the loss of the records would be that of their syntax, too.
 fn refuse_records(path: &Path) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+    let open = match name.rsplit_once('.').map(|(_, extension)| extension) {
+        Some("gz" | "gzip") => "gzip -dc",
+        Some("zst" | "zstd") => "zstd -dc",
+        _ => "cat",
+    };
     while let Some((inner, extension)) = name.rsplit_once('.')
         && COMPRESSED.contains(&extension)
     {
@@ -52,7 +57,7 @@ fn refuse_records(path: &Path) -> Result<()> {
     }
     let path = path.display();
     Err(Failure::request(format!(
-        "--text {path}: holds records and no plain text; write the texts to a file of their own, for example with jq -r .text {path}"
+        "--text {path}: holds records and no plain text; write the texts to a file of their own, for example with {open} < {path} | jq -r .text"
     )))
 }
 

@@ -87,9 +87,16 @@ fn texts_are_evaluated_from_their_first_token_to_their_last() {
     fs::write(s.path("a.parquet"), b"PAR1\x15\x04\xffPAR1").unwrap();
     failed(&eval("a.parquet"), 2, &["a.parquet: is parquet", "to_json"]);
     failed(&eval("."), 2, &["is a folder"]);
-    for name in ["a.jsonl", "a.json", "a.json.gz", "a.jsonl.zstd", "a.ndjson.gzip"] {
+    let records = [
+        ("a.jsonl", "cat"),
+        ("a.json", "cat"),
+        ("a.json.gz", "gzip -dc"),
+        ("a.jsonl.zstd", "zstd -dc"),
+        ("a.ndjson.gzip", "gzip -dc"),
+    ];
+    for (name, open) in records {
         fs::write(s.path(name), "{\"text\": \"key\"}\n").unwrap();
-        failed(&eval(name), 2, &[name, "holds records", "jq -r .text"]);
+        failed(&eval(name), 2, &[name, "holds records", &format!("{open} < {name} | jq -r .text")]);
     }
     let both = ["eval", "--model", "runs/test", "--text", "a.txt", "--max-tokens", "5"];
     failed(&s.bin(&both), 2, &["--max-tokens", "--tokens FILE"]);
