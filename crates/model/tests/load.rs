@@ -138,6 +138,9 @@ fn what_it_does_not_compute_is_told() {
     fs::write(folder.path().join("model.safetensors"), "version https://git-lfs.github.com/spec/v1\noid sha256:12\n")
         .unwrap();
     told("git lfs pull");
+    fs::write(folder.path().join("config.json"), "version https://git-lfs.github.com/spec/v1\noid sha256:12\n")
+        .unwrap();
+    told("config.json: holds a pointer of Git LFS");
     fs::write(folder.path().join("config.json"), "{\"model_type\": 3}").unwrap();
     told("config.json is damaged");
 }

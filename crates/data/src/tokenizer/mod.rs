@@ -121,6 +121,13 @@ impl Tokenizer {
         if json.len() as u64 > MOST_BYTES {
             return Err(DataError::content(path, format!("is larger than {} MB, no tokenizer.json", MOST_BYTES >> 20)));
         }
+        // a clone without LFS has them in the place of large tokenizers
+        if json.starts_with("version https://git-lfs") {
+            return Err(DataError::content(
+                path,
+                "holds a pointer of Git LFS and not the file; bring it with git lfs pull",
+            ));
+        }
         load::parse(json, path, treatment)
     }
 

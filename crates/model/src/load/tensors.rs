@@ -17,7 +17,12 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, LoadError> {
         let what = "is a pipe or a device, expected a file".into();
         return Err(LoadError::Unfit { path: path.to_path_buf(), what });
     }
-    std::fs::read(path).map_err(refused)
+    let bytes = std::fs::read(path).map_err(refused)?;
+    if bytes.starts_with(b"version https://git-lfs") {
+        let what = "holds a pointer of Git LFS and not the file; bring it with git lfs pull".into();
+        return Err(LoadError::Unfit { path: path.to_path_buf(), what });
+    }
+    Ok(bytes)
 }
 
 /// The tensors of a safetensors file, by name.
@@ -158,10 +163,6 @@ struct Index {
 /// As [`read_tensors`].
 pub fn parse_tensors(bytes: &[u8], path: &Path, device: &Device) -> Result<HashMap<String, Tensor>, LoadError> {
     let damaged = |what: String| LoadError::Damaged { path: path.to_path_buf(), what };
-    if bytes.starts_with(b"version https://git-lfs") {
-        let what = "holds the pointer of Git LFS and no weights; bring them with git lfs pull".to_string();
-        return Err(LoadError::Unfit { path: path.to_path_buf(), what });
-    }
     let file = SafeTensors::deserialize(bytes)
         .map_err(|e| damaged(format!("{e}; {} bytes are no whole safetensors file: bring it again", bytes.len())))?;
     let mut out = HashMap::new();

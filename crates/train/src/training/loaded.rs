@@ -158,6 +158,11 @@ impl Loaded {
                 "data.vocab_size: {asked}, but {folder} has {have}; set it to {have}"
             )));
         }
+        if let Some(entries) = tokenizer.as_ref().map(Tokenizer::vocab_size).filter(|n| *n > have) {
+            let what =
+                format!("has {entries} entries, the model beside it has {have} rows; give the tokenizer of that model");
+            return Err(Failure::request(format!("{}: {what}", path.display())));
+        }
         described.positions = described.positions.max(config.positions());
         let model = described.load(folder, &open_device(&config)?).map_err(Failure::request)?;
         config.model = model.config().clone();

@@ -192,6 +192,9 @@ fn a_device_without_an_end_is_no_configuration_and_no_tokenizer() {
     assert!(s.told(2, &["--config", "/dev/zero"]).contains("larger than 16 MB"));
     // a tokenizer may be large; what is refused here is what a terminal would hang on
     failed(&s.run(&["prepare"], &["data.tokenizer=corpus.txt"]), 2, &["is no tokenizer.json"]);
+    fs::write(s.path("pointer.json"), "version https://git-lfs.github.com/spec/v1\noid sha256:12\nsize 7\n").unwrap();
+    let pointer = ["pointer.json: holds a pointer of Git LFS", "git lfs pull"];
+    failed(&s.run(&["prepare"], &["data.tokenizer=pointer.json"]), 2, &pointer);
 }
 
 #[test]

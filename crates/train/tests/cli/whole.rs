@@ -139,6 +139,17 @@ fn a_model_of_hugging_face_is_evaluated_as_the_run_that_it_came_from() {
     let other = ["eval", "--model", "hf", "--config", "runs/test", "--set", "data.vocab_size=77"];
     failed(&asked(&other), 2, &["data.vocab_size: 77, but hf has"]);
     assert!(s.out(&["generate", "--model", "hf", "--prompt", "the", "--max-tokens", "2"]).starts_with("the"));
+    // a token more than the embedding has rows
+    let path = s.path("hf/tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let config: Value = serde_json::from_slice(&fs::read(s.path("hf/config.json")).unwrap()).unwrap();
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(serde_json::json!({
+        "id": config["vocab_size"], "content": "<more>", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+        "special": true
+    }));
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let told = ["tokenizer.json: has ", " entries, the model beside it has ", "give the tokenizer of that model"];
+    failed(&asked(&["eval", "--model", "hf", "--text", "a.txt"]), 2, &told);
 }
 
 #[test]
