@@ -310,6 +310,7 @@ mod tests {
             for r in &compiled.resources {
                 eprintln!("{:60} {:24} {:4} registers", unit.key(), r.kernel, r.registers);
                 assert!(r.spills == 0 && r.stack == 0, "{} spills: {r:?}", unit.key());
+                assert!(!r.serialized, "{}: products wait for each other: {r:?}", unit.key());
             }
         }
         assert!(faults.is_empty(), "{}", faults.join("\n"));

@@ -59,6 +59,8 @@ pub struct Resources {
     pub spills: u32,
     /// Bytes of stack a thread.
     pub stack: u32,
+    /// Whether each product of four warps waits for the one before: the assembler did not see that all of them take the same way.
+    pub serialized: bool,
 }
 
 /// Machine code and what the assembler says of it.
@@ -215,10 +217,15 @@ fn hash(parts: &[&str]) -> u128 {
 /// Reads the assembler's report.
 fn resources(log: &str) -> Vec<Resources> {
     let mut all: Vec<Resources> = Vec::new();
+    let told = |kernel: &str| {
+        let named = format!("in the function '{kernel}'");
+        log.lines().any(|line| line.contains("instructions are serialized") && line.contains(&named))
+    };
     for line in log.lines() {
         let numbers = || line.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse::<u32>().ok());
         if let Some(kernel) = line.split("Compiling entry function '").nth(1).and_then(|l| l.split('\'').next()) {
-            all.push(Resources { kernel: kernel.into(), registers: 0, spills: 0, stack: 0 });
+            let serialized = told(kernel);
+            all.push(Resources { kernel: kernel.into(), registers: 0, spills: 0, stack: 0, serialized });
         } else if let Some(last) = all.last_mut() {
             if line.contains("bytes stack frame") {
                 let mut numbers = numbers();
@@ -238,11 +245,17 @@ mod tests {
 
     #[test]
     fn the_assemblers_report_is_read() {
+        let waits = "ptxas info    : (C7518) Potential Performance Loss: wgmma.mma_async instructions are serialized due to program dependence \
+                     on compiler-inserted WG.DP in divergent path in the function 'k2' in line 1776\n";
         let log = "ptxas info    : 24 bytes gmem\nptxas info    : Compiling entry function 'k' for 'sm_90a'\n\
                    ptxas info    : Function properties for k\n\
                    ptxas         .     8 bytes stack frame, 12 bytes spill stores, 4 bytes spill loads\n\
                    ptxas info    : Used 22 registers, used 1 barriers\n";
-        assert_eq!(resources(log), [Resources { kernel: "k".into(), registers: 22, spills: 16, stack: 8 }]);
+        let first = Resources { kernel: "k".into(), registers: 22, spills: 16, stack: 8, serialized: false };
+        assert_eq!(resources(log), std::slice::from_ref(&first));
+        let second = "ptxas info    : Compiling entry function 'k2' for 'sm_90a'\nptxas info    : Used 8 registers\n";
+        let of_second = Resources { kernel: "k2".into(), registers: 8, spills: 0, stack: 0, serialized: true };
+        assert_eq!(resources(&[waits, log, second].concat()), [first, of_second]);
     }
 
     #[test]

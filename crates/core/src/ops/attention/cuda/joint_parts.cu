@@ -3,12 +3,7 @@
 #define BATCH 64
 #define LOADERS 2
 
-// c [64, 64] (+)= a b: a [64, 64] in registers and b's transpose a shared-memory tile; and both tiles read transposed.
-INLINE void product_of_registers(float (&c)[32], const u32 (&a)[4][4], u32 b) {
-    const u64 right = tile_descriptor(b);
-    #pragma unroll
-    for (int step = 0; step < D / 16; step++) wgmma64_rs(c, a[step], right + step * 2, step > 0);
-}
+// c [64, 64] = a^T b of two shared-memory tiles of 64 rows.
 INLINE void product_of_transposed(float (&c)[32], u32 a, u32 b) {
     const u64 left = tile_descriptor_transposed(a, 8192), right = tile_descriptor_transposed(b, 8192);
     #pragma unroll

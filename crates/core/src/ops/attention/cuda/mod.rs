@@ -3,10 +3,11 @@
 //!
 //! Query side (`forward.cu`; backward `rows.cu`): a block owns rows (token, head of the group) of one kv head and walks the keys, ascending,
 //! with its sums in registers. Key side (`keys.cu`): a block owns keys and walks the rows that attend them. Two passes of backward compute the
-//! scores twice, and nothing is added atomically. Of long lists at width 64 the key side makes dq as well (`joint.rs`), in the order of chunks. The same
-//! operands give the same bits.
+//! scores twice, and nothing is added atomically. Of long lists at width 64 the key side makes dq as well (`joint.rs`), in the order of chunks, and where few
+//! heads share a kv head forward gathers the rows of each chunk (`gathered.rs`). The same operands give the same bits.
 
 mod choice;
+mod gathered;
 mod joint;
 mod key_side;
 mod listed;
@@ -69,6 +70,7 @@ pub fn units() -> Vec<Unit> {
     pass::units()
         .into_iter()
         .chain(wide::units())
+        .chain(gathered::units())
         .chain(joint::units())
         .chain(mask::units())
         .chain(plain::units())

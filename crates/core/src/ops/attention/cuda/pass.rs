@@ -249,13 +249,18 @@ impl<'a> Pass<'a> {
     pub fn forward(&self, rows: &CudaBuffer) -> Result<CudaBuffer> {
         let Dims { b, t, h, d, .. } = self.dims;
         let o = self.operands.q.0.device().alloc(self.op, Kind::Bf16, b * t * h * d)?;
-        if self.forward_is_wide() {
-            self.wide_forward(&o, rows)?;
-            return Ok(o);
+        match self.gathers_forward() {
+            Some(cut) => self.gathered_forward(cut, &o, rows)?,
+            None if self.forward_is_wide() => self.wide_forward(&o, rows)?,
+            None => self.slabs_forward(&o, rows)?,
         }
-        let buffers = [&o, rows].map(Arg::Buffer);
-        self.query_side((&FORWARD, "attention_forward"), &Cut::forward(self.form), 1, &buffers, &self.lists())?;
         Ok(o)
+    }
+
+    /// o and every row's lse, by the kernel on `mma.sync`.
+    pub fn slabs_forward(&self, o: &CudaBuffer, rows: &CudaBuffer) -> Result<()> {
+        let buffers = [o, rows].map(Arg::Buffer);
+        self.query_side((&FORWARD, "attention_forward"), &Cut::forward(self.form), 1, &buffers, &self.lists())
     }
 
     /// The threshold of every row, where alpha is above 1.

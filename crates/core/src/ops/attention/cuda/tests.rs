@@ -8,7 +8,7 @@ use crate::testing::{attention_of_operands, bf16};
 use crate::{Device, Tensor, testing};
 
 /// Shapes with odd lengths, every group size, every head width (two of them padded) and every chunk size.
-const SHAPES: [([usize; 5], usize); 20] = [
+const SHAPES: [([usize; 5], usize); 22] = [
     ([1, 1, 1, 1, 32], 16),
     ([2, 5, 2, 1, 64], 16),
     ([1, 37, 3, 1, 64], 16),
@@ -29,6 +29,8 @@ const SHAPES: [([usize; 5], usize); 20] = [
     ([1, 330, 2, 2, 64], 64),
     ([2, 210, 10, 2, 40], 64),
     ([1, 330, 16, 1, 64], 64),
+    ([1, 330, 8, 2, 64], 64),
+    ([2, 210, 6, 2, 48], 64),
 ];
 
 fn dims([b, t, h, g, d]: [usize; 5]) -> Dims {
@@ -215,7 +217,7 @@ fn to_cells(list: &HostRoutes, numbers: &[f64]) -> Vec<f64> {
 /// Attended chunks with nothing between them, more of it than blocks of keys are on their way at a time.
 #[test]
 fn chunks_may_lie_far_apart() {
-    for (heads, width) in [(16, 128), (3, 64)] {
+    for (heads, width) in [(16, 128), (3, 64), (4, 64)] {
         attended_far_apart(dims([1, 1100, heads, 1, width]));
     }
 }
@@ -260,7 +262,9 @@ fn entries_are_numbered_by_cell() {
 #[test]
 fn same_bits_every_run() {
     let Some(gpu) = cuda() else { return };
-    for (extents, chunk) in [([2, 700, 8, 2, 64], 32), ([1, 700, 16, 1, 128], 64), ([2, 1500, 6, 2, 64], 64)] {
+    for (extents, chunk) in
+        [([2, 700, 8, 2, 64], 32), ([1, 700, 16, 1, 128], 64), ([2, 1500, 6, 2, 64], 64), ([1, 700, 8, 2, 64], 64)]
+    {
         let dims = dims(extents);
         let card = on(gpu, &inputs(dims));
         let list = routes(&testing::device(), dims, chunk).to_host().unwrap();

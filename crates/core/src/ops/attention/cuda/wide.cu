@@ -93,6 +93,18 @@ INLINE void add_product(float (&acc)[PANELS][32], const u32 (&p)[4][4], u32 b) {
             wgmma64_rs_transposed(acc[panel], p[step], right + panel * 512 + step * 128, 1);
 }
 
+// c [64, 64] = a b: a [64, 64] in registers, b a shared-memory tile of 64 rows of which D is 64: its transpose, or as it is.
+INLINE void product_of_registers(float (&c)[32], const u32 (&a)[4][4], u32 b) {
+    const u64 right = tile_descriptor(b);
+    #pragma unroll
+    for (int step = 0; step < 4; step++) wgmma64_rs(c, a[step], right + step * 2, step > 0);
+}
+INLINE void product_of_weights(float (&c)[32], const u32 (&p)[4][4], u32 b) {
+    const u64 right = tile_descriptor_transposed(b, 8192);
+    #pragma unroll
+    for (int step = 0; step < 4; step++) wgmma64_rs_transposed(c, p[step], right + step * 128, step > 0);
+}
+
 // Joins the 128 threads of a warpgroup. No other barrier has this number.
 INLINE void join_multipliers(int group_of) { asm volatile("bar.sync %0, 128;" ::"r"(group_of + 1) : "memory"); }
 // By the 128 threads of a warpgroup: waits for what all of them copied, and makes it visible to wgmma.

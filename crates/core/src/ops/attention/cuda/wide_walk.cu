@@ -2,6 +2,35 @@
 
 #define ROWS 64
 
+// The chunks of 64 keys, of `blocks`, that any of the tokens first .. end attends, ascending: how many. `list` has room for all; all threads call it.
+INLINE int visited(unsigned short* list, const u64* cells, int chunks, int first, int end, int blocks) {
+    __shared__ int counts[THREADS / 32];
+    int total = 0;
+    for (int base = 0; base < blocks; base += THREADS) {
+        const int block = base + threadIdx.x;
+        bool any = false;
+        if (block < blocks)
+            for (int tile = first / 64; tile * 64 < end; tile++) {
+                const int low = first > tile * 64 ? first - tile * 64 : 0, high = end < tile * 64 + 64 ? end - tile * 64 : 64;
+                const u64 below = high == 64 ? ~0ull : (1ull << high) - 1;
+                any |= (cells[tile * chunks + block] & below & ~((1ull << low) - 1)) != 0;
+            }
+        const u32 votes = __ballot_sync(FULL, any);
+        const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+        __syncthreads();
+        if (lane == 0) counts[warp] = __popc(votes);
+        __syncthreads();
+        int before = total;
+        for (int w = 0; w < THREADS / 32; w++) {
+            if (w < warp) before += counts[w];
+            total += counts[w];
+        }
+        if (any) list[before + __popc(votes & ((1u << lane) - 1))] = (unsigned short)block;
+    }
+    __syncthreads();
+    return total;
+}
+
 struct Sides {
     int batch, kv, heads, group, together, first, t, count;
     const u64* cells;
@@ -24,34 +53,7 @@ INLINE Sides sides(const u64* cells, const u32* entries, unsigned short* list, i
     s.entries = entries + (long long)blockIdx.y * ceil_div(t, 64) * chunks;
     s.list = list;
     const int end = min(s.first + GROUPS * s.together, t), blocks = ceil_div(end, KEYS);
-    s.count = blocks;
-    if (LISTED) {
-        __shared__ int counts[THREADS / 32];
-        int total = 0;
-        for (int base = 0; base < blocks; base += THREADS) {
-            const int block = base + threadIdx.x;
-            bool any = false;
-            if (block < blocks)
-                for (int tile = s.first / 64; tile * 64 < end; tile++) {
-                    const int low = s.first > tile * 64 ? s.first - tile * 64 : 0, high = end < tile * 64 + 64 ? end - tile * 64 : 64;
-                    const u64 below = high == 64 ? ~0ull : (1ull << high) - 1;
-                    any |= (s.cells[tile * chunks + block] & below & ~((1ull << low) - 1)) != 0;
-                }
-            const u32 votes = __ballot_sync(FULL, any);
-            const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-            __syncthreads();
-            if (lane == 0) counts[warp] = __popc(votes);
-            __syncthreads();
-            int before = total;
-            for (int w = 0; w < THREADS / 32; w++) {
-                if (w < warp) before += counts[w];
-                total += counts[w];
-            }
-            if (any) list[before + __popc(votes & ((1u << lane) - 1))] = (unsigned short)block;
-        }
-        __syncthreads();
-        s.count = total;
-    }
+    s.count = LISTED ? visited(list, s.cells, chunks, s.first, end, blocks) : blocks;
     return s;
 }
 
