@@ -18,6 +18,8 @@ pub fn units() -> Vec<Unit> {
 const FEW: usize = 1024;
 const LONG: usize = 4096;
 const PARTS: usize = 256;
+/// Columns from which on each is a thread's: a third of what an H100 holds at a time, whose loads are eight at a time.
+const MANY: usize = 1 << 16;
 
 /// The sum over the middle axis of `x [outer, n, inner]`: `[outer, inner]`.
 ///
@@ -38,6 +40,10 @@ pub fn sum_axis(x: &CudaBuffer, (outer, n, inner): (usize, usize, usize)) -> Res
         if inner == 1 {
             let kernel = device.kernel(&unit(x.kind()), "sum_row")?;
             kernel.launch(Grid::line(outer, 512), &[buffers[0], buffers[1], Arg::Long(n as i64)])?;
+        } else if outer * inner >= MANY {
+            let kernel = device.kernel(&unit(x.kind()), "sum_columns")?;
+            let sizes = [Arg::Long(out.len() as i64), Arg::int(n), Arg::int(inner)];
+            kernel.launch(Grid::over(out.len(), 256), &[&buffers[..], &sizes].concat())?;
         } else {
             let kernel = device.kernel(&unit(x.kind()), "sum_axis")?;
             // on one axis: the others end at 65535
@@ -84,12 +90,33 @@ mod tests {
     use crate::device::cuda::Kind;
     use crate::ops::cuda::testing::{Bound, compare, cuda, reference, tensors};
 
+    /// 70,001 columns are a thread's each and 7,000 of them a block's parts: the same eight sums.
+    #[test]
+    fn many_columns_have_the_bits_of_few() {
+        let Some(device) = cuda() else { return };
+        let (n, many, few) = (21, 70_001, 7_000);
+        let all = device.numbers(&device.tensor(&tensors(&[(&[n, many], Kind::F32)])[0], Kind::F32));
+        let sums = |columns: usize| {
+            let some: Vec<f32> = all.chunks(many).flat_map(|row| &row[..columns]).map(|&x| x as f32).collect();
+            let x = device.cuda().upload("test", &some).unwrap();
+            device.numbers(&super::sum_axis(&x, (1, n, columns)).unwrap())
+        };
+        assert!(many >= super::MANY && few < super::MANY && sums(many)[..few] == sums(few));
+    }
+
     #[test]
     fn agrees_with_the_cpu() {
         let Some(device) = cuda() else { return };
-        for (outer, n, inner) in
-            [(1, 1, 1), (3, 5, 7), (2, 257, 65), (3, 1000, 1), (1, 4099, 33), (2, 4096, 3), (70000, 2, 3)]
-        {
+        for (outer, n, inner) in [
+            (1, 1, 1),
+            (3, 5, 7),
+            (2, 257, 65),
+            (3, 1000, 1),
+            (1, 4099, 33),
+            (2, 4096, 3),
+            (70000, 2, 3),
+            (2, 21, 40000),
+        ] {
             for kind in [Kind::F32, Kind::F64] {
                 let inputs = tensors(&[(&[outer, n, inner], kind), (&[outer, inner], kind)]);
                 let (want, [dx_want]) = reference(&inputs, |tape, [x]| sum_axis(tape, x, 1));
