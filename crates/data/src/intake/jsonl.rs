@@ -82,10 +82,20 @@ pub(super) fn parse(line: &[u8], field: &str) -> std::result::Result<Option<Foun
         // serde_json counts lines of its own
         let (told, column) = (e.to_string(), e.column());
         let told = told.split(" at line ").next().unwrap_or_default();
-        match told.starts_with("missing field") {
-            true => format!("{wanted}: {told}; {}", others(line)),
-            false => format!("{wanted}: {told}, column {column}"),
+        if told.starts_with("missing field") {
+            return format!("{wanted}: {told}; {}", others(line));
         }
+        let remedy = match told {
+            // what Python's json writes of a text that is no Unicode
+            _ if told.contains("surrogate") || told.contains("hex escape") => {
+                "; half of a surrogate pair is no character: write the line again without it (Python: text.encode(\"utf-8\", \"ignore\"))"
+            }
+            _ if ["NaN", "Infinity"].iter().any(|name| line.windows(name.len()).any(|w| w == name.as_bytes())) => {
+                "; NaN and Infinity are no JSON: write null in their place"
+            }
+            _ => "",
+        };
+        format!("{wanted}: {told}, column {column}{remedy}")
     })?;
     Ok(Some(match text {
         None => Found::LeftOut("null".into()),

@@ -230,6 +230,14 @@ fn lines_are_objects_with_a_text() {
         let told = parse(bad).err().unwrap();
         assert!(told.contains("expected a JSON object with a field \"text\"") && !told.contains("at line"), "{told}");
     }
+    for (bad, what) in [
+        ("{\"text\": \"\\ud83d x\"}", "half of a surrogate pair is no character"),
+        ("{\"text\": \"\\udd80\"}", "half of a surrogate pair is no character"),
+        ("{\"score\": NaN, \"text\": \"a\"}", "write null in their place"),
+    ] {
+        let told = parse(bad).err().unwrap();
+        assert!(told.contains(what), "{told}");
+    }
     let f = Folder::new();
     assert!(error(&f.put("b.jsonl", "{\"text\":\"x\"}\n{\"txt\":1}")).contains("line 2: expected a JSON object"));
 }
