@@ -134,6 +134,26 @@ fn a_marked_stream_has_the_same_tokens_and_tells_where_documents_begin() {
     // 1 2 3 0 4 | 0 5 6 7 8 | 9 10 0 11 12, where a document begins with its first token
     assert_eq!(text.batches[0].documents, [4, 6, 13]);
     assert_eq!(Loader::validation(&shards, marked, 3, 1).unwrap().batches[0].documents, [3, 12]);
+    // 1 2 3 0 | 4 0 5 6 | 7 8 9 10: the document behind the first window begins with its last token
+    let shorter = Loader::validation(&shards, Layout { seq_len: 4, ..marked }, 3, 1).unwrap();
+    assert_eq!(shorter.batches[0].documents, [3, 5]);
+    let packed = Layout { packing: Packing::BestFit, ..marked };
+    let validation = |layout| Loader::validation(&shards, layout, 3, 1).unwrap();
+    assert_eq!(validation(packed), validation(marked), "asked for the same targets however training is laid out");
+}
+
+#[test]
+fn the_bytes_of_a_validation_are_those_behind_its_targets() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("0.shard");
+    let mut w = ShardWriter::create(&path, 100, 0, true).unwrap();
+    w.begin();
+    w.append(&(0..11).collect::<Vec<_>>(), &(0..11).map(|i| 1 << i).collect::<Vec<_>>()).unwrap();
+    w.finish().unwrap();
+    let shards = [Arc::new(Shard::open(&path).unwrap())];
+    // targets 1 to 3, 4 to 6, 7 to 9
+    let validation = Loader::validation(&shards, Layout::stream(3), 2, 9).unwrap();
+    assert_eq!((validation.bytes, validation.batches.len()), (Some((1 << 10) - 2), 2));
 }
 
 #[test]
@@ -172,6 +192,15 @@ fn best_fit_gives_every_target_once_an_epoch_and_cuts_only_what_is_too_long() {
     all.sort_unstable();
     text.sort_unstable();
     assert_eq!(all, text);
+}
+
+#[test]
+fn the_longest_go_first_and_each_where_it_fits_best() {
+    // 5 4 3 2 2 fill two sequences; in the order of the text, or each where most is left, they need three
+    let (_dir, shards) = documents(&[2, 5, 3, 2, 5]);
+    let layout = Layout { packing: Packing::BestFit, ..Layout::stream(8) };
+    let loader = Loader::new(&shards, layout, 1, 9, LoaderState::default()).unwrap();
+    assert_eq!(loader.packed(), Some(PackedEpoch { sequences: 2, pieces: 5, padding: 0.0 }));
 }
 
 #[test]

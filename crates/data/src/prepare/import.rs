@@ -191,7 +191,7 @@ fn fill(
                 told = at;
             }
             halves.add(&ids[..trains], begins, false)?;
-            halves.add(&ids[trains..], begins || trains > 0, true)
+            halves.add(&ids[trains..], begins, true)
         })?;
     }
     report.documents = documents;

@@ -126,6 +126,7 @@ fn documents_of_llm_c_begin_with_what_its_tokenizer_begins_a_text_with() {
     let s = Settings { tokenizer: Some(tokenizer), vocab_size: 258, ..settings(path, dir.path()) };
     let p = prepare(&s, |_| {}).unwrap();
     assert_eq!((p.report.documents, p.report.end_of_text), (20, Some(EndOfText { id: 1, side: Side::Before })));
+    assert_eq!(both(&p).1.len(), 40, "the last fifth begins with a document");
     let told = prepare(&Settings { end_of_text: Some(40), ..s }, |_| {}).unwrap();
     assert_eq!(told.report.documents, 1 + 9, "what the configuration says counts");
 }
@@ -142,6 +143,44 @@ fn ids_for_a_padded_model_are_read_with_its_smaller_tokenizer() {
     let p = prepare(&Settings { padded: true, ..s }, |_| {}).unwrap();
     assert_eq!(tokens(&p.train), with_end(6..30, 50256, Side::Before));
     assert_eq!((p.tokenizer.unwrap().vocab_size(), p.train[0].vocab()), (258, 50257));
+}
+
+/// Types of numbers by their codes in `indexed_dataset.py`, each as numpy writes it.
+#[test]
+fn every_type_of_numbers_that_megatron_writes_ids_in_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let ids: Vec<i64> = (0..40).map(|i| 3 * i).collect();
+    let write = |code: u8, width: usize, ids: &[i64]| {
+        let bytes = ids.iter().flat_map(|id| id.to_le_bytes()[..width].to_vec());
+        fs::write(dir.path().join("a.bin"), bytes.collect::<Vec<u8>>()).unwrap();
+        // two documents, of one sequence and of two
+        let (sizes, count) = ([20i32, 10, 10], 3u64);
+        let firsts = [0, 20, 30].map(|at| at * width as i64);
+        let index = [
+            b"MMIDIDX\0\0".to_vec(),
+            1u64.to_le_bytes().to_vec(),
+            vec![code],
+            count.to_le_bytes().to_vec(),
+            3u64.to_le_bytes().to_vec(),
+            sizes.iter().flat_map(|n| n.to_le_bytes()).collect(),
+            firsts.iter().flat_map(|n| n.to_le_bytes()).collect(),
+            [0i64, 1, 3].iter().flat_map(|n| n.to_le_bytes()).collect(),
+        ];
+        fs::write(dir.path().join("a.idx"), index.concat()).unwrap();
+    };
+    let s = Settings { vocab_size: 1 << 16, ..settings(dir.path().join("a.bin"), dir.path()) };
+    for (code, width) in [(1, 1), (3, 2), (4, 4), (5, 8), (8, 2)] {
+        write(code, width, &ids);
+        let p = prepare(&s, |_| {}).unwrap();
+        let (train, validation) = both(&p);
+        let read: Vec<i64> = train.into_iter().chain(validation).map(i64::from).collect();
+        assert_eq!((read, p.report.documents), (ids.clone(), 2), "type {code}");
+        if [3, 4, 5].contains(&code) {
+            write(code, width, &[&ids[..39], &[-1]].concat());
+            let told = prepare(&s, |_| {}).err().unwrap().to_string();
+            assert!(told.contains("token 39 is -1, not below data.vocab_size"), "type {code}: {told}");
+        }
+    }
 }
 
 #[test]
