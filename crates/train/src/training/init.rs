@@ -20,9 +20,6 @@ use crate::failure::{Failure, Result};
 fn origin(from: &Path, config: &Config, device: &Device) -> Result<Model> {
     let described = Origin::of(from, "the model to start from").map_err(Failure::request)?;
     let positions = config.positions();
-    if positions > described.positions {
-        tell!("warning: {} was made for {} tokens, this run reads {positions}", from.display(), described.positions);
-    }
     if from.join("config.json").is_file() {
         let of = Described { config: described.model, vocab: described.vocab, positions };
         return of.load(from, device).map_err(Failure::request);
@@ -33,6 +30,16 @@ fn origin(from: &Path, config: &Config, device: &Device) -> Result<Model> {
     // what it took from another run is in its own knobs
     own.router.budget_from = None;
     checkpoint::load_model(&folder, &own, device).map_err(Failure::Request)
+}
+
+/// Warns of sequences that are longer than those that the weights were made for.
+fn tell_longer(from: &Path, config: &Config) -> Result<()> {
+    let made_for = Origin::of(from, "the model to start from").map_err(Failure::request)?.positions;
+    let positions = config.positions();
+    if positions > made_for {
+        tell!("warning: {} was made for {made_for} tokens, this run reads {positions}", from.display());
+    }
+    Ok(())
 }
 
 /// Parameters that a new model has beside those of another one, and those that it has no use for.
@@ -75,6 +82,7 @@ fn named(names: &[String]) -> String {
 pub fn trainer(config: &Config, device: &Device) -> Result<Trainer> {
     let mut trainer = Trainer::new(config, device)?;
     let Some(init) = &config.init else { return Ok(trainer) };
+    tell_longer(&init.from, config)?;
     let from = origin(&init.from, config, device)?;
     let change = take(&mut trainer.model, from.params())?;
     tell!("weights   of {} ({} attention)", init.from.display(), from.config().attention.kind());
@@ -115,6 +123,7 @@ fn fork(from: &Path, config: &Config, device: &Device, data_hash: &str) -> Resul
             "holds weights without moments; name a run or a checkpoint, or leave init.moments out".into(),
         ));
     }
+    tell_longer(from, config)?;
     let described = Origin::of(from, "the model to start from").map_err(Failure::request)?;
     let folder = model_folder(from).map_err(Failure::Request)?;
     let mut own = config.clone();

@@ -131,6 +131,14 @@ fn a_fork_tells_where_in_the_text_it_goes_on() {
         assert_eq!(told, format!("is cut into other sequences ({key}), read from the beginning of their order"));
         assert_eq!((7 * drawn(&state), &state["data_hash"]), (drawn(&mask), &mask["data_hash"]));
     }
+    // longer sequences than the weights know are told once, with moments and without
+    for moments in ["init.moments=true", "init={from=\"runs/whole\"}"] {
+        let longer = ["run.name=fork", "run.steps=14", "init.from=runs/whole", moments, "data.seq_len=49"];
+        let o = s.run(&[], &set.iter().copied().chain(longer).collect::<Vec<_>>());
+        let told = error_of(&o, 0);
+        assert_eq!(told.matches("was made for 48 tokens, this run reads 49").count(), 1, "{told}");
+        fs::remove_dir_all(s.path("runs/fork")).unwrap();
+    }
     let (told, state) = forked("run.seed=5");
     assert_eq!((told.as_str(), drawn(&state)), ("goes on at that place of another order (run.seed)", drawn(&mask)));
 }
