@@ -83,7 +83,7 @@ impl Pass<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::over_uneven_lists;
+    use super::super::tests::{error, over_uneven_lists};
     use crate::device::cuda::Kind;
     use crate::ops::attention::Dims;
     use crate::ops::cuda::testing::cuda;
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn rows_gathered_by_chunk_are_those_of_slabs() {
         let Some(gpu) = cuda() else { return };
-        for (h, g, t) in [(6, 2, 450), (12, 3, 331)] {
+        for (h, g, t) in [(6, 2, 450), (6, 2, 430), (12, 3, 331)] {
             let dims = Dims { b: 2, t, h, g, d: 64 };
             over_uneven_lists(gpu, dims, |pass, _| {
                 let cut = pass.gathers_forward().expect("few query heads share a kv head");
@@ -114,12 +114,8 @@ mod tests {
                     ("o", &here[0], &there[0], 4.0 / 512.0),
                     ("lse", &here[1], &there[1], (t + 64) as f64 / f64::from(1 << 24)),
                 ] {
-                    let largest = there.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
-                    let far = here.iter().zip(there).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max) / largest;
-                    assert!(
-                        far <= bound && largest.is_finite() && largest > 0.0,
-                        "{name}, {h} heads: {far:e} of {largest}, at most {bound:e}"
-                    );
+                    let far = error(here, there);
+                    assert!(far <= bound, "{name}, {h} heads: {far:e} of the largest, at most {bound:e}");
                 }
             });
         }
