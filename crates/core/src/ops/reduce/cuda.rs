@@ -18,7 +18,7 @@ pub fn units() -> Vec<Unit> {
 const FEW: usize = 1024;
 const LONG: usize = 4096;
 const PARTS: usize = 256;
-/// Columns from which on each is a thread's: a third of what an H100 holds at a time, whose loads are eight at a time.
+/// Columns from which on each is a thread's: half of what an H100 holds at a time (60 registers each), whose loads are eight at a time.
 const MANY: usize = 1 << 16;
 
 /// The sum over the middle axis of `x [outer, n, inner]`: `[outer, inner]`.
@@ -46,7 +46,6 @@ pub fn sum_axis(x: &CudaBuffer, (outer, n, inner): (usize, usize, usize)) -> Res
             kernel.launch(Grid::over(out.len(), 256), &[&buffers[..], &sizes].concat())?;
         } else {
             let kernel = device.kernel(&unit(x.kind()), "sum_axis")?;
-            // on one axis: the others end at 65535
             let grid = Grid::line(inner.div_ceil(32) * outer, 256);
             kernel.launch(grid, &[buffers[0], buffers[1], Arg::int(n), Arg::int(inner)])?;
         }

@@ -1,4 +1,4 @@
-// Attention on wgmma, forward, of lists of chunks of 64 keys, heads of up to 64 wide: a warpgroup has a tile of TOKENS tokens with GROUP query heads each and
+// Attention on wgmma, forward, of lists of chunks of 64 keys, heads 40 to 64 wide: a warpgroup has a tile of TOKENS tokens with GROUP query heads each and
 // multiplies, chunk by chunk, only the rows that attend it, gathered 64 at a time. So few products are in vain, and keys and values are read from shared memory
 // once for 64 rows. Between its chunks a row's maximum, sum and output lie in shared memory. Every row meets its chunks ascending.
 

@@ -116,7 +116,7 @@ INLINE void join_copies(int group_of) {
 
 // Empties the slots between the lanes that fill one and the `readers` arrivals of those who read it; the caller joins its threads. Of a warp that reads,
 // one lane may arrive behind __syncwarp for all: what they have read is read. racecheck does not follow the others through __syncwarp and then names what
-// is written into the slot next; where every lane arrives it names nothing (docs/log/cuda-attention.md).
+// is written into the slot next; in wide_joint, where every lane arrives, it names nothing (docs/log/cuda-attention.md).
 INLINE void empty_slots(u64* full, u64* empty, int readers) {
     if (threadIdx.x < SLOTS) {
         barrier_init(shared_address(full + threadIdx.x), 32);
