@@ -49,7 +49,8 @@ pub(super) fn known(head: &[u8]) -> Option<(&'static str, &'static str)> {
     if head.starts_with(b"BZh") && head.get(4..10) == Some(b"1AY&SY") {
         return Some(("compressed by bzip2", "decompress it first (bunzip2)"));
     }
-    if head.get(257..262) == Some(b"ustar") {
+    // with what stands behind it: the letters alone are in custard, too
+    if head.get(257..).is_some_and(|h| h.starts_with(b"ustar\0") || h.starts_with(b"ustar  \0")) {
         return Some(("a tar archive", "unpack it first"));
     }
     KNOWN.iter().find(|(magic, ..)| head.starts_with(magic)).map(|(_, name, remedy)| (*name, *remedy))

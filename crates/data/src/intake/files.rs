@@ -218,7 +218,9 @@ pub(crate) fn how_to_read(left_out: &BTreeMap<String, usize>) -> String {
             None => read.push(format!("{extension:?}")),
         }
     }
+    // compressed ones have a reason of their own, behind that of the others
     read.dedup();
+    remedies.dedup();
     let key = match read.is_empty() {
         true => String::new(),
         false => format!(". To read them: data.extensions = [{}]", read.join(", ")),

@@ -149,8 +149,10 @@ fn too_little_text_is_told_with_what_was_left_out() {
     );
     fs::write(path.join("c.py.gz"), "c").unwrap();
     fs::write(path.join("d.h"), "d").unwrap();
+    fs::write(path.join("e.bin.gz"), "e").unwrap();
     let none = prepare(&Settings { path: path.clone(), ..settings(dir.path()) }, |_| {}).err().unwrap().to_string();
     assert!(none.contains("(null). To read them: data.extensions = [\"h\", \"py\"]. With .bin"), "{none}");
+    assert_eq!(none.matches("With .bin").count(), 1, "{none}");
 }
 
 #[test]

@@ -173,6 +173,11 @@ fn what_is_no_text_is_told_by_its_first_bytes() {
         gzip.finish().unwrap()
     };
     let text = b"{\"text\": \"a\"}\n";
+    // the letters that mark a tar archive, at their place in a text
+    let custard = format!("{:256}custard", "a");
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.txt"), &custard).unwrap();
+    assert_eq!(read(&dir.path().join("a.txt")).unwrap().0, [custard]);
     for (name, content, what) in [
         ("a.jsonl.gz", packed(&packed(text)), "is compressed (gzip), no text; decompress it once"),
         ("a.txt.gz", packed(b"\xfd7zXZ\0\0\x04"), "is compressed by xz, no text; decompress it first (unxz)"),

@@ -370,11 +370,16 @@ fn a_file_without_a_header_that_is_no_ids_is_told() {
         (wide, "its ids have 32 bits or more; write them again as uint16"),
         (text.into_bytes(), "holds text and no token ids; set data.source = \"text\""),
         (b"GGUF\x03\0\0\0".to_vec(), "is a model (GGUF)"),
-        ([&50u64.to_le_bytes()[..], b"{\"a\":{}}  "].concat(), "is a safetensors file"),
+        ([&10u64.to_le_bytes()[..], b"{\"a\":{}}  "].concat(), "is a safetensors file"),
         (b"%PDF-1.7 and so on".to_vec(), "is PDF, no file of token ids"),
     ] {
         fs::write(&path, content).unwrap();
         let e = prepare(&settings(path.clone(), dir.path()), |_| {}).err().unwrap();
         assert!(e.is_request() && e.to_string().contains(what), "{e}");
     }
+    // as a fifth id, what stands behind the length in a safetensors file
+    let ids: Vec<u16> = (0..200).map(|i| if i == 4 { u16::from_le_bytes(*b"{\"") } else { i + 1 }).collect();
+    fs::write(&path, ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>()).unwrap();
+    let (train, validation) = both(&prepare(&settings(path, dir.path()), |_| {}).unwrap());
+    assert_eq!([train, validation].concat(), ids.iter().map(|&id| u32::from(id)).collect::<Vec<_>>());
 }
