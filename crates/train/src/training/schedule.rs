@@ -23,7 +23,8 @@ pub fn learning_rate(o: &Optim, step: u64, steps: u64) -> f64 {
 
 /// The update after which the decay of `warmup-stable-decay` begins, of `steps`.
 pub fn decay_from(o: &Optim, steps: u64) -> u64 {
-    (steps as f64 - decay(o, steps)).round().max(0.0) as u64
+    // a share of the steps may end within one, which then decays; a whole number of them may be off by a rounding
+    (steps as f64 - decay(o, steps) + 1e-6).floor().max(0.0) as u64
 }
 
 /// Updates that `warmup-stable-decay` decays over, of `steps`: none of the warmup, at whose end the rate would fall at once.
@@ -58,6 +59,9 @@ mod tests {
         assert!((learning_rate(&decays, 99, 110) - 0.55).abs() < 1e-12);
         let from = decay_from(&decays, 110);
         assert!(from == 88 && learning_rate(&decays, from, 110) == 1.0 && learning_rate(&decays, from + 1, 110) < 1.0);
+        // 7.5 of 10 updates do not decay: the eighth does
+        let half = Optim { warmup_steps: 1, decay_fraction: Some(0.25), ..decays.clone() };
+        assert!(decay_from(&half, 10) == 7 && learning_rate(&half, 7, 10) == 1.0 && learning_rate(&half, 8, 10) < 1.0);
         // all of it decays: from the peak at the end of the warmup on
         let all = Optim { decay_fraction: Some(1.0), min_lr_ratio: Some(0.0), ..decays };
         assert_eq!([10, 11, 60, 109, 110].map(|step| learning_rate(&all, step, 110)), [1.0, 0.99, 0.5, 0.01, 0.0]);
