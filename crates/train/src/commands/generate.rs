@@ -139,7 +139,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let loaded = Loaded::open(&args.model, None, args.device.as_deref())?;
     let Some(tokenizer) = &loaded.tokenizer else {
         return Err(Failure::request(format!(
-            "{}: was trained on a task or on token ids and has no tokenizer to write text with",
+            "{}: has no tokenizer to write text with; a run on text has one, and a folder of Hugging Face with a tokenizer.json",
             args.model.display()
         )));
     };

@@ -163,7 +163,11 @@ impl Loaded {
                 format!("has {entries} entries, the model beside it has {have} rows; give the tokenizer of that model");
             return Err(Failure::request(format!("{}: {what}", path.display())));
         }
-        described.positions = described.positions.max(config.positions());
+        let (made_for, read) = (described.positions, config.positions());
+        if read > made_for {
+            tell!("warning: {} was made for {made_for} tokens, this evaluation reads {read}", folder.display());
+        }
+        described.positions = made_for.max(read);
         let model = described.load(folder, &open_device(&config)?).map_err(Failure::request)?;
         config.model = model.config().clone();
         let (folder, home) = (folder.to_path_buf(), folder.to_path_buf());

@@ -126,6 +126,11 @@ fn a_model_of_hugging_face_is_evaluated_as_the_run_that_it_came_from() {
     let short = eval("hf", &["--text", "a.txt", "--seq-len", "9"]);
     assert_eq!((&short["seq_len"], &short["stride"]), (&9.into(), &9.into()));
     assert_ne!(short["loss"], own["loss"]);
+    let longer = format!("data.seq_len={}", own["seq_len"].as_u64().unwrap() + 1);
+    let longer = s.bin(&[&["eval", "--model", "hf"], &data[..], &["--set", &longer]].concat());
+    succeeded(&longer);
+    let told = String::from_utf8_lossy(&longer.stderr);
+    assert!(told.contains("warning: hf was made for ") && told.contains(" tokens, this evaluation reads "), "{told}");
 
     let asked = |args: &[&str]| s.bin(args);
     failed(&asked(&["eval", "--model", "hf"]), 2, &["no validation text of its own", "--text FILE", "--config"]);
