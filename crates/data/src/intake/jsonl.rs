@@ -64,6 +64,14 @@ fn others(line: &[u8]) -> String {
     }
 }
 
+/// Whether what a parser stumbled over at this column is what Python's json writes for numbers that JSON does not have.
+fn is_no_number(line: &[u8], column: usize) -> bool {
+    // at the first letter, or behind it or a sign
+    (column.saturating_sub(2)..=column)
+        .filter_map(|at| line.get(at..))
+        .any(|rest| rest.starts_with(b"NaN") || rest.starts_with(b"Infinity"))
+}
+
 /// The document of a line, or why there is none; `Ok(None)` for an empty line.
 pub(super) fn parse(line: &[u8], field: &str) -> std::result::Result<Option<Found<'static>>, String> {
     let line = line.strip_prefix(b"\xef\xbb\xbf").unwrap_or(line).trim_ascii();
@@ -90,7 +98,7 @@ pub(super) fn parse(line: &[u8], field: &str) -> std::result::Result<Option<Foun
             _ if told.contains("surrogate") || told.contains("hex escape") => {
                 "; half of a surrogate pair is no character: write the line again without it (Python: text.encode(\"utf-8\", \"ignore\"))"
             }
-            _ if ["NaN", "Infinity"].iter().any(|name| line.windows(name.len()).any(|w| w == name.as_bytes())) => {
+            _ if is_no_number(line, column) => {
                 "; NaN and Infinity are no JSON: write null in their place"
             }
             _ => "",

@@ -234,10 +234,16 @@ fn lines_are_objects_with_a_text() {
         ("{\"text\": \"\\ud83d x\"}", "half of a surrogate pair is no character"),
         ("{\"text\": \"\\udd80\"}", "half of a surrogate pair is no character"),
         ("{\"score\": NaN, \"text\": \"a\"}", "write null in their place"),
+        ("{\"score\":NaN,\"text\":\"a\"}", "write null in their place"),
+        ("{\"text\": \"a\", \"score\": -Infinity}", "write null in their place"),
+        ("{\"text\": Infinity}", "write null in their place"),
     ] {
         let told = parse(bad).err().unwrap();
         assert!(told.contains(what), "{told}");
     }
+    // a text about them has another fault
+    let told = parse("{\"text\": \"NaN and Infinity\", \"score\": }").err().unwrap();
+    assert!(!told.contains("null"), "{told}");
     let f = Folder::new();
     assert!(error(&f.put("b.jsonl", "{\"text\":\"x\"}\n{\"txt\":1}")).contains("line 2: expected a JSON object"));
 }
