@@ -26,10 +26,13 @@ pub(super) fn named(head: &[u8]) -> Option<&'static str> {
     })
 }
 
+/// What a parquet file begins with.
+pub(super) const PARQUET: &[u8] = b"PAR1";
+
 /// First bytes of files that are no text, what they are, and what to do. What is compressed is decompressed before it is looked at, so that
 /// a compression found here is a second one or one that is not read.
 const KNOWN: [(&[u8], &str, &str); 12] = [
-    (b"PAR1", "parquet", "name it so that it ends in .parquet, alone or with data.extensions = [\"parquet\"]"),
+    (PARQUET, "parquet", "name it so that it ends in .parquet, alone or with data.extensions = [\"parquet\"]"),
     (b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS", "bring the file itself with git lfs pull"),
     (b"\x1f\x8b\x08", "compressed (gzip)", "decompress it once (gunzip)"),
     (b"\x28\xb5\x2f\xfd", "compressed (zstd)", "decompress it once (unzstd)"),

@@ -16,9 +16,6 @@ use super::{Document, Documents, Found, SourceFile, Text, encoding, steps};
 use crate::error::{DataError, Result};
 use crate::guard::guarded;
 
-/// What a parquet file begins with.
-pub(super) const MAGIC: &[u8; 4] = b"PAR1";
-
 /// Columns that are told where the one that is asked for is not there.
 const TOLD: usize = 20;
 
@@ -82,7 +79,7 @@ impl<'a> Rows<'a> {
         let mut file = File::open(path).map_err(DataError::io(path, "cannot be read"))?;
         let mut head = Vec::new();
         file.by_ref().take(1 << 10).read_to_end(&mut head).map_err(DataError::io(path, "cannot be read"))?;
-        if !head.is_empty() && !head.starts_with(MAGIC) {
+        if !head.is_empty() && !head.starts_with(encoding::PARQUET) {
             let what = match (encoding::known(&head), &head[..]) {
                 (_, [b'P', b'A', b'R', b'E', ..]) => "is encrypted; write it again without".to_string(),
                 (Some((name, remedy)), _) => format!("is {name}, no parquet file; {remedy}"),

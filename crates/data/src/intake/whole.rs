@@ -50,7 +50,7 @@ pub fn whole_text(path: &Path, most: u64) -> Result<String> {
     if bytes.len() as u64 > most {
         return Err(DataError::content(path, format!("has more than {most} bytes of text; cut it into several files")));
     }
-    if bytes.starts_with(b"PAR1") {
+    if bytes.starts_with(encoding::PARQUET) {
         let what = "is parquet, of which nothing is read here; write it as JSON lines, or its texts to a file (Python: \
                     pandas.read_parquet(FILE).to_json(OUT, orient=\"records\", lines=True))";
         return Err(DataError::content(path, what));

@@ -9,8 +9,6 @@ static FORWARD: Source = Source {
     text: concat!(include_str!("wide.cu"), include_str!("wide_walk.cu"), include_str!("gathered_forward.cu")),
 };
 
-/// Tokens of a sequence at most: a block lists their chunks in shared memory.
-const MOST_TOKENS: usize = 1 << 17;
 /// Chunks on their way at a time: keys and values are a tile of 64 rows of 128 bytes each.
 const SLOTS: usize = 4;
 
@@ -57,8 +55,7 @@ pub(super) fn units() -> Vec<Unit> {
 impl Pass<'_> {
     /// How forward goes here, if it does.
     pub(super) fn gathers_forward(&self) -> Option<Cut> {
-        let fits = self.form.chunk == Some(KEYS) && self.form.wide == 64 && self.dims.t <= MOST_TOKENS;
-        Cut::of(self.dims.group()).filter(|_| fits)
+        Cut::of(self.dims.group()).filter(|_| self.rows_may_be_gathered())
     }
 
     /// o in bf16 and every row's lse.

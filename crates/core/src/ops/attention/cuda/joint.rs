@@ -11,8 +11,6 @@ static JOINT: Source = Source {
     text: concat!(include_str!("wide.cu"), include_str!("joint_parts.cu"), include_str!("wide_joint.cu")),
 };
 
-/// Tokens of a sequence at most: a block counts them in shared memory.
-const MOST_TOKENS: usize = 1 << 17;
 /// Tiles of 64 rows in shared memory: keys, the gradients of scores, three slots of queries and gradients of outputs, and two pieces of dq in f32.
 const TILES: usize = 2 + 3 * 2 + 2 * 2;
 
@@ -48,14 +46,9 @@ impl Order {
 }
 
 impl Pass<'_> {
-    /// Whether backward may go here.
-    pub(super) fn sides_may_be_joint(&self) -> bool {
-        self.form.chunk == Some(KEYS) && self.form.wide == 64 && self.dims.t <= MOST_TOKENS
-    }
-
-    /// Whether it does.
+    /// Whether backward goes here.
     pub(super) fn sides_are_joint(&self) -> bool {
-        self.sides_may_be_joint() && self.dims.b * self.dims.g * self.chunks() >= LEAST_BLOCKS
+        self.rows_may_be_gathered() && self.dims.b * self.dims.g * self.chunks() >= LEAST_BLOCKS
     }
 
     /// Both sides, from lse and delta of every row.

@@ -16,6 +16,8 @@ static SOLVE: Source =
 
 /// Keys of a block of them, in shared memory at a time.
 pub(super) const KEYS: usize = 64;
+/// Tokens of a sequence with lists at most where a block counts or lists their chunks in shared memory.
+pub(super) const MOST_LISTED: usize = 1 << 17;
 /// Blocks of keys and values in shared memory at most: warps run ahead of each other by as many.
 const SLOTS: usize = 12;
 
@@ -190,6 +192,11 @@ impl<'a> Pass<'a> {
     /// What scores are multiplied with.
     pub fn scale(&self) -> Arg<'static> {
         Arg::F32(1.0 / (self.dims.d as f32).sqrt())
+    }
+
+    /// Whether the rows that attend a chunk can be gathered, forward and backward: lists of chunks of 64 at width 64.
+    pub fn rows_may_be_gathered(&self) -> bool {
+        self.form.chunk == Some(KEYS) && self.form.wide == 64 && self.dims.t <= MOST_LISTED
     }
 
     /// Keys and values for the copy engine, a block of them a box.

@@ -76,7 +76,7 @@ fn gradients(
     let chosen = backward(dims, operands, mask, bias, (o, lse), dout).unwrap();
     let pass = Pass::listed("attention", dims, operands, mask, bias).unwrap();
     assert!(!pass.sides_are_joint(), "{dims:?}: one way is not tested");
-    let joint = pass.sides_may_be_joint().then(|| {
+    let joint = pass.rows_may_be_gathered().then(|| {
         let delta = pass.delta(o, dout).unwrap();
         pass.joint([dout, lse, &delta], joint::Order { together: 1, chains: 2 }).unwrap()
     });

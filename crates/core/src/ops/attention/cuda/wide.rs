@@ -1,7 +1,7 @@
 //! The launches of the kernels on `wgmma`, and where they are faster than those on `mma.sync` (docs/log/cuda-attention.md): dense attention, and
 //! of lists of chunks of 64 the key side at width 128, and the query side's backward there if a warpgroup's 64 rows are few tokens.
 
-use super::pass::{Form, KEYS, Pass};
+use super::pass::{Form, KEYS, MOST_LISTED, Pass};
 use crate::device::cuda::{Arg, CudaBuffer, Grid, Kind, Source, Unit};
 use crate::error::Result;
 use crate::ops::attention::Dims;
@@ -21,8 +21,6 @@ static KEY_SIDE: Source =
 const ROWS_EACH: usize = 64;
 /// Tiles of 64 rows that the slots hold.
 const SLOTS: usize = 8;
-/// Tokens of a sequence with lists at most: the key side counts them in shared memory.
-const MOST_TOKENS: usize = 1 << 17;
 /// Rows of a list that a block of the key side takes: their 128 batches take 0.2 ms, what starts and ends a block a twentieth of that.
 const PART_ROWS: usize = 8192;
 /// Query heads of a kv head from which on the query side's backward takes lists: five tokens a warpgroup.
@@ -61,7 +59,7 @@ impl Pass<'_> {
 
     /// Whether the key side's backward goes here.
     pub(super) fn keys_are_wide(&self) -> bool {
-        let listed = self.form.chunk == Some(KEYS) && self.form.wide == 128 && self.dims.t <= MOST_TOKENS;
+        let listed = self.form.chunk == Some(KEYS) && self.form.wide == 128 && self.dims.t <= MOST_LISTED;
         self.forward_is_wide() || listed
     }
 
